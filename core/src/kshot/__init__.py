@@ -1,0 +1,101 @@
+"""kshot: learning from a handful of examples, as a core and plugins.
+
+    tasks = kshot.tasks("omniglot", way=5, shot=1, query=15)
+    learner = kshot.learner("protonet", tasks.spec)
+    engine = kshot.Engine(learner, tasks)
+    engine.train(iterations=2000)
+    print(engine.evaluate(episodes=600))
+
+Importing this imports neither torch nor any plugin; names are fetched on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kshot.backends import Cpu
+    from kshot.engine import Engine
+    from kshot.episode import Episode, Examples, Objective, Origin, Predictor, Rollout, Support
+    from kshot.fit import check
+    from kshot.hookspecs import hookimpl
+    from kshot.lifting import per_episode
+    from kshot.optim import Outer
+    from kshot.protocols import Backend, Learner, Memory, MemoryFactory, Metrics, TaskDistribution, World
+    from kshot.randomness import generator
+    from kshot.registry import backend, hook, info, learner, memory, plugins, register, tasks
+    from kshot.result import Result
+    from kshot.sampling import ClassificationTasks, Pool
+    from kshot.spec import Needs, TaskSpec, Training
+
+_WHERE = {
+    "kshot.backends": ("Cpu",),
+    "kshot.engine": ("Engine",),
+    "kshot.episode": ("Episode", "Examples", "Objective", "Origin", "Predictor", "Rollout", "Support"),
+    "kshot.fit": ("check",),
+    "kshot.hookspecs": ("hookimpl",),
+    "kshot.lifting": ("per_episode",),
+    "kshot.optim": ("Outer",),
+    "kshot.protocols": ("Backend", "Learner", "Memory", "MemoryFactory", "Metrics", "TaskDistribution", "World"),
+    "kshot.randomness": ("generator",),
+    "kshot.registry": ("backend", "hook", "info", "learner", "memory", "plugins", "register", "tasks"),
+    "kshot.result": ("Result",),
+    "kshot.sampling": ("ClassificationTasks", "Pool"),
+    "kshot.spec": ("Needs", "TaskSpec", "Training"),
+}
+_MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
+
+__all__ = [
+    "Backend",
+    "ClassificationTasks",
+    "Cpu",
+    "Engine",
+    "Episode",
+    "Examples",
+    "Learner",
+    "Memory",
+    "MemoryFactory",
+    "Metrics",
+    "Needs",
+    "Objective",
+    "Origin",
+    "Outer",
+    "Pool",
+    "Predictor",
+    "Result",
+    "Rollout",
+    "Support",
+    "TaskDistribution",
+    "TaskSpec",
+    "Training",
+    "World",
+    "backend",
+    "check",
+    "generator",
+    "hook",
+    "hookimpl",
+    "info",
+    "learner",
+    "memory",
+    "per_episode",
+    "plugins",
+    "register",
+    "tasks",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("kshot")
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'kshot' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULE_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,107 @@
+"""The CPU backend, built in. Other devices are plugins that satisfy ``kshot.protocols.Backend``."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from kshot.errors import OptionError
+from kshot.protocols import World
+
+T = TypeVar("T")
+
+
+class OneProcess:
+    """The world of a single process: rank 0 of 1, where every reduction is the thing itself."""
+
+    rank = 0
+    size = 1
+
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def all_gather(self, tensor: Tensor) -> list[Tensor]:
+        return [tensor]
+
+    def broadcast(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+
+class Cpu:
+    """The processor.
+
+    Args:
+        precision: ``float32``, or ``bfloat16`` by autocast, which makes convolutions 2.4 to 2.7 times faster on
+            processors with bf16 instructions and many times slower elsewhere; ``auto`` looks at the processor.
+        memory_format: of convolution weights; ``channels_last`` makes conv4 1.3 to 1.5 times faster.
+        threads: torch threads, set for the process; None leaves them alone.
+        keep_freed_memory: tell glibc to keep freed blocks for the next step instead of giving them back to the
+            kernel (up to 3 times faster); for the rest of the process, and nothing on other platforms.
+    """
+
+    world: World = OneProcess()
+
+    def __init__(
+        self,
+        precision: Literal["auto", "float32", "bfloat16"] = "auto",
+        memory_format: Literal["channels_last", "contiguous"] = "channels_last",
+        threads: int | None = None,
+        keep_freed_memory: bool = True,
+    ) -> None:
+        if threads is not None and threads < 1:
+            raise OptionError(f"cpu: threads is {threads}, expected at least 1")
+        self.device = torch.device("cpu")
+        self.precision = "bfloat16" if precision == "auto" and has_bfloat16() else precision
+        self.precision = "float32" if self.precision == "auto" else self.precision
+        self.memory_format = memory_format
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.keep_freed_memory = keep_freed_memory and keep_freed_blocks()
+
+    def place(self, x: T) -> T:
+        """Modules take the memory format in place; values stay as they are."""
+        if isinstance(x, nn.Module):
+            if self.memory_format == "channels_last":
+                for p in x.parameters():
+                    if p.ndim == 4:
+                        p.data = p.data.contiguous(memory_format=torch.channels_last)
+            return x
+        return x
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """bfloat16 autocast, or nothing."""
+        return torch.autocast("cpu", torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
+
+    def describe(self) -> Mapping[str, Any]:
+        """Name, precision, memory format, threads, and whether freed memory is kept."""
+        return {
+            "name": "cpu",
+            "precision": self.precision,
+            "memory_format": self.memory_format,
+            "threads": torch.get_num_threads(),
+            "keep_freed_memory": self.keep_freed_memory,
+        }
+
+
+def has_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 natively (AVX-512 BF16 or AMX)."""
+    cpu = torch.cpu
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(bool(getattr(cpu, name)()) for name in probes if hasattr(cpu, name))
+
+
+def keep_freed_blocks() -> bool:
+    """Tell glibc's malloc to keep freed blocks (no trimming, no mmap for large ones); whether it took it."""
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    trim_threshold, mmap_threshold, largest = -1, -3, 1 << 30
+    return bool(mallopt(mmap_threshold, largest)) and bool(mallopt(trim_threshold, (1 << 31) - 1))

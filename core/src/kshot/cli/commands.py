@@ -1,0 +1,226 @@
+"""The commands: arguments in, one call, text or JSON out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from kshot.cli.frame import CHANGEABLE, EPILOG, FLAGS, INTERRUPTED, Group, SectionCommand, print_json, say
+from kshot.errors import MisfitError
+
+if TYPE_CHECKING:
+    from kshot.cli.config import Config
+    from kshot.cli.runner import Outcome
+
+F = TypeVar("F", bound=Callable[..., Any])
+PATH = click.Path(path_type=Path)
+
+SECTIONS_HELP = """\b
+Options of plugins and of the engine are the names they have in code
+(kshot info NAME shows a plugin's):
+  --learner.NAME=VALUE     of the learner; --learner.inner=reptile
+                           --learner.inner.inner_lr=0.1 for a learner in it
+  --tasks.NAME=VALUE       of the tasks
+  --training.NAME=VALUE    of the tasks, where they differ while training
+  --optimizer.NAME=VALUE   name, lr, schedule, every, factor, warmup, clip,
+                           momentum, weight_decay
+  --engine.NAME=VALUE      meta_batch, chunk, iterations, split,
+                           validate_every, validation_episodes,
+                           validation_split, patience, checkpoint_every, keep
+  --backend.NAME=VALUE     of the backend, e.g. precision
+  --evaluate.NAME=VALUE    episodes, split, batch
+  --hook.NAME.OPTION=VALUE of an extra hook
+Values are read as TOML: 5, 1e-3, true, [1, 2], none, text. A recipe is a
+TOML file with the same names: learner = "protonet", [tasks] way = 5, ...
+and a table [[test]] of task options for each test; flags win over it."""
+
+
+def as_json(command: F) -> F:
+    return click.option("--json", "json_", is_flag=True, help="JSON on standard output.")(command)
+
+
+def quiet_flag(command: F) -> F:
+    return click.option("--quiet", is_flag=True, help="No progress, only the result.")(command)
+
+
+def configured(command: F) -> F:
+    """Arguments and options of the commands that build a configuration."""
+    for decorate in reversed(
+        (
+            click.argument("learner", required=False),
+            click.argument("tasks", required=False),
+            click.option("--recipe", type=PATH, metavar="FILE.toml", help="Options from a file."),
+            click.option("--seed", type=int, help="Of the learner's initialisation and of training [0]."),
+            click.option("--iterations", type=int, help="Short for --engine.iterations."),
+            click.option("--optimizer", help="Short for --optimizer.name."),
+            click.option("--backend", help="Where to compute [cpu]."),
+            click.option("--hooks", default="", metavar="A,B", help="Extra hook plugins."),
+        )
+    ):
+        command = decorate(command)
+    return command
+
+
+def config_of(ctx: click.Context, run: str | None = None, **given: Any) -> Config:
+    from kshot.cli.config import configure
+
+    names = {section: given[section] for section in ("learner", "tasks", "optimizer", "backend")}
+    plain = {name: given[name] for name in ("hooks", "seed", "iterations")}
+    return configure(given["recipe"], ctx.meta[FLAGS], names=names, run=run, **plain)
+
+
+@click.group(cls=Group, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="kshot", message="kshot %(version)s")
+def main() -> None:
+    """Learning from a handful of examples: kshot train protonet omniglot."""
+
+
+@main.command("list")
+@as_json
+def list_(json_: bool) -> None:
+    """All plugins, each with its state; imports none."""
+    from kshot.cli import show
+    from kshot.registry import plugins
+
+    found = plugins()
+    if json_:
+        print_json([show.plugin_dict(plugin) for plugin in found])
+    else:
+        click.echo(show.plugin_table(found))
+
+
+@main.command()
+@click.argument("name")
+@as_json
+def info(name: str, json_: bool) -> None:
+    """A plugin's options and documentation."""
+    from kshot import registry
+    from kshot.cli import show
+
+    found = registry.info(name)
+    factory = registry.load(found.plugin.name, found.plugin.group)
+    if json_:
+        print_json(show.info_dict(found, factory))
+    else:
+        click.echo(show.info_text(found, factory))
+
+
+@main.command()
+@as_json
+@click.pass_context
+def doctor(ctx: click.Context, json_: bool) -> None:
+    """Import every plugin and say what is wrong; exits with 4 where any is not ok."""
+    from kshot.cli import show
+
+    report = show.examine()
+    if json_:
+        print_json(report)
+    else:
+        click.echo(show.doctor_text(report))
+    ctx.exit(0 if report["ok"] else 4)
+
+
+@main.command(cls=SectionCommand, epilog=SECTIONS_HELP)
+@configured
+@as_json
+@click.pass_context
+def check(ctx: click.Context, /, json_: bool, **given: Any) -> None:
+    """Whether LEARNER and TASKS fit: builds all, samples all, computes nothing."""
+    from kshot.cli.plan import Plan, build_tasks, listed
+    from kshot.cli.runner import misfits
+
+    plan = Plan.of(config_of(ctx, **given))
+    training, tests = build_tasks(plan)
+    reasons = misfits(plan, training, tests)
+    if json_:
+        specs = {"training": training.spec.to_dict(), "tests": [test.spec.to_dict() for test in tests]}
+        print_json({"fits": not reasons, "reasons": reasons, "own": plan.own, **specs})
+    elif not reasons:
+        own = f" (the learner's own {listed(plan.own)})" if plan.own else ""
+        click.echo(f"{plan.learner['name']} fits {plan.training['name']}{own}")
+    else:
+        lines = "".join(f"\n  - {reason}" for reason in reasons)
+        say(f"kshot: {plan.learner['name']} and {plan.training['name']} don't fit:{lines}")
+    ctx.exit(MisfitError.exit_code if reasons else 0)
+
+
+@main.command(cls=SectionCommand, epilog=SECTIONS_HELP)
+@configured
+@click.option("--run", metavar="DIR", help="Where to write [runs/LEARNER-TASKS-SEED].")
+@click.option("--no-run", is_flag=True, help="Write nothing.")
+@quiet_flag
+@as_json
+@click.pass_context
+def train(
+    ctx: click.Context, /, run: str | None, no_run: bool, quiet: bool, json_: bool, **given: Any
+) -> None:
+    """Train LEARNER on TASKS and test it."""
+    if run is not None and no_run:
+        raise click.UsageError("--run and --no-run contradict each other")
+    from kshot.cli.plan import Plan
+    from kshot.cli.runner import train as do
+
+    config = config_of(ctx, run, **given)
+    default = f"runs/{config.learner['name']}-{config.tasks['name']}-{config.seed}"
+    folder = None if no_run else Path(config.run or default)
+    plan = Plan.of(config)
+    finish(ctx, lambda: do(plan, folder, quiet=quiet), folder, json_)
+
+
+@main.command()
+@click.argument("run", type=PATH)
+@quiet_flag
+@as_json
+@click.pass_context
+def resume(ctx: click.Context, run: Path, quiet: bool, json_: bool) -> None:
+    """Go on with a training that was cut off, and test it."""
+    from kshot.cli.runner import resume as do
+
+    finish(ctx, lambda: do(run, quiet=quiet), run, json_)
+
+
+@main.command(cls=SectionCommand, epilog=f"Takes {', '.join(f'--{name}.NAME' for name in CHANGEABLE)}.")
+@click.argument("run", type=PATH)
+@click.option("--output", type=PATH, metavar="FILE.json", help="Write every episode's scores.")
+@quiet_flag
+@as_json
+@click.pass_context
+def evaluate(ctx: click.Context, run: Path, output: Path | None, quiet: bool, json_: bool) -> None:
+    """Test a run again, with other tasks or learner options if wanted; RUN is left as it is."""
+    from kshot.cli.runner import changed_plan
+    from kshot.cli.runner import evaluate as do
+    from kshot.run import write_json
+
+    plan, learner_options = changed_plan(run, ctx.meta[FLAGS])
+    outcome = do(run, plan, learner_options, quiet=quiet)
+    if output is not None and outcome.rank == 0:
+        write_json(output, outcome.to_dict(episodes=True))
+    tell(outcome, json_)
+
+
+def finish(ctx: click.Context, work: Callable[[], Outcome], run: Path | None, json_: bool) -> None:
+    """Do the training and tell its outcome; Ctrl-C says how to go on."""
+    try:
+        outcome = work()
+    except KeyboardInterrupt:
+        begun = run is not None and (run / "config.json").is_file()
+        say(f"\nkshot: interrupted; go on with: kshot resume {run}" if begun else "\nkshot: interrupted")
+        ctx.exit(INTERRUPTED)
+    tell(outcome, json_)
+    if outcome.run is not None and not json_ and outcome.rank == 0:
+        click.echo(f"run: {outcome.run}")
+
+
+def tell(outcome: Outcome, json_: bool) -> None:
+    if outcome.rank:
+        return
+    if json_:
+        print_json(outcome.to_dict(episodes=False))
+        return
+    for result in outcome.results:
+        click.echo(str(result))
+    spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in outcome.wall.items())
+    click.echo(f"{outcome.iterations} iterations; {spent}")

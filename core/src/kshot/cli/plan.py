@@ -1,0 +1,188 @@
+"""From a configuration to components: names and options settled, recorded as plain values, built again."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+from attrs import field, frozen
+
+from kshot import registry
+from kshot.cli.config import Config, Table, overlay
+from kshot.errors import DataError, RunError
+from kshot.optim import Outer
+from kshot.options import options_of, validate
+
+
+def _tuple(tables: Iterable[Table]) -> tuple[Table, ...]:
+    return tuple(tables)
+
+
+@frozen
+class Plan:
+    """All that a run is built from. Components are ``{"name": ..., **options}``.
+
+    Attributes:
+        learner, backend: components.
+        training: the tasks trained on.
+        tests: the tasks of each test.
+        own: which options of ``training`` are the learner's own choice.
+        optimizer, engine, evaluate: options; what is left out is the learner's or the engine's.
+        hooks: extra hooks and their options.
+        seed: of the learner's initialisation and of the engine.
+        about: the recipe's documentation.
+    """
+
+    learner: Table
+    training: Table
+    tests: tuple[Table, ...] = field(converter=_tuple)
+    own: Table = field(factory=dict)
+    optimizer: Table = field(factory=dict)
+    engine: Table = field(factory=dict)
+    backend: Table = field(factory=lambda: {"name": "cpu"})
+    evaluate: Table = field(factory=dict)
+    hooks: dict[str, Table] = field(factory=dict)
+    seed: int = 0
+    about: Table = field(factory=dict)
+
+    @classmethod
+    def of(cls, config: Config) -> Plan:
+        """Settle which tasks are trained on: the tasks, over them the learner's own way of training, over it
+        what ``[training]`` says.
+
+        Raises:
+            PluginError: learner or tasks can't be had.
+            OptionError: an option of the optimizer is wrong.
+        """
+        factory = registry.load(str(config.learner["name"]), "learners")
+        defaults = getattr(factory, "training_defaults", None)
+        tasks_factory = registry.load(str(config.tasks["name"]), "tasks")
+        accepted = {option.name for option in options_of(tasks_factory)}
+        own = {name: value for name, value in getattr(defaults, "tasks", {}).items() if name in accepted}
+        own = {name: value for name, value in own.items() if name not in config.training}
+        return cls(
+            learner=config.learner,
+            training=overlay({**config.tasks, **own}, config.training),
+            tests=[overlay(config.tasks, test) for test in config.test or ({},)],
+            own=own if "name" not in config.training else {},
+            optimizer=validate(Outer, config.optimizer, who="optimizer"),
+            engine=config.engine,
+            backend={"name": "cpu", **config.backend},
+            evaluate=config.evaluate,
+            hooks=config.hook,
+            seed=config.seed,
+            about=config.about,
+        )
+
+    @classmethod
+    def of_run(cls, run: Path, config: Mapping[str, Any]) -> Plan:
+        """The plan that a run folder's config.json holds.
+
+        Raises:
+            RunError: it holds none.
+        """
+        try:
+            return cls(**config["cli"])
+        except (KeyError, TypeError) as error:
+            raise RunError(
+                f"{run / 'config.json'} does not say how the command line would build this run ({error!r}); "
+                "a run that was made in Python is taken up in Python: engine.resume()"
+            ) from error
+
+
+@frozen
+class Parts:
+    """The components of a plan."""
+
+    learner: Any
+    training: Any
+    tests: tuple[Any, ...]
+    backend: Any
+    hooks: Mapping[str, Any]
+
+
+def build_tasks(plan: Plan) -> tuple[Any, tuple[Any, ...]]:
+    """The tasks trained on and those of each test; equal ones are one object.
+
+    Raises PluginError, OptionError, DataError.
+    """
+    made: list[tuple[Table, Any]] = []
+
+    def once(options: Table) -> Any:
+        for known, tasks in made:
+            if known == options:
+                return tasks
+        made.append((options, component("tasks", options)))
+        return made[-1][1]
+
+    tests = tuple(once(options) for options in plan.tests)
+    with blame_own(plan):
+        return once(plan.training), tests
+
+
+def build(plan: Plan, training: Any, tests: Iterable[Any]) -> Parts:
+    """The other components of a plan, for its tasks.
+
+    Raises:
+        PluginError, OptionError, DataError: a component can't be built.
+        MisfitError: the learner's class doesn't fit the tasks.
+    """
+    hooks = {name: registry.hook(name, **options) for name, options in plan.hooks.items()}
+    backend = component("backend", plan.backend)
+    options = without_name(plan.learner)
+    learner = registry.learner(str(plan.learner["name"]), training.spec, seed=plan.seed, **options)
+    return Parts(learner, training, tuple(tests), backend, hooks)
+
+
+def record(plan: Plan, parts: Parts) -> dict[str, Any]:
+    """The plan in plain values, with what was chosen automatically: building from it gives the same."""
+    factory = registry.load(str(plan.backend["name"]), "backends")
+    accepted = {option.name for option in options_of(factory)}
+    chosen = {name: value for name, value in parts.backend.describe().items() if name in accepted}
+    settled = attrs.evolve(
+        plan,
+        learner=_plain(parts.learner),
+        training=_plain(parts.training),
+        tests=[_plain(test) for test in parts.tests],
+        backend={**_plain(parts.backend), **chosen},
+        hooks={name: without_name(_plain(hook)) for name, hook in parts.hooks.items()},
+    )
+    return attrs.asdict(settled, recurse=False)
+
+
+def component(group: str, options: Table) -> Any:
+    """Tasks or a backend from ``{"name": ..., **options}``."""
+    return getattr(registry, group)(str(options["name"]), **without_name(options))
+
+
+def without_name(options: Mapping[str, Any]) -> Table:
+    return {name: value for name, value in options.items() if name != "name"}
+
+
+def _plain(made: Any) -> Table:
+    how = registry.built(made)
+    assert how is not None, "the command line builds by name"
+    return how.plain()
+
+
+@contextlib.contextmanager
+def blame_own(plan: Plan) -> Iterator[None]:
+    """Where the learner's own training tasks are what data can't serve, say so and how to change it."""
+    try:
+        yield
+    except DataError as error:
+        if plan.own:
+            way_out = " ".join(f"--training.{name}=..." for name in plan.own)
+            asks = (
+                f"{listed(plan.own)} while training is the learner's own choice; choose otherwise: {way_out}"
+            )
+            error.args = (f"{error}\n{asks}",)
+        raise
+
+
+def listed(options: Mapping[str, Any]) -> str:
+    """``way 20, shot 1``."""
+    return ", ".join(f"{name} {value}" for name, value in options.items())

@@ -1,0 +1,132 @@
+"""Plugins as text and as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+if TYPE_CHECKING:
+    from kshot.registry import Plugin, PluginInfo
+
+
+def plugin_dict(plugin: Plugin) -> dict[str, Any]:
+    """All that is known of a plugin without importing it."""
+    return {f.name: getattr(plugin, f.name) for f in attrs.fields(type(plugin))}
+
+
+def plugin_table(plugins: Sequence[Plugin]) -> str:
+    """A line a plugin: name, group, kinds, state, summary; below it why where it is not ok."""
+    head = ("NAME", "GROUP", "KINDS", "STATE", "SUMMARY")
+    rows = [(p.name, p.group, ", ".join(p.kinds) or "-", p.state, p.summary) for p in plugins]
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(4)]
+    lines = [_line(head, widths)]
+    for plugin, row in zip(plugins, rows, strict=True):
+        lines.append(_line(row, widths))
+        if plugin.state != "ok":
+            lines.append(f"  {plugin.state}: {plugin.reason.partition(chr(10))[0]}")
+    return "\n".join(lines)
+
+
+def _line(row: Sequence[str], widths: Sequence[int]) -> str:
+    cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+    return "  ".join([*cells, row[-1]]).rstrip()
+
+
+def info_dict(info: PluginInfo, factory: Any) -> dict[str, Any]:
+    """A plugin with its options, and of a learner what it needs and how it is trained."""
+    options = [
+        {"name": o.name, "type": o.type, "default": _json(o.default), "required": o.required, "doc": o.doc}
+        for o in info.options
+    ]
+    return {**plugin_dict(info.plugin), "options": options, "doc": info.doc, **_learner_facts(factory)}
+
+
+def info_text(info: PluginInfo, factory: Any) -> str:
+    """The same for people."""
+    from kshot.options import table
+
+    plugin = info.plugin
+    parts = [f"{plugin.who}, {plugin.state}, {plugin.lifecycle}"]
+    if plugin.kinds:
+        parts[0] += f"; {', '.join(plugin.kinds)}"
+    if plugin.aliases:
+        parts[0] += f"; also called {', '.join(plugin.aliases)}"
+    import inspect
+
+    parts.append(inspect.cleandoc(info.doc) or plugin.summary or "(no documentation)")
+    parts.append(f"Options:\n{table(info.options)}" if info.options else "It takes no options.")
+    for name, facts in _learner_facts(factory).items():
+        said = "\n".join(f"  {key}: {value}" for key, value in facts.items())
+        parts.append(f"{name.capitalize()}:\n{said}")
+    return "\n\n".join(parts)
+
+
+def _learner_facts(factory: Any) -> dict[str, dict[str, Any]]:
+    """``needs`` and ``training`` of a learner's class, as far as they are values on it."""
+    facts = {}
+    for name, attribute in (("needs", "needs"), ("training", "training_defaults")):
+        value = getattr(factory, attribute, None)
+        if value is not None and not isinstance(value, property) and attrs.has(type(value)):
+            fields = attrs.asdict(value, recurse=False)
+            facts[name] = {key: _json(item) for key, item in fields.items()}
+    return facts
+
+
+def _json(value: Any) -> Any:
+    """Plain values as they are, sets sorted, anything else as text."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, dict):
+        return {str(key): _json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json(item) for item in value]
+    if isinstance(value, set | frozenset):
+        return sorted(map(str, value))
+    return getattr(value, "__qualname__", None) or str(value)
+
+
+def examine() -> dict[str, Any]:
+    """Import every plugin and report: the software here, and each plugin's state afterwards."""
+    import platform
+
+    import torch
+
+    from kshot import registry
+    from kshot.backends import has_bfloat16
+    from kshot.errors import KshotError
+    from kshot.versions import version
+
+    for plugin in registry.plugins():
+        try:
+            registry.load(plugin.name, plugin.group)
+        except KshotError:
+            continue  # its state now says why
+    plugins = registry.plugins()
+    return {
+        "ok": all(plugin.state == "ok" for plugin in plugins),
+        "kshot": version("kshot"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch": str(torch.__version__),
+        "threads": torch.get_num_threads(),
+        "bfloat16": has_bfloat16(),
+        "cuda": torch.cuda.is_available(),
+        "plugins": [plugin_dict(plugin) for plugin in plugins],
+    }
+
+
+def doctor_text(report: dict[str, Any]) -> str:
+    """The same for people; broken plugins with the whole reason, traceback included."""
+    lines = [
+        f"kshot {report['kshot']}, Python {report['python']}, torch {report['torch']}, {report['platform']}",
+        f"{report['threads']} threads, bfloat16 {'native' if report['bfloat16'] else 'not native'}, "
+        f"CUDA {'there' if report['cuda'] else 'not there'}",
+    ]
+    bad = [plugin for plugin in report["plugins"] if plugin["state"] != "ok"]
+    for plugin in bad:
+        who = f"{plugin['name']} ({plugin['group']}, {plugin['distribution']} {plugin['version']})"
+        lines.append(f"{who} is {plugin['state']}: {plugin['reason']}")
+    lines.append(f"{len(report['plugins']) - len(bad)} plugins ok, {len(bad)} not")
+    return "\n".join(lines)

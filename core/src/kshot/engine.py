@@ -1,0 +1,639 @@
+"""The episodic engine: the only loops over episodes. It knows learners by ``.grad`` and predictors by calling them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kshot.backends import Cpu
+from kshot.episode import Episode, Examples, Predictor
+from kshot.errors import HookError, KshotError, MisfitError, OptionError, RunError, TrainingError
+from kshot.fit import check
+from kshot.hookspecs import manager
+from kshot.kinds import KINDS
+from kshot.optim import Outer
+from kshot.protocols import Backend, Metrics, TaskDistribution
+from kshot.randomness import seeded
+from kshot.result import Result
+from kshot.run import RunFolder, load_checkpoint, save_checkpoint
+from kshot.sampling import check_episode
+from kshot.spec import Training
+from kshot.versions import versions
+
+EVALUATION_BUDGET = 700_000
+"""Input numbers of one evaluation batch: about 900 drawings of 28 x 28, whose conv4 activations fit the caches."""
+
+
+@attrs.define(eq=False)
+class Best:
+    """The best validation so far, for early stopping."""
+
+    score: float = math.nan
+    iteration: int = -1
+    worse: int = 0
+    parameters: dict[str, Tensor] | None = None
+
+
+class Engine:
+    """Trains a learner on tasks and evaluates it.
+
+    Args:
+        learner: satisfies ``kshot.protocols.Learner``.
+        tasks: what it trains on.
+        meta_batch: B, tasks an outer step; by default the learner's own (``learner.training``), else 1.
+        chunk: the most tasks computed at once; gradients of the chunks are accumulated to the same mean.
+        optimizer: an ``Outer``, its fields, a name, or None for the learner's own.
+        backend: where to compute; None is the CPU.
+        hooks: hook plugins, by name or as objects; {name: object} gives names to objects.
+        seed: of dropout and the like while training; recorded.
+        run: a folder to write to; None writes nothing.
+        validate_on: tasks for validation and evaluation, where they differ from the training's (60-way to 5-way).
+        config: more to record in the run folder's config.json.
+
+    Raises:
+        MisfitError: learner and tasks don't fit; every reason at once, before any compute.
+        OptionError: an option is wrong.
+        RunError: the run folder is not empty.
+    """
+
+    def __init__(
+        self,
+        learner: Any,
+        tasks: TaskDistribution,
+        *,
+        meta_batch: int | None = None,
+        chunk: int | None = None,
+        optimizer: Outer | Mapping[str, Any] | str | None = None,
+        backend: Backend | None = None,
+        hooks: Sequence[Any] | Mapping[str, Any] = ("metrics",),
+        seed: int = 0,
+        run: str | Path | None = None,
+        validate_on: TaskDistribution | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.training: Training = getattr(learner, "training_defaults", Training())
+        self.meta_batch = self.training.meta_batch if meta_batch is None else meta_batch
+        if self.meta_batch < 1 or (chunk is not None and chunk < 1):
+            raise OptionError(f"Engine: meta_batch is {self.meta_batch} and chunk {chunk}, expected at least 1")
+        self.chunk = min(chunk or self.meta_batch, self.meta_batch)
+        self.backend: Backend = Cpu() if backend is None else backend
+        self.tasks = tasks
+        self.evaluation_tasks = tasks if validate_on is None else validate_on
+        check(learner, tasks, self.backend)
+        check(learner, self.evaluation_tasks, self.backend, built_for=tasks.spec)
+        self._check_batching(learner)
+        self.learner: Any = self.backend.place(learner)
+        self.learner.eval()
+        self.outer = outer_of(optimizer, self.training)
+        self.parameters = [p for p in self.learner.parameters() if p.requires_grad]
+        self.optimizer = self.outer.make(self.parameters) if self.parameters else None
+        self.seed = seed
+        self.iteration = 0
+        self.best = Best()
+        self._entered: set[tuple[int, str]] = set()
+        self._hooks = manager()
+        self._hook_states: dict[str, Any] = {}
+        for name, hook in named_hooks(hooks):
+            self._hooks.register(hook, name)
+        self.folder: RunFolder | None = None
+        self._run = None if run is None else Path(run)
+        self._config = dict(config or {})
+        if self._run is not None and self._run.exists() and (not self._run.is_dir() or any(self._run.iterdir())):
+            self._must_resume = True
+        else:
+            self._must_resume = False
+
+    # --- Training ----------------------------------------------------------------------------------------------------
+
+    def train(
+        self,
+        iterations: int | None = None,
+        *,
+        split: str = "train",
+        validate_every: int | None = None,
+        validation_episodes: int = 200,
+        validation_split: str = "val",
+        patience: int | None = None,
+        checkpoint_every: int = 500,
+        keep: int = 2,
+    ) -> Mapping[str, float]:
+        """Take outer steps until ``iterations`` have been taken in all; a resumed engine goes on from where it is.
+
+        Args:
+            iterations: outer steps in all; by default the learner's own.
+            split: what to train on.
+            validate_every: outer steps between validations; None for none. With validation the learner ends with
+                the best validated parameters, without it with the last.
+            validation_episodes: episodes of each validation, the same every time.
+            validation_split: what to validate on; never the test split.
+            patience: stop after so many validations in a row without a better one.
+            checkpoint_every: outer steps between checkpoints, in a run with a folder.
+            keep: how many of the newest checkpoints stay.
+
+        Returns:
+            The last iteration's metrics.
+
+        Raises:
+            DataError: the first episode is malformed.
+            TrainingError: a metric is not finite, or the learner broke its protocol; names iteration and episodes.
+            HookError: a hook raised.
+            RunError: the disk is full; earlier checkpoints are untouched.
+        """
+        total = self.training.iterations if iterations is None else iterations
+        if total < 0 or checkpoint_every < 1 or keep < 1 or (validate_every is not None and validate_every < 1):
+            raise OptionError(
+                f"train: iterations {total}, checkpoint_every {checkpoint_every}, keep {keep}, "
+                f"validate_every {validate_every}; expected positive numbers"
+            )
+        if patience is not None and validate_every is None:
+            raise OptionError("train: patience needs validate_every: say how often to validate")
+        if validate_every is not None and validation_split == "test":
+            raise OptionError("train: validation_split is 'test', which training must not see; use another split")
+        self.enter(self.tasks, split, self.meta_batch)
+        if validate_every is not None:
+            self.enter(self.evaluation_tasks, validation_split, 1)
+        plan = {"iterations": total, "split": split, "validate_every": validate_every, "patience": patience,
+                "validation_episodes": validation_episodes, "validation_split": validation_split,
+                "checkpoint_every": checkpoint_every, "keep": keep}
+        self._open_folder(plan)
+        metrics: dict[str, float] = {}
+        error: BaseException | None = None
+        self._call("run_start", iteration=self.iteration, iterations=total)
+        try:
+            self.learner.train()
+            while self.iteration < total and not (patience is not None and self.best.worse >= patience):
+                metrics = self._outer_step(split, total)
+                self.iteration += 1
+                self._call("iteration_end", iteration=self.iteration, metrics=metrics)
+                last = self.iteration == total
+                if validate_every is not None and (self.iteration % validate_every == 0 or last):
+                    self._validate(validation_split, validation_episodes)
+                    last = last or (patience is not None and self.best.worse >= patience)
+                if last or self.iteration % checkpoint_every == 0:
+                    self._checkpoint(keep)
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            self.learner.eval()
+            self._end_run(error)
+        if self.best.parameters is not None:
+            self.learner.load_state_dict(self.best.parameters)
+        return metrics
+
+    def _outer_step(self, split: str, total: int) -> dict[str, float]:
+        """One meta-batch -> its mean gradient in ``.grad`` -> a step of the outer optimizer (several for generators)."""
+        optimizer, world = self.optimizer, self.backend.world
+        first = self.iteration * self.meta_batch
+        indices = range(first, first + self.meta_batch)
+        mine = indices if self.learner.needs.couples_tasks else indices[world.rank :: world.size]
+        if optimizer is not None:
+            for group in optimizer.param_groups:
+                group["lr"] = self.outer.rate(self.iteration, total)
+        rounds = self._rounds(split, mine)
+        metrics: dict[str, float] | None = None
+        while True:
+            self._zero_grad()
+            running = float_buffers(self.learner) if world.size > 1 or len(mine) > self.chunk else {}
+            found = next(rounds, None)
+            if found is None:
+                break
+            summed, tasks = found
+            if world.size > 1 and not self.learner.needs.couples_tasks:
+                summed = self._reduce(summed, tasks, running)
+            metrics = {name: float(value) for name, value in summed.items()}
+            if bad := [n for n, v in metrics.items() if not math.isfinite(v)]:
+                raise TrainingError(
+                    f"iteration {self.iteration + 1}: {', '.join(f'{n} is {metrics[n]}' for n in bad)} on episodes "
+                    f"{first}..{indices[-1]} of split {split!r}; lower the learning rate, clip gradients "
+                    "(optimizer.clip), or look at these episodes: tasks.sample(split, indices)"
+                )
+            if optimizer is not None:
+                if self.outer.clip is not None:
+                    nn.utils.clip_grad_norm_(self.parameters, self.outer.clip, error_if_nonfinite=True)
+                optimizer.step()
+        if metrics is None:
+            raise TrainingError(f"{type(self.learner).__name__}.meta_gradient yielded nothing; expected scalars")
+        return metrics
+
+    def _rounds(self, split: str, indices: Sequence[int]) -> Iterator[tuple[Mapping[str, float], int]]:
+        """For each outer step on this meta-batch: its gradient is in ``.grad``; yields (metrics, tasks).
+
+        Chunks are weighted by their number of tasks: ``.grad`` is kept as the mean over the chunks so far.
+        Generators of several chunks advance together.
+        """
+        chunks = [indices[i : i + self.chunk] for i in range(0, len(indices), self.chunk)]
+        generators: list[Iterator[Metrics] | None] = [None] * len(chunks)
+        started = False
+        while True:
+            mean: dict[str, float] = {}
+            done = 0
+            buffers = float_buffers(self.learner) if len(chunks) > 1 else {}
+            start = {n: b.clone() for n, b in buffers.items()}
+            total = {n: torch.zeros_like(b) for n, b in buffers.items()}
+            for c, chunk in enumerate(chunks):
+                if done:
+                    self._scale_grad(done / len(chunk))
+                for name, b in buffers.items():
+                    b.data.copy_(start[name])
+                metrics = self._ask(split, chunk, generators, c) if not started else next(generators[c] or iter(()), None)
+                if metrics is None:
+                    return
+                weight = len(chunk) / (done + len(chunk))
+                if done:
+                    self._scale_grad(weight)
+                for name, value in metrics.items():
+                    mean[name] = mean.get(name, 0.0) * (1 - weight) + float(value) * weight
+                for name, b in buffers.items():
+                    total[name] += b * (len(chunk) / len(indices))
+                done += len(chunk)
+            for name, b in buffers.items():
+                b.data.copy_(total[name])
+            yield mean, done
+            started = True
+            if not any(g is not None for g in generators):
+                return
+
+    def _ask(
+        self, split: str, chunk: Sequence[int], generators: list[Iterator[Metrics] | None], c: int
+    ) -> Metrics | None:
+        """The learner's answer for one chunk; where it is a generator, its first."""
+        episodes = self.backend.place(self.tasks.sample(split, chunk))
+        with seeded("training", self.seed, self.iteration, chunk[0]), self.backend.autocast():
+            answer = self.learner.meta_gradient(episodes)
+            if isinstance(answer, Iterator):
+                generators[c] = answer
+                return next(answer, None)
+        if not isinstance(answer, Mapping):
+            raise TrainingError(
+                f"{type(self.learner).__name__}.meta_gradient returned {type(answer).__name__}, expected a mapping of "
+                "scalars, e.g. {'loss': loss.detach()}, or a generator of them"
+            )
+        return answer
+
+    def _zero_grad(self) -> None:
+        for p in self.parameters:
+            p.grad = None
+
+    def _scale_grad(self, factor: float) -> None:
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        if grads and factor != 1:
+            torch._foreach_mul_(grads, factor)
+
+    def _reduce(self, metrics: Mapping[str, float], tasks: int, running: Mapping[str, Tensor]) -> Mapping[str, float]:
+        """Over the processes: gradients, metrics and running statistics become means weighted by tasks."""
+        world = self.backend.world
+        share = tasks / self.meta_batch
+        for p in self.parameters:
+            grad = torch.zeros_like(p) if p.grad is None else p.grad
+            p.grad = world.all_reduce(grad * share)
+        for b in running.values():
+            b.data.copy_(world.all_reduce(b.data * share))
+        names = sorted(metrics)
+        summed = world.all_reduce(torch.tensor([float(metrics[n]) * share for n in names], dtype=torch.float64))
+        return dict(zip(names, summed.tolist(), strict=True))
+
+    # --- Evaluation --------------------------------------------------------------------------------------------------
+
+    def evaluate(
+        self,
+        episodes: int = 600,
+        *,
+        split: str = "test",
+        tasks: TaskDistribution | None = None,
+        learner_options: Mapping[str, Any] | None = None,
+        perturb: Callable[[Predictor, Examples], Examples] | None = None,
+        batch: int | None = None,
+    ) -> Result:
+        """Adapt to each of the first ``episodes`` episodes of ``split`` and score the predictions on its queries.
+
+        Args:
+            tasks: other tasks than at construction (another way or shot, longer sequences); checked again.
+            learner_options: other options of the learner, such as more inner steps; the parameters stay. For
+                learners that were made by ``kshot.learner``.
+            perturb: (predictor, query examples) -> the examples to predict instead, for attacks and noise.
+            batch: episodes at once; by default what fits the caches.
+
+        Raises:
+            MisfitError, DataError: the tasks don't fit or are malformed.
+        """
+        used = self.evaluation_tasks if tasks is None else tasks
+        learner = self.learner
+        if learner_options:
+            learner = self._with_options(learner_options)
+        if used is not self.evaluation_tasks or learner_options:
+            check(learner, used, self.backend, built_for=self.tasks.spec)
+        if episodes < 1:
+            raise OptionError(f"evaluate: episodes is {episodes}, expected at least 1")
+        started = time.perf_counter()
+        first = self.enter(used, split, 1)
+        kind = KINDS[used.spec.kind]
+        size = batch or evaluation_batch(first, used.spec.block if used.spec.varies else None)
+        rows: dict[str, list[Tensor]] = {}
+        was_training = learner.training
+        learner.eval()
+        try:
+            for i in range(0, episodes, size):
+                indices = range(i, min(i + size, episodes))
+                episode = self.backend.place(used.sample(split, indices))
+                for name, values in self._score(learner, kind.score, episode, perturb).items():
+                    rows.setdefault(name, []).append(values.detach().double().cpu())
+                self._call("evaluation_progress", done=indices[-1] + 1, episodes=episodes)
+        finally:
+            learner.train(was_training)
+        result = Result(
+            scores={name: join(values) for name, values in rows.items()},
+            kind=kind.name,
+            split=split,
+            tasks_seed=int(getattr(used, "seed", 0)),
+            seed=self.seed,
+            shape={n: used.spec.to_dict()[n] for n in ("way", "shot", "query")},
+            normalisation=normalisation_of(learner),
+            queries=learner.needs.queries,
+            learner=describe(learner),
+            tasks=describe(used),
+            backend=dict(self.backend.describe()),
+            versions=versions(learner, used, self.backend),
+            data=str(getattr(used, "fingerprint", "")),
+            iteration=self.best.iteration if self.best.parameters is not None else self.iteration,
+            perturbed=perturb is not None,
+            wall=time.perf_counter() - started,
+        )
+        self._call("evaluation_end", iteration=self.iteration, result=result)
+        return result
+
+    def _score(
+        self,
+        learner: Any,
+        score: Callable[[Predictor, Episode], dict[str, Tensor]],
+        episode: Episode,
+        perturb: Callable[[Predictor, Examples], Examples] | None,
+    ) -> dict[str, Tensor]:
+        """The learner sees the support alone (and query inputs where it declares so); only the scorer sees labels."""
+        with torch.no_grad(), self.backend.autocast():
+            predictor = learner.adapt(episode.for_adapting(learner.needs.queries))
+            if perturb is not None:
+                episode = attrs.evolve(episode, query=perturb(predictor, episode.query))
+            return score(predictor, episode)
+
+    def _with_options(self, options: Mapping[str, Any]) -> Any:
+        from kshot.registry import rebuild
+
+        other = self.backend.place(rebuild(self.learner, self.tasks.spec, **options))
+        other.load_state_dict(self.learner.state_dict())
+        return other
+
+    def _validate(self, split: str, episodes: int) -> None:
+        result = self.evaluate(episodes, split=split)
+        better = result.mean if KINDS[result.kind].higher_is_better else -result.mean
+        if math.isnan(self.best.score) or better > self.best.score:
+            held = {n: t.detach().clone() for n, t in self.learner.state_dict().items()}
+            self.best = Best(better, self.iteration, 0, held)
+        else:
+            self.best.worse += 1
+        self.learner.train()
+
+    # --- The door ----------------------------------------------------------------------------------------------------
+
+    def enter(self, tasks: TaskDistribution, split: str, size: int) -> Episode:
+        """The first meta-batch of a split, checked: malformed data are met before any compute, not hours later."""
+        if split not in tasks.spec.splits:
+            from kshot.errors import DataError
+
+            raise DataError(f"unknown split {split!r}; these tasks have {', '.join(tasks.spec.splits)}")
+        episode = tasks.sample(split, range(size))
+        if (id(tasks), split) not in self._entered:
+            check_episode(episode, tasks.spec, f"{type(tasks).__name__}, split {split!r}")
+            self._entered.add((id(tasks), split))
+        return episode
+
+    def _check_batching(self, learner: Any) -> None:
+        spec = self.tasks.spec
+        if learner.needs.couples_tasks and self.chunk < self.meta_batch:
+            raise MisfitError(
+                f"{type(learner).__name__} couples the tasks of a meta-batch, so its {self.meta_batch} tasks can't be "
+                f"computed in chunks of {self.chunk}; leave chunk out or lower meta_batch"
+            )
+        if spec.varies and spec.block % self.meta_batch:
+            raise MisfitError(
+                f"the tasks' shape varies every {spec.block} episodes, which {self.meta_batch} tasks a meta-batch "
+                f"don't divide; choose a meta_batch that divides {spec.block}, or a larger tasks.block"
+            )
+
+    # --- Checkpoints -------------------------------------------------------------------------------------------------
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree with to be resumed: shapes, tasks, seeds, and how training goes."""
+        return {
+            "learner": type(self.learner).__name__,
+            "parameters": {n: list(p.shape) for n, p in self.learner.state_dict().items()},
+            "tasks": self.tasks.spec.to_json(),
+            "tasks_seed": int(getattr(self.tasks, "seed", 0)),
+            "data": str(getattr(self.tasks, "fingerprint", "")),
+            "seed": self.seed,
+            "meta_batch": self.meta_batch,
+            "optimizer": str(self.outer),
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Everything the next outer step needs: tensors and plain containers."""
+        best = attrs.asdict(self.best, recurse=False)
+        hooks = {name: hook.state_dict() for name, hook in self._hooks.list_name_plugin() if hasattr(hook, "state_dict")}
+        return {
+            "identity": self.identity(),
+            "versions": versions(self.learner, self.tasks, self.backend),
+            "iteration": self.iteration,
+            "learner": self.learner.state_dict(),
+            "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
+            "best": best,
+            "hooks": hooks,
+        }
+
+    def save(self, path: str | Path) -> Path:
+        """Write a checkpoint to ``path``, atomically."""
+        save_checkpoint(Path(path), self.state())
+        return Path(path)
+
+    def resume(self, checkpoint: str | Path | None = None) -> int:
+        """Take up a run: load ``checkpoint``, or the newest of the run folder; returns the outer steps taken.
+
+        A run that was killed before its first checkpoint resumes at 0.
+
+        Raises:
+            RunError: there is no run, or the checkpoint is truncated, corrupt, newer, or of another learner, other
+                tasks or another training. Nothing is overwritten.
+        """
+        if checkpoint is None:
+            if self._run is None:
+                raise RunError("resume: the engine has no run folder; give Engine(run=...) or resume(checkpoint=...)")
+            self.folder = RunFolder.open(self._run)
+            found = self.folder.checkpoints()
+            if not found:
+                return 0
+            checkpoint = found[-1]
+        path = Path(checkpoint)
+        state = load_checkpoint(path)
+        self._check_identity(path, state)
+        self.learner.load_state_dict(state["learner"])
+        if self.optimizer is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+        self.iteration = state["iteration"]
+        self.best = Best(**state["best"])
+        for name, hook in self._hooks.list_name_plugin():
+            if hasattr(hook, "load_state_dict") and name in state["hooks"]:
+                hook.load_state_dict(state["hooks"][name])
+        return self.iteration
+
+    def init_from(self, run: str | Path) -> None:
+        """Begin from the parameters of another run (its best validated ones, else its last), not from its state.
+
+        Raises:
+            RunError: no such run or checkpoint, or parameters of other names or shapes.
+        """
+        path = Path(run)
+        if path.is_dir():
+            found = RunFolder.open(path).checkpoints()
+            if not found:
+                raise RunError(f"{path}: the run has no checkpoint to begin from")
+            path = found[-1]
+        state = load_checkpoint(path)
+        parameters = state["best"]["parameters"] or state["learner"]
+        try:
+            self.learner.load_state_dict(parameters)
+        except RuntimeError as error:
+            raise RunError(f"{path}: its parameters are not this learner's: {error}") from error
+
+    def _check_identity(self, path: Path, state: Mapping[str, Any]) -> None:
+        mine, theirs = self.identity(), state.get("identity", {})
+        differing = [n for n in mine if mine[n] != theirs.get(n)]
+        if differing:
+            lines = "\n".join(f"  - {n}: it has {theirs.get(n)!r}, this run {mine[n]!r}" for n in differing)
+            raise RunError(
+                f"{path} is the checkpoint of another run; nothing was changed:\n{lines}\n"
+                "To begin anew from its parameters: engine.init_from(PATH)"
+            )
+
+    def _open_folder(self, plan: Mapping[str, Any]) -> None:
+        if self._run is None or self.folder is not None:
+            return
+        config = {
+            "kshot": versions(self.learner, self.tasks, self.backend),
+            "identity": self.identity(),
+            "learner": describe(self.learner),
+            "tasks": describe(self.tasks),
+            "backend": dict(self.backend.describe()),
+            "optimizer": self.outer.to_dict(),
+            "meta_batch": self.meta_batch,
+            "chunk": self.chunk,
+            "seed": self.seed,
+            "train": dict(plan),
+            **self._config,
+        }
+        self.folder = RunFolder.create(self._run, config)
+
+    def _checkpoint(self, keep: int) -> None:
+        if self.folder is None or self.backend.world.rank:
+            return
+        if not all(bool(torch.isfinite(p.sum())) for p in self.parameters):
+            raise TrainingError(
+                f"iteration {self.iteration}: a parameter is NaN or infinite; no checkpoint was written, the last good "
+                f"one stays; lower the learning rate or clip gradients (optimizer.clip)"
+            )
+        path = self.folder.save(self.iteration, self.state(), keep)
+        self._call("checkpoint_saved", iteration=self.iteration, path=path)
+
+    # --- Hooks -------------------------------------------------------------------------------------------------------
+
+    def _call(self, name: str, **arguments: Any) -> None:
+        caller = getattr(self._hooks.hook, name)
+        if not caller.get_hookimpls():
+            return
+        try:
+            caller(engine=self, **arguments)
+        except KshotError:
+            raise
+        except Exception as error:
+            raise HookError(f"hook {self._guilty(caller, error)!r} raised in {name}: {error!r}") from error
+
+    def _guilty(self, caller: Any, error: BaseException) -> str:
+        frames = set()
+        trace = error.__traceback__
+        while trace is not None:
+            frames.add(trace.tb_frame.f_code)
+            trace = trace.tb_next
+        named = [i.plugin_name for i in caller.get_hookimpls() if getattr(i.function, "__code__", None) in frames]
+        return named[0] if named else "unknown"
+
+    def _end_run(self, error: BaseException | None) -> None:
+        try:
+            self._call("run_end", iteration=self.iteration, error=error)
+        except Exception:
+            if error is None:
+                raise
+
+
+def outer_of(optimizer: Outer | Mapping[str, Any] | str | None, training: Training) -> Outer:
+    """The outer optimizer from what a user gave; what they leave out is the method's own."""
+    if isinstance(optimizer, Outer):
+        return optimizer
+    changed = {"name": optimizer} if isinstance(optimizer, str) else dict(optimizer or {})
+    if unknown := set(changed) - {f.name for f in attrs.fields(Outer)}:
+        valid = ", ".join(f.name for f in attrs.fields(Outer))
+        raise OptionError(f"optimizer: unknown option {', '.join(sorted(unknown))}; valid are {valid}")
+    return Outer.of(training, **changed)
+
+
+def named_hooks(hooks: Sequence[Any] | Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """(name, hook) pairs; names are looked up in the registry."""
+    from kshot.registry import hook as build
+
+    if isinstance(hooks, Mapping):
+        return list(hooks.items())
+    return [(h, build(h)) if isinstance(h, str) else (type(h).__name__, h) for h in hooks]
+
+
+def float_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """A learner's floating-point buffers: running statistics, which are the engine's care."""
+    return {n: b for n, b in module.named_buffers() if b.is_floating_point()}
+
+
+def evaluation_batch(first: Episode, block: int | None) -> int:
+    """Episodes at once: what fits ``EVALUATION_BUDGET``, at most 64, within one block where the shape varies."""
+    size = max(1, first.support.x[0].numel() + first.query.x[0].numel())
+    wanted = min(64, max(1, EVALUATION_BUDGET // size))
+    return wanted if block is None else math.gcd(wanted, block)
+
+
+def join(values: Sequence[Tensor]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Score batches to one array; curves of different lengths are padded with NaN."""
+    arrays = [v.numpy() for v in values]
+    if len({a.shape[1:] for a in arrays}) > 1:
+        longest = max(a.shape[1] for a in arrays)
+        arrays = [np.pad(a, [(0, 0), (0, longest - a.shape[1])], constant_values=np.nan) for a in arrays]
+    return np.concatenate(arrays)
+
+
+def normalisation_of(learner: Any) -> str:
+    """The policy of the learner's encoders, or ``none`` where nothing is normalised by batch statistics."""
+    found = {
+        m.normalisation for m in learner.modules() if getattr(m, "has_batch_norm", False) and hasattr(m, "normalisation")
+    }
+    return "+".join(sorted(found)) if found else "none"
+
+
+def describe(component: Any) -> dict[str, Any]:
+    """Name and options of a component as the registry built it, else its class."""
+    from kshot.registry import built
+
+    made = built(component)
+    if made is None:
+        return {"class": f"{type(component).__module__}.{type(component).__qualname__}"}
+    return {"name": made.name, "options": dict(made.options)}

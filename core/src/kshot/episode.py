@@ -1,0 +1,310 @@
+"""The values that travel: ``Examples``, ``Support``, ``Episode`` and where an episode came from.
+
+Letters: B meta-batch, N way, K shot, Q queries a class, n examples, A attributes, T time. Every tensor carries B;
+one task is B = 1, and the named constructors add it. Values are frozen, compare by identity, and are pytrees, so that
+``torch.func.vmap`` and ``tree_map`` take them. They are checked by the named constructors and by ``check_episode``
+at the engine's door, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import attrs
+import numpy as np
+import torch
+from attrs import frozen
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from kshot.errors import DataError
+
+IGNORED = -100
+"""An int64 target that is not scored (a step of a sequence without an answer); among float targets it is NaN."""
+
+T = TypeVar("T")
+
+
+@frozen(eq=False)
+class Examples:
+    """Inputs and targets.
+
+    Attributes:
+        x: inputs [B, n, \\*input], float32 in the spec's ``input_range``. In a sequence n = T.
+        y: targets [B, n] or [B, n, \\*target]; class labels are int64, 0..N-1, given to classes at random.
+        source: what scores a prediction where no target does: an ``Environment`` or ``Objective`` of its own.
+    """
+
+    x: Tensor
+    y: Tensor
+    source: Any = None
+
+
+@frozen(eq=False)
+class Support:
+    """What an honest learner may see of a task while adapting.
+
+    Attributes:
+        x, y: labelled examples [B, S, \\*input] and [B, S]; S = 0 in zero-shot and sequence tasks.
+        unlabelled: inputs without labels [B, U, \\*input].
+        semantics: one vector a class [B, N, A]; row c describes label c.
+        query_x: the query inputs [B, n, \\*input], present only where the learner's needs say ``queries="at_adapt"``.
+        source: what to act on where a task is no table of examples: an ``Environment`` or an ``Objective``.
+        key: the episode's own randomness [B], int64; chance comes only from ``kshot.generator(key[b], purpose)``.
+        way: N, or None where the kind has no classes.
+    """
+
+    x: Tensor
+    y: Tensor
+    unlabelled: Tensor | None = None
+    semantics: Tensor | None = None
+    query_x: Tensor | None = None
+    source: Any = None
+    key: Tensor = attrs.field(factory=lambda: torch.zeros(1, dtype=torch.int64))
+    way: int | None = None
+
+    @classmethod
+    def of(cls, x: ArrayLike | Tensor, y: ArrayLike | Tensor, **more: Any) -> Support:
+        """A single user's support set: ``x`` [S, \\*input], ``y`` [S] with labels 0..N-1; B = 1 is added.
+
+        Inputs are taken as float32; uint8 images become [0, 1]. ``more`` are the other fields, without B.
+
+        Raises:
+            DataError: lengths differ, there are no examples, labels are not 0..N-1, or an input is not finite.
+        """
+        inputs = as_inputs(x)
+        labels = torch.as_tensor(np.asarray(y) if not isinstance(y, Tensor) else y)
+        if inputs.shape[:1] != labels.shape[:1]:
+            raise DataError(
+                f"Support.of got {tuple(inputs.shape)} inputs and {tuple(labels.shape)} labels; "
+                "expected one label for each input along the first axis"
+            )
+        way: int | None = None
+        if labels.ndim == 1 and not labels.is_floating_point():
+            labels = labels.to(torch.int64)
+            way = check_labels(labels, "Support.of")
+        tensors = {k: as_inputs(v)[None] if k in ("unlabelled", "semantics", "query_x") else v for k, v in more.items()}
+        return cls(x=inputs[None], y=labels[None], **{"way": way, **tensors})
+
+
+@frozen(eq=False)
+class Origin:
+    """Where a meta-batch came from: with the tasks' own options, enough to rebuild it exactly.
+
+    Attributes:
+        split, seed: of the tasks.
+        indices: the episodes' numbers, length B.
+        way, shot, query: the shape of these episodes (None where the kind has none).
+        classes: class numbers within the split [B, N], or None.
+        names: the names of the split's classes.
+        support_ids, query_ids: identities of the examples [B, S] and [B, n], or None; no number is in both.
+        fields: anything else a view wants to say.
+    """
+
+    split: str
+    indices: tuple[int, ...]
+    seed: int
+    way: int | None = None
+    shot: int | None = None
+    query: int | None = None
+    classes: NDArray[np.int64] | None = None
+    names: Sequence[str] = ()
+    support_ids: NDArray[np.int64] | None = None
+    query_ids: NDArray[np.int64] | None = None
+    fields: dict[str, Any] = attrs.field(factory=dict)
+
+    @property
+    def class_names(self) -> tuple[tuple[str, ...], ...]:
+        """The name of each label of each episode [B][N]; empty where the tasks have no names."""
+        if self.classes is None or not self.names:
+            return ()
+        return tuple(tuple(self.names[c] for c in row) for row in self.classes.tolist())
+
+
+@frozen(eq=False)
+class Episode:
+    """A stacked meta-batch of B tasks.
+
+    Attributes:
+        support: what the learner may adapt to.
+        query: other examples of the same tasks, on which it is judged.
+        external: labelled examples from outside the tasks, filled by a view.
+        origin: where it came from.
+    """
+
+    support: Support
+    query: Examples
+    external: Examples | None = None
+    origin: Origin | None = None
+
+    @property
+    def size(self) -> int:
+        """B, the number of tasks."""
+        return int(self.support.key.shape[0])
+
+    def for_adapting(self, queries: str) -> Support:
+        """The support as a learner sees it at evaluation: with the query inputs if ``queries`` is ``at_adapt``."""
+        return attrs.evolve(self.support, query_x=self.query.x) if queries == "at_adapt" else self.support
+
+
+class Predictor(Protocol):
+    """What ``Learner.adapt`` returns: a function of the query inputs, judged by the kind's scorer."""
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """``x`` [B, n, \\*input] -> classification: logits [B, n, N]; regression: values [B, n, \\*target];
+        sequences: logits [B, T, \\*target]; control: actions; objective: iterates [B, n, P] at steps ``x``."""
+
+
+@runtime_checkable
+class Environment(Protocol):
+    """The ``source`` of a control task: B environments, stepped together."""
+
+    def rollout(self, policy: Predictor, key: Tensor) -> Rollout:
+        """Play ``policy`` for the task's shot of trajectories, with chance from ``key`` [B].
+
+        Raises:
+            DataError: the budget of trajectories is used up.
+        """
+
+
+@frozen(eq=False)
+class Rollout:
+    """Trajectories: observations [B, E, T, \\*o], actions [B, E, T, \\*a], rewards [B, E, T]; E trajectories a task."""
+
+    observations: Tensor
+    actions: Tensor
+    rewards: Tensor
+
+
+@frozen(eq=False)
+class Objective:
+    """The ``source`` of an optimizee: B functions to be minimised.
+
+    Attributes:
+        initial: where optimization starts [B, P].
+        data: what tells one function from another: tensors that begin with B.
+        function: (point [P], the data of one task) -> loss []; one episode, lifted over B by ``vmap``.
+    """
+
+    initial: Tensor
+    data: tuple[Tensor, ...]
+    function: Callable[..., Tensor]
+
+    def loss(self, point: Tensor) -> Tensor:
+        """``point`` [B, P] -> loss [B]."""
+        lifted: Callable[..., Tensor] = torch.func.vmap(self.function)
+        return lifted(point, self.data)
+
+
+VALUES: tuple[type[Any], ...] = (Examples, Support, Episode, Rollout, Objective)
+
+
+def _register_as_pytree(cls: type[Any]) -> None:
+    """Tensors and values that hold tensors are children; what is absent, and everything else, is context."""
+    names = tuple(f.name for f in attrs.fields(cls))
+
+    def flatten(value: Any) -> tuple[list[Any], Any]:
+        fields = {n: getattr(value, n) for n in names}
+        children = {n: v for n, v in fields.items() if isinstance(v, (Tensor, *VALUES))}
+        rest = {n: v for n, v in fields.items() if n not in children}
+        return list(children.values()), (tuple(children), rest)
+
+    def unflatten(children: Any, context: Any) -> Any:
+        present, rest = context
+        return cls(**dict(zip(present, children, strict=True)), **rest)
+
+    pytree.register_pytree_node(cls, flatten, unflatten, serialized_type_name=f"kshot.{cls.__name__}")
+
+
+for _cls in VALUES:
+    _register_as_pytree(_cls)
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], value: T) -> T:
+    """The value with ``function`` applied to each of its tensors."""
+    mapped: T = pytree.tree_map_only(Tensor, function, value)
+    return mapped
+
+
+def slice_tasks(value: T, first: int, last: int) -> T:
+    """Tasks ``first`` to ``last - 1`` of a value whose tensors all begin with B."""
+    mapped = map_tensors(lambda t: t[first:last], value)
+    if isinstance(mapped, Episode) and mapped.origin is not None:
+        mapped = attrs.evolve(mapped, origin=_slice_origin(mapped.origin, first, last))
+    return mapped
+
+
+def _slice_origin(origin: Origin, first: int, last: int) -> Origin:
+    arrays = {n: getattr(origin, n) for n in ("classes", "support_ids", "query_ids")}
+    cut = {n: None if a is None else a[first:last] for n, a in arrays.items()}
+    return attrs.evolve(origin, indices=origin.indices[first:last], **cut)
+
+
+def one_task(value: T, b: int) -> T:
+    """Task ``b`` of a value, without B: what a function written for one episode takes."""
+    mapped: T = map_tensors(lambda t: t[b], value)
+    return mapped
+
+
+def as_inputs(x: ArrayLike | Tensor) -> Tensor:
+    """Anything array-like as finite float32 inputs; uint8 (images) is divided by 255.
+
+    Raises:
+        DataError: an element is NaN or infinite, or there are no elements.
+    """
+    tensor = x if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))
+    tensor = tensor.to(torch.float32) / 255 if tensor.dtype == torch.uint8 else tensor
+    tensor = tensor if tensor.is_floating_point() else tensor.to(torch.float32)
+    check_finite(tensor, "inputs")
+    return tensor
+
+
+def check_finite(x: Tensor, who: str) -> None:
+    """Raises DataError where an element is NaN or infinite, and says the first place."""
+    if x.is_floating_point() and not bool(torch.isfinite(x.sum())):
+        bad = (~torch.isfinite(x)).nonzero()
+        if len(bad):
+            place = tuple(bad[0].tolist())
+            raise DataError(
+                f"{who}: {len(bad)} of {x.numel()} values are NaN or infinite, the first at {place} "
+                f"of shape {tuple(x.shape)}; expected finite numbers: mend or drop these examples"
+            )
+
+
+def check_labels(y: Tensor, who: str, way: int | None = None) -> int:
+    """The way N of labels that are exactly 0..N-1, each present.
+
+    Raises:
+        DataError: a label is missing, negative or too large; says which labels came.
+    """
+    present = torch.unique(y).tolist()
+    expected = list(range(way if way is not None else len(present)))
+    if present != expected or not expected:
+        shown = ", ".join(map(str, present[:12])) + (", ..." if len(present) > 12 else "")
+        raise DataError(
+            f"{who}: labels are {{{shown}}}, expected exactly 0..{max(len(expected) - 1, 0)}; "
+            "renumber them, e.g. numpy.unique(labels, return_inverse=True)[1]"
+        )
+    return len(expected)
+
+
+def stack(episodes: Iterator[Episode] | Sequence[Episode]) -> Episode:
+    """Episodes of B = 1 or more into one meta-batch; all must have the same shapes."""
+    parts = list(episodes)
+    flat = [pytree.tree_flatten(p) for p in parts]
+    leaves = [torch.cat(ts) for ts in zip(*(f[0] for f in flat), strict=True)]
+    whole: Episode = pytree.tree_unflatten(leaves, flat[0][1])
+    origins = [p.origin for p in parts]
+    if any(o is None for o in origins):
+        return attrs.evolve(whole, origin=None)
+    known = [o for o in origins if o is not None]
+
+    def join(name: str) -> NDArray[np.int64] | None:
+        arrays = [getattr(o, name) for o in known]
+        return None if any(a is None for a in arrays) else np.concatenate(arrays)
+
+    arrays = {n: join(n) for n in ("classes", "support_ids", "query_ids")}
+    indices = tuple(i for o in known for i in o.indices)
+    return attrs.evolve(whole, origin=attrs.evolve(known[0], indices=indices, **arrays))

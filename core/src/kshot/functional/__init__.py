@@ -1,0 +1,9 @@
+"""Mathematics as functions: tensors in, tensors out; no state, no device, no logging. Imports torch only."""
+
+from kshot.functional.metric import (
+    class_means,
+    pairwise_squared_distance,
+    prototypical_logits,
+)
+
+__all__ = ["class_means", "pairwise_squared_distance", "prototypical_logits"]

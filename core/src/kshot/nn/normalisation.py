@@ -1,0 +1,90 @@
+"""Batch normalisation in episodes: whose statistics normalise whom is a policy, stated and recorded.
+
+Statistics are always of one episode, never over the meta-batch B. While training they are those of all the images the
+episode shows the encoder. At evaluation the policy says:
+
+- ``inductive``: the running statistics of training serve everybody. Queries can't see each other.
+- ``support``: the statistics of the episode's support serve support and queries.
+- ``transductive``: statistics of support and queries together; queries see each other, figures are higher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+Normalisation = Literal["inductive", "support", "transductive"]
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def batch_norms(module: nn.Module) -> list[nn.Module]:
+    """The batch norm layers within a module."""
+    return [m for m in module.modules() if isinstance(m, BATCH_NORMS)]
+
+
+def running_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """The running means and variances of a module's batch norm layers, by name."""
+    return {
+        f"{path}.{name}" if path else name: buffer
+        for path, m in module.named_modules()
+        if isinstance(m, BATCH_NORMS)
+        for name, buffer in m.named_buffers(recurse=False)
+        if buffer is not None and buffer.is_floating_point()
+    }
+
+
+@contextmanager
+def own_statistics(module: nn.Module, momentum: float | None = None) -> Iterator[None]:
+    """Inside, batch norm layers normalise by what they are given, whatever the mode of the rest of the module."""
+    layers = [(m, m.training, m.momentum) for m in batch_norms(module)]
+    try:
+        for m, _, _ in layers:
+            m.training = True
+            if momentum is not None:
+                m.momentum = momentum  # type: ignore[assignment]
+        yield
+    finally:
+        for m, training, old in layers:
+            m.training, m.momentum = training, old  # type: ignore[assignment]
+
+
+def with_statistics_of(net: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """One episode's inputs ``x`` [n, \\*input], normalised by themselves -> (``net(x)``, their statistics).
+
+    The statistics are buffers to call the net with in evaluation mode; the net's own stay as they were. Variances
+    are the unbiased ones that batch norm keeps.
+    """
+    buffers = {name: b.clone() for name, b in net.named_buffers()}
+    with own_statistics(net, momentum=1.0):
+        z = functional_call(net, buffers, (x,))
+    return z, buffers
+
+
+def per_episode_statistics(net: nn.Module, x: Tensor) -> Tensor:
+    """Training: ``x`` [B, n, \\*input] -> [B, n, ...], each episode normalised by its own statistics.
+
+    The running statistics move once, by the mean over the B episodes, so that any division of a meta-batch into
+    chunks gives the same.
+    """
+    if len(x) == 1:
+        out: Tensor = net(x[0])
+        return out[None]
+    running = running_buffers(net)
+    before = {name: b.clone() for name, b in running.items()}
+    total = {name: torch.zeros_like(b) for name, b in running.items()}
+    outs = []
+    for episode in x:
+        outs.append(net(episode))
+        for name, b in running.items():
+            total[name] += b
+            b.copy_(before[name])
+    with torch.no_grad():
+        for name, b in running.items():
+            b.copy_(total[name] / len(x))
+    return torch.stack(outs)

@@ -1,0 +1,143 @@
+"""The four protocols, API level 1. A class that satisfies one needs no base class of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from kshot.episode import Episode, Predictor, Support
+from kshot.spec import Needs, TaskSpec
+
+T = TypeVar("T")
+Metrics = Mapping[str, "Tensor | float"]
+"""Scalars of one meta-batch, means over its tasks; ``loss`` is the customary first."""
+
+
+@runtime_checkable
+class TaskDistribution(Protocol):
+    """Where episodes come from. Episode i of a split is a pure function of (seed, split, i)."""
+
+    @property
+    def spec(self) -> TaskSpec:
+        """The shape of the episodes."""
+
+    def sample(self, split: str, indices: Sequence[int]) -> Episode:
+        """Episodes ``indices`` of ``split``, stacked: B = len(indices).
+
+        Raises:
+            DataError: an unknown split, or indices of blocks with different shapes.
+        """
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """A meta-learner: an ``nn.Module`` with three members more. Built as ``factory(spec, **options)``."""
+
+    needs: Needs
+
+    def meta_gradient(self, episodes: Episode) -> Metrics | Iterator[Metrics]:
+        """Add the mean meta-gradient over the tasks to ``.grad`` and return scalars.
+
+        A learner that takes several outer steps on one meta-batch yields after each; the engine then steps.
+        """
+
+    def adapt(self, support: Support) -> Predictor:
+        """Learn B tasks from their support. Returns a function and changes nothing in the learner."""
+
+
+@runtime_checkable
+class Memory(Protocol):
+    """An external memory: an ``nn.Module``. Made by ``factory(slots, width, reads, **options)``.
+
+    ``state`` is any pytree of tensors that begin with B. ``interface`` [B, interface_size] is the controller's
+    output; how it is cut into keys, gates and so on is the memory's own affair.
+    """
+
+    interface_size: int
+    read_size: int
+
+    def initial_state(self, batch_size: int) -> Any:
+        """A wiped memory for ``batch_size`` episodes."""
+
+    def step(self, interface: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """One time step -> (reads [B, read_size], new state). Never changes ``state`` itself."""
+
+
+MemoryFactory = Callable[..., Memory]
+"""``factory(slots, width, reads, **options) -> Memory``."""
+
+
+@runtime_checkable
+class World(Protocol):
+    """The processes that train together. One process is rank 0 of size 1."""
+
+    rank: int
+    size: int
+
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """The sum over ranks, the same on each."""
+
+    def all_gather(self, tensor: Tensor) -> list[Tensor]:
+        """Every rank's tensor, in order of rank."""
+
+    def broadcast(self, tensor: Tensor) -> Tensor:
+        """Rank 0's tensor, on every rank."""
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """Where and how precisely things are computed. Built as ``factory(**options)``; may wrap another."""
+
+    device: torch.device
+    world: World
+
+    def place(self, x: T) -> T:
+        """A module, tensor or value of tensors, on the device and in its memory format; modules in place."""
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision in which ``meta_gradient`` and ``adapt`` run."""
+
+    def describe(self) -> Mapping[str, Any]:
+        """Plain values that a result records: name, precision, threads and the like."""
+
+
+# --- Optional abilities: never required, found by looking for the member ---------------------------------------------
+
+
+@runtime_checkable
+class PerTask(Protocol):
+    """A learner whose losses can be taken apart by task: for wrappers such as gradient agreement."""
+
+    def task_losses(self, episodes: Episode) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """-> losses [B], each differentiable, and for each parameter the task's displacement {name: [B, \\*]}."""
+
+
+@runtime_checkable
+class Pooled(Protocol):
+    """Tasks made from a table of labelled examples: for views and for prediction on files."""
+
+    def pool(self, split: str) -> Any:
+        """The split's ``kshot.Pool``."""
+
+    def prepare(self, raw: Any) -> Tensor:
+        """Raw examples (paths, images) as inputs [n, \\*input] in the spec's range."""
+
+
+@runtime_checkable
+class Embeds(Protocol):
+    """A learner with an embedding."""
+
+    def embed(self, x: Tensor) -> Tensor:
+        """``x`` [.., \\*input] -> [.., D]."""
+
+
+@runtime_checkable
+class Explains(Protocol):
+    """A learner that can show how it came to its predictions."""
+
+    def trace(self, episode: Episode) -> Mapping[str, Any]:
+        """Named arrays: attention, memory, trajectories."""

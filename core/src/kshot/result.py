@@ -1,0 +1,138 @@
+"""What an evaluation found, with everything needed to say what the figure means."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+import numpy as np
+from attrs import frozen
+from numpy.typing import NDArray
+
+from kshot.errors import DataError
+
+
+@frozen(eq=False)
+class Result:
+    """Scores of an evaluation, one row an episode.
+
+    Attributes:
+        scores: name -> [episodes, ...] float64, the headline first; further axes are curves.
+        kind, split, tasks_seed, seed: what was evaluated, and the learner's training seed.
+        shape: way, shot and query as in the spec.
+        normalisation: the learner's policy: inductive, support, transductive, or none.
+        queries: whether queries were seen independent, joint or at_adapt.
+        learner, tasks: names and options.
+        backend: its description, precision among it.
+        versions: of core, torch and every plugin that took part.
+        data: the data's fingerprint.
+        iteration: outer steps taken before.
+        perturbed: whether inputs were perturbed.
+        wall: seconds, apart from the figures.
+    """
+
+    scores: Mapping[str, NDArray[np.float64]]
+    kind: str
+    split: str
+    tasks_seed: int = 0
+    seed: int = 0
+    shape: Mapping[str, Any] = attrs.field(factory=dict)
+    normalisation: str = "none"
+    queries: str = "independent"
+    learner: Mapping[str, Any] = attrs.field(factory=dict)
+    tasks: Mapping[str, Any] = attrs.field(factory=dict)
+    backend: Mapping[str, Any] = attrs.field(factory=dict)
+    versions: Mapping[str, str] = attrs.field(factory=dict)
+    data: str = ""
+    iteration: int = 0
+    perturbed: bool = False
+    wall: float = 0.0
+
+    @property
+    def headline(self) -> str:
+        """The name of the score that stands for the kind."""
+        return next(iter(self.scores))
+
+    @property
+    def episodes(self) -> int:
+        return len(self.scores[self.headline])
+
+    @property
+    def mean(self) -> float:
+        """Of the headline, over episodes; fractions for accuracies."""
+        return float(np.nanmean(self.scores[self.headline]))
+
+    @property
+    def interval(self) -> float:
+        """Half the width of the headline's 95 % interval: 1.96 s / sqrt(n)."""
+        return float(self.intervals(self.headline))
+
+    def means(self, name: str) -> NDArray[np.float64]:
+        """The mean over episodes of any score, its curve axes kept."""
+        return np.asarray(np.nanmean(self.scores[name], axis=0))
+
+    def intervals(self, name: str) -> NDArray[np.float64]:
+        """1.96 s / sqrt(n) over episodes, s with n - 1; NaN for a single episode."""
+        values = np.asarray(self.scores[name], np.float64)
+        if len(values) < 2:
+            return np.full(values.shape[1:], np.nan)
+        return np.asarray(1.96 * values.std(axis=0, ddof=1) / math.sqrt(len(values)))
+
+    def to_dict(self, episodes: bool = True) -> dict[str, Any]:
+        """Plain values. Without ``episodes`` only means and intervals, not every episode's scores."""
+        plain = attrs.asdict(self, recurse=False)
+        plain["scores"] = {n: _finite(np.asarray(v).tolist()) for n, v in self.scores.items()} if episodes else {}
+        summary = {
+            n: {"mean": _finite(self.means(n).tolist()), "interval": _finite(self.intervals(n).tolist())}
+            for n in self.scores
+        }
+        return {"headline": self.headline, "mean": self.mean, "interval": _finite(self.interval),
+                "episodes": self.episodes, "summary": summary, **plain}
+
+    def to_json(self, episodes: bool = True) -> str:
+        return json.dumps(self.to_dict(episodes), indent=1, default=str)
+
+    @classmethod
+    def from_json(cls, text: str) -> Result:
+        """The result that ``to_json`` wrote.
+
+        Raises:
+            DataError: it is no such text, or was written without episodes.
+        """
+        try:
+            values = json.loads(text)
+            scores = {n: np.asarray(_nan(v), np.float64) for n, v in values["scores"].items()}
+            fields = {f.name: values[f.name] for f in attrs.fields(cls) if f.name != "scores"}
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise DataError(f"Result.from_json: no result of kshot ({error!r}); expected what to_json wrote") from error
+        if not scores:
+            raise DataError("Result.from_json: it was written without episodes; write it with to_json(episodes=True)")
+        return cls(scores=scores, **fields)
+
+    def __str__(self) -> str:
+        from kshot.kinds import KINDS
+
+        policy = [self.normalisation] if self.normalisation != "none" else []
+        joint = [f"queries {self.queries}"] if self.queries != "independent" else []
+        way, shot = self.shape.get("way"), self.shape.get("shot")
+        shape = [f"{way}-way {shot}-shot"] if way is not None and shot is not None else []
+        about = ", ".join([f"{self.episodes} episodes", self.split, *shape, *policy, *joint])
+        if KINDS[self.kind].percent:
+            return f"{100 * self.mean:.2f} ± {100 * self.interval:.2f} % {self.headline} ({about})"
+        return f"{self.mean:.4g} ± {self.interval:.2g} {self.headline} ({about})"
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: None stands for it."""
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _nan(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_nan(v) for v in value]
+    return math.nan if value is None else value

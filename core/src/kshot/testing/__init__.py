@@ -1,0 +1,43 @@
+"""The conformance kit: does a component keep what its protocol promises? One line a component in a test module:
+
+    conformance = kshot.testing.suite(learner="protonet")
+
+pytest, where kshot is installed, collects it as one test for each rule; without pytest, ``print(suite(...).run())``.
+Importing this imports neither torch nor the rules; names are fetched on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kshot.testing import sample_tasks
+    from kshot.testing.rule import Rule, RuleViolation, rules
+    from kshot.testing.suites import Finding, Report, Suite, suite
+
+_MODULE_OF = {
+    "Finding": "suites",
+    "Report": "suites",
+    "Rule": "rule",
+    "RuleViolation": "rule",
+    "Suite": "suites",
+    "rules": "rule",
+    "suite": "suites",
+}
+
+__all__ = ["Finding", "Report", "Rule", "RuleViolation", "Suite", "rules", "sample_tasks", "suite"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "sample_tasks":
+        return importlib.import_module("kshot.testing.sample_tasks")
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'kshot.testing' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"kshot.testing.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,361 @@
+"""Tiny task distributions of every kind, on which the kit tries learners. Good for any test of a learner.
+
+Letters: B meta-batch, N way, T time, P parameters of an optimizee, E trajectories a task.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+import numpy as np
+import torch
+from torch import Tensor
+
+from kshot.episode import Episode, Examples, Objective, Origin, Predictor, Rollout, Support
+from kshot.errors import DataError
+from kshot.protocols import TaskDistribution
+from kshot.randomness import U64, as_tensor, episode_keys, normal, uniform
+from kshot.sampling import ClassificationTasks, Pool
+from kshot.spec import Count, TaskSpec
+
+
+def normals(keys: U64, purpose: str, *shape: int) -> Tensor:
+    """Standard normal float32 numbers [B, \\*shape]."""
+    return torch.from_numpy(normal(keys, purpose, int(np.prod(shape)))).float().view(len(keys), *shape)
+
+
+def origin_of(spec: TaskSpec, seed: int, split: str, indices: Sequence[int]) -> Origin:
+    """The origin of episodes without classes or example identities.
+
+    Raises:
+        DataError: the split is unknown, or there are no indices.
+    """
+    if split not in spec.splits:
+        raise DataError(f"unknown split {split!r}; these tasks have {', '.join(spec.splits)}")
+    if not len(indices):
+        raise DataError("sample: no indices came, expected at least one")
+    return Origin(split, tuple(indices), seed)
+
+
+# --- Classification --------------------------------------------------------------------------------------------------
+
+
+def classification(
+    way: Count = 3,
+    shot: Count = 2,
+    query: Count = 3,
+    seed: int = 0,
+    *,
+    input_shape: tuple[int, ...] = (6,),
+    semantics: int | None = None,
+    unlabelled: int = 0,
+    external: int = 0,
+    block: int = 1,
+) -> TaskDistribution:
+    """Ten classes a split, each a centre with noise around it.
+
+    Args:
+        way, shot, query, seed, block: see ``kshot.ClassificationTasks``.
+        input_shape: (n,) for vectors; (channels, height, width) for images, whose values are in [0, 1].
+        semantics: length A of a class's vector (a linear view of its centre), or None.
+        unlabelled, external: examples without labels, and labelled ones from outside, that a view adds.
+    """
+    image, size, examples = len(input_shape) == 3, int(np.prod(input_shape)), 12
+    pools = {}
+    for split in ("train", "val", "test"):
+        keys = episode_keys(0, f"sample/{split}", range(10))
+        centres = normals(keys, "centre", 1, size)
+        x = (centres + 0.4 * normals(keys, "examples", examples, size)).view(-1, *input_shape)
+        mixing = normals(episode_keys(0, "sample/mixing", [0]), "mixing", size, semantics or 1)[0] / size**0.5
+        pools[split] = Pool.of(
+            torch.sigmoid(x) if image else x,
+            np.repeat(np.arange(10), examples),
+            names=[f"{split} {c}" for c in range(10)],
+            semantics=None if semantics is None else centres[:, 0] @ mixing,
+            input_range=(0.0, 1.0) if image else None,
+        )
+    tasks = ClassificationTasks(pools, way=way, shot=shot, query=query, block=block, seed=seed)
+    return WithMore(tasks, unlabelled, external) if unlabelled or external else tasks
+
+
+class WithMore:
+    """A view of classification tasks that adds unlabelled inputs, external examples, or both, of the same split.
+
+    Args:
+        of: the tasks to add to.
+        unlabelled, external: how many examples of each to add; 0 adds none.
+    """
+
+    def __init__(self, of: ClassificationTasks, unlabelled: int, external: int) -> None:
+        self.of, self.unlabelled, self.external = of, unlabelled, external
+        self.seed = of.seed
+        more = [name for name, n in (("unlabelled", unlabelled), ("external", external)) if n]
+        self.spec = attrs.evolve(of.spec, provides={*of.spec.provides, *more})
+
+    def sample(self, split: str, indices: Sequence[int]) -> Episode:
+        """Episodes of the tasks below, with unlabelled [B, U, \\*input] and external [B, E, \\*input]."""
+        episode = self.of.sample(split, indices)
+        pool = self.of.pool(split)
+        ids, y = pool.table()
+        keys = episode_keys(self.seed, f"{split}/more", indices)
+        chosen = (uniform(keys, "rows", self.unlabelled + self.external) * len(ids)).astype(np.int64)
+        x, labels = pool.gather(ids[chosen]), torch.from_numpy(y[chosen])
+        n = self.unlabelled
+        support = attrs.evolve(episode.support, unlabelled=x[:, :n]) if n else episode.support
+        external = Examples(x[:, n:], labels[:, n:]) if self.external else None
+        return attrs.evolve(episode, support=support, external=external)
+
+
+# --- Regression ------------------------------------------------------------------------------------------------------
+
+
+class Lines:
+    """Regression: y = w x + b with x in [-1, 1]^2 and w, b of the task.
+
+    Args:
+        shot, query: examples of support and query.
+        seed: fixes all episodes.
+    """
+
+    def __init__(self, shot: int = 5, query: int = 4, seed: int = 0) -> None:
+        self.seed = seed
+        self.spec = TaskSpec(
+            kind="regression",
+            input_shape=(2,),
+            target_shape=(1,),
+            input_range=(-1.0, 1.0),
+            shot=shot,
+            query=query,
+            split_by="index",
+        )
+        self._shot, self._examples = shot, shot + query
+
+    def sample(self, split: str, indices: Sequence[int]) -> Episode:
+        """x [B, K, 2] and y [B, K, 1]; queries alike."""
+        origin = origin_of(self.spec, self.seed, split, indices)
+        keys = episode_keys(self.seed, split, indices)
+        x = torch.from_numpy(2 * uniform(keys, "x", 2 * self._examples) - 1).float().view(len(keys), -1, 2)
+        w = normals(keys, "line", 1, 3)
+        y = (x * w[..., :2]).sum(-1, keepdim=True) + w[..., 2:]
+        k = self._shot
+        return Episode(Support(x[:, :k], y[:, :k], key=as_tensor(keys)), Examples(x[:, k:], y[:, k:]), origin=origin)
+
+
+# --- Sequences -------------------------------------------------------------------------------------------------------
+
+
+class LabelStream:
+    """A stream of noisy examples of ``way`` classes; each step shows the label of the step before, one-hot.
+
+    The answer y_t thus comes with x_{t+1}: only what was seen before helps at step t.
+
+    Args:
+        way: classes in an episode.
+        length: T, steps.
+        seed: fixes all episodes.
+    """
+
+    def __init__(self, way: int = 3, length: int = 8, seed: int = 0) -> None:
+        self.seed = seed
+        self.spec = TaskSpec(
+            kind="sequence",
+            input_shape=(4 + way,),
+            way=way,
+            query=length,
+            split_by="index",
+            provides={"stream"},
+        )
+        self._way, self._length = way, length
+
+    def sample(self, split: str, indices: Sequence[int]) -> Episode:
+        """x [B, T, 4 + N], y [B, T] int64; the support is empty."""
+        origin = origin_of(self.spec, self.seed, split, indices)
+        keys = episode_keys(self.seed, split, indices)
+        B, N, T = len(keys), self._way, self._length
+        y = torch.from_numpy((uniform(keys, "labels", T) * N).astype(np.int64))
+        centres = normals(keys, "centres", N, 4)
+        shown = centres[torch.arange(B)[:, None], y] + 0.1 * normals(keys, "noise", T, 4)
+        before = torch.nn.functional.one_hot(y, N).float().roll(1, 1)
+        before[:, 0] = 0
+        x = torch.cat([shown, before], -1)
+        support = Support(x[:, :0], y[:, :0], key=as_tensor(keys), way=N)
+        return Episode(support, Examples(x, y), origin=origin)
+
+
+class Copying:
+    """Bits to remember: ``length`` random vectors are shown, and after a mark they are to be said again.
+
+    Args:
+        length: vectors to copy; the sequence has T = 2 length + 1 steps.
+        bits: of one vector.
+        seed: fixes all episodes.
+    """
+
+    def __init__(self, length: int = 3, bits: int = 2, seed: int = 0) -> None:
+        self.seed = seed
+        self.spec = TaskSpec(
+            kind="sequence",
+            input_shape=(bits + 1,),
+            target_shape=(bits,),
+            input_range=(0.0, 1.0),
+            query=2 * length + 1,
+            split_by="index",
+        )
+        self._length, self._bits = length, bits
+
+    def sample(self, split: str, indices: Sequence[int]) -> Episode:
+        """x [B, T, bits + 1], y [B, T, bits] with NaN where no answer is asked; the support is empty."""
+        origin = origin_of(self.spec, self.seed, split, indices)
+        keys = episode_keys(self.seed, split, indices)
+        B, n, bits = len(keys), self._length, self._bits
+        shown = torch.from_numpy(uniform(keys, "bits", n * bits) < 0.5).float().view(B, n, bits)
+        x = torch.zeros(B, 2 * n + 1, bits + 1)
+        y = torch.full((B, 2 * n + 1, bits), torch.nan)
+        x[:, :n, :bits], x[:, n, bits], y[:, n + 1 :] = shown, 1, shown
+        return Episode(Support(x[:, :0], y[:, :0], key=as_tensor(keys)), Examples(x, y), origin=origin)
+
+
+# --- Control ---------------------------------------------------------------------------------------------------------
+
+
+class PointEnvironment:
+    """Points in the plane, each to be moved to its task's goal; every task may be rolled out ``budget`` times.
+
+    Args:
+        goal: [B, 2], unseen by the policy.
+        trajectories: E of one rollout.
+        horizon: T of one trajectory.
+        budget: rollouts left, or None for any number.
+    """
+
+    def __init__(self, goal: Tensor, trajectories: int, horizon: int, budget: int | None) -> None:
+        self.goal, self.trajectories, self.horizon, self.budget = goal, trajectories, horizon, budget
+
+    def rollout(self, policy: Predictor, key: Tensor) -> Rollout:
+        """Actions are displacements [B, E, 2], cut to [-1, 1]; the reward is minus the distance to the goal.
+
+        Raises:
+            DataError: the budget is used up.
+        """
+        if self.budget is not None:
+            if self.budget < 1:
+                raise DataError("PointEnvironment: the budget of rollouts is used up; adapt with what was seen")
+            self.budget -= 1
+        words = key.cpu().numpy().view(np.uint64)
+        at = 0.1 * normals(words, "start", self.trajectories, 2).to(self.goal)
+        seen, done, rewards = [], [], []
+        for _ in range(self.horizon):
+            action = policy(at).clamp(-1, 1)
+            seen.append(at)
+            at = at + 0.3 * action
+            done.append(action)
+            rewards.append(-(at - self.goal[:, None]).norm(dim=-1))
+        return Rollout(torch.stack(seen, 2), torch.stack(done, 2), torch.stack(rewards, 2))
+
+
+class Points:
+    """Control: reach a goal that only rewards tell of.
+
+    Args:
+        shot, query: trajectories of one rollout, in support and query.
+        seed: fixes all episodes.
+    """
+
+    def __init__(self, shot: int = 4, query: int = 3, seed: int = 0) -> None:
+        self.seed = seed
+        self.spec = TaskSpec(
+            kind="control", input_shape=(2,), target_shape=(2,), shot=shot, query=query, split_by="index"
+        )
+        self._shot, self._query = shot, query
+
+    def sample(self, split: str, indices: Sequence[int]) -> Episode:
+        """Environments as ``source`` of support (three rollouts) and query; x and y are empty."""
+        origin = origin_of(self.spec, self.seed, split, indices)
+        keys = episode_keys(self.seed, split, indices)
+        goal = normals(keys, "goal", 2)
+        empty = torch.zeros(len(keys), 0, 2)
+        support = Support(empty, empty, source=PointEnvironment(goal, self._shot, 5, 3), key=as_tensor(keys))
+        query = Examples(empty, empty, source=PointEnvironment(goal, self._query, 5, None))
+        return Episode(support, query, origin=origin)
+
+
+# --- Objectives ------------------------------------------------------------------------------------------------------
+
+
+def quadratic(point: Tensor, data: tuple[Tensor, Tensor]) -> Tensor:
+    """|A p - b|^2 / 2 of ``point`` [P] with ``data`` (A [P, P], b [P])."""
+    matrix, target = data
+    return 0.5 * (matrix @ point - target).square().sum()
+
+
+class Quadratics:
+    """Optimizees: quadratic functions of three parameters.
+
+    Args:
+        steps: T, how long an optimizer may run.
+        seed: fixes all episodes.
+    """
+
+    def __init__(self, steps: int = 6, seed: int = 0) -> None:
+        self.seed = seed
+        self.spec = TaskSpec(kind="objective", input_shape=(), target_shape=(3,), query=steps, split_by="index")
+        self._steps = steps
+
+    def sample(self, split: str, indices: Sequence[int]) -> Episode:
+        """``source`` is the objective, of support and query; query.x [B, T] are the steps 1..T."""
+        origin = origin_of(self.spec, self.seed, split, indices)
+        keys = episode_keys(self.seed, split, indices)
+        B = len(keys)
+        matrix = torch.eye(3) + 0.3 * normals(keys, "matrix", 3, 3)
+        objective = Objective(normals(keys, "initial", 3), (matrix, normals(keys, "target", 3)), quadratic)
+        steps = torch.arange(1.0, self._steps + 1).expand(B, -1)
+        empty = torch.zeros(B, 0)
+        support = Support(empty, empty, source=objective, key=as_tensor(keys))
+        return Episode(support, Examples(steps, torch.zeros(B, self._steps), source=objective), origin=origin)
+
+
+# --- What a learner is tried on --------------------------------------------------------------------------------------
+
+
+def choices(kind: str, needs: Any) -> list[tuple[str, list[TaskDistribution]]]:
+    """What a learner with such needs is tried on: (what it is, the first of these that the learner accepts).
+
+    Args:
+        kind: one of the kinds.
+        needs: the learner's ``kshot.Needs``.
+    """
+    if kind == "classification":
+        more: dict[str, Any] = {
+            "semantics": None if needs.semantics == "no" else 4,
+            "unlabelled": 0 if needs.unlabelled == "no" else 4,
+            "external": 6 if needs.external else 0,
+        }
+
+        def shaped(**shape: Any) -> list[TaskDistribution]:
+            return [
+                classification(input_shape=i, **{**more, **shape}) for i in ((6,), (1, 16, 16), (1, 28, 28), (3, 32, 32))
+            ]
+
+        found = [("classification", shaped())]
+        if needs.variable_way:
+            found.append(("classification of varying way", shaped(way=(2, 4), block=4)))
+        if needs.zero_shot:
+            found.append(("zero-shot classification", shaped(shot=0, semantics=4)))
+        return found
+    single: dict[str, list[tuple[str, TaskDistribution]]] = {
+        "regression": [("regression", Lines())],
+        "sequence": [("a stream of labels", LabelStream()), ("sequences of bits", Copying())],
+        "control": [("control", Points())],
+        "objective": [("objectives", Quadratics())],
+    }
+    return [(name, [tasks]) for name, tasks in single[kind]]
+
+
+def example(kind: str) -> TaskDistribution:
+    """One small task distribution of a kind."""
+    from kshot.spec import Needs
+
+    return next(itertools.chain.from_iterable(found for _, found in choices(kind, Needs())))

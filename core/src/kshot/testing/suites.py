@@ -1,0 +1,197 @@
+"""``suite(...)``: one component and the rules it is to keep; ``Report``: how it went."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from attrs import frozen
+
+from kshot.errors import OptionError, Unavailable
+from kshot.options import did_you_mean
+from kshot.testing.rule import Rule, RuleViolation, rules
+
+if TYPE_CHECKING:
+    from kshot.testing.subjects import Source
+
+Outcome = Literal["passed", "failed", "skipped", "failed as expected", "passed unexpectedly"]
+
+
+class Finding(NamedTuple):
+    """How one rule went. ``message``: what was found, or why the rule does not hold; empty where it passed."""
+
+    rule: str
+    outcome: Outcome
+    message: str
+
+
+@frozen
+class Report:
+    """How all rules of a component went. Prints as a table.
+
+    Attributes:
+        component: the component in words.
+        findings: one a rule.
+    """
+
+    component: str
+    findings: tuple[Finding, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing failed, but for what was expected to, and all that was expected to fail did."""
+        return not any(f.outcome in ("failed", "passed unexpectedly") for f in self.findings)
+
+    def __iter__(self) -> Iterator[Finding]:
+        return iter(self.findings)
+
+    def __str__(self) -> str:
+        outcomes = [f.outcome for f in self.findings]
+        counts = ", ".join(f"{outcomes.count(o)} {o}" for o in dict.fromkeys(sorted(outcomes)))
+        wide = max((len(f.rule) for f in self.findings), default=0)
+        lines = [f"  {f.outcome:<8}  {f.rule:<{wide}}  {f.message}".rstrip() for f in self.findings]
+        return "\n".join([f"{self.component}: {counts}", *lines])
+
+
+class Suite:
+    """One component and the rules it is to keep; made by ``suite``.
+
+    Attributes:
+        group: tasks, learners, memories or backends.
+        expected_failures: rule names, each with the reason why the component breaks it.
+    """
+
+    def __init__(
+        self, group: str, source: Source, tasks: Sequence[Source], expected_failures: Mapping[str, str]
+    ) -> None:
+        self.group = group
+        self.expected_failures = dict(expected_failures)
+        self._source = source
+        self._tasks = tuple(tasks)
+        self._subject: Any = None
+
+    def __repr__(self) -> str:
+        return f"<kshot.testing.Suite: {self.who}>"
+
+    @property
+    def who(self) -> str:
+        """The component in words."""
+        return self._source.who
+
+    def rules(self) -> tuple[Rule, ...]:
+        """The rules for this group of components."""
+        return rules(self.group)
+
+    def verify(self, rule: Rule | str) -> str | None:
+        """Try one rule: None where it is kept, or the reason why it does not hold for this component.
+
+        Raises:
+            RuleViolation: the component breaks the rule, or can't be built.
+        """
+        rule = self._named(rule) if isinstance(rule, str) else rule
+        try:
+            subject = self.subject()
+            reason = rule.applies(subject)
+        except Unavailable as why:
+            return str(why)
+        except Exception as raised:
+            message = f"{self.who} could not be built or looked at: {type(raised).__name__}: {raised}"
+            raise RuleViolation(rule.name, message) from raised
+        if reason is None:
+            rule.verify(subject)
+        return reason
+
+    def subject(self) -> Any:
+        """The component as the rules are given it; built when first needed."""
+        if self._subject is None:
+            from kshot.testing import subjects
+
+            if self.group == "learners":
+                self._subject = subjects.LearnerSubject(self._source, self._tasks)
+            else:
+                made = {
+                    "tasks": subjects.TasksSubject,
+                    "memories": subjects.MemorySubject,
+                    "backends": subjects.BackendSubject,
+                }
+                self._subject = made[self.group](self._source)
+        return self._subject
+
+    def run(self) -> Report:
+        """Try every rule."""
+        return Report(self.who, tuple(self._finding(rule) for rule in self.rules()))
+
+    def _finding(self, rule: Rule) -> Finding:
+        expected = self.expected_failures.get(rule.name)
+        try:
+            reason = self.verify(rule)
+        except RuleViolation as violation:
+            if expected is None:
+                return Finding(rule.name, "failed", violation.message)
+            return Finding(rule.name, "failed as expected", f"{expected} ({violation.message})")
+        if reason is not None:
+            return Finding(rule.name, "skipped", reason)
+        if expected is not None:
+            return Finding(rule.name, "passed unexpectedly", f"take it out of expected_failures: {expected}")
+        return Finding(rule.name, "passed", "")
+
+    def _named(self, name: str) -> Rule:
+        found = {rule.name: rule for rule in self.rules()}
+        if name not in found:
+            raise OptionError(unknown_rule(name, self.group, found))
+        return found[name]
+
+
+def unknown_rule(name: str, group: str, known: Mapping[str, Rule]) -> str:
+    """What to say about a rule's name that nothing has."""
+    return f"suite: no rule for {group} is called {name!r}{did_you_mean(name, known)}; there are {', '.join(known)}"
+
+
+def suite(
+    *,
+    learner: Any = None,
+    tasks: Any = None,
+    memory: Any = None,
+    backend: Any = None,
+    options: Mapping[str, Any] | None = None,
+    expected_failures: Mapping[str, str] | None = None,
+) -> Suite:
+    """The rules for one component.
+
+    Args:
+        learner: a plugin's name, a learner class, or a factory ``(spec, **options)``.
+        tasks: a plugin's name, a class or factory, or tasks that are already built. With ``learner``, what it is tried
+            on instead of the kit's own small tasks: one of these, ``{"name": ..., **options}``, or a list of them.
+        memory: a plugin's name, a class, or a factory ``(slots, width, reads, **options)``.
+        backend: a plugin's name, a class or factory, or a backend that is already built.
+        options: of the component.
+        expected_failures: rules that the component is known to break, each with the reason.
+
+    Raises:
+        OptionError: not exactly one component, no such rule, or an expected failure without a reason.
+    """
+    given = {"learners": learner, "tasks": tasks, "memories": memory, "backends": backend}
+    present = [group for group, value in given.items() if value is not None]
+    if len(present) != 1 and present != ["learners", "tasks"]:
+        raise OptionError(
+            f"suite: {', '.join(present) or 'no component'} came; expected one of learner=, tasks=, memory= and "
+            "backend= (and tasks= beside a learner, to try it on)"
+        )
+    from kshot.testing.subjects import Source
+
+    group = present[0]
+    source = Source(group, given[group], dict(options or {}))
+    tried_on: list[Source] = []
+    if group == "learners" and tasks is not None:
+        for each in tasks if isinstance(tasks, list | tuple) else [tasks]:
+            more = dict(each) if isinstance(each, Mapping) else {"name": each}
+            if "name" not in more:
+                raise OptionError(f"suite: tasks are {each!r}, expected {{'name': ..., **options}}")
+            tried_on.append(Source("tasks", more.pop("name"), more))
+    known = {rule.name: rule for rule in rules(group)} if expected_failures else {}
+    for name, reason in (expected_failures or {}).items():
+        if name not in known:
+            raise OptionError(unknown_rule(name, group, known))
+        if not isinstance(reason, str) or not reason.strip():
+            raise OptionError(f"suite: expected_failures has no reason for {name!r}; say why the component breaks it")
+    return Suite(group, source, tried_on, expected_failures or {})

@@ -1,0 +1,94 @@
+"""Prototypical networks: Snell, Swersky & Zemel, "Prototypical networks for few-shot learning", 2017 (1703.05175).
+
+Letters: B meta-batch, N way, S support size, n queries, D embedding, A attributes of a class.
+"""
+
+from __future__ import annotations
+
+import attrs
+import torch
+import torch.nn.functional as F
+from kshot import Episode, Metrics, Needs, Predictor, Support, TaskSpec, Training
+from kshot.functional import class_means, prototypical_logits
+from kshot.nn import EncoderChoice, Normalisation, encoder as build_encoder
+from torch import Tensor, nn
+
+
+class ProtoNet(nn.Module):
+    """Classify by the nearest prototype, the mean embedding of a class's support.
+
+    Where a task has no labelled examples (zero-shot), a class's prototype is the embedding of its semantic vector,
+    scaled to unit length, and so are the queries' embeddings not: section 2.7 of the paper.
+
+    Args:
+        spec: the tasks'; fixes the input shape and, where semantics are provided, the class vectors' length.
+        encoder: ``auto``, ``conv4``, ``mlp`` or a module from [n, \\*input] to [n, D].
+        width: channels of conv4, units of mlp.
+        normalisation: whose batch statistics serve at evaluation: ``inductive``, ``support`` or ``transductive``.
+
+    Raises:
+        OptionError: an unknown encoder or policy.
+        DataError: the encoder can't take the input shape.
+    """
+
+    needs = Needs(
+        kinds=("classification",),
+        semantics="optional",
+        variable_way=True,
+        zero_shot=True,
+        exact_gradient=True,
+        invariant={"labels", "order"},
+    )
+    training_defaults = Training(
+        lr=2e-3, schedule="cosine", iterations=400, tasks={"way": 20, "shot": 1, "query": 5}
+    )
+
+    def __init__(
+        self,
+        spec: TaskSpec,
+        *,
+        encoder: EncoderChoice = "auto",
+        width: int = 64,
+        normalisation: Normalisation = "inductive",
+    ) -> None:
+        super().__init__()
+        self.encoder = build_encoder(encoder, spec.input_shape, normalisation, width)
+        self.needs = attrs.evolve(type(self).needs, queries=self.encoder.queries)
+        self.describe: nn.Module | None = None
+        if spec.semantics_shape is not None:
+            with torch.no_grad():
+                D = self.encoder.eval()(torch.zeros(1, 1, *spec.input_shape)).shape[-1]
+            self.describe = nn.Linear(spec.semantics_shape[0], D)
+
+    def prototypes(self, z: Tensor, support: Support) -> Tensor:
+        """Support embeddings ``z`` [B, S, D] -> p_c = the mean over class c [B, N, D] (eq. 1), or from semantics."""
+        if z.shape[1] == 0:
+            assert self.describe is not None and support.semantics is not None
+            return F.normalize(self.describe(support.semantics), dim=-1)
+        return class_means(z, support.y, support.way or 0)
+
+    def meta_gradient(self, episodes: Episode) -> Metrics:
+        """Algorithm 1: J = -log p(y = c | x), with p the softmax over minus squared distances (eq. 2)."""
+        support, query = episodes.support, episodes.query
+        z = self.encoder(torch.cat([support.x, query.x], 1)).float()  # both are normalised together
+        z_support, z_query = z[:, : support.x.shape[1]], z[:, support.x.shape[1] :]
+        logits = prototypical_logits(z_query, self.prototypes(z_support, support))
+        loss = F.cross_entropy(logits.flatten(0, 1), query.y.flatten())
+        loss.backward()  # type: ignore[no-untyped-call]
+        accuracy = (logits.argmax(-1) == query.y).float().mean()
+        return {"loss": loss.detach(), "accuracy": accuracy}
+
+    def adapt(self, support: Support) -> Predictor:
+        """Prototypes from the support; logits of queries [B, n, N] are minus squared distances to them."""
+        embed = self.encoder.given(support.x)
+
+        def predict(x: Tensor) -> Tensor:
+            z_support, z_query = embed(x)
+            return prototypical_logits(z_query.float(), self.prototypes(z_support.float(), support))
+
+        return predict
+
+    def embed(self, x: Tensor) -> Tensor:
+        """``x`` [.., \\*input] -> embeddings [.., D] (ability ``Embeds``)."""
+        z: Tensor = self.encoder(x)
+        return z

@@ -1,0 +1,3 @@
+from kshot.errors import Unavailable
+
+raise Unavailable("no such device in this machine")

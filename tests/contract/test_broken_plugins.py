@@ -1,0 +1,405 @@
+"""Every state and error of a plugin, with real distributions: built from ``plugins/``, installed by pip.
+
+Each observation is made in a process of its own, in which all of them are installed side by side.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SOURCES = Path(__file__).with_name("plugins")
+
+BUILD = """
+import os, sys
+from hatchling.build import build_wheel
+out, *folders = sys.argv[1:]
+for folder in folders:
+    os.chdir(folder)
+    build_wheel(out)
+"""
+
+OBSERVE = """
+import json, sys
+import kshot.registry as registry
+from kshot.errors import KshotError
+
+def error_of(function, *args, **options):
+    try:
+        function(*args, **options)
+    except KshotError as exc:
+        cause = exc.__cause__
+        return {"type": type(exc).__name__, "text": str(exc), "cause": f"{type(cause).__name__}: {cause}"}
+    return None
+
+def state_of(name):
+    listed = [plugin for plugin in registry.plugins() if plugin.name == name]
+    return [[plugin.state, plugin.reason] for plugin in listed]
+
+result = None
+"""
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which every distribution of ``plugins/`` is installed, and two are then half removed."""
+    work = tmp_path_factory.mktemp("contract")
+    sources, wheels, site = work / "sources", work / "wheels", work / "site"
+    shutil.copytree(SOURCES, sources)
+    wheels.mkdir()
+    folders = sorted(map(str, sources.iterdir()))
+    subprocess.run(
+        [sys.executable, "-c", BUILD, str(wheels), *folders], check=True, capture_output=True, text=True
+    )
+    install = [
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-index",
+        "--no-deps",
+        "--no-compile",
+        "--target",
+        str(site),
+    ]
+    built = sorted(map(str, wheels.glob("*.whl")))
+    assert len(built) == len(folders)
+    subprocess.run([sys.executable, *install, *built], check=True, capture_output=True, text=True)
+    shutil.rmtree(site / "kshot_stale")
+    (site / "kshot_halved/data/tasks.py").unlink()
+    return site
+
+
+class Observer:
+    """Runs lines in a fresh process that sees the installed distributions, and returns their ``result``."""
+
+    def __init__(self, site: Path) -> None:
+        self.site = site
+
+    def __call__(self, *lines: str, **environment: str) -> Any:
+        path = os.pathsep.join(filter(None, [str(self.site), os.environ.get("PYTHONPATH", "")]))
+        env = {**os.environ, "KSHOT_DISABLE": "", **environment, "PYTHONPATH": path}
+        program = "\n".join([OBSERVE, *lines, "print(json.dumps(result))"])
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="session")
+def observe(site: Path) -> Observer:
+    return Observer(site)
+
+
+@pytest.fixture(scope="session")
+def listed(observe: Observer) -> dict[str, Any]:
+    """Name -> state and reason, as listed before anything was imported; and what the listing had imported."""
+    result: dict[str, Any] = observe(
+        "rows = [[p.name, p.distribution, p.state, p.reason] for p in registry.plugins()]",
+        "ours = {p.target.partition(':')[0].partition('.')[0] for p in registry.plugins() if not p.builtin}",
+        "imported = sorted(ours & set(sys.modules))",
+        "result = {'rows': rows, 'plugins': imported, 'torch': 'torch' in sys.modules}",
+    )
+    return result
+
+
+def state(listed: dict[str, Any], name: str) -> tuple[str, str]:
+    """State and reason of the only plugin with this name."""
+    [(_, _, found, reason)] = [row for row in listed["rows"] if row[0] == name]
+    return found, reason
+
+
+def test_listing_imports_no_plugin_and_no_torch(listed: dict[str, Any]) -> None:
+    """Or one slow or broken plugin would spoil ``kshot list`` for all."""
+    assert listed["plugins"] == []
+    assert listed["torch"] is False
+
+
+def test_good_plugins_are_ok_beside_every_broken_one(listed: dict[str, Any], observe: Observer) -> None:
+    """One broken plugin never stops another: what is sound loads and builds after all others were tried."""
+    assert state(listed, "good") == ("ok", "")
+    assert state(listed, "good-learner") == ("ok", "")
+    result = observe(
+        "failed = {p.name for p in registry.plugins() if error_of(registry.load, p.name)}",
+        "tasks = registry.tasks('good', way=7)",
+        "result = [sorted(failed), tasks.way, registry.tasks('fine').way]",
+    )
+    refused = """aliased attributeless deviceless doubled exiting halved malformed needy newer older plain
+        raising slip stale twice"""
+    assert set(refused.split()) <= set(result[0])
+    assert not {"good", "good-learner", "manifestless", "choosy", "hollow", "cpu"} & set(result[0])
+    assert result[1:] == [7, 5]
+
+
+def test_no_manifest_is_allowed(listed: dict[str, Any], observe: Observer) -> None:
+    """The manifest is a third rung: an entry point alone makes a plugin, of API level 1, without summary."""
+    assert state(listed, "manifestless") == ("ok", "")
+    lines = "p = registry.find('manifestless'); result = [p.api_level, p.summary, p.kinds, p.lifecycle]"
+    assert observe(lines) == [1, "", [], "stable"]
+
+
+def test_manifest_is_read_without_importing(observe: Observer) -> None:
+    """Summary, kinds and aliases are shown by the list, which imports nothing."""
+    result = observe(
+        "p = registry.find('fine')",
+        "result = [p.name, p.version, p.summary, p.kinds, p.aliases, 'kshot_good' in sys.modules]",
+    )
+    assert result == ["good", "1.0", "Tasks of no content", ["classification"], ["fine"], False]
+
+
+def test_import_that_raises_is_broken_and_its_cause_is_chained(
+    listed: dict[str, Any], observe: Observer
+) -> None:
+    """Asking for it raises the original cause; the list then remembers it with the traceback."""
+    assert state(listed, "raising")[0] == "ok"  # nothing but importing it could tell
+    error, after, again = observe(
+        "error = error_of(registry.tasks, 'raising')",
+        "after = state_of('raising')",
+        "result = [error, after, error_of(registry.tasks, 'raising')]",
+    )
+    assert error["type"] == "PluginError"
+    assert error["cause"] == "RuntimeError: the tables could not be prepared"
+    assert "tasks 'raising' (kshot-raising 1.0) is broken" in error["text"]
+    assert "the tables could not be prepared" in error["text"]
+    [(found, reason)] = after
+    assert found == "broken"
+    assert "RuntimeError: the tables could not be prepared" in reason.splitlines()[0]
+    assert "in prepare" in reason
+    assert "registry.py" not in reason  # the traceback is the plugin's, not ours
+    assert again == error
+
+
+def test_import_that_exits_does_not_end_the_process(observe: Observer) -> None:
+    """A plugin's import may not decide that the program is over."""
+    error = observe("result = error_of(registry.load, 'exiting')")
+    assert error["type"] == "PluginError"
+    assert error["cause"] == "SystemExit: enough"
+
+
+def test_entry_point_to_a_missing_attribute_is_broken(observe: Observer) -> None:
+    """The module is there, the name in it is not: the AttributeError is the cause."""
+    error = observe("result = error_of(registry.load, 'attributeless')")
+    assert error["type"] == "PluginError"
+    assert "has no attribute 'Tusks'" in error["cause"]
+
+
+def test_newer_api_level_is_incompatible_and_never_imported(
+    listed: dict[str, Any], observe: Observer
+) -> None:
+    """What a newer manifest says besides is not ours to judge; the way out is a newer kshot."""
+    assert state(listed, "newer") == (
+        "incompatible",
+        "needs API level 2, this kshot speaks 1: pip install -U kshot",
+    )
+    error, imported = observe("result = [error_of(registry.load, 'newer'), 'kshot_newer' in sys.modules]")
+    assert error["type"] == "PluginError"
+    assert "pip install -U kshot" in error["text"]
+    assert imported is False
+
+
+def test_older_api_level_is_incompatible(listed: dict[str, Any]) -> None:
+    """There the plugin is what wants an update."""
+    found, reason = state(listed, "older")
+    assert found == "incompatible"
+    assert reason.endswith("pip install -U kshot-older")
+
+
+def test_name_claimed_by_two_distributions_is_refused_for_both(
+    listed: dict[str, Any], observe: Observer
+) -> None:
+    """Never first or last wins, which would hang on the order of installation; both are named."""
+    rows = [row for row in listed["rows"] if row[0] == "twice"]
+    assert sorted(row[1] for row in rows) == ["kshot-first", "kshot-second"]
+    for _, _, found, reason in rows:
+        assert found == "duplicate"
+        assert "kshot-first 1.0" in reason
+        assert "kshot-second 1.0" in reason
+    error = observe("result = error_of(registry.tasks, 'twice')")
+    assert error["type"] == "PluginError"
+    assert "kshot-first" in error["text"]
+    assert "kshot-second" in error["text"]
+
+
+def test_disabling_one_distribution_ends_the_duplicate(observe: Observer) -> None:
+    """The way out that the message offers, where both must stay installed."""
+    result = observe(
+        "result = [registry.load('twice').__module__, state_of('twice')]", KSHOT_DISABLE="kshot-second"
+    )
+    assert result == ["kshot_first", [["ok", ""], ["disabled", "KSHOT_DISABLE names it"]]]
+
+
+def test_name_claimed_in_two_groups_of_one_distribution_is_refused(listed: dict[str, Any]) -> None:
+    """Names are unique across all groups, so that `kshot info NAME` and nested options have one meaning."""
+    rows = [row for row in listed["rows"] if row[0] == "doubled"]
+    assert [row[2] for row in rows] == ["duplicate", "duplicate"]
+    assert all("learners" in row[3] and "tasks" in row[3] for row in rows)
+
+
+def test_alias_is_as_unique_as_a_name(listed: dict[str, Any]) -> None:
+    """Or it would be a way round the rule above."""
+    for name in ("aliased", "plain"):
+        found, reason = state(listed, name)
+        assert found == "duplicate"
+        assert reason.startswith("'plain' is claimed by")
+
+
+def test_builtin_can_not_be_overridden(listed: dict[str, Any], observe: Observer) -> None:
+    """A plugin that claims `cpu` or `progress` is a duplicate; the built-in stays what it is."""
+    for name in ("cpu", "progress"):
+        rows = {row[1]: row[2:] for row in listed["rows"] if row[0] == name}
+        assert rows["kshot"] == ["ok", ""]
+        assert rows["kshot-usurper"][0] == "duplicate"
+        assert "built into kshot" in rows["kshot-usurper"][1]
+    targets = observe("result = [registry.find(n).target for n in ('cpu', 'progress')]")
+    assert targets == ["kshot.backends:Cpu", "kshot.hooks:Progress"]
+    error = observe("result = error_of(registry.tasks, 'progress')")
+    assert error["type"] == "PluginError"
+
+
+def test_disabled_by_the_environment(observe: Observer) -> None:
+    """By name, alias too, read when asked: no import, no uninstall, and gone with the variable."""
+    found, error, imported, other, later = observe(
+        "import os",
+        "first = state_of('good')",
+        "error = error_of(registry.tasks, 'good')",
+        "imported = 'kshot_good' in sys.modules",
+        "other = state_of('good-learner')",
+        "del os.environ['KSHOT_DISABLE']",
+        "result = [first, error, imported, other, state_of('good')]",
+        KSHOT_DISABLE="raising, fine",
+    )
+    assert found == [["disabled", "KSHOT_DISABLE names it"]]
+    assert error["type"] == "PluginError"
+    assert "KSHOT_DISABLE" in error["text"]
+    assert imported is False
+    assert other == later == [["ok", ""]]
+
+
+def test_unknown_and_ill_typed_options_are_refused_together(observe: Observer) -> None:
+    """All at once, with the list of valid ones: a user corrects a command once, not three times."""
+    error = observe("result = error_of(registry.tasks, 'good', wya=3, way='five', noise=True, order='sort')")
+    assert error["type"] == "OptionError"
+    assert "tasks 'good' (kshot-good 1.0)" in error["text"]
+    assert "wya: unknown option; did you mean 'way'?" in error["text"]
+    assert "way: expected int, got 'five' (str)" in error["text"]
+    assert "noise: expected float, got True (bool)" in error["text"]
+    assert "order: expected one of 'random', 'sorted', got 'sort'; did you mean 'sorted'?" in error["text"]
+    assert "way: int = 5  classes an episode." in error["text"]
+    assert "order: 'random' | 'sorted' = 'random'" in error["text"]
+
+
+def test_stale_entry_point_is_seen_by_the_list(listed: dict[str, Any], observe: Observer) -> None:
+    """A half-removed distribution is told without importing it; the cause is then the import's error."""
+    for name, module in (("stale", "kshot_stale"), ("halved", "kshot_halved.data.tasks")):
+        found, reason = state(listed, name)
+        assert found == "broken"
+        assert f"module {module} is not there" in reason
+        assert f"pip uninstall kshot-{name}" in reason
+        error = observe(f"result = error_of(registry.load, {name!r})")
+        assert error["type"] == "PluginError"
+        assert error["cause"] == f"ModuleNotFoundError: No module named '{module}'"
+        assert f"pip install --force-reinstall kshot-{name}" in error["text"]
+
+
+def test_malformed_manifest_is_broken_with_file_and_line(listed: dict[str, Any], observe: Observer) -> None:
+    """The list never raises for it, and says where to look."""
+    found, reason = state(listed, "malformed")
+    assert found == "broken"
+    assert "plugin.toml, line 4: not valid TOML" in reason
+    error = observe("result = error_of(registry.load, 'malformed')")
+    assert error["type"] == "PluginError"
+    assert error["cause"].startswith("ManifestError: ")
+
+
+def test_unknown_key_of_a_manifest_is_broken(listed: dict[str, Any]) -> None:
+    """A slip of the pen is shown to its author, not swallowed."""
+    found, reason = state(listed, "slip")
+    assert found == "broken"
+    assert "plugin.toml, line 4: unknown key 'sumary' in [tasks.slip]; did you mean 'summary'?" in reason
+
+
+def test_missing_requirement_is_unavailable_with_the_install_line(
+    listed: dict[str, Any], observe: Observer
+) -> None:
+    """The manifest names what must be there, so the list can tell without importing."""
+    found, reason = state(listed, "needy")
+    assert found == "unavailable"
+    assert reason == "needs a_module_that_is_nowhere, not installed: pip install a_module_that_is_nowhere"
+    error = observe("result = error_of(registry.load, 'needy')")
+    assert error["type"] == "Unavailable"
+    assert reason in error["text"]
+
+
+def test_unavailable_raised_at_import_is_the_state(observe: Observer) -> None:
+    """What a plugin finds missing is no fault of it, and its words are the reason."""
+    error, after = observe("result = [error_of(registry.load, 'deviceless'), state_of('deviceless')]")
+    assert error["type"] == "Unavailable"
+    assert error["cause"] == "Unavailable: no such device in this machine"
+    assert "backend 'deviceless' (kshot-deviceless 1.0) is unavailable" in error["text"]
+    assert after == [["unavailable", "no such device in this machine"]]
+
+
+def test_unavailable_raised_when_built_says_who(observe: Observer) -> None:
+    """Other options may work, so that the plugin's state stays ok."""
+    error, after = observe("result = [error_of(registry.backend, 'choosy', index=3), state_of('choosy')]")
+    assert error["type"] == "Unavailable"
+    assert error["text"] == "backend 'choosy' (kshot-choosy 1.0) is unavailable: no device number 3"
+    assert after == [["ok", ""]]
+
+
+def test_factory_that_returns_something_else_is_refused(observe: Observer) -> None:
+    """At the door, with the plugin's name, and not somewhere inside a training loop."""
+    error = observe("result = error_of(registry.tasks, 'hollow')")
+    assert error["type"] == "PluginError"
+    assert (
+        "tasks 'hollow' (kshot-hollow 1.0): its factory returned a int, which has no spec and no sample"
+        in error["text"]
+    )
+
+
+def test_unknown_name_suggests_what_is_installed_or_to_install(observe: Observer) -> None:
+    """Did you mean, the group it is really in, and the install line of a first-party plugin."""
+    near, group, install = observe(
+        "near = error_of(registry.tasks, 'godo')",
+        "group = error_of(registry.learner, 'good', None)",
+        "result = [near, group, error_of(registry.learner, 'concept-space', None)]",
+    )
+    assert {near["type"], group["type"], install["type"]} == {"UnknownPluginError"}
+    assert near["text"] == "no tasks are called 'godo'; did you mean 'good'?"
+    assert group["text"] == "'good' is tasks, not a learner: kshot.tasks('good')"
+    assert install["text"].endswith("pip install kshot-concept-space")
+
+
+def test_learner_is_initialised_by_its_seed_alone(observe: Observer) -> None:
+    """Same seed, same parameters, whatever was drawn before; the process's random state stays as it was."""
+    result = observe(
+        "import torch",
+        "from kshot.spec import TaskSpec",
+        "spec = TaskSpec('classification', (1, 4, 4), way=5, shot=1, query=1)",
+        "torch.manual_seed(1)",
+        "before = torch.get_rng_state()",
+        "one = registry.learner('good-learner', spec, seed=7)",
+        "same = torch.equal(before, torch.get_rng_state())",
+        "torch.rand(5)",
+        "two = registry.learner('good-learner', spec, seed=7, scale=2)",
+        "plain = registry.learner('good-learner', spec)",
+        "zero = registry.learner('good-learner', spec, seed=0)",
+        "how = registry.built(two)",
+        "other = TaskSpec('regression', (1,), shot=1, query=1)",
+        "misfit = error_of(registry.learner, 'good-learner', other)",
+        "result = [same, torch.equal(2 * one.weight, two.weight), torch.equal(one.weight, plain.weight),",
+        "    torch.equal(plain.weight, zero.weight),",
+        "    how.plain(), how.distribution, how.version, how.seed, misfit]",
+    )
+    assert result[:4] == [True, True, False, True]
+    assert result[4:8] == [{"name": "good-learner", "scale": 2.0}, "kshot-good", "1.0", 7]
+    assert result[8]["type"] == "MisfitError"
+    assert "learner 'good-learner' (kshot-good 1.0) does not fit these tasks" in result[8]["text"]

@@ -1,0 +1,124 @@
+"""plugin.toml: what it may say, and how it is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kshot.manifest import Entry, Manifest, ManifestError, parse, read
+
+WHOLE = """
+api_level = 1
+lifecycle = "incubating"
+requires = ["torchaudio", "sklearn.cluster"]
+
+[learners.protonet]
+summary = "Prototypical   networks"
+kinds = ["classification", "regression"]
+paper = "arXiv:1703.05175"
+aliases = ["prototypical"]
+
+[tasks.sounds]
+"""
+
+
+def test_whole_manifest_is_read() -> None:
+    """Every key there is."""
+    assert parse(WHOLE) == Manifest(
+        api_level=1,
+        lifecycle="incubating",
+        requires=("torchaudio", "sklearn.cluster"),
+        entries={
+            ("learners", "protonet"): Entry(
+                "Prototypical networks",
+                ("classification", "regression"),
+                "arXiv:1703.05175",
+                ("prototypical",),
+            ),
+            ("tasks", "sounds"): Entry(),
+        },
+    )
+
+
+def test_api_level_alone_is_enough() -> None:
+    """All the rest has a harmless default."""
+    assert parse("api_level = 1") == Manifest(1, "stable", (), {})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "m.toml: api_level is missing; this kshot speaks api_level = 1"),
+        ('api_level = "1"', "m.toml, line 1: api_level must be an integer, got '1'"),
+        ("api_level = true", "m.toml, line 1: api_level must be an integer, got True"),
+        (
+            "api_level = 1\nlifecycle = 'old'",
+            "m.toml, line 2: lifecycle must be one of stable, incubating, got 'old'",
+        ),
+        (
+            "api_level = 1\nrequires = 'torch'",
+            "m.toml, line 2: requires must be a list of strings, got 'torch'",
+        ),
+        ("api_level = 1\nrequires = [1]", "m.toml, line 2: requires must be a list of strings, got [1]"),
+        (
+            "api_level = 1\n\n[learner.x]",
+            "m.toml, line 3: unknown key 'learner'; did you mean 'learners'? "
+            "(known: api_level, lifecycle, requires, learners, tasks, memories, backends, hooks)",
+        ),
+        (
+            "api_level = 1\n[tasks.a]\nsummary = 'x'\n[tasks.b]\nsummary = 'x'\nkind = ['control']",
+            "m.toml, line 6: unknown key 'kind' in [tasks.b]; did you mean 'kinds'? "
+            "(known: summary, kinds, paper, aliases)",
+        ),
+        (
+            "api_level = 1\n[tasks.a]\nkinds = ['klassification']",
+            "m.toml, line 3: kinds of [tasks.a] has 'klassification'; did you mean 'classification'? "
+            "(known: classification, regression, sequence, control, objective)",
+        ),
+        (
+            "api_level = 1\n[tasks.b]\nsummary = 'x'\n[tasks.a]\nsummary = 3",
+            "m.toml, line 5: summary of [tasks.a] must be a string, got 3",
+        ),
+        (
+            "api_level = 1\n[tasks.a]\naliases = 'b'",
+            "m.toml, line 3: aliases must be a list of strings, got 'b'",
+        ),
+        ("api_level = 1\n[tasks]\na = 3", "m.toml, line 3: tasks.a must be a table [tasks.a], got 3"),
+        ("api_level = 1\ntasks = 3", "m.toml, line 2: tasks must be tables [tasks.NAME], got 3"),
+    ],
+)
+def test_what_it_can_not_say_is_refused_with_the_line(text: str, message: str) -> None:
+    """A slip of the pen is found by its author, who is told where."""
+    with pytest.raises(ManifestError) as caught:
+        parse(text, where="m.toml")
+    assert str(caught.value) == message
+
+
+def test_text_that_is_no_toml_is_refused_with_the_line() -> None:
+    """tomllib's own position, brought to the front."""
+    with pytest.raises(ManifestError, match=r"^m\.toml, line 2: not valid TOML: "):
+        parse("api_level = 1\n[tasks", where="m.toml")
+
+
+@pytest.mark.parametrize("level", [0, 2])
+def test_manifest_of_another_api_level_is_not_judged(level: int) -> None:
+    """What its keys mean is not known here; the level is what the registry refuses, with the right advice."""
+    tables = "[tasks.a]\nsummary = 'later'\nkinds = 7\n[tasks.b]\nsummary = 1\n[hooks]\nx = 1"
+    text = f"api_level = {level}\nnew = 1\n{tables}"
+    assert parse(text) == Manifest(
+        api_level=level,
+        entries={("tasks", "a"): Entry(summary="later"), ("tasks", "b"): Entry(), ("hooks", "x"): Entry()},
+    )
+
+
+def test_file_that_can_not_be_read_is_refused_by_name(tmp_path: Path) -> None:
+    """Missing, or not text."""
+    with pytest.raises(ManifestError, match=r"missing\.toml: can't be read: No such file"):
+        read(tmp_path / "missing.toml")
+    path = tmp_path / "plugin.toml"
+    path.write_bytes(b"api_level = 1 # \xff")
+    with pytest.raises(ManifestError, match=r"plugin\.toml: not UTF-8 text"):
+        read(path)
+    path.write_text("api_level = 1", encoding="utf-8")
+    assert read(path) == Manifest()

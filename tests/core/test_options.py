@@ -1,0 +1,327 @@
+"""Options: read from a factory's signature, checked by its annotations."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, Protocol
+
+import attrs
+import numpy as np
+import pytest
+
+from kshot.errors import OptionError
+from kshot.options import Option, Raw, options_of, parse_literal, type_text, validate
+
+if TYPE_CHECKING:
+    from nowhere import Unimported  # type: ignore[import-not-found]
+
+
+class Encoder(Protocol):
+    def encode(self, x: Any) -> Any: ...
+
+
+class Owner:
+    def __init__(self, *, root: Path | None = None) -> None: ...
+
+
+class Flat:
+    def encode(self, x: Any) -> Any:
+        return x
+
+
+def learner(  # type: ignore[no-untyped-def]
+    spec: Any,
+    width: int,
+    lr: float = 0.1,
+    *,
+    steps: int | None = None,
+    root: Path | None = None,
+    name: str = "x",
+    fast: bool = False,
+    loss: Literal["mse", "mae", 3] = "mse",
+    shape: tuple[int, int] = (1, 2),
+    sizes: tuple[int, ...] = (),
+    names: list[str] | None = None,
+    rates: Sequence[float] = (),
+    table: Mapping[str, int] | None = None,
+    act: Callable[[int], int] = abs,
+    encoder: Encoder | None = None,
+    either: Optional[int | str] = None,  # noqa: UP045 -- the old spelling must work too
+    noted: Annotated[int, "a note"] = 1,
+    lost: Unimported | None = None,
+    free=None,
+) -> None:
+    """Learns.
+
+    Args:
+        spec: of the tasks.
+        width: of the hidden layers,
+            all of them.
+        lr (float): the inner rate.
+        steps: how many.
+    """
+
+
+def check(**given: Any) -> dict[str, Any]:
+    return validate(learner, given, who="learner 'it'", skip_positional=1, missing_ok=("width",))
+
+
+def refused(**given: Any) -> str:
+    with pytest.raises(OptionError) as caught:
+        check(**given)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("5", 5),
+        ("-3", -3),
+        ("1e-3", 0.001),
+        (".5", 0.5),
+        ("5.", 5.0),
+        ("true", True),
+        ("False", False),
+        ("none", None),
+        ("None", None),
+        ("[1, 2]", [1, 2]),
+        ('["a", "b"]', ["a", "b"]),
+        ("{lr = 0.1}", {"lr": 0.1}),
+        ('"5"', "5"),
+        ("omniglot", "omniglot"),
+        ("../data/a b.zip", "../data/a b.zip"),
+        ("", ""),
+        ("2024-01-02", "2024-01-02"),
+        ("007", "007"),
+        ("1\nother = 2", "1\nother = 2"),
+        ("a = 3", "a = 3"),
+    ],
+)
+def test_literal_is_toml_or_the_text_itself(text: str, value: Any) -> None:
+    """A flag means what the same text means in a TOML file; what is no TOML is a string, and so are dates."""
+    parsed = parse_literal(text)
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+def test_options_are_the_keyword_parameters_after_the_leading_ones() -> None:
+    """The protocol's own arguments (a learner's spec) are no options."""
+    options = {option.name: option for option in options_of(learner, skip_positional=1)}
+    assert "spec" not in options
+    assert options["width"] == Option("width", int, None, True, "of the hidden layers, all of them.")
+    assert options["lr"] == Option("lr", float, 0.1, False, "the inner rate.")
+    assert options["steps"].type == "int | None"
+    assert str(options["loss"]) == "loss: 'mse' | 'mae' | 3 = 'mse'"
+    assert str(options["width"]) == "width: int (required)"
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "taken"),
+    [
+        ("width", 3, 3),
+        ("width", np.int64(3), 3),
+        ("lr", 1, 1.0),
+        ("lr", np.float32(0.5), 0.5),
+        ("steps", None, None),
+        ("steps", 2, 2),
+        ("root", "a/b", Path("a/b")),
+        ("root", Path("c"), Path("c")),
+        ("fast", True, True),
+        ("loss", "mae", "mae"),
+        ("loss", 3, 3),
+        ("shape", [3, 4], (3, 4)),
+        ("sizes", [1, 2, 3], (1, 2, 3)),
+        ("sizes", [], ()),
+        ("names", ("a", "b"), ["a", "b"]),
+        ("rates", [1, 0.5], (1.0, 0.5)),
+        ("table", {"a": 1}, {"a": 1}),
+        ("act", len, len),
+        ("either", 5, 5),
+        ("either", "five", "five"),
+        ("noted", 4, 4),
+        ("lost", "anything", "anything"),
+        ("free", {1, 2}, {1, 2}),
+    ],
+)
+def test_fitting_value_comes_back_in_the_type_of_its_parameter(name: str, given: Any, taken: Any) -> None:
+    """So that a factory never meets a list where its signature says tuple."""
+    value = check(**{name: given})[name]
+    assert value == taken
+    assert type(value) is type(taken)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("width", True, "expected int, got True (bool)"),
+        ("width", 5.0, "expected int, got 5.0 (float)"),
+        ("width", "5", "expected int, got '5' (str)"),
+        ("lr", "fast", "expected float, got 'fast' (str)"),
+        ("lr", False, "expected float, got False (bool)"),
+        ("lr", None, "expected float, got None (NoneType)"),
+        ("steps", "many", "expected int, got 'many' (str) (or None)"),
+        ("steps", 1.5, "expected int | None, got 1.5 (float)"),
+        ("root", 3, "expected Path | None, got 3 (int)"),
+        ("name", 3, "expected str, got 3 (int)"),
+        ("fast", 1, "expected bool (true or false), got 1 (int)"),
+        ("loss", "mes", "expected one of 'mse', 'mae', 3, got 'mes'; did you mean 'mse'?"),
+        ("loss", 3.0, "expected one of 'mse', 'mae', 3, got 3.0"),
+        ("shape", [1, 2, 3], "expected tuple[int, int] of 2 values, got [1, 2, 3] (list)"),
+        ("shape", "12", "expected tuple[int, int], got '12' (str)"),
+        ("sizes", [1, "a"], "expected tuple[int, ...], got [1, 'a']: in it expected int, got 'a' (str)"),
+        ("sizes", 3, "expected tuple[int, ...], got 3 (int)"),
+        ("rates", "123", "expected Sequence[float], got '123' (str)"),
+        (
+            "table",
+            {"a": "b"},
+            "expected Mapping[str, int], got {'a': 'b'}: in it expected int, got 'b' (str) (or None)",
+        ),
+        ("act", 3, "expected a callable, got 3 (int)"),
+        ("encoder", 3, "expected Encoder | None, got 3 (int)"),
+        ("encoder", "conv4", "expected Encoder, got 'conv4' (str) (or None)"),
+        ("either", [1], "expected int | str | None, got [1] (list)"),
+    ],
+)
+def test_ill_typed_value_is_refused_with_what_was_expected(name: str, given: Any, message: str) -> None:
+    """A bool is no int, an integral float is no int, a string is no sequence: nothing is guessed."""
+    assert refused(**{name: given}).splitlines()[0] == f"learner 'it': {name}: {message}"
+
+
+def test_object_passes_for_a_protocol() -> None:
+    """What a protocol demands is checked by who uses it; only plain values are out of the question."""
+    encoder = Flat()
+    assert check(encoder=encoder) == {"encoder": encoder}
+
+
+def test_object_of_a_class_is_checked_by_isinstance() -> None:
+    """Annotations other than plain types are classes."""
+
+    def factory(when: datetime.date = datetime.date.max) -> None: ...
+
+    today = datetime.date(2026, 11, 24)
+    # Locals of a test are out of reach of string annotations, module globals are not.
+    assert validate(factory, {"when": today}, who="it") == {"when": today}
+    with pytest.raises(OptionError, match=r"when: expected date, got 5 \(int\)"):
+        validate(factory, {"when": 5}, who="it")
+
+
+def test_all_that_is_wrong_is_said_at_once_with_the_list_of_options() -> None:
+    """A user corrects a command once."""
+    with pytest.raises(OptionError) as caught:
+        validate(learner, {"stepz": 1, "lr": "x"}, who="learner 'it'", skip_positional=1)
+    first, head, *table = str(caught.value).splitlines()
+    assert first == (
+        "learner 'it': stepz: unknown option; did you mean 'steps'?; lr: expected float, got 'x' (str); "
+        "width: missing, expected int"
+    )
+    assert head == "its options:"
+    assert table[0] == "  width: int (required)  of the hidden layers, all of them."
+    assert len(table) == 18  # all parameters but spec
+
+
+def test_leading_argument_can_not_be_given_as_an_option() -> None:
+    """``spec`` comes from the tasks."""
+    assert "spec: unknown option" in refused(spec=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "taken"),
+    [
+        ("width", "5", 5),
+        ("lr", "1e-3", 0.001),
+        ("lr", "2", 2.0),
+        ("steps", "none", None),
+        ("name", "2024", "2024"),
+        ("name", "none", "none"),
+        ("name", "true", "true"),
+        ("name", '"quoted"', "quoted"),
+        ("root", "2024", Path("2024")),
+        ("either", "5", 5),
+        ("loss", "mae", "mae"),
+        ("shape", "[1, 2]", (1, 2)),
+        ("free", "[1]", [1]),
+    ],
+)
+def test_text_of_a_flag_is_read_by_the_type_of_the_option(name: str, text: str, taken: Any) -> None:
+    """A folder may be called 2024 and a run 'none'."""
+    value = check(**{name: Raw(text)})[name]
+    assert value == taken
+    assert type(value) is type(taken)
+
+
+def test_text_of_a_flag_that_does_not_fit_is_refused() -> None:
+    """With the value as it was read."""
+    assert refused(width=Raw("5.5")).splitlines()[0] == "learner 'it': width: expected int, got 5.5 (float)"
+    assert (
+        refused(fast=Raw("yes"))
+        .splitlines()[0]
+        .endswith("fast: expected bool (true or false), got 'yes' (str)")
+    )
+
+
+def test_class_gives_the_options_of_its_init() -> None:
+    """Attrs classes, plain classes, inherited initialisers and partials are factories alike."""
+
+    class Plain:
+        def __init__(self, spec: Any, *, depth: int = 2) -> None:
+            """
+            Args:
+                depth: of the tree.
+            """
+
+    class Heir(Plain):
+        pass
+
+    @attrs.frozen
+    class Value:
+        way: int = 5
+        path: Path | None = None
+
+    expected = (Option("depth", int, 2, False, "of the tree."),)
+    assert options_of(Plain, skip_positional=1) == expected
+    assert options_of(Heir, skip_positional=1) == expected
+    assert [(o.name, o.annotation) for o in options_of(Value)] == [("way", int), ("path", Path | None)]
+    assert validate(functools.partial(learner, width=3), {}, who="it", skip_positional=1) == {}
+
+
+def test_inherited_initialiser_is_read_with_the_names_of_its_own_module() -> None:
+    """A plugin's class need not import what its parent's annotations mention."""
+    heir = type("Heir", (Owner,), {"__module__": "keyword"})
+    assert validate(heir, {"root": "a"}, who="it") == {"root": Path("a")}
+
+
+def test_factory_with_keyword_arguments_of_any_name_takes_them() -> None:
+    """``**kwargs`` is a factory's word that it knows what to do with them; named ones are still checked."""
+
+    def factory(way: int = 5, **more: Any) -> None: ...
+
+    assert validate(factory, {"way": 3, "x": Raw("[1]")}, who="it") == {"way": 3, "x": [1]}
+    with pytest.raises(OptionError, match="way: expected int"):
+        validate(factory, {"way": "a", "x": 1}, who="it")
+
+
+def test_factory_without_options_says_so() -> None:
+    """Instead of an empty list."""
+    with pytest.raises(OptionError, match=r"it: way: unknown option\nit takes no options$"):
+        validate(lambda: None, {"way": 3}, who="it")
+
+
+@pytest.mark.parametrize(
+    ("annotation", "text"),
+    [
+        (int, "int"),
+        (int | None, "int | None"),
+        (tuple[int, ...], "tuple[int, ...]"),
+        (Literal["a", 2], "'a' | 2"),
+        (Callable[[int], str], "Callable[[int], str]"),
+        (dict[str, list[float]], "dict[str, list[float]]"),
+        (Any, "any"),
+        (Path, "Path"),
+    ],
+)
+def test_type_is_written_as_a_reader_would(annotation: Any, text: str) -> None:
+    """No module paths in error messages."""
+    assert type_text(annotation) == text
