@@ -4,32 +4,29 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from kshot.backends import Cpu
-from kshot.episode import Episode, Examples, Predictor
-from kshot.errors import HookError, KshotError, MisfitError, OptionError, RunError, TrainingError
+from kshot.episode import Episode
+from kshot.errors import DataError, HookError, KshotError, MisfitError, OptionError, RunError, TrainingError
+from kshot.evaluation import Perturb, batches_of, describe, result_of, score_episodes
 from kshot.fit import check
+from kshot.gradient import MetaBatch, outer_steps
 from kshot.hookspecs import manager
 from kshot.kinds import KINDS
 from kshot.optim import Outer
-from kshot.protocols import Backend, Metrics, TaskDistribution
-from kshot.randomness import seeded
+from kshot.protocols import Backend, TaskDistribution
 from kshot.result import Result
 from kshot.run import RunFolder, load_checkpoint, save_checkpoint
 from kshot.sampling import check_episode
 from kshot.spec import Training
 from kshot.versions import versions
-
-EVALUATION_BUDGET = 700_000
-"""Input numbers of one evaluation batch: about 900 drawings of 28 x 28, whose conv4 activations fit the caches."""
 
 
 @attrs.define(eq=False)
@@ -191,115 +188,25 @@ class Engine:
 
     def _outer_step(self, split: str, total: int) -> dict[str, float]:
         """One meta-batch -> its mean gradient in ``.grad`` -> a step of the outer optimizer (several for generators)."""
-        optimizer, world = self.optimizer, self.backend.world
         first = self.iteration * self.meta_batch
         indices = range(first, first + self.meta_batch)
-        mine = indices if self.learner.needs.couples_tasks else indices[world.rank :: world.size]
-        if optimizer is not None:
-            for group in optimizer.param_groups:
+        batch = MetaBatch(self.tasks, split, indices, self.chunk, (self.seed, self.iteration))
+        if self.optimizer is not None:
+            for group in self.optimizer.param_groups:
                 group["lr"] = self.outer.rate(self.iteration, total)
-        rounds = self._rounds(split, mine)
-        metrics: dict[str, float] | None = None
-        while True:
-            self._zero_grad()
-            running = float_buffers(self.learner) if world.size > 1 or len(mine) > self.chunk else {}
-            found = next(rounds, None)
-            if found is None:
-                break
-            summed, tasks = found
-            if world.size > 1 and not self.learner.needs.couples_tasks:
-                summed = self._reduce(summed, tasks, running)
-            metrics = {name: float(value) for name, value in summed.items()}
+        metrics: Mapping[str, float] = {}
+        for metrics in outer_steps(self.learner, batch, self.backend):
             if bad := [n for n, v in metrics.items() if not math.isfinite(v)]:
                 raise TrainingError(
                     f"iteration {self.iteration + 1}: {', '.join(f'{n} is {metrics[n]}' for n in bad)} on episodes "
-                    f"{first}..{indices[-1]} of split {split!r}; lower the learning rate, clip gradients "
+                    f"{indices[0]}..{indices[-1]} of split {split!r}; lower the learning rate, clip gradients "
                     "(optimizer.clip), or look at these episodes: tasks.sample(split, indices)"
                 )
-            if optimizer is not None:
+            if self.optimizer is not None:
                 if self.outer.clip is not None:
                     nn.utils.clip_grad_norm_(self.parameters, self.outer.clip, error_if_nonfinite=True)
-                optimizer.step()
-        if metrics is None:
-            raise TrainingError(f"{type(self.learner).__name__}.meta_gradient yielded nothing; expected scalars")
-        return metrics
-
-    def _rounds(self, split: str, indices: Sequence[int]) -> Iterator[tuple[Mapping[str, float], int]]:
-        """For each outer step on this meta-batch: its gradient is in ``.grad``; yields (metrics, tasks).
-
-        Chunks are weighted by their number of tasks: ``.grad`` is kept as the mean over the chunks so far.
-        Generators of several chunks advance together.
-        """
-        chunks = [indices[i : i + self.chunk] for i in range(0, len(indices), self.chunk)]
-        generators: list[Iterator[Metrics] | None] = [None] * len(chunks)
-        started = False
-        while True:
-            mean: dict[str, float] = {}
-            done = 0
-            buffers = float_buffers(self.learner) if len(chunks) > 1 else {}
-            start = {n: b.clone() for n, b in buffers.items()}
-            total = {n: torch.zeros_like(b) for n, b in buffers.items()}
-            for c, chunk in enumerate(chunks):
-                if done:
-                    self._scale_grad(done / len(chunk))
-                for name, b in buffers.items():
-                    b.data.copy_(start[name])
-                metrics = self._ask(split, chunk, generators, c) if not started else next(generators[c] or iter(()), None)
-                if metrics is None:
-                    return
-                weight = len(chunk) / (done + len(chunk))
-                if done:
-                    self._scale_grad(weight)
-                for name, value in metrics.items():
-                    mean[name] = mean.get(name, 0.0) * (1 - weight) + float(value) * weight
-                for name, b in buffers.items():
-                    total[name] += b * (len(chunk) / len(indices))
-                done += len(chunk)
-            for name, b in buffers.items():
-                b.data.copy_(total[name])
-            yield mean, done
-            started = True
-            if not any(g is not None for g in generators):
-                return
-
-    def _ask(
-        self, split: str, chunk: Sequence[int], generators: list[Iterator[Metrics] | None], c: int
-    ) -> Metrics | None:
-        """The learner's answer for one chunk; where it is a generator, its first."""
-        episodes = self.backend.place(self.tasks.sample(split, chunk))
-        with seeded("training", self.seed, self.iteration, chunk[0]), self.backend.autocast():
-            answer = self.learner.meta_gradient(episodes)
-            if isinstance(answer, Iterator):
-                generators[c] = answer
-                return next(answer, None)
-        if not isinstance(answer, Mapping):
-            raise TrainingError(
-                f"{type(self.learner).__name__}.meta_gradient returned {type(answer).__name__}, expected a mapping of "
-                "scalars, e.g. {'loss': loss.detach()}, or a generator of them"
-            )
-        return answer
-
-    def _zero_grad(self) -> None:
-        for p in self.parameters:
-            p.grad = None
-
-    def _scale_grad(self, factor: float) -> None:
-        grads = [p.grad for p in self.parameters if p.grad is not None]
-        if grads and factor != 1:
-            torch._foreach_mul_(grads, factor)
-
-    def _reduce(self, metrics: Mapping[str, float], tasks: int, running: Mapping[str, Tensor]) -> Mapping[str, float]:
-        """Over the processes: gradients, metrics and running statistics become means weighted by tasks."""
-        world = self.backend.world
-        share = tasks / self.meta_batch
-        for p in self.parameters:
-            grad = torch.zeros_like(p) if p.grad is None else p.grad
-            p.grad = world.all_reduce(grad * share)
-        for b in running.values():
-            b.data.copy_(world.all_reduce(b.data * share))
-        names = sorted(metrics)
-        summed = world.all_reduce(torch.tensor([float(metrics[n]) * share for n in names], dtype=torch.float64))
-        return dict(zip(names, summed.tolist(), strict=True))
+                self.optimizer.step()
+        return dict(metrics)
 
     # --- Evaluation --------------------------------------------------------------------------------------------------
 
@@ -310,7 +217,7 @@ class Engine:
         split: str = "test",
         tasks: TaskDistribution | None = None,
         learner_options: Mapping[str, Any] | None = None,
-        perturb: Callable[[Predictor, Examples], Examples] | None = None,
+        perturb: Perturb | None = None,
         batch: int | None = None,
     ) -> Result:
         """Adapt to each of the first ``episodes`` episodes of ``split`` and score the predictions on its queries.
@@ -335,54 +242,30 @@ class Engine:
             raise OptionError(f"evaluate: episodes is {episodes}, expected at least 1")
         started = time.perf_counter()
         first = self.enter(used, split, 1)
-        kind = KINDS[used.spec.kind]
-        size = batch or evaluation_batch(first, used.spec.block if used.spec.varies else None)
         rows: dict[str, list[Tensor]] = {}
         was_training = learner.training
         learner.eval()
         try:
-            for i in range(0, episodes, size):
-                indices = range(i, min(i + size, episodes))
-                episode = self.backend.place(used.sample(split, indices))
-                for name, values in self._score(learner, kind.score, episode, perturb).items():
-                    rows.setdefault(name, []).append(values.detach().double().cpu())
-                self._call("evaluation_progress", done=indices[-1] + 1, episodes=episodes)
+            batches = batches_of(episodes, first, used, batch)
+            for done, scores in score_episodes(learner, used, split, batches, self.backend, perturb):
+                for name, values in scores.items():
+                    rows.setdefault(name, []).append(values)
+                self._call("evaluation_progress", done=done, episodes=episodes)
         finally:
             learner.train(was_training)
-        result = Result(
-            scores={name: join(values) for name, values in rows.items()},
-            kind=kind.name,
+        result = result_of(
+            rows,
+            learner=learner,
+            tasks=used,
             split=split,
-            tasks_seed=int(getattr(used, "seed", 0)),
+            backend=self.backend,
             seed=self.seed,
-            shape={n: used.spec.to_dict()[n] for n in ("way", "shot", "query")},
-            normalisation=normalisation_of(learner),
-            queries=learner.needs.queries,
-            learner=describe(learner),
-            tasks=describe(used),
-            backend=dict(self.backend.describe()),
-            versions=versions(learner, used, self.backend),
-            data=str(getattr(used, "fingerprint", "")),
             iteration=self.best.iteration if self.best.parameters is not None else self.iteration,
             perturbed=perturb is not None,
-            wall=time.perf_counter() - started,
+            started=started,
         )
         self._call("evaluation_end", iteration=self.iteration, result=result)
         return result
-
-    def _score(
-        self,
-        learner: Any,
-        score: Callable[[Predictor, Episode], dict[str, Tensor]],
-        episode: Episode,
-        perturb: Callable[[Predictor, Examples], Examples] | None,
-    ) -> dict[str, Tensor]:
-        """The learner sees the support alone (and query inputs where it declares so); only the scorer sees labels."""
-        with torch.no_grad(), self.backend.autocast():
-            predictor = learner.adapt(episode.for_adapting(learner.needs.queries))
-            if perturb is not None:
-                episode = attrs.evolve(episode, query=perturb(predictor, episode.query))
-            return score(predictor, episode)
 
     def _with_options(self, options: Mapping[str, Any]) -> Any:
         from kshot.registry import rebuild
@@ -406,8 +289,6 @@ class Engine:
     def enter(self, tasks: TaskDistribution, split: str, size: int) -> Episode:
         """The first meta-batch of a split, checked: malformed data are met before any compute, not hours later."""
         if split not in tasks.spec.splits:
-            from kshot.errors import DataError
-
             raise DataError(f"unknown split {split!r}; these tasks have {', '.join(tasks.spec.splits)}")
         episode = tasks.sample(split, range(size))
         if (id(tasks), split) not in self._entered:
@@ -598,42 +479,3 @@ def named_hooks(hooks: Sequence[Any] | Mapping[str, Any]) -> list[tuple[str, Any
     if isinstance(hooks, Mapping):
         return list(hooks.items())
     return [(h, build(h)) if isinstance(h, str) else (type(h).__name__, h) for h in hooks]
-
-
-def float_buffers(module: nn.Module) -> dict[str, Tensor]:
-    """A learner's floating-point buffers: running statistics, which are the engine's care."""
-    return {n: b for n, b in module.named_buffers() if b.is_floating_point()}
-
-
-def evaluation_batch(first: Episode, block: int | None) -> int:
-    """Episodes at once: what fits ``EVALUATION_BUDGET``, at most 64, within one block where the shape varies."""
-    size = max(1, first.support.x[0].numel() + first.query.x[0].numel())
-    wanted = min(64, max(1, EVALUATION_BUDGET // size))
-    return wanted if block is None else math.gcd(wanted, block)
-
-
-def join(values: Sequence[Tensor]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Score batches to one array; curves of different lengths are padded with NaN."""
-    arrays = [v.numpy() for v in values]
-    if len({a.shape[1:] for a in arrays}) > 1:
-        longest = max(a.shape[1] for a in arrays)
-        arrays = [np.pad(a, [(0, 0), (0, longest - a.shape[1])], constant_values=np.nan) for a in arrays]
-    return np.concatenate(arrays)
-
-
-def normalisation_of(learner: Any) -> str:
-    """The policy of the learner's encoders, or ``none`` where nothing is normalised by batch statistics."""
-    found = {
-        m.normalisation for m in learner.modules() if getattr(m, "has_batch_norm", False) and hasattr(m, "normalisation")
-    }
-    return "+".join(sorted(found)) if found else "none"
-
-
-def describe(component: Any) -> dict[str, Any]:
-    """Name and options of a component as the registry built it, else its class."""
-    from kshot.registry import built
-
-    made = built(component)
-    if made is None:
-        return {"class": f"{type(component).__module__}.{type(component).__qualname__}"}
-    return {"name": made.name, "options": dict(made.options)}

@@ -54,11 +54,14 @@ class Plan:
         what ``[training]`` says.
 
         Raises:
-            PluginError: learner or tasks can't be had.
+            PluginError: learner, tasks, backend or a hook can't be had.
             OptionError: an option of the optimizer is wrong.
         """
         factory = registry.load(str(config.learner["name"]), "learners")
         defaults = getattr(factory, "training_defaults", None)
+        for name in config.hook:
+            registry.load(name, "hooks")
+        registry.load(str(config.backend.get("name", "cpu")), "backends")
         tasks_factory = registry.load(str(config.tasks["name"]), "tasks")
         accepted = {option.name for option in options_of(tasks_factory)}
         own = {name: value for name, value in getattr(defaults, "tasks", {}).items() if name in accepted}

@@ -146,7 +146,7 @@ def resume(run: Path, *, quiet: bool) -> Outcome:
 
 
 def finish(plan: Plan, parts: Parts, engine: Engine, run: Path | None) -> Outcome:
-    """Train to the end, test, and write result.json; where nothing was left to train, an earlier one stays."""
+    """Train to the end, test, write result.json; where nothing was left to train, an earlier one stays."""
     began = engine.iteration
     started = time.perf_counter()
     engine.train(**{name: value for name, value in plan.engine.items() if name not in ENGINE})

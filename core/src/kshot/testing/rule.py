@@ -99,7 +99,9 @@ def rules(group: str | None = None) -> tuple[Rule, ...]:
         OptionError: there is no such group.
     """
     if group is not None and group not in MODULES:
-        raise OptionError(f"rules: no group is called {group!r}{did_you_mean(group, MODULES)}; there are {', '.join(MODULES)}")
+        raise OptionError(
+            f"rules: no group is called {group!r}{did_you_mean(group, MODULES)}; there are {', '.join(MODULES)}"
+        )
     for wanted in MODULES if group is None else (group,):
         importlib.import_module(MODULES[wanted])
     return tuple(rule for name in MODULES if group in (None, name) for rule in _RULES[name].values())

@@ -93,7 +93,8 @@ class WithMore:
         self.of, self.unlabelled, self.external = of, unlabelled, external
         self.seed = of.seed
         more = [name for name, n in (("unlabelled", unlabelled), ("external", external)) if n]
-        self.spec = attrs.evolve(of.spec, provides={*of.spec.provides, *more})
+        provides: Any = {*of.spec.provides, *more}
+        self.spec = attrs.evolve(of.spec, provides=provides)
 
     def sample(self, split: str, indices: Sequence[int]) -> Episode:
         """Episodes of the tasks below, with unlabelled [B, U, \\*input] and external [B, E, \\*input]."""
@@ -141,7 +142,9 @@ class Lines:
         w = normals(keys, "line", 1, 3)
         y = (x * w[..., :2]).sum(-1, keepdim=True) + w[..., 2:]
         k = self._shot
-        return Episode(Support(x[:, :k], y[:, :k], key=as_tensor(keys)), Examples(x[:, k:], y[:, k:]), origin=origin)
+        return Episode(
+            Support(x[:, :k], y[:, :k], key=as_tensor(keys)), Examples(x[:, k:], y[:, k:]), origin=origin
+        )
 
 
 # --- Sequences -------------------------------------------------------------------------------------------------------
@@ -160,13 +163,14 @@ class LabelStream:
 
     def __init__(self, way: int = 3, length: int = 8, seed: int = 0) -> None:
         self.seed = seed
+        provides: Any = {"stream"}
         self.spec = TaskSpec(
             kind="sequence",
             input_shape=(4 + way,),
             way=way,
             query=length,
             split_by="index",
-            provides={"stream"},
+            provides=provides,
         )
         self._way, self._length = way, length
 
@@ -242,7 +246,9 @@ class PointEnvironment:
         """
         if self.budget is not None:
             if self.budget < 1:
-                raise DataError("PointEnvironment: the budget of rollouts is used up; adapt with what was seen")
+                raise DataError(
+                    "PointEnvironment: the budget of rollouts is used up; adapt with what was seen"
+                )
             self.budget -= 1
         words = key.cpu().numpy().view(np.uint64)
         at = 0.1 * normals(words, "start", self.trajectories, 2).to(self.goal)
@@ -301,7 +307,9 @@ class Quadratics:
 
     def __init__(self, steps: int = 6, seed: int = 0) -> None:
         self.seed = seed
-        self.spec = TaskSpec(kind="objective", input_shape=(), target_shape=(3,), query=steps, split_by="index")
+        self.spec = TaskSpec(
+            kind="objective", input_shape=(), target_shape=(3,), query=steps, split_by="index"
+        )
         self._steps = steps
 
     def sample(self, split: str, indices: Sequence[int]) -> Episode:
@@ -336,7 +344,8 @@ def choices(kind: str, needs: Any) -> list[tuple[str, list[TaskDistribution]]]:
 
         def shaped(**shape: Any) -> list[TaskDistribution]:
             return [
-                classification(input_shape=i, **{**more, **shape}) for i in ((6,), (1, 16, 16), (1, 28, 28), (3, 32, 32))
+                classification(input_shape=i, **{**more, **shape})
+                for i in ((6,), (1, 16, 16), (1, 28, 28), (3, 32, 32))
             ]
 
         found = [("classification", shaped())]

@@ -42,7 +42,9 @@ class Source:
             not isinstance(given, str | type) and built_by is not None and hasattr(given, built_by)
         )
         if self.is_built and options:
-            raise OptionError(f"suite: options {', '.join(options)} came for {SINGULAR[group]} that are already built")
+            raise OptionError(
+                f"suite: options {', '.join(options)} came for {SINGULAR[group]} that are already built"
+            )
         if not (isinstance(given, str) or callable(given) or self.is_built):
             raise OptionError(
                 f"suite: {SINGULAR[group]} is {given!r}, expected a plugin's name, a class or a factory"
@@ -198,7 +200,9 @@ class Case:
         x = torch.randn(1, 5, *self.tasks.spec.input_shape, generator=generator)
         return x.expand(B, *x.shape[1:]).to(episode.support.key.device)
 
-    def predict(self, learner: Any, episode: Episode, x: Tensor | None = None, queries: Tensor | None = None) -> Tensor:
+    def predict(
+        self, learner: Any, episode: Episode, x: Tensor | None = None, queries: Tensor | None = None
+    ) -> Tensor:
         """Adapt and predict as the engine does at evaluation.
 
         Args:
@@ -237,7 +241,9 @@ def gradient(learner: Any, episode: Episode, seed: int = 0) -> Mapping[str, Any]
     finally:
         learner.eval()
     if not isinstance(answer, Mapping):
-        broken(f"meta_gradient gave {type(answer).__name__}, expected a mapping of scalars, or a generator of them")
+        broken(
+            f"meta_gradient gave {type(answer).__name__}, expected a mapping of scalars, or a generator of them"
+        )
     return answer
 
 
@@ -292,8 +298,14 @@ def precise(case: Case) -> tuple[Any, Callable[[Episode], Episode], torch.dtype]
             p.grad = None
     except Exception:
         return case.warmed(), lambda episode: episode, torch.float32
-    dtypes = {predictions.dtype, *(v.dtype for v in metrics.values() if isinstance(v, Tensor) and v.is_floating_point())}
-    exact = predictions.dtype == torch.float64 and getattr(metrics.get("loss"), "dtype", predictions.dtype) == torch.float64
+    dtypes = {
+        predictions.dtype,
+        *(v.dtype for v in metrics.values() if isinstance(v, Tensor) and v.is_floating_point()),
+    }
+    exact = (
+        predictions.dtype == torch.float64
+        and getattr(metrics.get("loss"), "dtype", predictions.dtype) == torch.float64
+    )
     return learner, doubled, torch.float64 if exact and dtypes else torch.float32
 
 
@@ -339,14 +351,16 @@ class LearnerSubject:
                     "correct its needs, or say what it can learn: suite(learner=..., tasks=...)"
                 )
         if not found:
-            broken(f"the learner refuses all the kit's tasks: {'; '.join(f'{n}: {why}' for n, why in refused.items())}")
+            broken(
+                f"the learner refuses all the kit's tasks: {'; '.join(f'{n}: {why}' for n, why in refused.items())}"
+            )
         if self.declared is None:  # a factory told nothing: the learner it made says what it needs
             seen = {case.name for case in found}
             for kind in {case.kind for case in found}:
                 for name, choices in sample_tasks.choices(kind, found[0].needs):
-                    answer = self._first_accepted(name, choices) if name not in seen else None
-                    if isinstance(answer, Case):
-                        found.append(answer)
+                    more = self._first_accepted(name, choices) if name not in seen else ""
+                    if isinstance(more, Case):
+                        found.append(more)
         return tuple(found)
 
     def _first_accepted(self, name: str, choices: Sequence[TaskDistribution]) -> Case | str:
@@ -380,7 +394,9 @@ class MemorySubject:
         with seeded("conformance", "memory"):
             return self.source.build()(*self.SIZES).eval()
 
-    def interfaces(self, memory: Any, steps: int = 3, B: int = 3, dtype: torch.dtype = torch.float32) -> Tensor:
+    def interfaces(
+        self, memory: Any, steps: int = 3, B: int = 3, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
         """What a controller might say: [steps, B, interface_size]."""
         generator = torch.Generator().manual_seed(7)
         return torch.randn(steps, B, memory.interface_size, generator=generator).to(dtype)

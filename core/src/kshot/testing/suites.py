@@ -193,5 +193,7 @@ def suite(
         if name not in known:
             raise OptionError(unknown_rule(name, group, known))
         if not isinstance(reason, str) or not reason.strip():
-            raise OptionError(f"suite: expected_failures has no reason for {name!r}; say why the component breaks it")
+            raise OptionError(
+                f"suite: expected_failures has no reason for {name!r}; say why the component breaks it"
+            )
     return Suite(group, source, tried_on, expected_failures or {})

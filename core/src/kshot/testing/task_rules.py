@@ -91,10 +91,13 @@ def other_seed_other_episodes(subject: TasksSubject) -> None:
     other = subject.source.build(seed=seed + 1)
     for split in subject.spec.splits:
         same = [
-            difference(observed(subject, split, [i]), observed(subject, split, [i], other), 0) is None for i in range(8)
+            difference(observed(subject, split, [i]), observed(subject, split, [i], other), 0) is None
+            for i in range(8)
         ]
         if all(same):
-            broken(f"the first eight episodes of split {split!r} are the same with seed {seed} and {seed + 1}")
+            broken(
+                f"the first eight episodes of split {split!r} are the same with seed {seed} and {seed + 1}"
+            )
 
 
 @tasks_rule()
@@ -108,11 +111,15 @@ def data_immutable(subject: TasksSubject) -> None:
                 tensor.fill_(1) if tensor.is_floating_point() else tensor.fill_(0)
             except RuntimeError:
                 continue  # an expanded tensor can't be written to at all
-        for array in (again.origin.classes, again.origin.support_ids, again.origin.query_ids) if again.origin else ():
+        for array in (
+            (again.origin.classes, again.origin.support_ids, again.origin.query_ids) if again.origin else ()
+        ):
             if array is not None and array.flags.writeable:
                 array.fill(0)
         if found := difference(before, observed(subject, split, [0])):
-            broken(f"after an episode of split {split!r} was written to, sampling it again gives another: {found}")
+            broken(
+                f"after an episode of split {split!r} was written to, sampling it again gives another: {found}"
+            )
 
 
 @tasks_rule()
@@ -123,7 +130,9 @@ def unknown_split_refused(subject: TasksSubject) -> None:
     except DataError:
         return
     except Exception as raised:
-        broken(f"split 'no-such-split' raised {type(raised).__name__} ({raised}), expected kshot.errors.DataError")
+        broken(
+            f"split 'no-such-split' raised {type(raised).__name__} ({raised}), expected kshot.errors.DataError"
+        )
     broken("split 'no-such-split' was sampled, expected kshot.errors.DataError")
 
 
@@ -139,10 +148,16 @@ def mixed_blocks_refused(subject: TasksSubject) -> None:
             except DataError:
                 return
             except Exception as raised:
-                broken(f"episodes 0 and {b * block}, of different shapes, raised {type(raised).__name__}: {raised}; "
-                       "expected kshot.errors.DataError")
-            broken(f"episodes 0 and {b * block} have different shapes and were sampled together, expected DataError")
-    broken(f"the spec's counts are ranges, but the first 50 blocks of split {split!r} all have the same shape")
+                broken(
+                    f"episodes 0 and {b * block}, of different shapes, raised {type(raised).__name__}: {raised}; "
+                    "expected kshot.errors.DataError"
+                )
+            broken(
+                f"episodes 0 and {b * block} have different shapes and were sampled together, expected DataError"
+            )
+    broken(
+        f"the spec's counts are ranges, but the first 50 blocks of split {split!r} all have the same shape"
+    )
 
 
 def shapes(episode: Episode) -> dict[str, tuple[int, ...]]:
@@ -174,7 +189,9 @@ def spec_is_true(subject: TasksSubject) -> None:
             for i in indices:
                 alone = shapes(subject.tasks.sample(split, [i]))
                 if alone != shapes(episode):
-                    broken(f"episode {i} of split {split!r} has shapes {alone}, but its block has {shapes(episode)}")
+                    broken(
+                        f"episode {i} of split {split!r} has shapes {alone}, but its block has {shapes(episode)}"
+                    )
             seen.add(tuple(sorted(shapes(episode).items())))
     if not spec.varies and len(seen) > 1:
         broken(f"the spec's counts are no ranges, but shapes vary: {sorted(seen)}")
@@ -191,14 +208,25 @@ def _check_counts(episode: Episode, spec: TaskSpec, split: str, indices: list[in
     support, query, B = episode.support, episode.query, len(indices)
     where = f"split {split!r}, episodes {indices}"
     if support.key.dtype != torch.int64 or tuple(support.key.shape) != (B,):
-        broken(f"{where}: support.key is {support.key.dtype} {tuple(support.key.shape)}, expected int64 ({B},)")
+        broken(
+            f"{where}: support.key is {support.key.dtype} {tuple(support.key.shape)}, expected int64 ({B},)"
+        )
     if len(set(support.key.tolist())) < B:
-        broken(f"{where}: support.key is {support.key.tolist()}, expected a different number for each episode")
+        broken(
+            f"{where}: support.key is {support.key.tolist()}, expected a different number for each episode"
+        )
     if support.query_x is not None:
-        broken(f"{where}: support.query_x is there; the engine adds query inputs where a learner declares that it needs them")
+        broken(
+            f"{where}: support.query_x is there; the engine adds query inputs where a learner declares that it needs them"
+        )
     if episode.origin is None or episode.origin.split != split or list(episode.origin.indices) != indices:
         broken(f"{where}: the origin is {episode.origin}, expected one with this split and these indices")
-    for name, x in (("support.x", support.x), ("support.y", support.y), ("query.x", query.x), ("query.y", query.y)):
+    for name, x in (
+        ("support.x", support.x),
+        ("support.y", support.y),
+        ("query.x", query.x),
+        ("query.y", query.y),
+    ):
         if len(x) != B:
             broken(f"{where}: {name} has shape {tuple(x.shape)}, expected B = {B} first")
     if spec.kind == "classification":
@@ -212,20 +240,26 @@ def _check_counts(episode: Episode, spec: TaskSpec, split: str, indices: list[in
             if not _within(y.shape[1], count):
                 broken(f"{where}: {y.shape[1]} examples, the spec says {name} = {count}")
             if tuple(y.shape[2:]) != spec.target_shape:
-                broken(f"{where}: targets of shape {tuple(y.shape[2:])}, the spec's target_shape is {spec.target_shape}")
+                broken(
+                    f"{where}: targets of shape {tuple(y.shape[2:])}, the spec's target_shape is {spec.target_shape}"
+                )
     elif spec.kind == "sequence":
         if support.x.shape[1]:
             broken(f"{where}: the support has {support.x.shape[1]} examples, expected none in a sequence")
         if query.x.shape[:2] != query.y.shape[:2] or tuple(query.y.shape[2:]) != spec.target_shape:
-            broken(f"{where}: targets {tuple(query.y.shape)} and inputs {tuple(query.x.shape)}, expected one target of "
-                   f"shape {spec.target_shape} a step")
+            broken(
+                f"{where}: targets {tuple(query.y.shape)} and inputs {tuple(query.x.shape)}, expected one target of "
+                f"shape {spec.target_shape} a step"
+            )
     elif spec.kind == "control":
         for name, source in (("support", support.source), ("query", query.source)):
             if not hasattr(source, "rollout"):
                 broken(f"{where}: {name}.source is {type(source).__name__}, expected an Environment")
     elif not (isinstance(support.source, Objective) and isinstance(query.source, Objective)):
-        broken(f"{where}: the sources are {type(support.source).__name__} and {type(query.source).__name__}, "
-               "expected kshot.Objective")
+        broken(
+            f"{where}: the sources are {type(support.source).__name__} and {type(query.source).__name__}, "
+            "expected kshot.Objective"
+        )
 
 
 def _within(n: int, count: Count | None) -> bool:
@@ -257,12 +291,20 @@ def _check_provided(episode: Episode, spec: TaskSpec, split: str) -> None:
     if support.semantics is not None and "semantics" in spec.provides:
         expected = (episode.size, support.way, *(spec.semantics_shape or ()))
         if tuple(support.semantics.shape) != expected:
-            broken(f"split {split!r}: semantics have shape {tuple(support.semantics.shape)}, expected {expected}")
+            broken(
+                f"split {split!r}: semantics have shape {tuple(support.semantics.shape)}, expected {expected}"
+            )
     if support.unlabelled is not None and tuple(support.unlabelled.shape[2:]) != spec.input_shape:
-        broken(f"split {split!r}: unlabelled inputs have shape {tuple(support.unlabelled.shape[2:])}, expected {spec.input_shape}")
+        broken(
+            f"split {split!r}: unlabelled inputs have shape {tuple(support.unlabelled.shape[2:])}, expected {spec.input_shape}"
+        )
 
 
-@tasks_rule(lambda subject: None if subject.source.plugin is not None else "they were not asked for by a plugin's name")
+@tasks_rule(
+    lambda subject: (
+        None if subject.source.plugin is not None else "they were not asked for by a plugin's name"
+    )
+)
 def manifest_is_true(subject: TasksSubject) -> None:
     """The kinds that the plugin's manifest states, where it states any, include that of the tasks."""
     plugin = subject.source.plugin
@@ -277,7 +319,9 @@ def _no_identities(subject: TasksSubject) -> str | None:
     if "identities" in subject.spec.provides:
         return None
     origin = subject.tasks.sample(subject.spec.splits[0], [0]).origin
-    return None if origin is not None and origin.support_ids is not None else "their examples have no identities"
+    return (
+        None if origin is not None and origin.support_ids is not None else "their examples have no identities"
+    )
 
 
 @tasks_rule(_no_identities)
@@ -287,10 +331,14 @@ def support_and_query_disjoint(subject: TasksSubject) -> None:
         for episode in subject.many(split, 32):
             origin = episode.origin
             if origin is None or origin.support_ids is None or origin.query_ids is None:
-                broken(f"split {split!r}: the spec provides identities, but the origin has no support_ids and query_ids")
+                broken(
+                    f"split {split!r}: the spec provides identities, but the origin has no support_ids and query_ids"
+                )
             for ids, x in ((origin.support_ids, episode.support.x), (origin.query_ids, episode.query.x)):
                 if ids.shape != tuple(x.shape[:2]):
-                    broken(f"split {split!r}: identities have shape {ids.shape}, expected {tuple(x.shape[:2])}")
+                    broken(
+                        f"split {split!r}: identities have shape {ids.shape}, expected {tuple(x.shape[:2])}"
+                    )
             for i, s, q in zip(origin.indices, origin.support_ids, origin.query_ids, strict=True):
                 if both := sorted(set(s.tolist()) & set(q.tolist())):
                     broken(f"episode {i} of split {split!r} has examples {both[:5]} in support and in query")
@@ -322,7 +370,9 @@ def splits_disjoint(subject: TasksSubject) -> None:
             sampled = [e.origin for e in subject.many(split, 64) if e.origin is not None]
             found = {n: c for o in sampled if o.classes is not None and o.names for n, c in _named_classes(o)}
             names[split] = list(found)
-            ids[split] = {int(i) for o in sampled for a in (o.support_ids, o.query_ids) if a is not None for i in a.flat}
+            ids[split] = {
+                int(i) for o in sampled for a in (o.support_ids, o.query_ids) if a is not None for i in a.flat
+            }
     for i, a in enumerate(spec.splits):
         for b in spec.splits[i + 1 :]:
             unique = all(len(set(names[s])) == len(names[s]) for s in (a, b))
@@ -371,7 +421,8 @@ def labels_uniform(subject: TasksSubject) -> None:
     """
     tables: dict[int, np.ndarray[Any, Any]] = {}
     for episode in subject.many(subject.spec.splits[0], EPISODES):
-        assert episode.origin is not None and episode.origin.classes is not None
+        assert episode.origin is not None
+        assert episode.origin.classes is not None
         for classes in episode.origin.classes:
             N = len(classes)
             table = tables.setdefault(N, np.zeros((N, N)))
@@ -397,7 +448,9 @@ def bernstein(variance: float, log_odds: float) -> float:
 
 
 def _no_semantics(subject: TasksSubject) -> str | None:
-    return _no_classes(subject) or (None if "semantics" in subject.spec.provides else "they provide no semantics")
+    return _no_classes(subject) or (
+        None if "semantics" in subject.spec.provides else "they provide no semantics"
+    )
 
 
 @tasks_rule(_no_semantics)
@@ -407,7 +460,8 @@ def semantics_move_with_labels(subject: TasksSubject) -> None:
     """
     vectors: dict[int, list[Tensor]] = defaultdict(list)
     for episode in subject.many(subject.spec.splits[0], EPISODES):
-        assert episode.origin is not None and episode.origin.classes is not None
+        assert episode.origin is not None
+        assert episode.origin.classes is not None
         if episode.support.semantics is None:
             broken("the spec provides semantics, but the episodes have none")
         for classes, rows_of in zip(episode.origin.classes.tolist(), episode.support.semantics, strict=True):

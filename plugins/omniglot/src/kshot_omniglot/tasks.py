@@ -1,0 +1,166 @@
+"""Omniglot as few-shot tasks."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from kshot import ClassificationTasks, Pool
+from kshot.errors import DataError
+from numpy.typing import NDArray
+
+from kshot_omniglot import splits
+from kshot_omniglot.download import download as fetch
+from kshot_omniglot.embedded import ALPHABETS, Embedded
+from kshot_omniglot.files import PARTS, Character, check_complete, find_parts, locate
+from kshot_omniglot.prepare import prepare
+from kshot_omniglot.table import Originals, Source, Table, cache_folder, load
+
+log = logging.getLogger("kshot_omniglot")
+
+Protocol = Literal["vinyals", "lake", "embedded"]
+
+
+def omniglot(
+    way: int | tuple[int, int] = 5,
+    shot: int | tuple[int, int] = 1,
+    query: int | tuple[int, int] = 15,
+    seed: int = 0,
+    *,
+    root: Path | str | None = None,
+    download: bool = False,
+    protocol: Literal["auto", "vinyals", "lake", "embedded"] = "auto",
+    rotations: bool | None = None,
+    size: int = 28,
+    cache: Path | str | None = None,
+    workers: int | None = None,
+    block: int = 1,
+) -> ClassificationTasks:
+    """Few-shot classification of handwritten characters (Lake, Salakhutdinov & Tenenbaum 2015).
+
+    Inputs are [1, size, size], ink 1 on paper 0. The splits are train, val, test, and trainval (train and val
+    together, for a last training with settled options).
+
+    Args:
+        way, shot, query, seed, block: of the episodes, see ``kshot.ClassificationTasks``.
+        root: folder with images_background and images_evaluation, as zips or unpacked; by default the environment
+            variable KSHOT_OMNIGLOT.
+        download: fetch the original zips into the cache (14 MB), once.
+        protocol: whose split. 'vinyals' (4112, 688, 1692 classes with rotations), 'lake' (25 and 5 of the background
+            alphabets, the 20 evaluation alphabets), 'embedded' (20 alphabets inside this package); 'auto' is
+            'vinyals' where the data are there, else 'embedded'.
+        rotations: count characters turned by 90, 180 and 270 degrees as classes of their own; by default only
+            under 'lake' not.
+        size: pixels a side; the drawings have 105.
+        cache: kshot's cache folder; by default KSHOT_CACHE, or the system's.
+        workers: processes that decode at the first load; by default one a processor.
+
+    Raises:
+        DataError: the data are missing, incomplete or malformed, or a class has too few drawings for shot + query.
+    """
+    if size < 1:
+        raise DataError(f"omniglot: size is {size}, expected at least 1 pixel a side; 28 is usual, 105 the original's")
+    if workers is not None and workers < 1:
+        raise DataError(f"omniglot: workers is {workers}, expected at least 1 process")
+    folder = cache_folder(cache)
+    chosen, source = choose(root, download, protocol, folder)
+    turned = chosen != "lake" if rotations is None else rotations
+    needed = _most(shot) + _most(query)
+
+    def check(characters: Sequence[Character]) -> None:
+        if chosen != "embedded":
+            names = [name for split in ("train", "val", "test") for name in splits.vinyals()[split]]
+            check_complete(characters, names, splits.COUNTS, source.where)
+        least = min(characters, key=lambda c: c.drawings)
+        if least.drawings < needed:
+            raise DataError(
+                f"omniglot: {least.name} has {least.drawings} drawings, but shot + query is {_most(shot)} + "
+                f"{_most(query)} = {needed}; lower shot or query"
+            )
+
+    table = load(source, size=size, turns=4 if turned else 1, folder=folder, check=check, workers=workers)
+    fingerprint = f"omniglot-{chosen}-{size}px-{'rotations' if turned else 'upright'}-{table.digest}"
+    log.info("%s: %d characters of %s; %s", chosen, len(table.characters), source.where, fingerprint)
+    return ClassificationTasks(
+        pools(table, split_of(chosen, table.characters)),
+        way=way,
+        shot=shot,
+        query=query,
+        block=block,
+        seed=seed,
+        prepare=lambda raw: prepare(raw, size),
+        fingerprint=fingerprint,
+    )
+
+
+def _most(count: int | tuple[int, int]) -> int:
+    return count if isinstance(count, int) else max(count)
+
+
+def choose(root: Path | str | None, download: bool, protocol: str, folder: Path) -> tuple[Protocol, Source]:
+    """The protocol and the data it is about, by what was asked for and what is there.
+
+    Raises:
+        DataError: what was asked for contradicts itself or isn't there.
+    """
+    if protocol not in ("auto", "vinyals", "lake", "embedded"):
+        raise DataError(f"omniglot: protocol is {protocol!r}, expected 'auto', 'vinyals', 'lake' or 'embedded'")
+    if protocol == "embedded":
+        if root is not None or download:
+            raise DataError("omniglot: protocol 'embedded' uses the drawings inside the package; leave out root and download")
+        return "embedded", Embedded()
+    if root is not None and download:
+        raise DataError("omniglot: both root and download came; give root to use files of your own, or download alone")
+    real: Protocol = "lake" if protocol == "lake" else "vinyals"
+    if download:
+        fetch(folder)
+    elif root is not None or os.environ.get("KSHOT_OMNIGLOT"):
+        return real, Originals(locate(Path(root if root is not None else os.environ["KSHOT_OMNIGLOT"])))
+    parts = find_parts(folder)
+    if len(parts) == len(PARTS):
+        return real, Originals(parts)
+    if protocol == "auto":
+        return "embedded", Embedded()
+    raise DataError(
+        f"omniglot: protocol {protocol!r} needs the full data, which aren't here; give their folder by root= or "
+        "KSHOT_OMNIGLOT, fetch them with download=True, or use protocol='embedded'"
+    )
+
+
+def split_of(protocol: Protocol, characters: Sequence[Character]) -> splits.Splits:
+    """Names of the characters of each split."""
+    if protocol == "vinyals":
+        return splits.vinyals()
+    return splits.lake(characters) if protocol == "lake" else splits.by_alphabet(characters, ALPHABETS)
+
+
+def pools(table: Table, names: splits.Splits) -> dict[str, Pool]:
+    """A pool for each split, all over the one table; where it has rotations, the four of a character are neighbours."""
+    counts = np.array([c.drawings for c in table.characters], np.int64)
+    starts = np.cumsum(counts) - counts
+    column = np.arange(counts.max())
+    rows = np.where(column < counts[:, None], starts[:, None] + column, -1)  # [characters, most]
+    num = table.drawings
+    turns = len(table.x) // num
+    number = {c.name: i for i, c in enumerate(table.characters)}
+    x = torch.from_numpy(table.x)
+
+    def pool(held: Sequence[str]) -> Pool:
+        chosen: NDArray[np.int64] = np.array([number[name] for name in held], np.int64)
+        turned = rows[chosen][:, None] + num * np.arange(turns)[:, None]  # [C, turns, most]
+        turned[np.broadcast_to(rows[chosen][:, None] < 0, turned.shape)] = -1
+        told = held if turns == 1 else [f"{name}/rot{90 * r:03d}" for name in held for r in range(turns)]
+        return Pool(
+            x,
+            turned.reshape(-1, len(column)),
+            counts[chosen].repeat(turns),
+            names=tuple(told),
+            input_range=(0.0, 1.0),
+        )
+
+    return {split: pool(held) for split, held in names.items()}

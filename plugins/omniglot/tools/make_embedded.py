@@ -1,0 +1,42 @@
+"""Makes the subset inside the wheel from the full Omniglot: ``python tools/make_embedded.py ROOT``.
+
+Needs the plugin itself (for the alphabets and the format). The same data give the same file, whatever their packing.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import attrs
+from kshot_omniglot.embedded import ALPHABETS, SIDE, pack
+from kshot_omniglot.files import locate
+from kshot_omniglot.table import Originals
+
+LARGEST = 3_000_000
+
+
+def main(root: Path, target: Path) -> None:
+    source = Originals(locate(root))
+    held = {alphabet for alphabets in ALPHABETS.values() for alphabet in alphabets}
+    pixels = source.pixels(SIDE, None)  # at the drawings' own size, so nothing is resized: 0 or 255
+    kept, rows, start = [], [], 0
+    for character in source.characters():
+        if character.alphabet in held:
+            kept.append(list(attrs.astuple(character)))
+            rows += range(start, start + character.drawings)
+        start += character.drawings
+    drawings = pixels[rows]
+    if set(drawings.ravel().tolist()) != {0, 255}:
+        raise SystemExit(f"{source.where}: expected black and white drawings of {SIDE} x {SIDE} pixels")
+    packed = pack({"characters": kept}, drawings > 0)
+    if len(packed) > LARGEST:
+        raise SystemExit(f"{len(packed)} bytes, expected at most {LARGEST}; leave out alphabets")
+    target.write_bytes(packed)
+    print(f"{target}: {len(held)} alphabets, {len(kept)} characters, {len(rows)} drawings, {len(packed)} bytes")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        raise SystemExit(__doc__)
+    main(Path(sys.argv[1]), Path(__file__).parents[1] / "src" / "kshot_omniglot" / "embedded.xz")
