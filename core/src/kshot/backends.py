@@ -67,11 +67,8 @@ class Cpu:
     def place(self, x: T) -> T:
         """Modules take the memory format in place; values stay as they are."""
         if isinstance(x, nn.Module):
-            if self.memory_format == "channels_last":
-                for p in x.parameters():
-                    if p.ndim == 4:
-                        p.data = p.data.contiguous(memory_format=torch.channels_last)
-            return x
+            # Module.to restrides even one-channel weights, which tensor.contiguous would take for channels-last already
+            return x.to(memory_format=torch.channels_last) if self.memory_format == "channels_last" else x
         return x
 
     def autocast(self) -> AbstractContextManager[Any]:

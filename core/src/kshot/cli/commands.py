@@ -154,9 +154,7 @@ def check(ctx: click.Context, /, json_: bool, **given: Any) -> None:
 @quiet_flag
 @as_json
 @click.pass_context
-def train(
-    ctx: click.Context, /, run: str | None, no_run: bool, quiet: bool, json_: bool, **given: Any
-) -> None:
+def train(ctx: click.Context, /, run: str | None, no_run: bool, quiet: bool, json_: bool, **given: Any) -> None:
     """Train LEARNER on TASKS and test it."""
     if run is not None and no_run:
         raise click.UsageError("--run and --no-run contradict each other")

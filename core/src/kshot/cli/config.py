@@ -206,9 +206,7 @@ def configure(
         raw.setdefault("engine", {})["iterations"] = iterations
     for section in ("learner", "tasks"):
         if "name" not in raw.get(section, {}):
-            raise OptionError(
-                f"no {section} named; expected LEARNER TASKS, or --recipe FILE.toml; see kshot list"
-            )
+            raise OptionError(f"no {section} named; expected LEARNER TASKS, or --recipe FILE.toml; see kshot list")
     own = {name: dict(options) for name, options in raw.get("hook", {}).items()}
     wanted = [*raw.get("hooks", []), *(name.strip() for name in hooks.split(",") if name.strip())]
     return Config(

@@ -179,9 +179,7 @@ def blame_own(plan: Plan) -> Iterator[None]:
     except DataError as error:
         if plan.own:
             way_out = " ".join(f"--training.{name}=..." for name in plan.own)
-            asks = (
-                f"{listed(plan.own)} while training is the learner's own choice; choose otherwise: {way_out}"
-            )
+            asks = f"{listed(plan.own)} while training is the learner's own choice; choose otherwise: {way_out}"
             error.args = (f"{error}\n{asks}",)
         raise
 

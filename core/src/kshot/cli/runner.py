@@ -100,9 +100,7 @@ def misfits(plan: Plan, training: Any, tests: Sequence[Any]) -> list[str]:
     try:
         parts = build(plan, training, tests)
         built_for = training.spec
-        found = [
-            r for tasks in tests for r in mismatches(parts.learner.needs, tasks.spec, built_for=built_for)
-        ]
+        found = [r for tasks in tests for r in mismatches(parts.learner.needs, tasks.spec, built_for=built_for)]
         found += mismatches(parts.learner.needs, training.spec)
         if found:
             return list(dict.fromkeys(found))
@@ -179,9 +177,7 @@ def evaluate(run: Path, plan: Plan, learner_options: Mapping[str, Any], *, quiet
         RunError: there is no checkpoint, or it is unusable.
     """
     if not RunFolder.open(run).checkpoints():
-        raise RunError(
-            f"{run} has no checkpoint yet; expected a trained run: go on with it: kshot resume {run}"
-        )
+        raise RunError(f"{run} has no checkpoint yet; expected a trained run: go on with it: kshot resume {run}")
     parts = build(plan, *build_tasks(plan))
     engine = make_engine(plan, parts, run=run, hooks=() if quiet else ("progress",))
     for tasks in parts.tests:
