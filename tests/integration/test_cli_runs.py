@@ -131,13 +131,14 @@ def test_flags_and_recipe_give_the_same_run() -> None:
 
 def test_the_command_line_does_what_the_same_code_does() -> None:
     """It is a way to write the code, nothing more."""
-    printed = results(train("--json").stdout)[0]
+    printed = results(train("--seed=3", "--json").stdout)[0]
     tasks = kshot.tasks("toy")
     training = kshot.tasks("toy", way=20, shot=1, query=5)
-    learner = kshot.learner("protonet", training.spec, seed=0)
-    engine = kshot.Engine(learner, training, backend=kshot.backend("cpu", threads=1), validate_on=tasks)
+    learner = kshot.learner("protonet", training.spec, seed=3)
+    engine = kshot.Engine(learner, training, backend=kshot.backend("cpu", threads=1), validate_on=tasks, seed=3)
     engine.train(6)
-    assert engine.evaluate(20).mean == printed["mean"]
+    result = engine.evaluate(20)
+    assert (result.mean, result.seed) == (printed["mean"], printed["seed"])
 
 
 def test_a_folder_with_anything_in_it_is_refused_and_left_alone() -> None:
@@ -283,10 +284,14 @@ def test_resuming_a_finished_run_tests_it_and_leaves_its_result() -> None:
 
 
 def test_automatic_choices_are_recorded_and_taken_again() -> None:
-    """A run goes on with the precision and threads it began with, whatever the machine would choose now."""
+    """A run goes on as it began, whatever the machine or a newer version of the learner would choose now."""
     done = cli("train", "protonet", "toy", "--run=run", "--iterations=1", "--evaluate.episodes=5", "--quiet")
     assert done.exit_code == 0, done.output
-    backend = json.loads(Path("run/config.json").read_text())["cli"]["backend"]
+    plan = json.loads(Path("run/config.json").read_text())["cli"]
+    assert plan["optimizer"]["lr"] == 0.002
+    assert plan["optimizer"]["schedule"] == "cosine"
+    assert plan["engine"] == {"iterations": 1, "meta_batch": 1}
+    backend = plan["backend"]
     assert backend["precision"] in ("float32", "bfloat16")
     recorded = backend["threads"]
     torch.set_num_threads(recorded + 1)

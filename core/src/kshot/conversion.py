@@ -139,17 +139,20 @@ def convert(value: Any, annotation: Any) -> Any:
 def _convert(value: Any, annotation: Any) -> Any:
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     kind = origin or annotation
+    is_class = inspect.isclass(kind)  # else a name for type checkers only, a type variable: anything goes
     if annotation is Any:
         return value
     if origin is typing.Annotated:
         return _convert(value, args[0])
+    if isinstance(annotation, typing.NewType):
+        return _convert(value, annotation.__supertype__)
     if origin is typing.Literal:
         return _choice(value, args)
     if origin in _UNIONS:
         return _member(value, annotation, args)
     if annotation is None or annotation is types.NoneType:
         return _checked(value, value is None, "None")
-    if not inspect.isclass(kind):  # a name for type checkers only, a type variable: anything goes
+    if not is_class:
         return value
     if kind in _SCALARS:
         accepted, expected = _SCALARS[kind]
@@ -163,7 +166,11 @@ def _convert(value: Any, annotation: Any) -> Any:
         # What a protocol demands is the business of who uses it; but no plain value is a learner.
         plain = isinstance(value, str | bytes | int | float | list | tuple | dict | None)
         return _checked(value, not plain, type_text(annotation))
-    return _checked(value, isinstance(value, kind), type_text(annotation))
+    try:
+        fits = isinstance(value, kind)
+    except TypeError:  # a TypedDict
+        return value
+    return _checked(value, fits, type_text(annotation))
 
 
 def _checked(value: Any, fits: bool, expected: str) -> Any:
@@ -208,8 +215,8 @@ def _container(value: Any, annotation: Any, kind: Any, args: tuple[Any, ...]) ->
     try:
         if made is dict:
             of_key, of_value = args or (Any, Any)
-            return {_convert(key, of_key): _convert(item, of_value) for key, item in value.items()}
+            return {convert(key, of_key): convert(item, of_value) for key, item in value.items()}
         each = args if fixed else [args[0] if args else Any] * len(value)
-        return made(_convert(item, item_type) for item, item_type in zip(value, each, strict=True))
+        return made(convert(item, item_type) for item, item_type in zip(value, each, strict=True))
     except WrongType as exc:
         raise WrongType(f"expected {type_text(annotation)}, got {value!r}: in it {exc}") from None

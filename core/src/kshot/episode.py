@@ -198,28 +198,31 @@ class Objective:
         return lifted(point, self.data)
 
 
-VALUES: tuple[type[Any], ...] = (Examples, Support, Episode, Rollout, Objective)
-
-
-def _register_as_pytree(cls: type[Any]) -> None:
-    """Tensors and values that hold tensors are children; what is absent, and everything else, is context."""
+def _register_as_pytree(cls: type[Any], *children: str) -> None:
+    """``children`` that are present are leaves or subtrees, an ``Objective`` anywhere too; the rest is context."""
     names = tuple(f.name for f in attrs.fields(cls))
 
     def flatten(value: Any) -> tuple[list[Any], Any]:
         fields = {n: getattr(value, n) for n in names}
-        children = {n: v for n, v in fields.items() if isinstance(v, (Tensor, *VALUES))}
-        rest = {n: v for n, v in fields.items() if n not in children}
-        return list(children.values()), (tuple(children), rest)
+        held = {n: v for n, v in fields.items() if isinstance(v, Objective) or (n in children and v is not None)}
+        rest = {n: v for n, v in fields.items() if n not in held}
+        return list(held.values()), (tuple(held), rest)
 
-    def unflatten(children: Any, context: Any) -> Any:
+    def unflatten(values: Any, context: Any) -> Any:
         present, rest = context
-        return cls(**dict(zip(present, children, strict=True)), **rest)
+        return cls(**dict(zip(present, values, strict=True)), **rest)
 
     pytree.register_pytree_node(cls, flatten, unflatten, serialized_type_name=f"kshot.{cls.__name__}")
 
 
-for _cls in VALUES:
-    _register_as_pytree(_cls)
+_register_as_pytree(Examples, "x", "y")
+_register_as_pytree(Support, "x", "y", "unlabelled", "semantics", "query_x", "key")
+_register_as_pytree(Episode, "support", "query", "external")
+_register_as_pytree(Rollout, "observations", "actions", "rewards")
+_register_as_pytree(Objective, "initial", "data")
+
+
+VALUES: tuple[type[Any], ...] = (Examples, Support, Episode, Rollout, Objective)
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], value: T) -> T:

@@ -114,14 +114,10 @@ def _manifest(document: dict[str, Any]) -> Manifest:
     known = ("api_level", "lifecycle", "requires", *GROUPS)
     for key in document:
         if key not in known:
-            raise _Refused(
-                (), key, f"unknown key {key!r}{did_you_mean(key, known)} (known: {', '.join(known)})"
-            )
+            raise _Refused((), key, f"unknown key {key!r}{did_you_mean(key, known)} (known: {', '.join(known)})")
     lifecycle = document.get("lifecycle", "stable")
     if lifecycle not in LIFECYCLES:
-        raise _Refused(
-            (), "lifecycle", f"lifecycle must be one of {', '.join(LIFECYCLES)}, got {lifecycle!r}"
-        )
+        raise _Refused((), "lifecycle", f"lifecycle must be one of {', '.join(LIFECYCLES)}, got {lifecycle!r}")
     entries = {}
     for group in GROUPS:
         tables = document.get(group, {})
@@ -129,9 +125,7 @@ def _manifest(document: dict[str, Any]) -> Manifest:
             raise _Refused((), group, f"{group} must be tables [{group}.NAME], got {tables!r}")
         for name, table in tables.items():
             if not isinstance(table, dict):
-                raise _Refused(
-                    (group,), name, f"{group}.{name} must be a table [{group}.{name}], got {table!r}"
-                )
+                raise _Refused((group,), name, f"{group}.{name} must be a table [{group}.{name}], got {table!r}")
             entries[group, name] = _entry(group, name, table)
     return Manifest(level, lifecycle, _strings((), "requires", document), entries)
 
@@ -144,8 +138,7 @@ def _entry(group: str, name: str, table: dict[str, Any]) -> Entry:
             raise _Refused(
                 here,
                 key,
-                f"unknown key {key!r} in [{group}.{name}]{did_you_mean(key, known)} (known: "
-                f"{', '.join(known)})",
+                f"unknown key {key!r} in [{group}.{name}]{did_you_mean(key, known)} (known: {', '.join(known)})",
             )
         if key in ("summary", "paper") and not isinstance(value, str):
             raise _Refused(here, key, f"{key} of [{group}.{name}] must be a string, got {value!r}")
@@ -153,9 +146,7 @@ def _entry(group: str, name: str, table: dict[str, Any]) -> Entry:
     for kind in kinds:
         if kind not in KIND_NAMES:
             hint, known_kinds = did_you_mean(kind, KIND_NAMES), ", ".join(KIND_NAMES)
-            raise _Refused(
-                here, "kinds", f"kinds of [{group}.{name}] has {kind!r}{hint} (known: {known_kinds})"
-            )
+            raise _Refused(here, "kinds", f"kinds of [{group}.{name}] has {kind!r}{hint} (known: {known_kinds})")
     return Entry(
         summary=" ".join(table.get("summary", "").split()),
         kinds=kinds,

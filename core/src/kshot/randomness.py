@@ -22,6 +22,7 @@ U64 = NDArray[np.uint64]
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _M1 = np.uint64(0xBF58476D1CE4E5B9)
 _M2 = np.uint64(0x94D049BB133111EB)
+_ONE = np.uint64(1)
 _S27, _S30, _S31, _S32 = (np.uint64(s) for s in (27, 30, 31, 32))
 _MASK = (1 << 64) - 1
 
@@ -34,29 +35,44 @@ def purpose_key(purpose: str) -> int:
 
 def mix(x: U64) -> U64:
     """The splitmix64 finaliser: a bijection of 64-bit words in which every input bit reaches every output bit."""
-    x = (x ^ (x >> _S30)) * _M1
-    x = (x ^ (x >> _S27)) * _M2
-    return x ^ (x >> _S31)
+    x = x ^ (x >> _S30)
+    x *= _M1
+    x ^= x >> _S27
+    x *= _M2
+    x ^= x >> _S31
+    return x
 
 
 def episode_keys(seed: int, split: str, indices: Sequence[int]) -> U64:
     """Keys [B], one an episode: its own randomness, from which all its draws follow."""
-    base = np.full(1, (seed * 2 + 1) & _MASK, np.uint64)
-    base = mix(mix(base) ^ np.uint64(purpose_key(split)))
-    index = np.asarray(indices, np.int64).astype(np.uint64)
-    return mix(base + (index + np.uint64(1)) * _GOLDEN)
+    index = np.array(indices, np.int64).view(np.uint64)
+    return mix(_split_base(seed, split) + (index + _ONE) * _GOLDEN)
+
+
+@lru_cache(maxsize=1024)
+def _split_base(seed: int, split: str) -> np.uint64:
+    base = mix(np.full(1, (seed * 2 + 1) & _MASK, np.uint64))
+    return np.uint64(mix(base ^ np.uint64(purpose_key(split)))[0])
+
+
+@lru_cache(maxsize=256)
+def _steps(count: int) -> U64:
+    """The counters of ``count`` draws, times the golden ratio [1, count]."""
+    return np.arange(1, count + 1, dtype=np.uint64)[None] * _GOLDEN
 
 
 def draws(keys: U64, purpose: str, count: int) -> U64:
     """``count`` random words for each of ``keys`` [B]: [B, count]. Longer draws begin with the shorter ones."""
     start = mix(keys ^ np.uint64(purpose_key(purpose)))
-    steps = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
-    return mix(start[:, None] + steps[None, :])
+    return mix(start[:, None] + _steps(count))
 
 
 def below(words: U64, bound: int | U64) -> NDArray[np.int64]:
     """Words to integers in [0, bound), bound < 2^32, by the multiply-shift of the upper half (bias under 2^-32)."""
-    return (((words >> _S32) * np.uint64(bound)) >> _S32).astype(np.int64)
+    made = words >> _S32
+    made *= np.uint64(bound) if isinstance(bound, int) else bound
+    made >>= _S32
+    return made.view(np.int64)
 
 
 def uniform(keys: U64, purpose: str, count: int) -> NDArray[np.float64]:
@@ -82,25 +98,36 @@ def choose(keys: U64, purpose: str, population: int | NDArray[np.int64], count: 
         population: one number, or one for each key [B]; then ``least`` and ``most`` bound it over all keys that
             may ever be drawn with, so that a key's choice does not depend on its neighbours.
     """
-    least = int(population if least is None else least)  # type: ignore[arg-type]
-    most = int(population if most is None else most)  # type: ignore[arg-type]
+    if isinstance(population, int):
+        least = most = population
+        bound: U64 | int = population
+    elif least is None or most is None:
+        raise ValueError("a population for each key needs least and most, bounds over all keys ever drawn with")
+    else:
+        bound = population.astype(np.uint64)[:, None]
     if count > least:
         raise ValueError(f"can't choose {count} different values of {least}")
-    bound = np.broadcast_to(np.asarray(population, np.int64), keys.shape)[:, None]
     if count * 4 > least:
         words = draws(keys, purpose, most)
         if least != most:
-            words = np.where(np.arange(most) < bound, words, np.uint64(_MASK))
-        return np.argsort(words, axis=1, kind="stable")[:, :count]
+            words[np.arange(most) >= bound] = _MASK
+        return words.argsort(axis=1, kind="stable")[:, :count]
     length = count + 8
     while True:
-        values = below(draws(keys, purpose, length), bound.astype(np.uint64))
-        repeated = np.tril(values[:, :, None] == values[:, None, :], -1).any(-1)
-        if not repeated[:, :count].any():
+        values = below(draws(keys, purpose, length), bound)
+        repeated = (values[:, :, None] == values[:, None, :]) & _earlier(length)
+        again = repeated.any(-1)
+        if not again[:, :count].any():
             return values[:, :count]
-        if int(repeated.sum(1).max()) <= length - count:
-            return np.take_along_axis(values, np.argsort(repeated, axis=1, kind="stable")[:, :count], 1)
+        if int(again.sum(1).max()) <= length - count:
+            return np.take_along_axis(values, again.argsort(axis=1, kind="stable")[:, :count], 1)
         length *= 2
+
+
+@lru_cache(maxsize=64)
+def _earlier(length: int) -> NDArray[np.bool_]:
+    """[length, length]: whether the column comes before the row."""
+    return np.tri(length, k=-1, dtype=bool)
 
 
 def as_tensor(keys: U64) -> Tensor:

@@ -7,6 +7,7 @@ A data-set plugin loads one contiguous tensor, says which rows belong to which c
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, lru_cache
 from typing import Any
 
 import attrs
@@ -20,6 +21,10 @@ from kshot import randomness
 from kshot.episode import Episode, Examples, Origin, Support, as_inputs, check_finite
 from kshot.errors import DataError
 from kshot.spec import Count, TaskSpec, bounds
+
+
+AHEAD = 64
+"""Episodes drawn at once where they are asked for one after another."""
 
 
 @frozen(eq=False)
@@ -84,10 +89,15 @@ class Pool:
         """C, the number of classes."""
         return len(self.rows)
 
+    @cached_property
+    def fewest(self) -> int:
+        """Examples of the smallest class."""
+        return int(self.counts.min())
+
     def gather(self, ids: NDArray[np.int64]) -> Tensor:
         """Rows ``ids`` [.., n] of the table as float32 inputs [.., n, \\*input]."""
         flat = self.x.index_select(0, torch.from_numpy(ids.reshape(-1)))
-        inputs = flat.to(torch.float32).div_(255) if flat.dtype == torch.uint8 else flat.to(torch.float32)
+        inputs = torch.div(flat, 255) if flat.dtype == torch.uint8 else flat.to(torch.float32)
         return inputs.view(*ids.shape, *self.x.shape[1:])
 
     def table(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -165,6 +175,7 @@ class ClassificationTasks:
         semantics = first.semantics is not None
         self._pools = dict(pools)
         self._prepare = prepare
+        self._ahead: dict[str, tuple[int, Drawn]] = {}
         self.seed = seed
         self.fingerprint = fingerprint
         self.spec = TaskSpec(
@@ -195,33 +206,20 @@ class ClassificationTasks:
         """Episodes ``indices`` of ``split``, stacked."""
         pool = self.pool(split)
         shape = shape_of_block(self.spec, self.seed, split, indices)
-        way, shot, query = (int(shape[name] or 0) for name in ("way", "shot", "query"))
-        fewest = int(pool.counts.min())
+        way, shot, query = shape["way"] or 0, shape["shot"] or 0, shape["query"] or 0
         check_enough(split, pool, way, shot, query)
-        keys = randomness.episode_keys(self.seed, split, indices)
-        B = len(keys)
-
-        classes = randomness.choose(keys, "classes", pool.classes, way)  # [B, N]
-        class_keys = randomness.draws(keys, "examples", way).reshape(-1)  # [B * N]
-        chosen = randomness.choose(
-            class_keys, "rows", pool.counts[classes].reshape(-1), shot + query, least=fewest, most=pool.rows.shape[1]
-        )
-        ids = pool.rows[classes[:, :, None], chosen.reshape(B, way, shot + query)]  # [B, N, K + Q]
-        order = np.argsort(randomness.draws(keys, "query order", way * query), axis=1)  # [B, N * Q]
-        support_ids = ids[:, :, :shot].reshape(B, way * shot)
-        query_ids = np.take_along_axis(ids[:, :, shot:].reshape(B, way * query), order, 1)
-
-        x = pool.gather(np.concatenate([support_ids, query_ids], 1))
-        support_y = torch.arange(way).repeat_interleave(shot).expand(B, -1)
+        drawn = self._draw(split, pool, indices, (way, shot, query))
+        S = way * shot
+        x = pool.gather(drawn.ids)
         return Episode(
             support=Support(
-                x=x[:, : way * shot],
-                y=support_y,
-                semantics=None if pool.semantics is None else pool.semantics[torch.from_numpy(classes)],
-                key=randomness.as_tensor(keys),
+                x=x[:, :S],
+                y=_labels(way, shot).expand(len(x), -1),
+                semantics=None if pool.semantics is None else pool.semantics[torch.from_numpy(drawn.classes)],
+                key=randomness.as_tensor(drawn.keys),
                 way=way,
             ),
-            query=Examples(x=x[:, way * shot :], y=torch.from_numpy(order // max(query, 1))),
+            query=Examples(x=x[:, S:], y=torch.from_numpy(drawn.query_y)),
             origin=Origin(
                 split=split,
                 indices=tuple(indices),
@@ -229,19 +227,75 @@ class ClassificationTasks:
                 way=way,
                 shot=shot,
                 query=query,
-                classes=classes,
+                classes=drawn.classes,
                 names=pool.names,
-                support_ids=support_ids,
-                query_ids=query_ids,
+                support_ids=drawn.ids[:, :S],
+                query_ids=drawn.ids[:, S:],
             ),
         )
+
+    def _draw(self, split: str, pool: Pool, indices: Sequence[int], shape: tuple[int, int, int]) -> Drawn:
+        """Which examples; asked for a few episodes after the last ones, the next ``AHEAD`` are drawn at once.
+
+        Drawing 64 episodes costs little more than drawing one. What was drawn ahead is only remembered: what an
+        episode is does not depend on it.
+        """
+        first, count = indices[0], len(indices)
+        in_order = isinstance(indices, range) and indices.step == 1 or count == 1
+        if not in_order or self.spec.varies or count > AHEAD // 4:
+            return draw(pool, randomness.episode_keys(self.seed, split, indices), *shape)
+        follows = False
+        if split in self._ahead:
+            start, held = self._ahead[split]
+            end = start + len(held.keys)
+            if start <= first and first + count <= end:
+                return held.cut(first - start, count)
+            follows = first == end
+        ahead = range(first, first + (AHEAD if follows else count))
+        drawn = draw(pool, randomness.episode_keys(self.seed, split, ahead), *shape)
+        self._ahead[split] = (first, drawn)
+        return drawn.cut(0, count)
+
+
+@frozen(eq=False)
+class Drawn:
+    """Which examples make up B episodes: keys [B], classes [B, N], rows of support and query [B, S + N * Q], labels of
+    the queries [B, N * Q]."""
+
+    keys: randomness.U64
+    classes: NDArray[np.int64]
+    ids: NDArray[np.int64]
+    query_y: NDArray[np.int64]
+
+    def cut(self, first: int, count: int) -> Drawn:
+        part = slice(first, first + count)
+        return Drawn(self.keys[part], self.classes[part], self.ids[part], self.query_y[part])
+
+
+def draw(pool: Pool, keys: randomness.U64, way: int, shot: int, query: int) -> Drawn:
+    """Draw the classes and examples of the episodes with ``keys`` [B]."""
+    B, fewest, most = len(keys), pool.fewest, pool.rows.shape[1]
+    classes = randomness.choose(keys, "classes", pool.classes, way)  # [B, N]
+    class_keys = randomness.draws(keys, "examples", way).reshape(-1)  # [B * N]
+    population = most if fewest == most else pool.counts[classes].reshape(-1)
+    chosen = randomness.choose(class_keys, "rows", population, shot + query, least=fewest, most=most)
+    rows = pool.rows[classes[:, :, None], chosen.reshape(B, way, shot + query)]  # [B, N, K + Q]
+    order = randomness.draws(keys, "query order", way * query).argsort(axis=1)  # [B, N * Q]
+    queries = rows[:, :, shot:].reshape(B, way * query)[np.arange(B)[:, None], order]
+    ids = np.concatenate([rows[:, :, :shot].reshape(B, way * shot), queries], 1)
+    return Drawn(keys, classes, ids, order // max(query, 1))
+
+
+@lru_cache(maxsize=64)
+def _labels(way: int, shot: int) -> Tensor:
+    return torch.from_numpy(np.arange(way).repeat(shot))
 
 
 def check_enough(split: str, pool: Pool, way: int, shot: int, query: int) -> None:
     """Raises DataError where a split has too few classes, or a class too few examples, for such episodes."""
     if way > pool.classes:
         raise DataError(f"split {split!r} has {pool.classes} classes, but way is {way}; lower way or use another split")
-    fewest = int(pool.counts.min())
+    fewest = pool.fewest
     if shot + query > fewest:
         c = int(pool.counts.argmin())
         name = repr(pool.names[c]) if pool.names else f"number {c}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import attrs
@@ -21,6 +21,18 @@ PROVISIONS = ("unlabelled", "semantics", "external", "identities", "stream")
 
 def _shape(value: Any) -> tuple[int, ...]:
     return tuple(int(v) for v in value)
+
+
+def _strings(value: Iterable[str]) -> tuple[str, ...]:
+    return tuple(value)
+
+
+def _set(value: Iterable[str]) -> frozenset[str]:
+    return frozenset(value)
+
+
+def _range(value: Sequence[float] | None) -> tuple[float, float] | None:
+    return None if value is None else (float(value[0]), float(value[1]))
 
 
 def _count(value: Any) -> Any:
@@ -49,16 +61,14 @@ class TaskSpec:
     kind: KindName
     input_shape: tuple[int, ...] = attrs.field(converter=_shape)
     target_shape: tuple[int, ...] = attrs.field(default=(), converter=_shape)
-    input_range: tuple[float, float] | None = attrs.field(
-        default=None, converter=lambda r: None if r is None else (float(r[0]), float(r[1]))
-    )
+    input_range: tuple[float, float] | None = attrs.field(default=None, converter=_range)
     way: Count | None = attrs.field(default=None, converter=_count)
     shot: Count | None = attrs.field(default=None, converter=_count)
     query: Count | None = attrs.field(default=None, converter=_count)
     block: int = 1
-    splits: tuple[str, ...] = attrs.field(default=("train", "val", "test"), converter=tuple)
+    splits: tuple[str, ...] = attrs.field(default=("train", "val", "test"), converter=_strings)
     split_by: Literal["class", "example", "index"] = "class"
-    provides: frozenset[str] = attrs.field(default=frozenset(), converter=frozenset)
+    provides: frozenset[str] = attrs.field(default=frozenset(), converter=_set)
     semantics_shape: tuple[int, ...] | None = attrs.field(default=None, converter=attrs.converters.optional(_shape))
 
     def __attrs_post_init__(self) -> None:
@@ -134,7 +144,7 @@ class Needs:
     zero_shot: bool = False
     input_range: tuple[float, float] | None = None
     exact_gradient: bool = False
-    invariant: frozenset[str] = attrs.field(default=frozenset(), converter=frozenset)
+    invariant: frozenset[str] = attrs.field(default=frozenset(), converter=_set)
 
 
 @frozen

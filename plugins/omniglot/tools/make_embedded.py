@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import attrs
+
 from kshot_omniglot.embedded import ALPHABETS, SIDE, pack
 from kshot_omniglot.files import locate
 from kshot_omniglot.table import Originals
@@ -20,7 +21,9 @@ def main(root: Path, target: Path) -> None:
     source = Originals(locate(root))
     held = {alphabet for alphabets in ALPHABETS.values() for alphabet in alphabets}
     pixels = source.pixels(SIDE, None)  # at the drawings' own size, so nothing is resized: 0 or 255
-    kept, rows, start = [], [], 0
+    kept: list[list[object]] = []
+    rows: list[int] = []
+    start = 0
     for character in source.characters():
         if character.alphabet in held:
             kept.append(list(attrs.astuple(character)))

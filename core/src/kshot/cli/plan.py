@@ -12,9 +12,11 @@ from attrs import field, frozen
 
 from kshot import registry
 from kshot.cli.config import Config, Table, overlay
+from kshot.engine import outer_of
 from kshot.errors import DataError, RunError
 from kshot.optim import Outer
 from kshot.options import options_of, validate
+from kshot.spec import Training
 
 
 def _tuple(tables: Iterable[Table]) -> tuple[Table, ...]:
@@ -70,7 +72,7 @@ class Plan:
             learner=config.learner,
             training=overlay({**config.tasks, **own}, config.training),
             tests=[overlay(config.tasks, test) for test in config.test or ({},)],
-            own=own if "name" not in config.training else {},
+            own=own if str(config.training.get("name", config.tasks["name"])) == str(config.tasks["name"]) else {},
             optimizer=validate(Outer, config.optimizer, who="optimizer"),
             engine=config.engine,
             backend={"name": "cpu", **config.backend},
@@ -145,11 +147,14 @@ def record(plan: Plan, parts: Parts) -> dict[str, Any]:
     factory = registry.load(str(plan.backend["name"]), "backends")
     accepted = {option.name for option in options_of(factory)}
     chosen = {name: value for name, value in parts.backend.describe().items() if name in accepted}
+    own: Training = getattr(parts.learner, "training_defaults", Training())
     settled = attrs.evolve(
         plan,
         learner=_plain(parts.learner),
         training=_plain(parts.training),
         tests=[_plain(test) for test in parts.tests],
+        optimizer=outer_of(plan.optimizer, own).to_dict(),
+        engine={"iterations": own.iterations, "meta_batch": own.meta_batch, **plan.engine},
         backend={**_plain(parts.backend), **chosen},
         hooks={name: without_name(_plain(hook)) for name, hook in parts.hooks.items()},
     )

@@ -115,7 +115,7 @@ def train(plan: Plan, run: Path | None, *, quiet: bool) -> Outcome:
 
     Raises:
         RunError: the run folder is not empty; before anything else.
-        KshotError: see ``check_plan`` and ``kshot.Engine``.
+        KshotError: see ``misfits`` and ``kshot.Engine``.
     """
     if run is not None:
         refuse_used(run)

@@ -75,16 +75,14 @@ def per_episode_statistics(net: nn.Module, x: Tensor) -> Tensor:
     if len(x) == 1:
         out: Tensor = net(x[0])
         return out[None]
-    running = running_buffers(net)
-    before = {name: b.clone() for name, b in running.items()}
-    total = {name: torch.zeros_like(b) for name, b in running.items()}
+    own = running_buffers(net)
+    total = {name: torch.zeros_like(b) for name, b in own.items()}
     outs = []
-    for episode in x:
-        outs.append(net(episode))
-        for name, b in running.items():
+    for episode in x:  # each with a copy of the statistics: autograd keeps the ones it was called with
+        copies = {name: b.clone() for name, b in own.items()}
+        outs.append(functional_call(net, copies, (episode,)))
+        for name, b in copies.items():
             total[name] += b
-            b.copy_(before[name])
-    with torch.no_grad():
-        for name, b in running.items():
-            b.copy_(total[name] / len(x))
+    for name, b in own.items():
+        b.copy_(total[name] / len(x))
     return torch.stack(outs)

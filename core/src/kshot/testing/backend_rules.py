@@ -48,9 +48,7 @@ def place_keeps_values(subject: BackendSubject) -> None:
         if placed.device.type != torch.device(backend.device).type:
             broken(f"a tensor was placed on {placed.device}, the backend's device is {backend.device}")
         if placed.dtype != tensor.dtype or placed.shape != tensor.shape:
-            broken(
-                f"a {tensor.dtype} of shape {tuple(tensor.shape)} became {placed.dtype} {tuple(placed.shape)}"
-            )
+            broken(f"a {tensor.dtype} of shape {tuple(tensor.shape)} became {placed.dtype} {tuple(placed.shape)}")
         if not torch.equal(placed.cpu(), tensor):
             broken(f"the values of a {tensor.dtype} tensor changed")
 
@@ -68,9 +66,7 @@ def place_module_in_place(subject: BackendSubject) -> None:
         broken(f"place returned another module ({type(placed).__name__}), expected the one it was given")
     for name, p in placed.named_parameters():
         if p is not parameters.get(name):
-            broken(
-                f"parameter {name} is another object after placing; an optimizer made before would step the old one"
-            )
+            broken(f"parameter {name} is another object after placing; an optimizer made before would step the old one")
         if p.device.type != torch.device(backend.device).type:
             broken(f"parameter {name} is on {p.device}, the backend's device is {backend.device}")
     if found := difference(before, {n: t.detach().cpu() for n, t in placed.state_dict().items()}, 0):

@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kshot.episode import VALUES, Episode, Origin
+from kshot.episode import Episode, Examples, Objective, Origin, Rollout, Support
 
 Facts = dict[str, Tensor]
+
+VALUES = (Examples, Support, Episode, Rollout, Objective)
 
 ORIGIN_ARRAYS = ("classes", "support_ids", "query_ids")
 
@@ -37,9 +39,7 @@ def named_tensors(value: Any, name: str = "") -> Facts:
         children = dict(enumerate(value))
     else:
         return {}
-    return {
-        path: t for key, child in children.items() for path, t in named_tensors(child, within(key)).items()
-    }
+    return {path: t for key, child in children.items() for path, t in named_tensors(child, within(key)).items()}
 
 
 def standing_still(shape: tuple[int, ...], dtype: torch.dtype) -> Any:
@@ -141,6 +141,4 @@ def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
             return a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num())
         return bool(a == b) if not isinstance(a, Tensor) and not isinstance(b, Tensor) else False
 
-    return [
-        n for n in {**before, **after} if n not in before or n not in after or not same(before[n], after[n])
-    ]
+    return [n for n in {**before, **after} if n not in before or n not in after or not same(before[n], after[n])]

@@ -56,9 +56,7 @@ def sample_elsewhere(source: Source, split: str, indices: list[int]) -> Facts:
         seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
         environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": path}
         command = [sys.executable, "-m", "kshot.testing.elsewhere", str(asked), str(answer)]
-        ended = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False
-        )
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False)
         if ended.returncode or not answer.exists():
             raise DataError(f"another process could not sample these tasks:\n{ended.stderr.strip()[-3000:]}")
         found: Facts = torch.load(answer, weights_only=True)

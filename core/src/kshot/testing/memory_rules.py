@@ -32,6 +32,10 @@ def flat(state: Any) -> dict[str, Tensor]:
     return {f"leaf {i} of the state": leaf for i, leaf in enumerate(pytree.tree_leaves(state))}
 
 
+def is_module(component: object) -> bool:
+    return isinstance(component, nn.Module)
+
+
 def run(memory: Any, interfaces: Tensor, state: Any = None) -> tuple[Tensor, Any]:
     """Steps from ``state``, or from a wiped memory: reads [steps, B, read_size] and the last state."""
     state = memory.initial_state(interfaces.shape[1]) if state is None else state
@@ -48,7 +52,7 @@ def sizes_are_true(subject: MemorySubject) -> None:
     [B, interface_size] and returns finite reads [B, read_size] and a state of the same shapes, for any B.
     """
     memory = subject.build()
-    if not isinstance(memory, nn.Module):
+    if not is_module(memory):
         broken(f"a {type(memory).__name__} is no torch.nn.Module")
     for name in ("interface_size", "read_size"):
         if not isinstance(getattr(memory, name, None), int) or getattr(memory, name) < 1:
@@ -63,9 +67,7 @@ def sizes_are_true(subject: MemorySubject) -> None:
             broken(f"reads have shape {tuple(reads.shape)}, expected {(B, memory.read_size)} by read_size")
         if not bool(torch.isfinite(reads).all()):
             broken("reads are NaN or infinite")
-        shapes = [
-            {n: (tuple(t.shape), t.dtype) for n, t in leaves.items()} for leaves in (before, flat(state))
-        ]
+        shapes = [{n: (tuple(t.shape), t.dtype) for n, t in leaves.items()} for leaves in (before, flat(state))]
         if shapes[0] != shapes[1]:
             broken(f"a step turned a state of shapes {shapes[0]} into {shapes[1]}")
 
@@ -121,9 +123,7 @@ def batch_equals_singles(subject: MemorySubject) -> None:
     together, _ = run(memory, interfaces)
     alone = torch.cat([run(memory, interfaces[:, b : b + 1])[0] for b in range(interfaces.shape[1])], 1)
     if (far := gap(together, alone)) > tolerance(together.dtype):
-        broken(
-            f"reads of three episodes together differ by {far:.2g} of the greatest one from those of each alone"
-        )
+        broken(f"reads of three episodes together differ by {far:.2g} of the greatest one from those of each alone")
 
 
 @memory_rule()
@@ -164,9 +164,7 @@ def gradients_flow(subject: MemorySubject) -> None:
     weights = torch.linspace(-1, 1, reads[-1].numel()).view_as(reads[-1])
     (slope,) = torch.autograd.grad((reads[-1] * weights).sum(), interfaces, allow_unused=True)
     if slope is None or not bool(torch.isfinite(slope).all()):
-        broken(
-            f"the gradient of the reads by the interfaces is {'missing' if slope is None else 'NaN or infinite'}"
-        )
+        broken(f"the gradient of the reads by the interfaces is {'missing' if slope is None else 'NaN or infinite'}")
     if not bool((slope != 0).any()):
         broken("the gradient of the reads by the interfaces is 0 everywhere")
 

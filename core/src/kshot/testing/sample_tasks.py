@@ -93,8 +93,7 @@ class WithMore:
         self.of, self.unlabelled, self.external = of, unlabelled, external
         self.seed = of.seed
         more = [name for name, n in (("unlabelled", unlabelled), ("external", external)) if n]
-        provides: Any = {*of.spec.provides, *more}
-        self.spec = attrs.evolve(of.spec, provides=provides)
+        self.spec = attrs.evolve(of.spec, provides={*of.spec.provides, *more})
 
     def sample(self, split: str, indices: Sequence[int]) -> Episode:
         """Episodes of the tasks below, with unlabelled [B, U, \\*input] and external [B, E, \\*input]."""
@@ -142,9 +141,7 @@ class Lines:
         w = normals(keys, "line", 1, 3)
         y = (x * w[..., :2]).sum(-1, keepdim=True) + w[..., 2:]
         k = self._shot
-        return Episode(
-            Support(x[:, :k], y[:, :k], key=as_tensor(keys)), Examples(x[:, k:], y[:, k:]), origin=origin
-        )
+        return Episode(Support(x[:, :k], y[:, :k], key=as_tensor(keys)), Examples(x[:, k:], y[:, k:]), origin=origin)
 
 
 # --- Sequences -------------------------------------------------------------------------------------------------------
@@ -163,14 +160,13 @@ class LabelStream:
 
     def __init__(self, way: int = 3, length: int = 8, seed: int = 0) -> None:
         self.seed = seed
-        provides: Any = {"stream"}
         self.spec = TaskSpec(
             kind="sequence",
             input_shape=(4 + way,),
             way=way,
             query=length,
             split_by="index",
-            provides=provides,
+            provides={"stream"},
         )
         self._way, self._length = way, length
 
@@ -246,9 +242,7 @@ class PointEnvironment:
         """
         if self.budget is not None:
             if self.budget < 1:
-                raise DataError(
-                    "PointEnvironment: the budget of rollouts is used up; adapt with what was seen"
-                )
+                raise DataError("PointEnvironment: the budget of rollouts is used up; adapt with what was seen")
             self.budget -= 1
         words = key.cpu().numpy().view(np.uint64)
         at = 0.1 * normals(words, "start", self.trajectories, 2).to(self.goal)
@@ -307,9 +301,7 @@ class Quadratics:
 
     def __init__(self, steps: int = 6, seed: int = 0) -> None:
         self.seed = seed
-        self.spec = TaskSpec(
-            kind="objective", input_shape=(), target_shape=(3,), query=steps, split_by="index"
-        )
+        self.spec = TaskSpec(kind="objective", input_shape=(), target_shape=(3,), query=steps, split_by="index")
         self._steps = steps
 
     def sample(self, split: str, indices: Sequence[int]) -> Episode:

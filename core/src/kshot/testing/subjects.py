@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,12 @@ from kshot.spec import KIND_NAMES, Needs, TaskSpec
 from kshot.testing import sample_tasks
 from kshot.testing.rule import broken
 
-UNDER_TEST = "under-test"
+
+@functools.cache
+def _private() -> tuple[Registry, Iterator[int]]:
+    """A registry for classes and factories under test, in which they disturb nothing, and their numbers."""
+    return Registry(), itertools.count()
+
 
 
 class Source:
@@ -38,17 +44,11 @@ class Source:
     def __init__(self, group: str, given: Any, options: Mapping[str, Any]) -> None:
         self.group, self.given, self.options = group, given, dict(options)
         built_by = {"tasks": "sample", "backends": "place"}.get(group)
-        self.is_built = (
-            not isinstance(given, str | type) and built_by is not None and hasattr(given, built_by)
-        )
+        self.is_built = not isinstance(given, str | type) and built_by is not None and hasattr(given, built_by)
         if self.is_built and options:
-            raise OptionError(
-                f"suite: options {', '.join(options)} came for {SINGULAR[group]} that are already built"
-            )
+            raise OptionError(f"suite: options {', '.join(options)} came for {SINGULAR[group]} that are already built")
         if not (isinstance(given, str) or callable(given) or self.is_built):
-            raise OptionError(
-                f"suite: {SINGULAR[group]} is {given!r}, expected a plugin's name, a class or a factory"
-            )
+            raise OptionError(f"suite: {SINGULAR[group]} is {given!r}, expected a plugin's name, a class or a factory")
 
     @property
     def who(self) -> str:
@@ -56,13 +56,15 @@ class Source:
         return f"{SINGULAR[self.group]} {name or type(self.given).__qualname__}"
 
     @functools.cached_property
-    def _registry(self) -> Registry:
-        """A plugin's registry, or one of its own, so that classes and factories are built as plugins are."""
+    def _registered(self) -> tuple[Registry, str]:
+        """Where it is built by name: a plugin in the process's registry, a factory in one of the kit's own, so that
+        its options are checked as a plugin's are."""
         if isinstance(self.given, str):
-            return default
-        registry = Registry()
-        registry.register(self.given, name=UNDER_TEST, group=self.group)
-        return registry
+            return default, self.given
+        registry, numbers = _private()
+        name = f"under-test-{next(numbers)}"
+        registry.register(self.given, name=name, group=self.group)
+        return registry, name
 
     @property
     def plugin(self) -> Plugin | None:
@@ -82,9 +84,8 @@ class Source:
         """A fresh component (the same object where it was given built)."""
         if self.is_built:
             return self.given
-        name = self.given if isinstance(self.given, str) else UNDER_TEST
-        make = getattr(self._registry, SINGULAR[self.group])
-        return make(name, *leading, **{**self.options, **changed})
+        registry, name = self._registered
+        return getattr(registry, SINGULAR[self.group])(name, *leading, **{**self.options, **changed})
 
 
 # --- Tasks -----------------------------------------------------------------------------------------------------------
@@ -160,17 +161,28 @@ class Case:
         learner = self.source.build(self.tasks.spec, seed=seed)
         return learner.eval()
 
-    def warmed(self) -> Any:
+    def trained(self) -> Any:
         """A learner after three outer steps, so that nothing is 0 or 1 by its initialisation only."""
         learner = self.build()
         parameters = [p for p in learner.parameters() if p.requires_grad]
         for step in range(3):
-            gradient(learner, self.episode(self.size, step * self.size, self.training), seed=step)
+            episode = self.episode(first=step * self.tasks.spec.block * 3, split=self.training)
+            gradient(learner, episode, seed=step)
             with torch.no_grad():
                 for p in parameters:
                     if p.grad is not None:
-                        p -= 0.05 * p.grad / p.grad.norm().clamp_min(1e-12) * p.norm().clamp_min(0.1)
+                        p -= 0.05 * p.norm().clamp_min(0.1) * p.grad / p.grad.norm().clamp_min(1e-12)
                     p.grad = None
+        return learner
+
+    @functools.cached_property
+    def _trained(self) -> dict[str, Tensor]:
+        return state_of(self.trained())
+
+    def warmed(self) -> Any:
+        """A fresh learner in the state that a few outer steps lead to."""
+        learner = self.build()
+        restore(learner, self._trained)
         return learner
 
     @property
@@ -200,9 +212,7 @@ class Case:
         x = torch.randn(1, 5, *self.tasks.spec.input_shape, generator=generator)
         return x.expand(B, *x.shape[1:]).to(episode.support.key.device)
 
-    def predict(
-        self, learner: Any, episode: Episode, x: Tensor | None = None, queries: Tensor | None = None
-    ) -> Tensor:
+    def predict(self, learner: Any, episode: Episode, x: Tensor | None = None, queries: Tensor | None = None) -> Tensor:
         """Adapt and predict as the engine does at evaluation.
 
         Args:
@@ -241,9 +251,7 @@ def gradient(learner: Any, episode: Episode, seed: int = 0) -> Mapping[str, Any]
     finally:
         learner.eval()
     if not isinstance(answer, Mapping):
-        broken(
-            f"meta_gradient gave {type(answer).__name__}, expected a mapping of scalars, or a generator of them"
-        )
+        broken(f"meta_gradient gave {type(answer).__name__}, expected a mapping of scalars, or a generator of them")
     return answer
 
 
@@ -285,28 +293,44 @@ def doubled(value: Any) -> Any:
 def precise(case: Case) -> tuple[Any, Callable[[Episode], Episode], torch.dtype]:
     """A warmed learner in float64, how to cast its episodes, and the precision it really computes in.
 
-    A learner that can't (or an environment that stays in float32) is taken as it is.
+    A learner that can't (or an environment that stays in float32) is taken as it is. One that rounds to float32
+    somewhere within is known by its steps: its predictions don't follow changes of a size of 1e-10.
     """
     learner = case.warmed()
     try:
         learner.double()
-        predictions = case.predict(learner, doubled(case.episode()))
         state = state_of(learner)
         metrics = gradient(learner, doubled(case.episode(split=case.training)))
         restore(learner, state)
         for p in learner.parameters():
             p.grad = None
+        smooth = _follows_small_changes(case, learner)
     except Exception:
         return case.warmed(), lambda episode: episode, torch.float32
-    dtypes = {
-        predictions.dtype,
-        *(v.dtype for v in metrics.values() if isinstance(v, Tensor) and v.is_floating_point()),
-    }
-    exact = (
-        predictions.dtype == torch.float64
-        and getattr(metrics.get("loss"), "dtype", predictions.dtype) == torch.float64
-    )
-    return learner, doubled, torch.float64 if exact and dtypes else torch.float32
+    loss = metrics.get("loss")
+    exact = smooth and not (isinstance(loss, Tensor) and loss.dtype != torch.float64)
+    return learner, doubled, torch.float64 if exact else torch.float32
+
+
+def _follows_small_changes(case: Case, learner: Any) -> bool:
+    """Whether twice the change of parameters and inputs changes the predictions twice as much."""
+    state = state_of(learner)
+    names = [n for n, p in learner.named_parameters() if p.is_floating_point()]
+    found = []
+    for step in (0, 1, 2):
+        generator = torch.Generator().manual_seed(13)
+
+        def moved(t: Tensor, step: int = step, generator: torch.Generator = generator) -> Tensor:
+            if not t.is_floating_point() or not t.numel():
+                return t
+            noise = torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t)
+            return t + step * 1e-10 * noise
+
+        restore(learner, {**state, **{n: moved(state[n]) for n in names}})
+        found.append(case.predict(learner, map_tensors(moved, doubled(case.episode()))))
+    restore(learner, state)
+    once, twice = found[1] - found[0], found[2] - found[0]
+    return bool(once.norm() > 0) and bool((twice - 2 * once).norm() < 1e-2 * once.norm())
 
 
 class LearnerSubject:
@@ -351,9 +375,7 @@ class LearnerSubject:
                     "correct its needs, or say what it can learn: suite(learner=..., tasks=...)"
                 )
         if not found:
-            broken(
-                f"the learner refuses all the kit's tasks: {'; '.join(f'{n}: {why}' for n, why in refused.items())}"
-            )
+            broken(f"the learner refuses all the kit's tasks: {'; '.join(f'{n}: {why}' for n, why in refused.items())}")
         if self.declared is None:  # a factory told nothing: the learner it made says what it needs
             seen = {case.name for case in found}
             for kind in {case.kind for case in found}:
@@ -394,9 +416,7 @@ class MemorySubject:
         with seeded("conformance", "memory"):
             return self.source.build()(*self.SIZES).eval()
 
-    def interfaces(
-        self, memory: Any, steps: int = 3, B: int = 3, dtype: torch.dtype = torch.float32
-    ) -> Tensor:
+    def interfaces(self, memory: Any, steps: int = 3, B: int = 3, dtype: torch.dtype = torch.float32) -> Tensor:
         """What a controller might say: [steps, B, interface_size]."""
         generator = torch.Generator().manual_seed(7)
         return torch.randn(steps, B, memory.interface_size, generator=generator).to(dtype)

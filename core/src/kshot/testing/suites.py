@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from attrs import frozen
@@ -98,7 +99,8 @@ class Suite:
             message = f"{self.who} could not be built or looked at: {type(raised).__name__}: {raised}"
             raise RuleViolation(rule.name, message) from raised
         if reason is None:
-            rule.verify(subject)
+            with one_thread():
+                rule.verify(subject)
         return reason
 
     def subject(self) -> Any:
@@ -140,6 +142,19 @@ class Suite:
         if name not in found:
             raise OptionError(unknown_rule(name, self.group, found))
         return found[name]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Inside, torch computes in one thread: the kit's components are so small that more of them only wait."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def unknown_rule(name: str, group: str, known: Mapping[str, Rule]) -> str:
@@ -193,7 +208,5 @@ def suite(
         if name not in known:
             raise OptionError(unknown_rule(name, group, known))
         if not isinstance(reason, str) or not reason.strip():
-            raise OptionError(
-                f"suite: expected_failures has no reason for {name!r}; say why the component breaks it"
-            )
+            raise OptionError(f"suite: expected_failures has no reason for {name!r}; say why the component breaks it")
     return Suite(group, source, tried_on, expected_failures or {})

@@ -91,35 +91,29 @@ def other_seed_other_episodes(subject: TasksSubject) -> None:
     other = subject.source.build(seed=seed + 1)
     for split in subject.spec.splits:
         same = [
-            difference(observed(subject, split, [i]), observed(subject, split, [i], other), 0) is None
-            for i in range(8)
+            difference(observed(subject, split, [i]), observed(subject, split, [i], other), 0) is None for i in range(8)
         ]
         if all(same):
-            broken(
-                f"the first eight episodes of split {split!r} are the same with seed {seed} and {seed + 1}"
-            )
+            broken(f"the first eight episodes of split {split!r} are the same with seed {seed} and {seed + 1}")
 
 
 @tasks_rule()
 def data_immutable(subject: TasksSubject) -> None:
     """Writing into a sampled episode's tensors changes no episode that is sampled later."""
+    tasks = subject.source.build()  # its own, so that what is spoilt here spoils no other rule
     for split in subject.spec.splits:
-        before = observed(subject, split, [0])
-        again = subject.tasks.sample(split, [0])
+        before = observed(subject, split, [0], tasks)
+        again = tasks.sample(split, [0])
         for tensor in facts(again, subject.spec.target_shape).values():
             try:
                 tensor.fill_(1) if tensor.is_floating_point() else tensor.fill_(0)
             except RuntimeError:
                 continue  # an expanded tensor can't be written to at all
-        for array in (
-            (again.origin.classes, again.origin.support_ids, again.origin.query_ids) if again.origin else ()
-        ):
+        for array in (again.origin.classes, again.origin.support_ids, again.origin.query_ids) if again.origin else ():
             if array is not None and array.flags.writeable:
                 array.fill(0)
-        if found := difference(before, observed(subject, split, [0])):
-            broken(
-                f"after an episode of split {split!r} was written to, sampling it again gives another: {found}"
-            )
+        if found := difference(before, observed(subject, split, [0], tasks)):
+            broken(f"after an episode of split {split!r} was written to, sampling it again gives another: {found}")
 
 
 @tasks_rule()
@@ -130,9 +124,7 @@ def unknown_split_refused(subject: TasksSubject) -> None:
     except DataError:
         return
     except Exception as raised:
-        broken(
-            f"split 'no-such-split' raised {type(raised).__name__} ({raised}), expected kshot.errors.DataError"
-        )
+        broken(f"split 'no-such-split' raised {type(raised).__name__} ({raised}), expected kshot.errors.DataError")
     broken("split 'no-such-split' was sampled, expected kshot.errors.DataError")
 
 
@@ -152,12 +144,8 @@ def mixed_blocks_refused(subject: TasksSubject) -> None:
                     f"episodes 0 and {b * block}, of different shapes, raised {type(raised).__name__}: {raised}; "
                     "expected kshot.errors.DataError"
                 )
-            broken(
-                f"episodes 0 and {b * block} have different shapes and were sampled together, expected DataError"
-            )
-    broken(
-        f"the spec's counts are ranges, but the first 50 blocks of split {split!r} all have the same shape"
-    )
+            broken(f"episodes 0 and {b * block} have different shapes and were sampled together, expected DataError")
+    broken(f"the spec's counts are ranges, but the first 50 blocks of split {split!r} all have the same shape")
 
 
 def shapes(episode: Episode) -> dict[str, tuple[int, ...]]:
@@ -189,9 +177,7 @@ def spec_is_true(subject: TasksSubject) -> None:
             for i in indices:
                 alone = shapes(subject.tasks.sample(split, [i]))
                 if alone != shapes(episode):
-                    broken(
-                        f"episode {i} of split {split!r} has shapes {alone}, but its block has {shapes(episode)}"
-                    )
+                    broken(f"episode {i} of split {split!r} has shapes {alone}, but its block has {shapes(episode)}")
             seen.add(tuple(sorted(shapes(episode).items())))
     if not spec.varies and len(seen) > 1:
         broken(f"the spec's counts are no ranges, but shapes vary: {sorted(seen)}")
@@ -208,13 +194,9 @@ def _check_counts(episode: Episode, spec: TaskSpec, split: str, indices: list[in
     support, query, B = episode.support, episode.query, len(indices)
     where = f"split {split!r}, episodes {indices}"
     if support.key.dtype != torch.int64 or tuple(support.key.shape) != (B,):
-        broken(
-            f"{where}: support.key is {support.key.dtype} {tuple(support.key.shape)}, expected int64 ({B},)"
-        )
+        broken(f"{where}: support.key is {support.key.dtype} {tuple(support.key.shape)}, expected int64 ({B},)")
     if len(set(support.key.tolist())) < B:
-        broken(
-            f"{where}: support.key is {support.key.tolist()}, expected a different number for each episode"
-        )
+        broken(f"{where}: support.key is {support.key.tolist()}, expected a different number for each episode")
     if support.query_x is not None:
         broken(
             f"{where}: support.query_x is there; the engine adds query inputs where a learner declares that it needs them"
@@ -291,20 +273,14 @@ def _check_provided(episode: Episode, spec: TaskSpec, split: str) -> None:
     if support.semantics is not None and "semantics" in spec.provides:
         expected = (episode.size, support.way, *(spec.semantics_shape or ()))
         if tuple(support.semantics.shape) != expected:
-            broken(
-                f"split {split!r}: semantics have shape {tuple(support.semantics.shape)}, expected {expected}"
-            )
+            broken(f"split {split!r}: semantics have shape {tuple(support.semantics.shape)}, expected {expected}")
     if support.unlabelled is not None and tuple(support.unlabelled.shape[2:]) != spec.input_shape:
         broken(
             f"split {split!r}: unlabelled inputs have shape {tuple(support.unlabelled.shape[2:])}, expected {spec.input_shape}"
         )
 
 
-@tasks_rule(
-    lambda subject: (
-        None if subject.source.plugin is not None else "they were not asked for by a plugin's name"
-    )
-)
+@tasks_rule(lambda subject: None if subject.source.plugin is not None else "they were not asked for by a plugin's name")
 def manifest_is_true(subject: TasksSubject) -> None:
     """The kinds that the plugin's manifest states, where it states any, include that of the tasks."""
     plugin = subject.source.plugin
@@ -319,9 +295,7 @@ def _no_identities(subject: TasksSubject) -> str | None:
     if "identities" in subject.spec.provides:
         return None
     origin = subject.tasks.sample(subject.spec.splits[0], [0]).origin
-    return (
-        None if origin is not None and origin.support_ids is not None else "their examples have no identities"
-    )
+    return None if origin is not None and origin.support_ids is not None else "their examples have no identities"
 
 
 @tasks_rule(_no_identities)
@@ -336,9 +310,7 @@ def support_and_query_disjoint(subject: TasksSubject) -> None:
                 )
             for ids, x in ((origin.support_ids, episode.support.x), (origin.query_ids, episode.query.x)):
                 if ids.shape != tuple(x.shape[:2]):
-                    broken(
-                        f"split {split!r}: identities have shape {ids.shape}, expected {tuple(x.shape[:2])}"
-                    )
+                    broken(f"split {split!r}: identities have shape {ids.shape}, expected {tuple(x.shape[:2])}")
             for i, s, q in zip(origin.indices, origin.support_ids, origin.query_ids, strict=True):
                 if both := sorted(set(s.tolist()) & set(q.tolist())):
                     broken(f"episode {i} of split {split!r} has examples {both[:5]} in support and in query")
@@ -448,9 +420,7 @@ def bernstein(variance: float, log_odds: float) -> float:
 
 
 def _no_semantics(subject: TasksSubject) -> str | None:
-    return _no_classes(subject) or (
-        None if "semantics" in subject.spec.provides else "they provide no semantics"
-    )
+    return _no_classes(subject) or (None if "semantics" in subject.spec.provides else "they provide no semantics")
 
 
 @tasks_rule(_no_semantics)

@@ -190,7 +190,9 @@ def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
                 yield f"{prefix}{entry.name}", entry
 
 
-def check_complete(characters: Sequence[Character], names: Iterable[str], counts: Mapping[str, int], where: str) -> None:
+def check_complete(
+    characters: Sequence[Character], names: Iterable[str], counts: Mapping[str, int], where: str
+) -> None:
     """Raises DataError unless the parts hold as many characters as they should, and those of these names."""
     expected = set(names)
     for part, count in counts.items():

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from kshot.errors import DataError
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from kshot.errors import DataError
 from kshot_omniglot.decode import ink
 
 
@@ -55,14 +55,14 @@ def _array(values: Any, size: int) -> Tensor:
         if values.ndim == 4 and values.shape[1:] == (1, size, size) and (np.abs(values - 0.5) <= 0.5).all():
             return torch.from_numpy(np.array(values, np.float32))
         raise DataError(
-            f"omniglot: can't prepare floats of shape {list(values.shape)}; expected inputs [n, 1, {size}, {size}] within "
-            "[0, 1], or pictures as uint8, dark ink on light paper"
+            f"omniglot: can't prepare floats of shape {list(values.shape)}; expected inputs [n, 1, {size}, {size}] "
+            "within [0, 1], or pictures as uint8, dark ink on light paper"
         )
     stack = values[None] if values.ndim == 2 else values[:, 0] if values.ndim == 4 and values.shape[1] == 1 else values
     if values.dtype != np.uint8 or stack.ndim != 3 or 0 in stack.shape:
         raise DataError(
-            f"omniglot: can't prepare {values.dtype} of shape {list(values.shape)}; expected uint8 [h, w], [n, h, w] or "
-            "[n, 1, h, w], dark ink on light paper"
+            f"omniglot: can't prepare {values.dtype} of shape {list(values.shape)}; expected uint8 [h, w], [n, h, w] "
+            "or [n, 1, h, w], dark ink on light paper"
         )
     return _inputs([Image.fromarray(np.ascontiguousarray(picture)) for picture in stack], size)
 

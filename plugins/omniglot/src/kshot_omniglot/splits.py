@@ -19,7 +19,7 @@ LAKE_VAL = ("Armenian", "Bengali", "Early_Aramaic", "Hebrew", "Mkhedruli_(Georgi
 
 @cache
 def vinyals() -> Splits:
-    """The split of Vinyals et al. (2016), nearly every paper's: 1028, 172 and 423 characters; trainval is the first two.
+    """The split of Vinyals et al. (2016), nearly every paper's: 1028, 172 and 423 characters.
 
     It mixes the two parts, and an alphabet may be in both train and test.
     """
@@ -32,7 +32,7 @@ def vinyals() -> Splits:
 
 
 def lake(characters: Sequence[Character]) -> Splits:
-    """The original split: the background alphabets for training (5 of the 30 for validation), the evaluation ones to test."""
+    """The original split: background alphabets for training (5 of the 30 for validation), evaluation ones to test."""
     background = [c for c in characters if c.part == PARTS[0]]
     return with_trainval(
         {

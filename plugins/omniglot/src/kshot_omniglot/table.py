@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -73,7 +74,9 @@ class Table:
 class Source(Protocol):
     """Something that drawings can be read from."""
 
-    where: str
+    @property
+    def where(self) -> str:
+        """Its name, for people."""
 
     def place_key(self) -> str | None:
         """A key that costs next to nothing, or None."""
@@ -145,29 +148,31 @@ def load(source: Source, *, size: int, turns: int, folder: Path, check: Check, w
     path = folder / f"drawings-{key[:20]}-{size}px-{turns}.u8"
     table = open_table(path)
     if table is None:
-        table = _build_locked(source, path, size, turns, workers)
+        table = _build(source, path, size, turns, workers)
     if alias and table.file:
         with contextlib.suppress(OSError):  # the cache may be readable only; then the next load looks again
             _write_whole(alias, [json.dumps({"table": path.name}).encode()])
     return table
 
 
-def _build_locked(source: Source, path: Path, size: int, turns: int, workers: int | None) -> Table:
+def _build(source: Source, path: Path, size: int, turns: int, workers: int | None) -> Table:
+    made = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(path):
+        with _lock(path) as alone:
             if table := open_table(path):  # someone else has built it while this process waited
                 return table
-            _sweep(path)
-            header, pixels = _make(source, size, turns, workers)
+            if alone:
+                _sweep(path)
+            made = header, pixels = _make(source, size, turns, workers)
             log.info("writing %s", path)
-            _write_whole(path, [*_head(header), *_turned(pixels, turns)])
+            _write_whole(path, itertools.chain(_head(header), _turned(pixels, turns)))
         if table := open_table(path):
             return table
         raise OSError(f"{path} can't be read back")
     except OSError as error:
         reason = f"{type(error).__name__}: {error}"
-    header, pixels = _make(source, size, turns, workers)
+    header, pixels = made or _make(source, size, turns, workers)
     x = np.concatenate(list(_turned(pixels, turns)))
     warnings.warn(
         f"omniglot: the cache folder {path.parent} can't be used ({reason}), so {x.nbytes >> 20} MB of drawings are "
@@ -179,16 +184,16 @@ def _build_locked(source: Source, path: Path, size: int, turns: int, workers: in
 
 
 @contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Lets one process build at a time. Without it the result is as right, and the work done twice."""
+def _lock(path: Path) -> Iterator[bool]:
+    """Lets one process build at a time, and says whether it could. If not, the work is done twice, nothing worse."""
     lock = FileLock(path.with_name(path.name + ".lock"))
     try:
         lock.acquire(timeout=_PATIENCE)
     except (Timeout, NotImplementedError):  # a file system without locks
-        yield
+        yield False
         return
     try:
-        yield
+        yield True
     finally:
         lock.release()
 
@@ -223,7 +228,7 @@ def _head(header: dict[str, Any]) -> list[bytes]:
     return [head, text, bytes(-(len(head) + len(text)) % _PAGE)]
 
 
-def _write_whole(path: Path, chunks: Sequence[Any]) -> None:
+def _write_whole(path: Path, chunks: Iterable[Any]) -> None:
     """Puts a file in its place at once: whole under its name, or not at all."""
     number, name = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".tmp", dir=path.parent)
     try:
@@ -306,7 +311,7 @@ def _shares(job: Job, number: int, shares: int) -> list[Job]:
     """The job in ``shares`` parts of equal length, in order."""
     bounds = [number * s // shares for s in range(shares + 1)]
     made: list[Job] = []
-    for first, last in zip(bounds, bounds[1:], strict=False):
+    for first, last in itertools.pairwise(bounds):
         share, start = [], 0
         for place, names in job:
             if cut := names[max(first - start, 0) : max(last - start, 0)]:

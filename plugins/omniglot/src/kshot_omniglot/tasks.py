@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from kshot import ClassificationTasks, Pool
-from kshot.errors import DataError
 from numpy.typing import NDArray
 
+from kshot import ClassificationTasks, Pool
+from kshot.errors import DataError
 from kshot_omniglot import splits
 from kshot_omniglot.download import download as fetch
 from kshot_omniglot.embedded import ALPHABETS, Embedded
@@ -93,7 +95,7 @@ def omniglot(
         query=query,
         block=block,
         seed=seed,
-        prepare=lambda raw: prepare(raw, size),
+        prepare=partial(prepare, size=size),
         fingerprint=fingerprint,
     )
 
@@ -112,7 +114,7 @@ def choose(root: Path | str | None, download: bool, protocol: str, folder: Path)
         raise DataError(f"omniglot: protocol is {protocol!r}, expected 'auto', 'vinyals', 'lake' or 'embedded'")
     if protocol == "embedded":
         if root is not None or download:
-            raise DataError("omniglot: protocol 'embedded' uses the drawings inside the package; leave out root and download")
+            raise DataError("omniglot: protocol 'embedded' is the data inside the package; leave out root and download")
         return "embedded", Embedded()
     if root is not None and download:
         raise DataError("omniglot: both root and download came; give root to use files of your own, or download alone")
@@ -145,22 +147,25 @@ def pools(table: Table, names: splits.Splits) -> dict[str, Pool]:
     starts = np.cumsum(counts) - counts
     column = np.arange(counts.max())
     rows = np.where(column < counts[:, None], starts[:, None] + column, -1)  # [characters, most]
-    num = table.drawings
-    turns = len(table.x) // num
-    number = {c.name: i for i, c in enumerate(table.characters)}
+    turns = len(table.x) // table.drawings
+    turn = np.arange(turns)[:, None] * table.drawings
+    rows = np.where(rows[:, None] < 0, -1, rows[:, None] + turn)  # [characters, turns, most]
+    names_of = {c.name: (c.name,) if turns == 1 else _turned_names(c.name, turns) for c in table.characters}
+    number = {name: i for i, name in enumerate(names_of)}
     x = torch.from_numpy(table.x)
 
     def pool(held: Sequence[str]) -> Pool:
         chosen: NDArray[np.int64] = np.array([number[name] for name in held], np.int64)
-        turned = rows[chosen][:, None] + num * np.arange(turns)[:, None]  # [C, turns, most]
-        turned[np.broadcast_to(rows[chosen][:, None] < 0, turned.shape)] = -1
-        told = held if turns == 1 else [f"{name}/rot{90 * r:03d}" for name in held for r in range(turns)]
         return Pool(
             x,
-            turned.reshape(-1, len(column)),
+            rows[chosen].reshape(-1, len(column)),
             counts[chosen].repeat(turns),
-            names=tuple(told),
+            names=tuple(chain.from_iterable(names_of[name] for name in held)),
             input_range=(0.0, 1.0),
         )
 
     return {split: pool(held) for split, held in names.items()}
+
+
+def _turned_names(name: str, turns: int) -> tuple[str, ...]:
+    return tuple(f"{name}/rot{90 * r:03d}" for r in range(turns))

@@ -1,0 +1,35 @@
+"""Evaluating episodes of 5-way 1-shot 15-query with conv4-64: several at once, against one episode at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+from bench import Report, alternate, arguments, find_omniglot, ratio_of, spread
+
+import kshot
+
+
+def main() -> None:
+    options = arguments(__doc__)
+    _, data = find_omniglot()
+    tasks = kshot.tasks("omniglot", way=5, shot=1, query=15)
+    engine = kshot.Engine(kshot.learner("protonet", tasks.spec), tasks)
+    episodes, rounds = (12, 1) if options.quick else (600, 3)
+    runs: dict[str, Callable[[], object]] = {
+        "engine.evaluate": lambda: engine.evaluate(episodes),
+        "one episode at a time": lambda: engine.evaluate(episodes, batch=1),
+    }
+    engine.evaluate(12)
+    times = alternate(runs, rounds, warmup=0)
+    report = Report("evaluation", [f"data: {data}", f"backend: {json.dumps(dict(engine.backend.describe()))}"])
+    for name, values in times.items():
+        middle, least, most = spread(values)
+        report.rows.append({"run": name, "episodes": episodes, "seconds": middle, "least": least, "most": most})
+    ratio = ratio_of(times["one episode at a time"], times["engine.evaluate"])
+    report.ratios.append((ratio, "kshot {} x one episode at a time (600 episodes 5w1s15q conv4-64, one process)"))
+    report.finish(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""The first load of Omniglot's drawings, later loads, and what they take of memory; each in a process of its own.
+
+Seconds are those of ``kshot.tasks("omniglot")`` with everything imported before. The yardstick decodes and shrinks the
+same drawings by Pillow in one process, and keeps nothing on disk. Files are read once before, so no disk is measured.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench import PARTS as ARCHIVES
+from bench import Report, arguments, find_omniglot, fresh, ratio_of, resident, spread
+
+
+def part_kshot(cache: str) -> dict[str, Any]:
+    """Load, and sample some episodes; seconds, and MB of memory before, after, and after the episodes."""
+    import torch
+
+    import kshot
+    import kshot_omniglot.tasks
+
+    torch.set_num_threads(1)
+    kshot.tasks("blobs").sample("train", [0])  # the registry and the sampler have been used once
+    before = resident()
+    started = time.perf_counter()
+    tasks = kshot_omniglot.tasks.omniglot(way=5, cache=cache)
+    seconds = time.perf_counter() - started
+    loaded = resident()
+    for i in range(0, 320, 32):
+        tasks.sample("train", range(i, i + 32))
+    return {"seconds": seconds, "before": before, "loaded": loaded, "sampled": resident(),
+            "table": tasks.pool("train").x.numel() / 2**20, "drawings": len(tasks.pool("train").x)}  # fmt: skip
+
+
+def part_pillow(root: str) -> dict[str, Any]:
+    import numpy as np
+    from PIL import Image
+
+    started = time.perf_counter()
+    images = []
+    for part in ARCHIVES:
+        with zipfile.ZipFile(Path(root) / f"{part}.zip") as archive:
+            for name in archive.namelist():
+                if name.endswith(".png"):
+                    image = Image.open(io.BytesIO(archive.read(name))).convert("L")
+                    images.append(np.asarray(image.resize((28, 28), Image.Resampling.BOX)))
+    table = np.stack(images)
+    return {"seconds": time.perf_counter() - started, "drawings": len(table)}
+
+
+PARTS: dict[str, Callable[..., dict[str, Any]]] = {"kshot": part_kshot, "pillow": part_pillow}
+
+
+def main() -> None:
+    options = arguments(__doc__, part=True)
+    root, data = find_omniglot()
+    if options.part:
+        print(json.dumps(PARTS[options.part](**json.loads(options.options))))
+        return
+    zips = [root / f"{part}.zip" for part in ARCHIVES] if root else []
+    with_pillow = bool(zips) and all(path.is_file() for path in zips)
+    for path in zips if with_pillow else []:
+        path.read_bytes()
+    os.environ.pop("KSHOT_CACHE", None)
+    rounds = 1 if options.quick else 3
+    times: dict[str, list[float]] = {}
+    answer: dict[str, Any] = {}
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as cache:
+            times.setdefault("first load", []).append(fresh(__file__, "kshot", cache=cache)["seconds"])
+            for _ in range(rounds):
+                answer = fresh(__file__, "kshot", cache=cache)
+                times.setdefault("later load", []).append(answer["seconds"])
+        if with_pillow:
+            pillow = fresh(__file__, "pillow", root=str(root))
+            times.setdefault("Pillow, one process", []).append(pillow["seconds"])
+    report = Report("loading", [f"data: {data}"])
+    for name, values in times.items():
+        middle, least, most = spread(values)
+        report.rows.append({"run": name, "seconds": middle, "least": least, "most": most})
+    before, loaded, sampled = (answer[name] for name in ("before", "loaded", "sampled"))
+    for kind in ("anonymous", "file"):
+        report.notes.append(
+            f"resident memory at a later load, {kind}: {loaded[kind] - before[kind]:+.1f} MB, after 320 episodes "
+            f"{sampled[kind] - before[kind]:+.1f} MB; the table has {answer['table']:.1f} MB, {answer['drawings']} rows"
+        )
+    growth = loaded["all"] - before["all"]
+    report.ratios.append((growth / answer["table"], "memory of a later load is {} x the table (resident set growth)"))
+    middle_later = spread(times["later load"])[0]
+    report.ratios.append((spread(times["first load"])[0] / middle_later, "later loads are {} x as fast as the first"))
+    if with_pillow:
+        ratio = ratio_of(times["Pillow, one process"], times["first load"])
+        what = f"the first load {{}} x as fast as Pillow in one process ({pillow['drawings']} drawings, empty cache)"
+        report.ratios.append((ratio, what))
+    report.finish(options)
+
+
+if __name__ == "__main__":
+    main()

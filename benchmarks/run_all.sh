@@ -1,0 +1,23 @@
+#!/bin/sh
+# Runs every benchmark in turn and keeps what they print: run_all.sh [FOLDER] [--quick]
+# PYTHON is the interpreter with kshot, its plugins and benchmarks/requirements.txt; the machine should be idle.
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+folder=$here/results
+case "${1:-}" in
+    "" | --*) ;;
+    *) folder=$1; shift ;;
+esac
+mkdir -p "$folder"
+status=0
+for name in startup loading sampling bare_loop evaluation memory protonet_step; do
+    echo "== $name"
+    if "${PYTHON:-python}" "$here/$name.py" "$@" >"$folder/$name.txt.part"; then
+        mv "$folder/$name.txt.part" "$folder/$name.txt"
+        cat "$folder/$name.txt"
+    else
+        status=1
+        echo "$name failed" >&2
+    fi
+done
+exit $status

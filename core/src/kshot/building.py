@@ -1,0 +1,224 @@
+"""From a plugin's name and options to its component, with the components among its options."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from attrs import frozen
+
+from kshot.built import Built, Ledger, plain, recall, remember
+from kshot.conversion import Raw, parse_literal
+from kshot.errors import KshotError, MisfitError, OptionError, PluginError, Unavailable
+from kshot.options import Option, options_of, takes_positional, validate
+from kshot.plugin import LEADING, MEMBERS, MEMORY_SIZES, A, Factory, Plugin
+
+if TYPE_CHECKING:
+    from kshot.spec import TaskSpec
+
+# Options annotated with one of these take another plugin, by name or built.
+_NESTED = {
+    "Learner": "learners",
+    "TaskDistribution": "tasks",
+    "MemoryFactory": "memories",
+    "Callable[..., Memory]": "memories",  # what MemoryFactory stands for
+    "Backend": "backends",
+}
+
+
+@frozen(eq=False)
+class BoundMemory:
+    """A memory factory with its options: what ``memory(name, **options)`` returns and a learner is given.
+
+    The learner calls it as ``factory(slots, width, reads)`` with the sizes it would choose; sizes among the
+    options are the user's word and win. Read the actual sizes off the memory (``interface_size``,
+    ``read_size``).
+    """
+
+    plugin: Plugin
+    factory: Factory
+    options: Mapping[str, Any]
+
+    def __call__(self, slots: int, width: int, reads: int, **options: Any) -> Any:
+        wanted = {"slots": slots, "width": width, "reads": reads, **options, **self.options}
+        return _made(self.plugin, self.factory, *map(wanted.pop, MEMORY_SIZES), **wanted)
+
+
+class Builder:
+    """Builds components and remembers in a ledger how.
+
+    Args:
+        load: group and name to plugin and factory; raises where they can't be had.
+        ledger: of what was built.
+    """
+
+    def __init__(self, load: Callable[[str, str], tuple[Plugin, Factory]], ledger: Ledger) -> None:
+        self.load, self.ledger = load, ledger
+
+    def build(
+        self,
+        group: str,
+        name: str,
+        options: Mapping[str, Any],
+        spec: TaskSpec | None = None,
+        seed: int | None = None,
+    ) -> Any:
+        """The component. ``spec`` and ``seed`` are a learner's, and those of the learners in it."""
+        plugin, factory = self.load(group, name)
+        skip = LEADING.get(group, 0)
+        if not takes_positional(factory, skip):
+            raise PluginError(f"{plugin.who}: its factory must take the spec of the tasks as its first argument")
+        nested = _nested(plugin, options_of(factory, skip_positional=skip), options)
+        values = validate(
+            factory,
+            {key: value for key, value in options.items() if key not in nested},
+            who=plugin.who,
+            skip_positional=skip,
+            missing_ok=(*nested, *(MEMORY_SIZES if group == "memories" else ())),
+        )
+        if group == "learners":
+            _check_fit(plugin, factory, spec)
+        for key, (inner, inner_name, inner_options) in nested.items():
+            own = (spec, seed) if inner == "learners" else (None, None)
+            if inner == "learners" and spec is None:
+                raise OptionError(f"{plugin.who}: option {key} takes a learner that is already built, not a name")
+            try:
+                values[key] = self.build(inner, inner_name, inner_options, *own)
+            except KshotError as exc:
+                exc.args = (f"option {key} of {plugin.who}: {exc}",)
+                raise
+        component: Any
+        if group == "memories":
+            component = BoundMemory(plugin, factory, values)
+        elif group == "learners":
+            component = _initialised(plugin, factory, spec, seed or 0, values)
+        else:
+            component = _made(plugin, factory, **values)
+        remember(self.ledger, component, self._how(plugin, values, seed))
+        return component
+
+    def _how(self, plugin: Plugin, values: Mapping[str, Any], seed: int | None) -> Built:
+        options = {name: plain(self.ledger, value) for name, value in values.items()}
+        return Built(
+            group=plugin.group,
+            name=plugin.name,
+            options={name: value for name, (value, _) in options.items()},
+            distribution=plugin.distribution,
+            version=plugin.version,
+            portable=all(whole for _, whole in options.values()),
+            seed=seed,
+            given=dict(values),
+        )
+
+    def rebuild(self, component: object, spec: TaskSpec | None, changed: Mapping[str, Any]) -> Any:
+        """A component like this one, with some options changed."""
+        how = recall(self.ledger, component)
+        if how is None:
+            raise OptionError(
+                f"this {type(component).__name__} was not built by name, so it can't be rebuilt with other "
+                "options; build it with kshot.learner(name, ...) or register its class"
+            )
+        if how.group == "learners" and spec is None:
+            raise OptionError(f"rebuilding learner {how.name!r} takes the spec of the tasks")
+        options = _overlay({name: self._again(value) for name, value in how.given.items()}, changed)
+        return self.build(how.group, how.name, options, spec=spec, seed=how.seed)
+
+    def _again(self, value: Any) -> Any:
+        """What was built by name as name and options, modules as copies."""
+        if (how := recall(self.ledger, value)) is not None:
+            return {"name": how.name, **{name: self._again(given) for name, given in how.given.items()}}
+        return copy.deepcopy(value) if hasattr(value, "state_dict") else value
+
+
+def _overlay(old: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
+    """Changed options of a nested component go over its old ones, unless it is now another plugin."""
+    laid = dict(old)
+    for key, new in changed.items():
+        was = old.get(key)
+        if isinstance(was, Mapping) and isinstance(new, Mapping) and "name" in was:
+            new = {"name": was["name"], **{("name" if k == "" else k): v for k, v in new.items()}}
+            laid[key] = _overlay(was, new) if new["name"] == was["name"] else new
+        else:
+            laid[key] = new
+    return laid
+
+
+# -------------------- options that are components
+
+
+def _nested(
+    plugin: Plugin, known: tuple[Option, ...], options: Mapping[str, Any]
+) -> dict[str, tuple[str, str, dict[str, Any]]]:
+    """Group, name and options of each component that must be built first, by the option that takes it."""
+    found = {}
+    for option in known:
+        words = re.sub(r"\b\w+\.(?=\w)", "", option.type).split(" | ")
+        group = next((_NESTED[word] for word in words if word in _NESTED), None)
+        if group is not None:
+            asked = _asked(plugin, option, options.get(option.name, option.default))
+            if asked is not None:
+                found[option.name] = (group, *asked)
+    return found
+
+
+def _asked(plugin: Plugin, option: Option, value: Any) -> tuple[str, dict[str, Any]] | None:
+    """Name and options of the plugin that ``value`` asks for; None where it is an object already."""
+    value = parse_literal(value) if isinstance(value, Raw) else value
+    if isinstance(value, str):
+        return value, {}
+    if not isinstance(value, Mapping):
+        return None
+    options = dict(value)
+    names = [options.pop(key) for key in ("", "name") if key in options]  # '' is how a flag says it
+    if not names and isinstance(option.default, str):
+        names = [option.default]
+    if len(names) != 1 or not isinstance(names[0], str):
+        raise OptionError(
+            f"{plugin.who}: option {option.name} takes a plugin's name and its options, "
+            f"{{'name': ..., **options}}; got {dict(value)!r}"
+        )
+    return str(parse_literal(names[0]) if isinstance(names[0], Raw) else names[0]), options
+
+
+# -------------------- calling a factory
+
+
+def _made(plugin: Plugin, factory: Factory, *args: Any, **options: Any) -> Any:
+    """What the factory returns, if it is what the group is about."""
+    try:
+        component = factory(*args, **options)
+    except Unavailable as exc:
+        raise Unavailable(f"{plugin.who} is unavailable: {exc}") from exc
+    except Exception as exc:
+        exc.add_note(f"while building {plugin.who}")
+        raise
+    missing = [member for member in MEMBERS.get(plugin.group, ()) if not hasattr(component, member)]
+    if missing:
+        raise PluginError(
+            f"{plugin.who}: its factory returned a {type(component).__name__}, which has no "
+            f"{' and no '.join(missing)}; it is not {A[plugin.group]}"
+        )
+    return component
+
+
+def _initialised(plugin: Plugin, factory: Factory, spec: Any, seed: int, values: Mapping[str, Any]) -> Any:
+    import torch
+
+    # Seeding the CPU generator alone: torch.manual_seed would also reseed accelerators, which
+    # fork_rng(devices=[]) does not restore. Parameters are initialised on the CPU and placed afterwards.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return _made(plugin, factory, spec, **values)
+
+
+def _check_fit(plugin: Plugin, factory: Factory, spec: Any) -> None:
+    """By what the class says it needs; what only an instance can say is checked when tasks meet it."""
+    needs = getattr(factory, "needs", None)
+    if needs is None or isinstance(needs, property):
+        return
+    from kshot.fit import mismatches
+
+    if found := mismatches(needs, spec):
+        raise MisfitError(f"{plugin.who} does not fit these tasks: {'; '.join(found)}")

@@ -1,0 +1,92 @@
+"""A user's own pictures become inputs by the same steps as the data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from kshot.errors import DataError
+from kshot_omniglot import omniglot
+
+
+@pytest.fixture(scope="module")
+def drawing(common_cache: Path) -> tuple[Any, torch.Tensor, np.ndarray[Any, Any]]:
+    """Tasks, a drawing as an input [1, 28, 28] and the picture it was drawn as: 105 x 105, black on white."""
+    tasks, original = (omniglot(cache=common_cache, protocol="embedded", rotations=False, size=s) for s in (28, 105))
+    row = int(tasks.pool("test").rows[3, 7])
+    return tasks, tasks.pool("test").gather(np.array([row]))[0], 255 - original.pool("test").x[row, 0].numpy()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "RGB", "RGBA", "P", "I;16"])
+def test_saved_drawing_comes_back_as_its_input(drawing: Any, tmp_path: Path, mode: str) -> None:
+    """Whatever the kind of picture it was saved as."""
+    tasks, expected, picture = drawing
+    if mode == "I;16":
+        image = Image.fromarray(picture.astype(np.uint16) * 257)
+    else:
+        image = Image.fromarray(picture).convert(mode)
+    image.save(tmp_path / "a.png")
+    for raw in (tmp_path / "a.png", str(tmp_path / "a.png"), image):
+        x = tasks.prepare(raw)
+        assert x.dtype == torch.float32
+        assert torch.equal(x, expected[None])
+
+
+def test_arrays_and_lists_are_stacked(drawing: Any) -> None:
+    """[h, w], [n, h, w], [n, 1, h, w], tensors and lists of any of them."""
+    tasks, expected, picture = drawing
+    two = np.stack([picture, picture])
+    for raw, n in (
+        (picture, 1),
+        (two, 2),
+        (two[:, None], 2),
+        (torch.from_numpy(two), 2),
+        ([picture, Image.fromarray(picture), two], 4),
+    ):
+        assert torch.equal(tasks.prepare(raw), expected.expand(n, 1, 28, 28))
+
+
+def test_inputs_stay_as_they_are(drawing: Any) -> None:
+    """Preparing twice is preparing once."""
+    tasks, expected, _ = drawing
+    assert torch.equal(tasks.prepare(tasks.prepare(expected[None])), expected[None])
+
+
+def test_transparent_is_paper(drawing: Any) -> None:
+    """Ink drawn on nothing, as a web page's canvas saves it."""
+    tasks, expected, picture = drawing
+    canvas = np.zeros((105, 105, 4), np.uint8)
+    canvas[..., 3] = 255 - picture
+    assert torch.equal(tasks.prepare(Image.fromarray(canvas)), expected[None])
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        ("no/such.png", r"no/such\.png: can't be read"),
+        (7, "can't prepare int"),
+        ([], "can't prepare list"),
+        (np.zeros((3, 4, 5, 6), np.uint8), r"uint8 of shape \[3, 4, 5, 6\]"),
+        (np.zeros((4, 4), np.int64), "int64 of shape"),
+        (np.zeros((0, 4, 4), np.uint8), r"shape \[0, 4, 4\]"),
+        (np.full((1, 1, 28, 28), 2.0), "floats of shape"),
+        (np.full((1, 1, 28, 28), np.nan), "floats of shape"),
+        (np.zeros((28, 28)), "floats of shape"),
+    ],
+)
+def test_what_is_no_picture_is_refused(drawing: Any, raw: Any, said: str) -> None:
+    """Named, with what was expected."""
+    with pytest.raises(DataError, match=said):
+        drawing[0].prepare(raw)
+
+
+def test_file_that_is_no_picture_is_named(drawing: Any, tmp_path: Path) -> None:
+    """A wrong file among many must be found."""
+    (tmp_path / "b.png").write_text("text")
+    with pytest.raises(DataError, match=r"b\.png: can't be read as a picture"):
+        drawing[0].prepare([tmp_path / "b.png"])

@@ -1,0 +1,437 @@
+"""The kit's rules for tasks: good tasks of every kind keep them, broken ones are rejected by the rule's name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+import numpy as np
+import pytest
+import torch
+from kshot import ClassificationTasks, Episode, Pool, TaskSpec
+from kshot.errors import DataError
+from kshot.randomness import episode_keys
+from kshot.registry import Plugin
+from kshot.testing import RuleViolation, rules, sample_tasks, suite
+from kshot.testing.subjects import Source
+from kshot.testing.task_rules import bernstein
+
+# --- Good tasks --------------------------------------------------------------------------------------------------------
+
+VARYING: dict[str, Any] = {"way": (2, 4), "shot": (1, 3), "query": 2, "block": 4}
+GOOD: list[tuple[Any, dict[str, Any]]] = [
+    (sample_tasks.classification, {}),
+    (sample_tasks.classification, {**VARYING, "semantics": 4}),
+    (sample_tasks.classification, {"way": (2, 4), "block": 1}),
+    (sample_tasks.classification, {"shot": 0, "semantics": 4}),
+    (sample_tasks.classification, {"input_shape": (1, 16, 16), "unlabelled": 3, "external": 2}),
+    (sample_tasks.Lines, {}),
+    (sample_tasks.LabelStream, {}),
+    (sample_tasks.Copying, {}),
+    (sample_tasks.Points, {}),
+    (sample_tasks.Quadratics, {}),
+]
+IN_THIS_PROCESS = [rule.name for rule in rules("tasks") if rule.name != "same-episodes-in-another-process"]
+
+
+@pytest.mark.parametrize(("tasks", "options"), GOOD)
+def test_good_tasks_keep_every_rule(tasks: Any, options: dict[str, Any]) -> None:
+    """A rule that legitimate tasks break would make the kit useless."""
+    tried = suite(tasks=tasks, options=options)
+    for rule in IN_THIS_PROCESS:
+        tried.verify(rule)
+
+
+@pytest.mark.parametrize(("tasks", "options"), [GOOD[1], GOOD[8]])
+def test_good_tasks_are_the_same_in_another_process(tasks: Any, options: dict[str, Any]) -> None:
+    """Two tasks stand for all: each costs the start of a process."""
+    assert suite(tasks=tasks, options=options).verify("same-episodes-in-another-process") is None
+
+
+def test_varying_tasks_with_semantics_are_tried_by_every_rule() -> None:
+    """Nothing applies to no tasks at all."""
+    skipped = {rule: suite(tasks=GOOD[1][0], options=GOOD[1][1]).verify(rule) for rule in IN_THIS_PROCESS}
+    assert {rule for rule, reason in skipped.items() if reason} == {"manifest-is-true"}
+
+
+def test_tasks_that_are_given_built_say_what_can_not_be_tested() -> None:
+    """Another process or seed needs a factory; the rest is tested."""
+    report = suite(tasks=sample_tasks.Lines()).run()
+    assert report.ok
+    skipped = {f.rule: f.message for f in report if f.outcome == "skipped"}
+    assert "given built" in skipped["same-episodes-in-another-process"]
+    assert "given built" in skipped["other-seed-other-episodes"]
+
+
+# --- Broken tasks ------------------------------------------------------------------------------------------------------
+
+
+class Spoilt:
+    """Good tasks, with one thing wrong: subclasses override ``spoil``."""
+
+    options: dict[str, Any] = {}
+
+    def __init__(self, seed: int = 0) -> None:
+        self.of: Any = sample_tasks.classification(seed=seed, **self.options)
+        self.seed = seed
+        self.spec: TaskSpec = self.of.spec
+
+    def sample(self, split: str, indices: Sequence[int]) -> Episode:
+        return self.spoil(self.of.sample(split, indices))
+
+    def spoil(self, episode: Episode) -> Episode:
+        return episode
+
+
+def with_support(episode: Episode, **fields: Any) -> Episode:
+    return attrs.evolve(episode, support=attrs.evolve(episode.support, **fields))
+
+
+def with_origin(episode: Episode, **fields: Any) -> Episode:
+    assert episode.origin is not None
+    return attrs.evolve(episode, origin=attrs.evolve(episode.origin, **fields))
+
+
+class Walking(Spoilt):
+    """Noise from a generator that walks."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(seed)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def spoil(self, episode: Episode) -> Episode:
+        x = episode.support.x
+        return with_support(episode, x=x + 0.1 * torch.randn(x.shape, generator=self.generator))
+
+
+class ByPlace(Spoilt):
+    """The place in the batch decides."""
+
+    def spoil(self, episode: Episode) -> Episode:
+        return with_support(episode, x=episode.support.x + torch.arange(episode.size).view(-1, 1, 1))
+
+
+class GlobalSeed(Spoilt):
+    """Built with numbers from torch's global generator."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(seed)
+        self.shift = torch.rand(())
+
+    def spoil(self, episode: Episode) -> Episode:
+        return with_support(episode, x=episode.support.x + self.shift)
+
+
+class ByHash(Spoilt):
+    """Python's hash of a string, which PYTHONHASHSEED changes."""
+
+    def spoil(self, episode: Episode) -> Episode:
+        return with_support(episode, x=episode.support.x + hash("train") % 1000)
+
+
+class Seedless(Spoilt):
+    """Takes a seed, and ignores it."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(0)
+
+
+class Lending(Spoilt):
+    """Gives its own tensors away."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(seed)
+        self.kept: dict[Any, Episode] = {}
+
+    def sample(self, split: str, indices: Sequence[int]) -> Episode:
+        key = (split, *indices)
+        if key not in self.kept:
+            self.kept[key] = self.of.sample(split, indices)
+        return self.kept[key]
+
+
+class AnySplit(Spoilt):
+    """Takes an unknown split for the first."""
+
+    def sample(self, split: str, indices: Sequence[int]) -> Episode:
+        return super().sample(split if split in self.spec.splits else "train", indices)
+
+
+class KeyErrors(Spoilt):
+    """Raises KeyError for an unknown split."""
+
+    def sample(self, split: str, indices: Sequence[int]) -> Episode:
+        {"train": 1, "val": 2, "test": 3}[split]
+        return super().sample(split, indices)
+
+
+class Padding(Spoilt):
+    """Samples episodes of two blocks in the shape of the first."""
+
+    options = {"way": (2, 4), "block": 4}
+
+    def sample(self, split: str, indices: Sequence[int]) -> Episode:
+        first = [i for i in indices if i // 4 == indices[0] // 4]
+        return self.of.sample(split, first + first[:1] * (len(indices) - len(first)))
+
+
+class Wider(Spoilt):
+    """More queries than the spec says."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(seed)
+        self.spec = attrs.evolve(self.spec, query=2)
+
+
+class WrongWay(Spoilt):
+    """Another way than the spec's."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(seed)
+        self.spec = attrs.evolve(self.spec, way=4)
+
+
+class OutOfRange(Spoilt):
+    """Images brighter than 1."""
+
+    options = {"input_shape": (1, 16, 16)}
+
+    def spoil(self, episode: Episode) -> Episode:
+        return with_support(episode, x=episode.support.x * 255)
+
+
+class Doubles(Spoilt):
+    """float64 inputs."""
+
+    def spoil(self, episode: Episode) -> Episode:
+        return with_support(episode, x=episode.support.x.double())
+
+
+class OneKey(Spoilt):
+    """All episodes have the same randomness."""
+
+    def spoil(self, episode: Episode) -> Episode:
+        return with_support(episode, key=torch.zeros_like(episode.support.key))
+
+
+class Nameless(Spoilt):
+    """Episodes without an origin."""
+
+    def spoil(self, episode: Episode) -> Episode:
+        return attrs.evolve(episode, origin=None)
+
+
+class Telling(Spoilt):
+    """Hands the queries out with the support."""
+
+    def spoil(self, episode: Episode) -> Episode:
+        return with_support(episode, query_x=episode.query.x)
+
+
+class NothingUnlabelled(Spoilt):
+    """Promises unlabelled examples."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(seed)
+        provides: Any = {*self.spec.provides, "unlabelled"}
+        self.spec = attrs.evolve(self.spec, provides=provides)
+
+
+class Leaking(Spoilt):
+    """The first query of each task is an example of its support."""
+
+    def spoil(self, episode: Episode) -> Episode:
+        assert episode.origin is not None
+        assert episode.origin.support_ids is not None
+        assert episode.origin.query_ids is not None
+        ids, x, y = episode.origin.query_ids.copy(), episode.query.x.clone(), episode.query.y
+        label = y[:, 0]
+        place = (episode.support.y == label[:, None]).int().argmax(1)
+        for b, s in enumerate(place.tolist()):
+            ids[b, 0], x[b, 0] = episode.origin.support_ids[b, s], episode.support.x[b, s]
+        return with_origin(attrs.evolve(episode, query=attrs.evolve(episode.query, x=x)), query_ids=ids)
+
+
+def numbers(split: str, classes: int = 6) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(len(split))
+    return torch.randn(classes * 8, 3, generator=generator)
+
+
+LABELS = np.repeat(np.arange(6), 8)
+
+
+def same_class_names(seed: int = 0) -> ClassificationTasks:
+    """Train and test have classes of the same names."""
+    pools = {s: Pool.of(numbers(s), LABELS, names=[f"class {c}" for c in range(6)]) for s in ("train", "validate")}
+    return ClassificationTasks(pools, way=3, query=3, seed=seed)
+
+
+def same_rows(seed: int = 0) -> ClassificationTasks:
+    """Train and test are the same rows of one table, under other names."""
+    x = numbers("train")
+    pools = {s: Pool.of(x, LABELS, names=[f"{s} {c}" for c in range(6)]) for s in ("train", "test")}
+    return ClassificationTasks(pools, way=3, query=3, seed=seed)
+
+
+def same_contents(seed: int = 0) -> ClassificationTasks:
+    """Train and test are equal tables."""
+    pools = {s: Pool.of(numbers("train"), LABELS) for s in ("train", "test")}
+    return ClassificationTasks(pools, way=3, query=3, seed=seed)
+
+
+class SharedExamples(Spoilt):
+    """Split by example, but the splits are the same examples, and there is no pool to look at."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(seed)
+        self.spec = attrs.evolve(self.spec, split_by="example")
+
+
+class Sorted(Spoilt):
+    """Labels in order of class numbers."""
+
+    def spoil(self, episode: Episode) -> Episode:
+        assert episode.origin is not None
+        assert episode.origin.classes is not None
+        order = np.argsort(episode.origin.classes, axis=1)
+        rank = torch.from_numpy(np.argsort(order, axis=1))
+        support = attrs.evolve(episode.support, y=rank.gather(1, episode.support.y))
+        query = attrs.evolve(episode.query, y=rank.gather(1, episode.query.y))
+        classes = np.sort(episode.origin.classes, axis=1)
+        return with_origin(attrs.evolve(episode, support=support, query=query), classes=classes)
+
+
+class Unmoved(Spoilt):
+    """Semantics in order of class numbers, whatever the labels."""
+
+    options = {"semantics": 4}
+
+    def spoil(self, episode: Episode) -> Episode:
+        assert episode.origin is not None
+        assert episode.support.semantics is not None
+        order = torch.from_numpy(np.argsort(episode.origin.classes, axis=1))
+        semantics = torch.stack([s[o] for s, o in zip(episode.support.semantics, order, strict=True)])
+        return with_support(episode, semantics=semantics)
+
+
+class Captions(Spoilt):
+    """Legitimate: every episode describes a class by another of its captions, which are noisy."""
+
+    options = {"semantics": 4}
+
+    def spoil(self, episode: Episode) -> Episode:
+        s = episode.support.semantics
+        assert s is not None
+        noise = torch.stack(
+            [
+                torch.randn(s.shape[1:], generator=torch.Generator().manual_seed(k & 0xFFFF))
+                for k in episode.support.key.tolist()
+            ]
+        )
+        return with_support(episode, semantics=s + noise)
+
+
+# Rule, broken tasks, and the other rules that they can't but break.
+BROKEN: list[tuple[str, Any, set[str]]] = [
+    ("same-episodes", Walking, {"data-immutable", "same-episodes-in-another-process"}),
+    ("same-episodes", ByPlace, set()),
+    ("same-episodes", GlobalSeed, {"same-episodes-in-another-process"}),
+    ("same-episodes-in-another-process", ByHash, set()),
+    ("other-seed-other-episodes", Seedless, set()),
+    ("data-immutable", Lending, set()),
+    ("unknown-split-refused", AnySplit, set()),
+    ("unknown-split-refused", KeyErrors, set()),
+    ("mixed-blocks-refused", Padding, set()),
+    ("spec-is-true", Wider, set()),
+    ("spec-is-true", WrongWay, set()),
+    ("spec-is-true", OutOfRange, set()),
+    ("spec-is-true", Doubles, set()),
+    ("spec-is-true", OneKey, set()),
+    ("spec-is-true", Nameless, {"support-and-query-disjoint"}),
+    ("spec-is-true", Telling, set()),
+    ("spec-is-true", NothingUnlabelled, set()),
+    ("support-and-query-disjoint", Leaking, set()),
+    ("splits-disjoint", same_class_names, set()),
+    ("splits-disjoint", same_rows, set()),
+    ("splits-disjoint", same_contents, set()),
+    ("splits-disjoint", SharedExamples, set()),
+    ("labels-uniform", Sorted, set()),
+    ("semantics-move-with-labels", Unmoved, set()),
+]
+
+
+@pytest.mark.parametrize(("rule", "tasks", "also"), BROKEN, ids=lambda v: getattr(v, "__name__", None))
+def test_broken_tasks_are_rejected_by_the_rule_they_break(rule: str, tasks: Any, also: set[str]) -> None:
+    """The message names the rule; rules that the tasks keep are not blamed."""
+    tried = suite(tasks=tasks)
+    with pytest.raises(RuleViolation, match=f"^{rule}: .{{20,}}"):
+        tried.verify(rule)
+    failed = set()
+    for other in IN_THIS_PROCESS:
+        try:
+            tried.verify(other)
+        except RuleViolation as violation:
+            failed.add(violation.rule)
+    assert failed - also == {rule} & set(IN_THIS_PROCESS)
+
+
+def test_every_rule_for_tasks_has_tasks_that_break_it() -> None:
+    """A rule that nothing was seen to break may be one that can't be broken."""
+    assert {rule for rule, _, _ in BROKEN} | {"manifest-is-true"} == {rule.name for rule in rules("tasks")}
+
+
+def test_a_manifest_that_says_another_kind_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``kshot list`` and ``check`` tell people what the manifest says."""
+    monkeypatch.setattr(Source, "plugin", Plugin("lines", "tasks", "kshot-lines", "1", "x:y", kinds=("control",)))
+    with pytest.raises(
+        RuleViolation, match=r"manifest-is-true: the manifest says control, but spec.kind is regression"
+    ):
+        suite(tasks=sample_tasks.Lines).verify("manifest-is-true")
+
+
+def test_a_class_may_have_several_descriptions() -> None:
+    """Captions differ from episode to episode, and are still nearer to each other than to other classes'."""
+    assert suite(tasks=Captions).verify("semantics-move-with-labels") is None
+
+
+def test_a_local_factory_can_not_be_tried_in_another_process() -> None:
+    """It is said, not passed over."""
+    reason = suite(tasks=lambda: sample_tasks.Lines()).verify("same-episodes-in-another-process")
+    assert reason is not None
+    assert "top level of a module" in reason
+
+
+def test_fair_labels_pass_almost_surely() -> None:
+    """Bernstein's bound at odds of 1e-6 is never met by 2,000 fair tables, and half of it often is."""
+    generator = np.random.default_rng(0)
+    counts = generator.binomial(400, 1 / 5, size=(2000, 25))
+    bound = bernstein(400 / 5 * 4 / 5, np.log(2 * 25 / 1e-6))
+    farthest = np.abs(counts - 80).max(1)
+    assert (farthest < bound).all()
+    assert (farthest > bound / 2.5).any()
+    assert bound < 60  # sorted labels give 400 or 0 where 80 are expected
+
+
+def test_the_sample_tasks_are_addressable_by_hand() -> None:
+    """A label stream shows at t + 1 the label of t, worked out here from the episode itself."""
+    episode = sample_tasks.LabelStream(way=3, length=8).sample("train", [4])
+    shown, y = episode.query.x[0, :, 4:], episode.query.y[0]
+    assert shown[0].tolist() == [0, 0, 0]
+    assert [row.index(1) for row in shown[1:].int().tolist()] == y[:-1].tolist()
+
+
+def test_a_points_budget_is_enforced() -> None:
+    """A learner may roll out the support three times; the fourth is refused."""
+    source = sample_tasks.Points().sample("train", [0]).support.source
+    key = torch.from_numpy(episode_keys(0, "train", [0]).view(np.int64))
+    for _ in range(3):
+        source.rollout(torch.zeros_like, key)
+    with pytest.raises(DataError, match="budget of rollouts is used up"):
+        source.rollout(torch.zeros_like, key)
+
+
+def test_a_spec_of_sample_tasks_is_plain() -> None:
+    """Specs go through JSON."""
+    assert json.loads(sample_tasks.Copying().spec.to_json())["kind"] == "sequence"

@@ -1,0 +1,109 @@
+"""Encoders and the policy of normalisation: whose statistics normalise whom."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from kshot.errors import DataError, OptionError
+from kshot.functional import class_means, pairwise_squared_distance, prototypical_logits
+from kshot.nn import Encoder, conv4, encoder
+from torch import nn
+
+
+def small_net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh()).double()
+
+
+def normalised_by_hand(net: nn.Sequential, x: torch.Tensor, by: torch.Tensor, unbiased: bool) -> torch.Tensor:
+    """``x`` through the net, its batch norm using mean and variance of ``by``."""
+    h, ref = net[0](x), net[0](by)
+    return torch.tanh((h - ref.mean(0)) / (ref.var(0, unbiased=unbiased) + net[1].eps).sqrt())
+
+
+def test_training_normalises_each_episode_by_itself():
+    """Never over B: two episodes together are what each is alone."""
+    net = small_net()
+    x = torch.randn(2, 6, 3, dtype=torch.float64) * torch.tensor([1.0, 5.0], dtype=torch.float64)[:, None, None]
+    z = Encoder(net).train()(x)
+    for b in range(2):
+        assert torch.allclose(z[b], normalised_by_hand(net, x[b], x[b], unbiased=False), atol=1e-12)
+
+
+def test_running_statistics_move_once_by_the_mean_over_episodes():
+    """So that chunks of a meta-batch can be averaged: r <- 0.9 r + 0.1 mean_b(statistics of b)."""
+    net = small_net()
+    x = torch.randn(3, 6, 3, dtype=torch.float64)
+    h = net[0](x).detach()
+    expected = 0.9 * net[1].running_mean + 0.1 * h.mean(1).mean(0)
+    expected_var = 0.9 * net[1].running_var + 0.1 * h.var(1).mean(0)
+    Encoder(net).train()(x)
+    assert torch.allclose(net[1].running_mean, expected, atol=1e-12)
+    assert torch.allclose(net[1].running_var, expected_var, atol=1e-12)
+
+
+@pytest.mark.parametrize("policy", ["inductive", "support", "transductive"])
+def test_each_policy_uses_the_statistics_it_says(policy):
+    """By hand: running, the support's, or those of support and queries together."""
+    net = small_net()
+    e = Encoder(net, policy).eval()
+    support, query = torch.randn(2, 5, 3, dtype=torch.float64), torch.randn(2, 4, 3, dtype=torch.float64) + 2
+    before = {n: b.clone() for n, b in net.named_buffers()}
+    z_support, z_query = e.given(support)(query)
+    for b in range(2):
+        both = torch.cat([support[b], query[b]])
+        if policy == "inductive":
+            expected_s, expected_q = (torch.tanh(net[0](x) / (1 + net[1].eps) ** 0.5) for x in (support[b], query[b]))
+        elif policy == "support":
+            expected_s = normalised_by_hand(net, support[b], support[b], unbiased=False)
+            expected_q = normalised_by_hand(net, query[b], support[b], unbiased=True)
+        else:
+            expected_s, expected_q = (normalised_by_hand(net, x, both, unbiased=False) for x in (support[b], query[b]))
+        assert torch.allclose(z_support[b], expected_s, atol=1e-12)
+        assert torch.allclose(z_query[b], expected_q, atol=1e-12)
+    assert all(torch.equal(before[n], b) for n, b in net.named_buffers())
+    assert not net.training
+    assert e.queries == ("joint" if policy == "transductive" else "independent")
+
+
+def test_conv4_with_pooling_first_is_the_papers_conv4():
+    """Max pooling and ReLU commute: conv, norm, ReLU, pool gives the same numbers."""
+    net = conv4((1, 28, 28)).double().train()
+    x = torch.randn(4, 1, 28, 28, dtype=torch.float64)
+    h = x
+    for block in net[:4]:
+        conv, norm = block[0], block[1]
+        h = F.max_pool2d(F.relu(F.batch_norm(conv(h), None, None, norm.weight, norm.bias, training=True)), 2)
+    assert net(x).shape == (4, 64)
+    assert torch.allclose(net(x), h.flatten(1), atol=1e-10)
+
+
+@pytest.mark.parametrize(("shape", "has_norm"), [((1, 28, 28), True), ((3, 84, 84), True), ((20,), False), ((1, 8, 8), False)])
+def test_auto_chooses_by_input_shape(shape, has_norm):
+    """Images of 16 x 16 and more get conv4, the rest an mlp."""
+    e = encoder("auto", shape).eval()
+    assert e.has_batch_norm is has_norm
+    assert e(torch.zeros(2, 3, *shape)).shape[:2] == (2, 3)
+
+
+def test_unusable_encoders_are_refused():
+    """With what was expected."""
+    with pytest.raises(DataError, match="expected \\(channels, height >= 16"):
+        encoder("conv4", (20,))
+    with pytest.raises(OptionError, match="expected 'auto', 'conv4', 'mlp' or an nn.Module"):
+        encoder("resnet", (1, 28, 28))  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="'inductive', 'support' or 'transductive'"):
+        encoder("conv4", (1, 28, 28), "batch")  # type: ignore[arg-type]
+
+
+def test_distances_are_squared_and_summed():
+    """By hand: (0,0) to (3,4) is 25, not 5, and not 12.5."""
+    a = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
+    assert pairwise_squared_distance(a, torch.tensor([[3.0, 4.0]])).tolist() == [[25.0], [13.0]]
+    assert prototypical_logits(a, a).diagonal().tolist() == [0.0, 0.0]
+
+
+def test_class_means_of_unbalanced_classes():
+    """Each class by its own number of examples, in any order."""
+    z = torch.tensor([[[2.0], [10.0], [4.0], [6.0]]])
+    y = torch.tensor([[0, 1, 0, 0]])
+    assert class_means(z, y, 2).tolist() == [[[4.0], [10.0]]]

@@ -1,0 +1,116 @@
+"""Addressable chance: the same on every platform, in every order, and fair."""
+
+import json
+import math
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from kshot import randomness as r
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "draws.json"
+
+
+def splitmix64(state: int) -> int:
+    """The reference finaliser in plain integers (Steele, Lea & Flood 2014)."""
+    mask = (1 << 64) - 1
+    z = state & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return z ^ (z >> 31)
+
+
+def test_mix_is_the_finaliser_of_splitmix64():
+    """Against plain integer arithmetic, and the published first output of splitmix64 seeded with 0."""
+    words = np.array([0, 1, 2**63, 2**64 - 1, 0x9E3779B97F4A7C15], np.uint64)
+    assert r.mix(words).tolist() == [splitmix64(int(w)) for w in words]
+    assert int(r.mix(words)[4]) == 0xE220A8397B1DCDAF
+
+
+def test_integer_draws_are_what_they_were_on_every_platform():
+    """A change of any draw changes every user's episodes: the golden file may only grow."""
+    golden = json.loads(GOLDEN.read_text())
+    keys = r.episode_keys(golden["seed"], golden["split"], golden["indices"])
+    assert keys.tolist() == golden["keys"]
+    assert r.draws(keys, "purpose", 3).tolist() == golden["draws"]
+    for case in golden["choose"]:
+        assert r.choose(keys, "choice", case["population"], case["count"]).tolist() == case["chosen"]
+    ragged = golden["ragged"]
+    population = np.array(ragged["population"])
+    chosen = r.choose(keys, "choice", population, ragged["count"], least=ragged["least"], most=ragged["most"])
+    assert chosen.tolist() == ragged["chosen"]
+
+
+def test_a_draw_depends_on_its_key_alone():
+    """Neighbours, order and how many are drawn at once have no say."""
+    keys = r.episode_keys(3, "train", range(50))
+    together = r.choose(keys, "classes", 40, 8)
+    for i in (0, 17, 49):
+        assert r.choose(keys[i : i + 1], "classes", 40, 8)[0].tolist() == together[i].tolist()
+    backwards = r.choose(keys[::-1], "classes", 40, 8)
+    assert np.array_equal(backwards[::-1], together)
+
+
+def test_longer_draws_begin_with_the_shorter_ones():
+    """So that a choice that needs more words does not change those it had."""
+    keys = r.episode_keys(0, "test", range(5))
+    assert np.array_equal(r.draws(keys, "x", 9)[:, :4], r.draws(keys, "x", 4))
+
+
+@pytest.mark.parametrize(("population", "count"), [(5, 5), (20, 16), (4112, 60), (9, 2), (100, 10)])
+def test_choices_are_different_and_within_the_population(population: int, count: int):
+    """Both ways of choosing: by order of random words, and by first different values."""
+    chosen = r.choose(r.episode_keys(0, "train", range(300)), "c", population, count)
+    assert chosen.shape == (300, count)
+    assert chosen.min() >= 0
+    assert chosen.max() < population
+    assert all(len(set(row)) == count for row in chosen.tolist())
+
+
+@pytest.mark.parametrize("population", [4, 12])
+def test_every_ordered_pair_is_equally_likely(population: int):
+    """Chi-squared over all ordered pairs, population 4 by sorting and 12 by first different values."""
+    n = 60_000
+    chosen = r.choose(r.episode_keys(1, "train", range(n)), "c", population, 2)
+    seen = np.unique(chosen[:, 0] * population + chosen[:, 1], return_counts=True)[1]
+    cells = len(list(permutations(range(population), 2)))
+    assert len(seen) == cells
+    chi2 = float(((seen - n / cells) ** 2 / (n / cells)).sum())
+    assert chi2 < (cells - 1) + 6 * math.sqrt(2 * (cells - 1))
+
+
+def test_choosing_more_than_there_are_is_refused():
+    """Rather than an endless loop."""
+    with pytest.raises(ValueError, match="can't choose 5 different values of 4"):
+        r.choose(r.episode_keys(0, "train", [0]), "c", 4, 5)
+
+
+def test_normal_draws_have_the_moments_of_a_standard_normal():
+    """Mean, variance and fourth moment within five standard errors."""
+    z = r.normal(r.episode_keys(0, "train", range(2000)), "z", 100).ravel()
+    se = 1 / math.sqrt(z.size)
+    assert abs(z.mean()) < 5 * se
+    assert abs((z**2).mean() - 1) < 5 * math.sqrt(2) * se
+    assert abs((z**4).mean() - 3) < 5 * math.sqrt(96) * se
+
+
+def test_generators_of_one_key_agree_and_of_other_purposes_differ():
+    """Chance in a learner is a function of the episode's key and the purpose."""
+    key = r.as_tensor(r.episode_keys(0, "train", [7]))[0]
+    a, b, c = (torch.rand(4, generator=r.generator(key, p)) for p in ("dropout", "dropout", "noise"))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
+def test_seeded_leaves_the_global_generator_as_it_was():
+    """Inside it is fixed by its parts; outside nothing moves."""
+    before = torch.get_rng_state()
+    with r.seeded("a", 1):
+        first = torch.rand(3)
+    with r.seeded("a", 1):
+        assert torch.equal(torch.rand(3), first)
+    with r.seeded("a", 2):
+        assert not torch.equal(torch.rand(3), first)
+    assert torch.equal(torch.get_rng_state(), before)

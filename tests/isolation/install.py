@@ -1,0 +1,106 @@
+"""What tox runs before each proof: build the distributions under proof and install them, and nothing else of ours.
+
+    python tests/isolation/install.py WORK_DIR plugins/protonet     (or . for the core alone, or all)
+
+Each is built as a release is, an sdist and from it the wheel, so that a file missing from the sdist shows. What they
+depend on comes from the package index, ours never do: one call of pip gets all of them as files. Torch and the like
+fill gigabytes, so they are installed once, in WORK_DIR/base-*, which a ``.pth`` file shows to every environment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import tomllib
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = ("torch", "torchvision", "torchaudio", "numpy")
+"""Shared by all environments where any project of the repository depends on them."""
+
+
+def projects() -> list[Path]:
+    """The folder of every distribution of the repository, the core's first."""
+    return [ROOT, *sorted(file.parent for group in ("plugins", "contrib") for file in ROOT.glob(f"{group}/*/pyproject.toml"))]
+
+
+def table(folder: Path) -> dict[str, Any]:
+    """The [project] table of a folder's pyproject.toml."""
+    document: dict[str, Any] = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return document
+
+
+def required(folder: Path) -> dict[str, str]:
+    """What a project depends on: normalised name -> the requirement."""
+    names = (re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in table(folder)["dependencies"])
+    return dict(zip((re.sub(r"[-_.]+", "-", name).lower() for name in names), table(folder)["dependencies"], strict=True))
+
+
+def closure(folder: Path) -> list[Path]:
+    """A project, the core, and the projects of the repository on which it depends."""
+    folder_of = {table(known)["name"]: known for known in projects()}
+    found: list[Path] = []
+    waiting = [ROOT, folder]
+    while waiting:
+        if (each := waiting.pop()) in found:
+            continue
+        found.append(each)
+        ours = [name for name in required(each) if name.split("-")[0] == "kshot"]
+        if missing := set(ours) - set(folder_of):
+            sys.exit(f"install.py: {each} depends on {', '.join(missing)}, which the repository does not have")
+        waiting += [folder_of[name] for name in ours]
+    return found
+
+
+def run(*command: str, **environment: str) -> None:
+    print("$", *(part.replace(str(ROOT), ".") for part in command), flush=True)
+    if code := subprocess.run(command, env={**os.environ, **environment}).returncode:
+        sys.exit(f"install.py: the command above failed with exit code {code}")
+
+
+def share_base(work: Path) -> None:
+    """Make the heavy dependencies visible here; install them first where they are not there yet."""
+    needs = sorted({line for f in projects() for name, line in required(f).items() if name in HEAVY})
+    key = hashlib.sha256(" ".join([sys.version, *needs]).encode()).hexdigest()[:8]
+    base = work / f"base-{key}"
+    if not base.exists():
+        work.mkdir(parents=True, exist_ok=True)
+        half = Path(tempfile.mkdtemp(prefix="base-half-", dir=work))
+        # pip unpacks in TMPDIR and moves: within one file system that costs nothing.
+        run(sys.executable, "-m", "pip", "install", "--quiet", "--target", str(half), *needs, TMPDIR=str(work))
+        try:
+            half.rename(base)  # at once, so that a second process sees all of it or nothing
+        except OSError:  # the second process was faster
+            shutil.rmtree(half)
+    (Path(sysconfig.get_path("purelib")) / "kshot-base.pth").write_text(f"{base}\n", encoding="utf-8")
+
+
+def build(folder: Path, out: Path) -> Path:
+    """The wheel of a project, built from its sdist."""
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(folder))
+    (wheel,) = out.glob(f"{table(folder)['name'].replace('-', '_')}-*.whl")
+    return wheel
+
+
+def main(work: Path, proof: str) -> None:
+    folders = projects() if proof == "all" else closure((ROOT / proof).resolve())
+    share_base(work)
+    installed = [d.name for d in metadata.distributions(path=[sysconfig.get_path("purelib")])]
+    if ours := [name for name in installed if re.match(r"kshot($|[-_.])", name)]:
+        run(sys.executable, "-m", "pip", "uninstall", "--quiet", "--yes", *ours)
+    with tempfile.TemporaryDirectory(dir=work) as out:
+        files = [f"{table(f)['name']}[test] @ {build(f, Path(out)).as_uri()}" for f in folders]
+        run(sys.executable, "-m", "pip", "install", "--quiet", *files)
+    run(sys.executable, "-m", "pip", "check")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).resolve(), sys.argv[2])
