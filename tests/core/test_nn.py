@@ -3,10 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+
 from kshot.errors import DataError, OptionError
 from kshot.functional import class_means, pairwise_squared_distance, prototypical_logits
 from kshot.nn import Encoder, conv4, encoder
-from torch import nn
 
 
 def small_net() -> nn.Sequential:
@@ -77,7 +78,9 @@ def test_conv4_with_pooling_first_is_the_papers_conv4():
     assert torch.allclose(net(x), h.flatten(1), atol=1e-10)
 
 
-@pytest.mark.parametrize(("shape", "has_norm"), [((1, 28, 28), True), ((3, 84, 84), True), ((20,), False), ((1, 8, 8), False)])
+@pytest.mark.parametrize(
+    ("shape", "has_norm"), [((1, 28, 28), True), ((3, 84, 84), True), ((20,), False), ((1, 8, 8), False)]
+)
 def test_auto_chooses_by_input_shape(shape, has_norm):
     """Images of 16 x 16 and more get conv4, the rest an mlp."""
     e = encoder("auto", shape).eval()
@@ -87,9 +90,9 @@ def test_auto_chooses_by_input_shape(shape, has_norm):
 
 def test_unusable_encoders_are_refused():
     """With what was expected."""
-    with pytest.raises(DataError, match="expected \\(channels, height >= 16"):
+    with pytest.raises(DataError, match=r"expected \(channels, height >= 16"):
         encoder("conv4", (20,))
-    with pytest.raises(OptionError, match="expected 'auto', 'conv4', 'mlp' or an nn.Module"):
+    with pytest.raises(OptionError, match=r"expected .auto., .conv4., .mlp. or an nn\.Module"):
         encoder("resnet", (1, 28, 28))  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="'inductive', 'support' or 'transductive'"):
         encoder("conv4", (1, 28, 28), "batch")  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from kshot import randomness as r
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "draws.json"

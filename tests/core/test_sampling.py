@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from kshot import ClassificationTasks, Pool
 from kshot.errors import DataError
 from kshot.sampling import AHEAD, check_episode, shape_of_block

@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from torch.utils import _pytree as pytree
+
 from kshot import Episode, Examples, Needs, Objective, Result, Support, TaskSpec
 from kshot.episode import map_tensors, one_task, slice_tasks, stack
 from kshot.errors import DataError, MisfitError
 from kshot.fit import check, mismatches
-from torch.utils import _pytree as pytree
 
 SPEC = TaskSpec(kind="classification", input_shape=(3,), way=5, shot=1, query=2)
 
@@ -55,7 +56,10 @@ def test_vmap_takes_episodes():
 def test_pytrees_round_trip_and_keep_what_is_no_tensor():
     """way, source and origin are context; an objective's tensors are leaves."""
     objective = Objective(torch.ones(2, 4), (torch.full((2,), 3.0),), lambda p, d: d[0] * p.sum())
-    e = Episode(Support(torch.zeros(2, 0, 1), torch.zeros(2, 0), source=objective), Examples(torch.zeros(2, 1), torch.zeros(2, 1)))
+    e = Episode(
+        Support(torch.zeros(2, 0, 1), torch.zeros(2, 0), source=objective),
+        Examples(torch.zeros(2, 1), torch.zeros(2, 1)),
+    )
     leaves, structure = pytree.tree_flatten(e)
     assert len(leaves) == 7
     again = pytree.tree_unflatten(leaves, structure)
@@ -76,15 +80,24 @@ def test_slices_and_stacks_are_inverse():
 def test_specs_round_trip_through_json():
     """Ranges, provisions and shapes survive."""
     spec = TaskSpec(
-        kind="classification", input_shape=(1, 28, 28), input_range=(0, 1), way=(5, 20), shot=1, query=5, block=8,
-        provides={"semantics", "identities"}, semantics_shape=(7,),
+        kind="classification",
+        input_shape=(1, 28, 28),
+        input_range=(0, 1),
+        way=(5, 20),
+        shot=1,
+        query=5,
+        block=8,
+        provides={"semantics", "identities"},
+        semantics_shape=(7,),
     )
     assert TaskSpec.from_json(spec.to_json()) == spec
     assert spec.varies
     assert json.loads(spec.to_json())["way"] == [5, 20]
 
 
-@pytest.mark.parametrize("wrong", [{"kind": "guessing"}, {"way": 0}, {"shot": -1}, {"way": (5, 2)}, {"provides": {"luck"}}])
+@pytest.mark.parametrize(
+    "wrong", [{"kind": "guessing"}, {"way": 0}, {"shot": -1}, {"way": (5, 2)}, {"provides": {"luck"}}]
+)
 def test_malformed_specs_are_refused(wrong):
     """At construction, not at sampling."""
     with pytest.raises(DataError, match="expected"):
@@ -136,8 +149,11 @@ def test_a_learner_is_held_to_what_it_was_built_for():
 def test_results_say_what_the_figure_means_and_round_trip():
     """Mean and interval by hand: 1.96 s / sqrt(n)."""
     r = Result(
-        {"accuracy": np.array([0.5, 1.0, 0.75, 0.75]), "curve": np.ones((4, 3))}, kind="classification", split="test",
-        shape={"way": 5, "shot": 1}, normalisation="inductive",
+        {"accuracy": np.array([0.5, 1.0, 0.75, 0.75]), "curve": np.ones((4, 3))},
+        kind="classification",
+        split="test",
+        shape={"way": 5, "shot": 1},
+        normalisation="inductive",
     )
     assert r.mean == 0.75
     assert r.interval == pytest.approx(1.96 * np.sqrt(0.125 / 3) / 2)

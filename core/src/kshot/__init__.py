@@ -15,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kshot import episode, errors, functional, kinds, nn, randomness, sampling, testing
     from kshot.backends import Cpu
     from kshot.engine import Engine
     from kshot.episode import Episode, Examples, Objective, Origin, Predictor, Rollout, Support
@@ -44,6 +45,7 @@ _WHERE = {
     "kshot.sampling": ("ClassificationTasks", "Pool"),
     "kshot.spec": ("Needs", "TaskSpec", "Training"),
 }
+_MODULES = ("episode", "errors", "functional", "kinds", "nn", "randomness", "sampling", "testing")
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
 __all__ = [
@@ -72,16 +74,24 @@ __all__ = [
     "World",
     "backend",
     "check",
+    "episode",
+    "errors",
+    "functional",
     "generator",
     "hook",
     "hookimpl",
     "info",
+    "kinds",
     "learner",
     "memory",
+    "nn",
     "per_episode",
     "plugins",
+    "randomness",
     "register",
+    "sampling",
     "tasks",
+    "testing",
 ]
 
 
@@ -90,6 +100,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("kshot")
+    if name in _MODULES:
+        return importlib.import_module(f"kshot.{name}")
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'kshot' has no attribute {name!r}")
     value = getattr(importlib.import_module(_MODULE_OF[name]), name)

@@ -157,9 +157,16 @@ class Engine:
         self.enter(self.tasks, split, self.meta_batch)
         if validate_every is not None:
             self.enter(self.evaluation_tasks, validation_split, 1)
-        plan = {"iterations": total, "split": split, "validate_every": validate_every, "patience": patience,
-                "validation_episodes": validation_episodes, "validation_split": validation_split,
-                "checkpoint_every": checkpoint_every, "keep": keep}
+        plan = {
+            "iterations": total,
+            "split": split,
+            "validate_every": validate_every,
+            "patience": patience,
+            "validation_episodes": validation_episodes,
+            "validation_split": validation_split,
+            "checkpoint_every": checkpoint_every,
+            "keep": keep,
+        }
         self._open_folder(plan)
         metrics: dict[str, float] = {}
         error: BaseException | None = None
@@ -187,7 +194,7 @@ class Engine:
         return metrics
 
     def _outer_step(self, split: str, total: int) -> dict[str, float]:
-        """One meta-batch -> its mean gradient in ``.grad`` -> a step of the outer optimizer (several for generators)."""
+        """One meta-batch -> its mean gradient in ``.grad`` -> a step of the optimizer (several for generators)."""
         first = self.iteration * self.meta_batch
         indices = range(first, first + self.meta_batch)
         batch = MetaBatch(self.tasks, split, indices, self.chunk, (self.seed, self.iteration))
@@ -327,7 +334,9 @@ class Engine:
     def state(self) -> dict[str, Any]:
         """Everything the next outer step needs: tensors and plain containers."""
         best = attrs.asdict(self.best, recurse=False)
-        hooks = {name: hook.state_dict() for name, hook in self._hooks.list_name_plugin() if hasattr(hook, "state_dict")}
+        hooks = {
+            name: hook.state_dict() for name, hook in self._hooks.list_name_plugin() if hasattr(hook, "state_dict")
+        }
         return {
             "identity": self.identity(),
             "versions": versions(self.learner, self.tasks, self.backend),

@@ -85,8 +85,10 @@ class Support:
         if labels.ndim == 1 and not labels.is_floating_point():
             labels = labels.to(torch.int64)
             way = check_labels(labels, "Support.of")
-        tensors = {k: as_inputs(v)[None] if k in ("unlabelled", "semantics", "query_x") else v for k, v in more.items()}
-        return cls(x=inputs[None], y=labels[None], **{"way": way, **tensors})
+        fields: dict[str, Any] = {"way": way, **more}
+        for name in fields.keys() & {"unlabelled", "semantics", "query_x"}:
+            fields[name] = as_inputs(fields[name])[None]
+        return cls(x=inputs[None], y=labels[None], **fields)
 
 
 @frozen(eq=False)
@@ -240,9 +242,16 @@ def slice_tasks(value: T, first: int, last: int) -> T:
 
 
 def _slice_origin(origin: Origin, first: int, last: int) -> Origin:
-    arrays = {n: getattr(origin, n) for n in ("classes", "support_ids", "query_ids")}
-    cut = {n: None if a is None else a[first:last] for n, a in arrays.items()}
-    return attrs.evolve(origin, indices=origin.indices[first:last], **cut)
+    def cut(array: NDArray[np.int64] | None) -> NDArray[np.int64] | None:
+        return None if array is None else array[first:last]
+
+    return attrs.evolve(
+        origin,
+        indices=origin.indices[first:last],
+        classes=cut(origin.classes),
+        support_ids=cut(origin.support_ids),
+        query_ids=cut(origin.query_ids),
+    )
 
 
 def one_task(value: T, b: int) -> T:
@@ -308,6 +317,11 @@ def stack(episodes: Iterator[Episode] | Sequence[Episode]) -> Episode:
         arrays = [getattr(o, name) for o in known]
         return None if any(a is None for a in arrays) else np.concatenate(arrays)
 
-    arrays = {n: join(n) for n in ("classes", "support_ids", "query_ids")}
-    indices = tuple(i for o in known for i in o.indices)
-    return attrs.evolve(whole, origin=attrs.evolve(known[0], indices=indices, **arrays))
+    origin = attrs.evolve(
+        known[0],
+        indices=tuple(i for o in known for i in o.indices),
+        classes=join("classes"),
+        support_ids=join("support_ids"),
+        query_ids=join("query_ids"),
+    )
+    return attrs.evolve(whole, origin=origin)

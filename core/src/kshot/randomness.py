@@ -81,14 +81,21 @@ def uniform(keys: U64, purpose: str, count: int) -> NDArray[np.float64]:
 
 
 def normal(keys: U64, purpose: str, count: int) -> NDArray[np.float64]:
-    """Standard normal numbers [B, count], by Box and Muller; the same everywhere but for the rounding of log and cos."""
+    """Standard normal numbers [B, count], by Box and Muller; the same everywhere but for rounding."""
     u = uniform(keys, purpose, 2 * count)
     made: NDArray[np.float64] = np.sqrt(-2 * np.log1p(-u[:, ::2])) * np.cos(2 * np.pi * u[:, 1::2])
     return made
 
 
-def choose(keys: U64, purpose: str, population: int | NDArray[np.int64], count: int, *, most: int | None = None,
-           least: int | None = None) -> NDArray[np.int64]:
+def choose(
+    keys: U64,
+    purpose: str,
+    population: int | NDArray[np.int64],
+    count: int,
+    *,
+    most: int | None = None,
+    least: int | None = None,
+) -> NDArray[np.int64]:
     """``count`` different integers of [0, population) for each key, in random order: [B, count].
 
     Every ordered selection is equally likely. Small selections are the first ``count`` different values of a stream

@@ -89,8 +89,14 @@ class Result:
             n: {"mean": _finite(self.means(n).tolist()), "interval": _finite(self.intervals(n).tolist())}
             for n in self.scores
         }
-        return {"headline": self.headline, "mean": self.mean, "interval": _finite(self.interval),
-                "episodes": self.episodes, "summary": summary, **plain}
+        return {
+            "headline": self.headline,
+            "mean": self.mean,
+            "interval": _finite(self.interval),
+            "episodes": self.episodes,
+            "summary": summary,
+            **plain,
+        }
 
     def to_json(self, episodes: bool = True) -> str:
         return json.dumps(self.to_dict(episodes), indent=1, default=str)

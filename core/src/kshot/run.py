@@ -106,7 +106,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         whole = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise RunError(
-            f"{path}: truncated, corrupt or no checkpoint at all ({str(error).splitlines()[0]}); "
+            f"{path}: truncated, corrupt or no checkpoint at all ({_first_line(error)}); "
             "nothing was changed; resume from an earlier checkpoint of the run instead"
         ) from error
     if not isinstance(whole, dict) or whole.get("format") != FORMAT:
@@ -120,6 +120,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or digest(state) != whole.get("digest"):
         raise RunError(f"{path}: corrupt, its content does not match its digest; nothing was changed")
     return state
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class RunFolder:

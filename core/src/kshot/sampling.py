@@ -22,7 +22,6 @@ from kshot.episode import Episode, Examples, Origin, Support, as_inputs, check_f
 from kshot.errors import DataError
 from kshot.spec import Count, TaskSpec, bounds
 
-
 AHEAD = 64
 """Episodes drawn at once where they are asked for one after another."""
 
@@ -32,7 +31,7 @@ class Pool:
     """The labelled examples of one split.
 
     Attributes:
-        x: all examples [num, \\*input]; uint8 (then [0, 255] stands for [0, 1]) or float32. Splits may share one tensor.
+        x: all examples [num, \\*input], uint8 (whose 255 is 1.0) or float32. Splits may share one tensor.
         rows: for each class its rows of ``x``, padded with -1: [C, most].
         counts: examples of each class [C].
         names: a name for each class, or ().
@@ -241,7 +240,7 @@ class ClassificationTasks:
         episode is does not depend on it.
         """
         first, count = indices[0], len(indices)
-        in_order = isinstance(indices, range) and indices.step == 1 or count == 1
+        in_order = (isinstance(indices, range) and indices.step == 1) or count == 1
         if not in_order or self.spec.varies or count > AHEAD // 4:
             return draw(pool, randomness.episode_keys(self.seed, split, indices), *shape)
         follows = False
@@ -259,8 +258,11 @@ class ClassificationTasks:
 
 @frozen(eq=False)
 class Drawn:
-    """Which examples make up B episodes: keys [B], classes [B, N], rows of support and query [B, S + N * Q], labels of
-    the queries [B, N * Q]."""
+    """Which examples make up B episodes.
+
+    Attributes:
+        keys [B]; classes [B, N]; ids [B, S + N * Q], rows of the pool, support first; query_y [B, N * Q], labels.
+    """
 
     keys: randomness.U64
     classes: NDArray[np.int64]
@@ -362,7 +364,7 @@ def check_class_labels(episode: Episode, who: str) -> None:
 def with_shape(tasks: ClassificationTasks, **shape: Any) -> ClassificationTasks:
     """The same pools and seed with another way, shot, query or block."""
     spec = attrs.evolve(tasks.spec, **shape)
-    made = ClassificationTasks(
+    return ClassificationTasks(
         {s: tasks.pool(s) for s in tasks.spec.splits},
         way=spec.way or 1,
         shot=spec.shot or 0,
@@ -372,4 +374,3 @@ def with_shape(tasks: ClassificationTasks, **shape: Any) -> ClassificationTasks:
         prepare=tasks._prepare,
         fingerprint=tasks.fingerprint,
     )
-    return made

@@ -12,7 +12,6 @@ from attrs import field, frozen
 
 from kshot import registry
 from kshot.cli.config import Config, Table, overlay
-from kshot.engine import outer_of
 from kshot.errors import DataError, RunError
 from kshot.optim import Outer
 from kshot.options import options_of, validate
@@ -153,7 +152,7 @@ def record(plan: Plan, parts: Parts) -> dict[str, Any]:
         learner=_plain(parts.learner),
         training=_plain(parts.training),
         tests=[_plain(test) for test in parts.tests],
-        optimizer=outer_of(plan.optimizer, own).to_dict(),
+        optimizer=Outer.of(own, **plan.optimizer).to_dict(),
         engine={"iterations": own.iterations, "meta_batch": own.meta_batch, **plan.engine},
         backend={**_plain(parts.backend), **chosen},
         hooks={name: without_name(_plain(hook)) for name, hook in parts.hooks.items()},

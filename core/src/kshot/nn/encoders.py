@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Literal
@@ -40,11 +41,11 @@ class Encoder(nn.Module):
         return "joint" if self.has_batch_norm and self.normalisation == "transductive" else "independent"
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x`` [B, n, \\*input] -> [B, n, D]: in training by each episode's own statistics, else by the running ones."""
+        """``x`` [B, n, \\*input] -> [B, n, D]; training normalises each episode by itself, else running statistics do."""
         if self.training and self.has_batch_norm:
             return per_episode_statistics(self.net, x)
         out: Tensor = self.net(x.flatten(0, 1))
-        return out.unflatten(0, x.shape[:2])
+        return out.view(*x.shape[:2], *out.shape[1:])
 
     def given(self, support_x: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         """The encoder as a predictor should use it after seeing ``support_x`` [B, S, \\*input].
@@ -56,6 +57,11 @@ class Encoder(nn.Module):
             z_support = self(support_x)
             return lambda query_x: (z_support, self(query_x))
         if self.normalisation == "support":
+            if support_x.shape[1] == 0:
+                raise DataError(
+                    "normalisation is 'support', but the support has no examples to take statistics from; "
+                    "use 'inductive' for zero-shot tasks"
+                )
             pairs = [with_statistics_of(self.net, x) for x in support_x]
             z_support = torch.stack([z for z, _ in pairs])
 
@@ -89,7 +95,7 @@ def conv4(input_shape: tuple[int, ...], width: int = 64) -> nn.Sequential:
         nn.Sequential(
             nn.Conv2d(c_in, c_out, 3, padding=1), nn.BatchNorm2d(c_out), nn.MaxPool2d(2), nn.ReLU(inplace=True)
         )
-        for c_in, c_out in zip(channels, channels[1:], strict=False)
+        for c_in, c_out in itertools.pairwise(channels)
     ]
     return nn.Sequential(*blocks, nn.Flatten())
 
@@ -98,7 +104,7 @@ def mlp(input_shape: tuple[int, ...], hidden: tuple[int, ...] = (64, 64), out: i
     """A fully connected net without normalisation: [n, \\*input] -> [n, ``out``]."""
     sizes = [math.prod(input_shape), *hidden]
     layers: list[nn.Module] = [nn.Flatten()]
-    for a, b in zip(sizes, sizes[1:], strict=False):
+    for a, b in itertools.pairwise(sizes):
         layers += [nn.Linear(a, b), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(sizes[-1], out))
 

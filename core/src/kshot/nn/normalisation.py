@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -42,16 +42,16 @@ def running_buffers(module: nn.Module) -> dict[str, Tensor]:
 @contextmanager
 def own_statistics(module: nn.Module, momentum: float | None = None) -> Iterator[None]:
     """Inside, batch norm layers normalise by what they are given, whatever the mode of the rest of the module."""
-    layers = [(m, m.training, m.momentum) for m in batch_norms(module)]
+    layers: list[tuple[Any, bool, Any]] = [(m, m.training, m.momentum) for m in batch_norms(module)]
     try:
         for m, _, _ in layers:
             m.training = True
             if momentum is not None:
-                m.momentum = momentum  # type: ignore[assignment]
+                m.momentum = momentum
         yield
     finally:
         for m, training, old in layers:
-            m.training, m.momentum = training, old  # type: ignore[assignment]
+            m.training, m.momentum = training, old
 
 
 def with_statistics_of(net: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -425,28 +425,39 @@ def _no_semantics(subject: TasksSubject) -> str | None:
 
 @tasks_rule(_no_semantics)
 def semantics_move_with_labels(subject: TasksSubject) -> None:
-    """Row c of the semantics describes the class that label c stands for: vectors of one class in two episodes are
-    nearer to each other than vectors of two classes (a class may have several vectors, such as captions).
+    """Row c of the semantics describes the class that label c stands for. Vectors of one class are equal in all
+    episodes, or (captions, of which a class has several) nearer to that class's other vectors than to those of the
+    other classes of the episode: over 400 episodes by at least four standard errors.
     """
-    vectors: dict[int, list[Tensor]] = defaultdict(list)
+    episodes: list[tuple[list[int], Tensor]] = []
     for episode in subject.many(subject.spec.splits[0], EPISODES):
         assert episode.origin is not None
         assert episode.origin.classes is not None
         if episode.support.semantics is None:
             broken("the spec provides semantics, but the episodes have none")
-        for classes, rows_of in zip(episode.origin.classes.tolist(), episode.support.semantics, strict=True):
-            for c, v in zip(classes, rows_of, strict=True):
-                vectors[c].append(v.double().flatten())
-    if all(torch.equal(v, found[0]) for found in vectors.values() for v in found):
+        vectors = episode.support.semantics.double().flatten(2)
+        episodes += list(zip(episode.origin.classes.tolist(), vectors, strict=True))
+    by_class: dict[int, list[Tensor]] = defaultdict(list)
+    for classes, vectors in episodes:
+        for c, v in zip(classes, vectors, strict=True):
+            by_class[c].append(v)
+    if all(torch.equal(v, found[0]) for found in by_class.values() for v in found):
         return
-    means = torch.stack([torch.stack(found).mean(0) for found in vectors.values()])
-    spread = torch.cat([torch.stack(found) - torch.stack(found).mean(0) for found in vectors.values()])
-    total = torch.cat([torch.stack(found) for found in vectors.values()])
-    within, whole = float(spread.square().sum()), float((total - total.mean(0)).square().sum())
-    # By chance alone, C class means take away a share of about C / n of the whole.
-    expected = 1 - len(means) / len(total)
-    if within > 0.97 * expected * whole:
+    sums = {c: torch.stack(found).sum(0) for c, found in by_class.items()}
+    nearer = []
+    for classes, vectors in episodes:
+        if len(classes) < 2 or any(len(by_class[c]) < 2 for c in classes):
+            continue
+        # The class's mean over the other episodes, so that no vector is compared with itself.
+        means = torch.stack([(sums[c] - v) / (len(by_class[c]) - 1) for c, v in zip(classes, vectors, strict=True)])
+        apart = (vectors[:, None] - means[None]).square().sum(-1)
+        own = apart.diagonal().mean()
+        nearer.append(float((apart.sum() - apart.diagonal().sum()) / (apart.numel() - len(apart)) - own))
+    if len(nearer) < 2:
+        return
+    errors = float(np.mean(nearer) / max(np.std(nearer) / math.sqrt(len(nearer)), 1e-30))
+    if errors < 4:
         broken(
-            f"vectors of one class differ as much as vectors of different classes ({within / max(whole, 1e-30):.2f} of "
-            "the variance is within classes): row c does not describe label c"
+            f"vectors of one class are no nearer to each other than to those of other classes ({errors:.1f} standard "
+            f"errors over {len(nearer)} episodes, expected at least 4): row c does not describe label c"
         )

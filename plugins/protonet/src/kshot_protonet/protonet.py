@@ -8,17 +8,20 @@ from __future__ import annotations
 import attrs
 import torch
 import torch.nn.functional as F
-from kshot import Episode, Metrics, Needs, Predictor, Support, TaskSpec, Training
-from kshot.functional import class_means, prototypical_logits
-from kshot.nn import EncoderChoice, Normalisation, encoder as build_encoder
 from torch import Tensor, nn
+
+from kshot import Episode, Metrics, Needs, Predictor, Support, TaskSpec, Training
+from kshot.errors import DataError
+from kshot.functional import class_means, prototypical_logits
+from kshot.nn import EncoderChoice, Normalisation
+from kshot.nn import encoder as build_encoder
 
 
 class ProtoNet(nn.Module):
     """Classify by the nearest prototype, the mean embedding of a class's support.
 
     Where a task has no labelled examples (zero-shot), a class's prototype is the embedding of its semantic vector,
-    scaled to unit length, and so are the queries' embeddings not: section 2.7 of the paper.
+    scaled to unit length; the queries' embeddings are not (section 2.7 of the paper).
 
     Args:
         spec: the tasks'; fixes the input shape and, where semantics are provided, the class vectors' length.
@@ -39,9 +42,7 @@ class ProtoNet(nn.Module):
         exact_gradient=True,
         invariant={"labels", "order"},
     )
-    training_defaults = Training(
-        lr=2e-3, schedule="cosine", iterations=400, tasks={"way": 20, "shot": 1, "query": 5}
-    )
+    training_defaults = Training(lr=2e-3, schedule="cosine", iterations=400, tasks={"way": 20, "shot": 1, "query": 5})
 
     def __init__(
         self,
@@ -54,17 +55,20 @@ class ProtoNet(nn.Module):
         super().__init__()
         self.encoder = build_encoder(encoder, spec.input_shape, normalisation, width)
         self.needs = attrs.evolve(type(self).needs, queries=self.encoder.queries)
-        self.describe: nn.Module | None = None
+        self.class_encoder: nn.Module | None = None
         if spec.semantics_shape is not None:
             with torch.no_grad():
                 D = self.encoder.eval()(torch.zeros(1, 1, *spec.input_shape)).shape[-1]
-            self.describe = nn.Linear(spec.semantics_shape[0], D)
+            self.class_encoder = nn.Linear(spec.semantics_shape[0], D)
 
     def prototypes(self, z: Tensor, support: Support) -> Tensor:
         """Support embeddings ``z`` [B, S, D] -> p_c = the mean over class c [B, N, D] (eq. 1), or from semantics."""
         if z.shape[1] == 0:
-            assert self.describe is not None and support.semantics is not None
-            return F.normalize(self.describe(support.semantics), dim=-1)
+            if self.class_encoder is None or support.semantics is None:
+                raise DataError(
+                    "protonet: a support without examples needs semantics [B, N, A] and a spec that has them"
+                )
+            return F.normalize(self.class_encoder(support.semantics), dim=-1)
         return class_means(z, support.y, support.way or 0)
 
     def meta_gradient(self, episodes: Episode) -> Metrics:

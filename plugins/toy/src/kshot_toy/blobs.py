@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+
 from kshot import ClassificationTasks, Pool
 from kshot.randomness import episode_keys, normal
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+
 from kshot import Episode, Examples, Origin, Support, TaskSpec
 from kshot.errors import DataError
 from kshot.randomness import as_tensor, episode_keys, uniform
@@ -49,7 +50,11 @@ class Sinusoids:
             support=Support(x=inputs[:, :shot], y=targets[:, :shot], key=as_tensor(keys)),
             query=Examples(x=inputs[:, shot:], y=targets[:, shot:]),
             origin=Origin(
-                split, tuple(indices), self.seed, shot=shot, query=query,
+                split,
+                tuple(indices),
+                self.seed,
+                shot=shot,
+                query=query,
                 fields={"amplitude": amplitude[:, 0], "phase": phase[:, 0]},
             ),
         )

@@ -1,0 +1,257 @@
+"""Runs on disk: never half-written, resumed to the bit, refused with a reason when they can't be."""
+
+import errno
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import kshot
+from kshot import ClassificationTasks, Engine, Pool, Training
+from kshot.errors import RunError
+from kshot.hooks import cut_back
+from kshot.run import RunFolder, digest, load_checkpoint, save_checkpoint, write_atomically
+
+ITERATIONS = 120
+
+
+class Tiny(nn.Module):
+    """Dropout, batch norm and Adam: everything that has state or chance."""
+
+    needs = kshot.Needs(variable_way=True)
+    training_defaults = Training(lr=0.01, schedule="cosine", meta_batch=2)
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        with kshot.randomness.seeded("tiny"):
+            net = nn.Sequential(nn.Linear(4, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(0.3))
+        self.encoder = kshot.nn.Encoder(net)
+
+    def meta_gradient(self, episodes):
+        s, q = episodes.support, episodes.query
+        z = self.encoder(torch.cat([s.x, q.x], 1))
+        means = kshot.functional.class_means(z[:, : s.x.shape[1]], s.y, s.way)
+        logits = kshot.functional.prototypical_logits(z[:, s.x.shape[1] :], means)
+        loss = F.cross_entropy(logits.flatten(0, 1), q.y.flatten())
+        loss.backward()
+        return {"loss": loss.detach()}
+
+    def adapt(self, support):
+        means = kshot.functional.class_means(self.encoder(support.x), support.y, support.way)
+        return lambda x: kshot.functional.prototypical_logits(self.encoder(x), means)
+
+
+def tasks(seed: int = 0) -> ClassificationTasks:
+    x = np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32)
+    pools = {s: Pool.of(x, np.repeat(np.arange(20), 10)) for s in ("train", "val", "test")}
+    return ClassificationTasks(pools, way=3, shot=1, query=3, seed=seed)
+
+
+def engine(run: Path | None, **options: object) -> Engine:
+    return Engine(Tiny(), tasks(), run=run, backend=kshot.Cpu(threads=1), **options)  # type: ignore[arg-type]
+
+
+def go_on(run: str) -> None:
+    """What a user does after a kill: train anew, or resume where there is a run."""
+    e = engine(Path(run))
+    if Path(run).exists():
+        e.resume()
+    e.train(ITERATIONS, checkpoint_every=7, validate_every=20, validation_episodes=5)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("unbroken") / "run"
+    go_on(str(run))
+    return run
+
+
+def kill_and_resume(run: Path, moment: random.Random, kills: int) -> int:
+    """Run to the end with SIGKILLs at random instants; how many of them struck."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "kshot.engine", "numpy"])
+    struck = 0
+    for _ in range(kills):
+        process = context.Process(target=go_on, args=(str(run),))
+        process.start()
+        process.join(moment.uniform(0.05, 1.2))
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
+            struck += 1
+        process.join()
+        if process.exitcode == 0:
+            return struck
+    go_on(str(run))
+    return struck
+
+
+def same_run(a: Path, b: Path) -> None:
+    """Bit-identical parameters, optimizer state and metrics, and nothing left lying about."""
+    newest = [RunFolder.open(r).checkpoints()[-1] for r in (a, b)]
+    states = [load_checkpoint(p) for p in newest]
+    assert digest(states[0]) == digest(states[1])
+    assert (a / "metrics.jsonl").read_bytes() == (b / "metrics.jsonl").read_bytes()
+
+
+def test_twenty_kills_change_no_bit(unbroken, tmp_path):
+    """SIGKILL at random instants, and resume: parameters, optimizer and metrics are those of the unbroken run."""
+    moment, struck, runs = random.Random(99), 0, 0
+    while struck < 20:
+        run = tmp_path / f"run{runs}"
+        struck += kill_and_resume(run, moment, kills=20 - struck)
+        same_run(unbroken, run)
+        runs += 1
+    assert struck == 20
+
+
+def test_a_resumed_run_goes_on_where_it_was(unbroken, tmp_path):
+    """Stopped in good order after 50 iterations, then resumed."""
+    first = engine(tmp_path / "run")
+    first.train(50, checkpoint_every=7, validate_every=20, validation_episodes=5)
+    # the schedule is a function of the total, so the first half must know it: a run is stopped by a kill, not by a plan
+    assert first.iteration == 50
+    second = engine(tmp_path / "run")
+    assert second.resume() == 50
+    second.train(60, checkpoint_every=7, validate_every=20, validation_episodes=5)
+    assert second.iteration == 60
+
+
+def test_a_truncated_checkpoint_is_refused_and_nothing_changes(tmp_path):
+    """At any length; the folder stays as it is, an earlier checkpoint still resumes."""
+    run = tmp_path / "run"
+    engine(run).train(20, checkpoint_every=10)
+    earlier, newest = RunFolder.open(run).checkpoints()
+    whole = newest.read_bytes()
+    for length in (0, 10, len(whole) // 2, len(whole) - 1):
+        newest.write_bytes(whole[:length])
+        before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+        with pytest.raises(RunError, match="truncated, corrupt or no checkpoint"):
+            engine(run).resume()
+        assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+    assert engine(run).resume(earlier) == 10
+
+
+def test_a_changed_number_in_a_checkpoint_is_noticed(tmp_path):
+    """The digest covers every tensor: one flipped bit in a stored parameter."""
+    path = tmp_path / "c.pt"
+    save_checkpoint(path, {"iteration": 3, "learner": {"w": torch.zeros(64)}})
+    with zipfile.ZipFile(path) as z:
+        contents = {i: z.read(i) for i in z.namelist()}
+    with zipfile.ZipFile(path, "w") as z:
+        for name, data in contents.items():
+            z.writestr(name, (b"\1" + data[1:]) if "/data/" in name else data)
+    with pytest.raises(RunError, match="corrupt"):
+        load_checkpoint(path)
+
+
+def test_foreign_and_newer_checkpoints_are_refused(tmp_path):
+    """A file of torch that is none of ours; one of a kshot to come; one of another run."""
+    path = tmp_path / "c.pt"
+    torch.save({"w": torch.zeros(2)}, path)
+    with pytest.raises(RunError, match="no checkpoint of kshot"):
+        load_checkpoint(path)
+    torch.save({"format": "kshot-checkpoint", "version": 2, "state": {}}, path)
+    with pytest.raises(RunError, match=r"checkpoint format 2, this kshot reads up to 1.*pip install -U kshot"):
+        load_checkpoint(path)
+    with pytest.raises(RunError, match="there is no such checkpoint"):
+        load_checkpoint(tmp_path / "none.pt")
+    run = tmp_path / "run"
+    engine(run).train(4)
+    other = Engine(Tiny(width=9), tasks(seed=5), run=run)
+    with pytest.raises(RunError, match="another run") as caught:
+        other.resume()
+    assert "tasks_seed: it has 0, this run 5" in str(caught.value)
+    assert "parameters" in str(caught.value)
+
+
+def test_checkpoints_execute_nothing(tmp_path):
+    """A pickle that would run code is refused, not run."""
+
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save({"format": "kshot-checkpoint", "version": 1, "state": Bomb()}, tmp_path / "c.pt")
+    with pytest.raises(RunError):
+        load_checkpoint(tmp_path / "c.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_full_disk_loses_no_earlier_checkpoint(tmp_path):
+    """The limit on file sizes stands in for a full disk: real writes really fail."""
+    run = tmp_path / "run"
+    engine(run).train(20, checkpoint_every=10)
+    before = {p.name: p.read_bytes() for p in (run / "checkpoints").iterdir()}
+    e = engine(run)
+    e.resume()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6000, hard))
+    try:
+        with pytest.raises(RunError, match="what was there before is untouched"):
+            e.train(30, checkpoint_every=10)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert {p.name: p.read_bytes() for p in (run / "checkpoints").iterdir()} == before
+    again = engine(run)
+    assert again.resume() == 20
+    again.train(30, checkpoint_every=10)
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
+    """Whatever the writer raises."""
+    path = tmp_path / "f"
+    path.write_bytes(b"old")
+
+    def fails(file) -> None:
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(RunError, match="No space left"):
+        write_atomically(path, fails)
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["f"]
+
+
+def test_metrics_are_cut_back_to_the_checkpoint(tmp_path):
+    """Later lines and a half-written last one go; a whole file is not touched."""
+    path = tmp_path / "m.jsonl"
+    path.write_bytes(b'{"iteration": 1}\n{"iteration": 2}\n{"iteration": 3}\n{"itera')
+    cut_back(path, 2)
+    assert path.read_bytes() == b'{"iteration": 1}\n{"iteration": 2}\n'
+    stamp = path.stat().st_mtime_ns
+    time.sleep(0.01)
+    cut_back(path, 2)
+    assert path.stat().st_mtime_ns == stamp
+
+
+def test_a_run_begins_from_another_runs_parameters(tmp_path):
+    """``init_from`` takes parameters only; iterations start at 0."""
+    engine(tmp_path / "a").train(10)
+    b = engine(None)
+    b.init_from(tmp_path / "a")
+    trained = load_checkpoint(RunFolder.open(tmp_path / "a").checkpoints()[-1])["learner"]
+    assert all(torch.equal(trained[n], t) for n, t in b.learner.state_dict().items())
+    assert b.iteration == 0
+    with pytest.raises(RunError, match="not this learner's"):
+        Engine(Tiny(width=3), tasks()).init_from(tmp_path / "a")
+
+
+def test_resuming_what_is_no_run_is_refused(tmp_path):
+    """Without a folder, in an empty one, in a foreign one."""
+    with pytest.raises(RunError, match="no run folder"):
+        engine(None).resume()
+    with pytest.raises(RunError, match=r"it has no config\.json"):
+        engine(tmp_path).resume()
+    assert list(tmp_path.iterdir()) == []
