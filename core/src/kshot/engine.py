@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from kshot.backends import Cpu
 from kshot.episode import Episode
-from kshot.errors import DataError, HookError, KshotError, MisfitError, OptionError, RunError, TrainingError
+from kshot.errors import DataError, MisfitError, OptionError, RunError, TrainingError
 from kshot.evaluation import Perturb, batches_of, describe, result_of, score_episodes
 from kshot.fit import check
 from kshot.gradient import MetaBatch, outer_steps
-from kshot.hookspecs import manager
+from kshot.hookcalls import Hooks
 from kshot.kinds import KINDS
 from kshot.optim import Outer
 from kshot.protocols import Backend, TaskDistribution
@@ -96,17 +96,10 @@ class Engine:
         self.iteration = 0
         self.best = Best()
         self._entered: set[tuple[int, str]] = set()
-        self._hooks = manager()
-        self._hook_states: dict[str, Any] = {}
-        for name, hook in named_hooks(hooks):
-            self._hooks.register(hook, name)
+        self._hooks = Hooks(hooks, self)
         self.folder: RunFolder | None = None
         self._run = None if run is None else Path(run)
         self._config = dict(config or {})
-        if self._run is not None and self._run.exists() and (not self._run.is_dir() or any(self._run.iterdir())):
-            self._must_resume = True
-        else:
-            self._must_resume = False
 
     # --- Training ----------------------------------------------------------------------------------------------------
 
@@ -170,13 +163,13 @@ class Engine:
         self._open_folder(plan)
         metrics: dict[str, float] = {}
         error: BaseException | None = None
-        self._call("run_start", iteration=self.iteration, iterations=total)
+        self._hooks.call("run_start", iteration=self.iteration, iterations=total)
         try:
             self.learner.train()
             while self.iteration < total and not (patience is not None and self.best.worse >= patience):
                 metrics = self._outer_step(split, total)
                 self.iteration += 1
-                self._call("iteration_end", iteration=self.iteration, metrics=metrics)
+                self._hooks.call("iteration_end", iteration=self.iteration, metrics=metrics)
                 last = self.iteration == total
                 if validate_every is not None and (self.iteration % validate_every == 0 or last):
                     self._validate(validation_split, validation_episodes)
@@ -188,7 +181,7 @@ class Engine:
             raise
         finally:
             self.learner.eval()
-            self._end_run(error)
+            self._hooks.end(self.iteration, error)
         if self.best.parameters is not None:
             self.learner.load_state_dict(self.best.parameters)
         return metrics
@@ -257,7 +250,7 @@ class Engine:
             for done, scores in score_episodes(learner, used, split, batches, self.backend, perturb):
                 for name, values in scores.items():
                     rows.setdefault(name, []).append(values)
-                self._call("evaluation_progress", done=done, episodes=episodes)
+                self._hooks.call("evaluation_progress", done=done, episodes=episodes)
         finally:
             learner.train(was_training)
         result = result_of(
@@ -271,7 +264,7 @@ class Engine:
             perturbed=perturb is not None,
             started=started,
         )
-        self._call("evaluation_end", iteration=self.iteration, result=result)
+        self._hooks.call("evaluation_end", iteration=self.iteration, result=result)
         return result
 
     def _with_options(self, options: Mapping[str, Any]) -> Any:
@@ -334,9 +327,6 @@ class Engine:
     def state(self) -> dict[str, Any]:
         """Everything the next outer step needs: tensors and plain containers."""
         best = attrs.asdict(self.best, recurse=False)
-        hooks = {
-            name: hook.state_dict() for name, hook in self._hooks.list_name_plugin() if hasattr(hook, "state_dict")
-        }
         return {
             "identity": self.identity(),
             "versions": versions(self.learner, self.tasks, self.backend),
@@ -344,7 +334,7 @@ class Engine:
             "learner": self.learner.state_dict(),
             "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
             "best": best,
-            "hooks": hooks,
+            "hooks": self._hooks.state(),
         }
 
     def save(self, path: str | Path) -> Path:
@@ -377,9 +367,7 @@ class Engine:
             self.optimizer.load_state_dict(state["optimizer"])
         self.iteration = state["iteration"]
         self.best = Best(**state["best"])
-        for name, hook in self._hooks.list_name_plugin():
-            if hasattr(hook, "load_state_dict") and name in state["hooks"]:
-                hook.load_state_dict(state["hooks"][name])
+        self._hooks.load(state["hooks"])
         return self.iteration
 
     def init_from(self, run: str | Path) -> None:
@@ -412,7 +400,7 @@ class Engine:
             )
 
     def _open_folder(self, plan: Mapping[str, Any]) -> None:
-        if self._run is None or self.folder is not None:
+        if self._run is None or self.folder is not None or self.backend.world.rank:
             return
         config = {
             "kshot": versions(self.learner, self.tasks, self.backend),
@@ -438,36 +426,7 @@ class Engine:
                 f"one stays; lower the learning rate or clip gradients (optimizer.clip)"
             )
         path = self.folder.save(self.iteration, self.state(), keep)
-        self._call("checkpoint_saved", iteration=self.iteration, path=path)
-
-    # --- Hooks -------------------------------------------------------------------------------------------------------
-
-    def _call(self, name: str, **arguments: Any) -> None:
-        caller = getattr(self._hooks.hook, name)
-        if not caller.get_hookimpls():
-            return
-        try:
-            caller(engine=self, **arguments)
-        except KshotError:
-            raise
-        except Exception as error:
-            raise HookError(f"hook {self._guilty(caller, error)!r} raised in {name}: {error!r}") from error
-
-    def _guilty(self, caller: Any, error: BaseException) -> str:
-        frames = set()
-        trace = error.__traceback__
-        while trace is not None:
-            frames.add(trace.tb_frame.f_code)
-            trace = trace.tb_next
-        named = [i.plugin_name for i in caller.get_hookimpls() if getattr(i.function, "__code__", None) in frames]
-        return named[0] if named else "unknown"
-
-    def _end_run(self, error: BaseException | None) -> None:
-        try:
-            self._call("run_end", iteration=self.iteration, error=error)
-        except Exception:
-            if error is None:
-                raise
+        self._hooks.call("checkpoint_saved", iteration=self.iteration, path=path)
 
 
 def outer_of(optimizer: Outer | Mapping[str, Any] | str | None, training: Training) -> Outer:
@@ -479,12 +438,3 @@ def outer_of(optimizer: Outer | Mapping[str, Any] | str | None, training: Traini
         valid = ", ".join(f.name for f in attrs.fields(Outer))
         raise OptionError(f"optimizer: unknown option {', '.join(sorted(unknown))}; valid are {valid}")
     return Outer.of(training, **changed)
-
-
-def named_hooks(hooks: Sequence[Any] | Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """(name, hook) pairs; names are looked up in the registry."""
-    from kshot.registry import hook as build
-
-    if isinstance(hooks, Mapping):
-        return list(hooks.items())
-    return [(h, build(h)) if isinstance(h, str) else (type(h).__name__, h) for h in hooks]

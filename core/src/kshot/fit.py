@@ -49,9 +49,6 @@ def mismatches(needs: Needs, spec: TaskSpec, *, built_for: TaskSpec | None = Non
     return found
 
 
-class_mismatches = mismatches
-
-
 def check(learner: Any, tasks: Any, backend: Any = None, *, built_for: TaskSpec | None = None) -> None:
     """Raises MisfitError that lists every mismatch of a learner (or its class), tasks and backend; else returns.
 

@@ -213,7 +213,7 @@ class ClassificationTasks:
         return Episode(
             support=Support(
                 x=x[:, :S],
-                y=_labels(way, shot).expand(len(x), -1),
+                y=_labels(way, shot).repeat(len(x), 1),
                 semantics=None if pool.semantics is None else pool.semantics[torch.from_numpy(drawn.classes)],
                 key=randomness.as_tensor(drawn.keys),
                 way=way,
@@ -271,7 +271,7 @@ class Drawn:
 
     def cut(self, first: int, count: int) -> Drawn:
         part = slice(first, first + count)
-        return Drawn(self.keys[part], self.classes[part], self.ids[part], self.query_y[part])
+        return Drawn(*(a[part].copy() for a in (self.keys, self.classes, self.ids, self.query_y)))
 
 
 def draw(pool: Pool, keys: randomness.U64, way: int, shot: int, query: int) -> Drawn:

@@ -2,8 +2,9 @@
 
 from kshot.functional.metric import (
     class_means,
+    full_precision,
     pairwise_squared_distance,
     prototypical_logits,
 )
 
-__all__ = ["class_means", "pairwise_squared_distance", "prototypical_logits"]
+__all__ = ["class_means", "full_precision", "pairwise_squared_distance", "prototypical_logits"]

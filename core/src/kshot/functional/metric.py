@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
+
+
+def full_precision(z: Tensor) -> Tensor:
+    """``z`` as float32 where it is less, as autocast leaves it: distances and losses need the digits."""
+    return z.to(torch.promote_types(z.dtype, torch.float32))
 
 
 def pairwise_squared_distance(a: Tensor, b: Tensor) -> Tensor:
@@ -20,9 +25,9 @@ def class_means(z: Tensor, y: Tensor, way: int) -> Tensor:
 
     Classes may have different numbers of examples; one without any gets the zero vector. Snell et al. (2017), eq. 1.
     """
-    membership = F.one_hot(y, way).to(z.dtype).transpose(-1, -2)  # [..., N, S]
-    counts = membership.sum(-1, keepdim=True).clamp_min(1)
-    return (membership / counts) @ z
+    counts = z.new_zeros(*y.shape[:-1], way).scatter_add(-1, y, torch.ones_like(y, dtype=z.dtype))
+    sums = z.new_zeros(*y.shape[:-1], way, z.shape[-1]).scatter_add(-2, y.unsqueeze(-1).expand(z.shape), z)
+    return sums / counts.clamp_min(1).unsqueeze(-1)  # sums, not a matrix product, which autocast would round
 
 
 def prototypical_logits(z: Tensor, prototypes: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ class Encoder(nn.Module):
         return "joint" if self.has_batch_norm and self.normalisation == "transductive" else "independent"
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x`` [B, n, \\*input] -> [B, n, D]; training normalises each episode by itself, else running statistics do."""
+        """``x`` [B, n, \\*input] -> [B, n, D]; in training each episode is normalised by itself."""
         if self.training and self.has_batch_norm:
             return per_episode_statistics(self.net, x)
         out: Tensor = self.net(x.flatten(0, 1))

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from attrs import frozen
 
-from kshot.errors import OptionError
+from kshot.errors import OptionError, Unavailable
 from kshot.options import did_you_mean
 
 MODULES = {
@@ -65,9 +65,14 @@ class Rule:
         return self.unless(component)
 
     def verify(self, component: Any) -> None:
-        """Raises RuleViolation where the component breaks the rule, or raises where it should not."""
+        """Raises RuleViolation where the component breaks the rule, or raises where it should not.
+
+        ``Unavailable`` is passed on: what a component needs may be missing on this machine.
+        """
         try:
             self.check(component)
+        except Unavailable:
+            raise
         except Broken as found:
             raise RuleViolation(self.name, str(found)) from None
         except Exception as raised:

@@ -99,8 +99,11 @@ class Suite:
             message = f"{self.who} could not be built or looked at: {type(raised).__name__}: {raised}"
             raise RuleViolation(rule.name, message) from raised
         if reason is None:
-            with one_thread():
-                rule.verify(subject)
+            try:
+                with one_thread():
+                    rule.verify(subject)
+            except Unavailable as why:
+                return str(why)
         return reason
 
     def subject(self) -> Any:

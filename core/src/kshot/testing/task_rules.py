@@ -455,7 +455,7 @@ def semantics_move_with_labels(subject: TasksSubject) -> None:
         nearer.append(float((apart.sum() - apart.diagonal().sum()) / (apart.numel() - len(apart)) - own))
     if len(nearer) < 2:
         return
-    errors = float(np.mean(nearer) / max(np.std(nearer) / math.sqrt(len(nearer)), 1e-30))
+    errors = float(np.mean(nearer)) / max(float(np.std(nearer)) / math.sqrt(len(nearer)), 1e-30)
     if errors < 4:
         broken(
             f"vectors of one class are no nearer to each other than to those of other classes ({errors:.1f} standard "

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kshot import Episode, Metrics, Needs, Predictor, Support, TaskSpec, Training
 from kshot.errors import DataError
-from kshot.functional import class_means, prototypical_logits
+from kshot.functional import class_means, full_precision, prototypical_logits
 from kshot.nn import EncoderChoice, Normalisation
 from kshot.nn import encoder as build_encoder
 
@@ -65,16 +65,14 @@ class ProtoNet(nn.Module):
         """Support embeddings ``z`` [B, S, D] -> p_c = the mean over class c [B, N, D] (eq. 1), or from semantics."""
         if z.shape[1] == 0:
             if self.class_encoder is None or support.semantics is None:
-                raise DataError(
-                    "protonet: a support without examples needs semantics [B, N, A] and a spec that has them"
-                )
+                raise DataError("protonet: a support without examples needs semantics, which these tasks lack")
             return F.normalize(self.class_encoder(support.semantics), dim=-1)
         return class_means(z, support.y, support.way or 0)
 
     def meta_gradient(self, episodes: Episode) -> Metrics:
         """Algorithm 1: J = -log p(y = c | x), with p the softmax over minus squared distances (eq. 2)."""
         support, query = episodes.support, episodes.query
-        z = self.encoder(torch.cat([support.x, query.x], 1)).float()  # both are normalised together
+        z = full_precision(self.encoder(torch.cat([support.x, query.x], 1)))  # both are normalised together
         z_support, z_query = z[:, : support.x.shape[1]], z[:, support.x.shape[1] :]
         logits = prototypical_logits(z_query, self.prototypes(z_support, support))
         loss = F.cross_entropy(logits.flatten(0, 1), query.y.flatten())
@@ -87,8 +85,8 @@ class ProtoNet(nn.Module):
         embed = self.encoder.given(support.x)
 
         def predict(x: Tensor) -> Tensor:
-            z_support, z_query = embed(x)
-            return prototypical_logits(z_query.float(), self.prototypes(z_support.float(), support))
+            z_support, z_query = map(full_precision, embed(x))
+            return prototypical_logits(z_query, self.prototypes(z_support, support))
 
         return predict
 

@@ -1,0 +1,68 @@
+"""What importing the core costs and gives."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import kshot
+import kshot.testing
+import pytest
+
+
+def loaded_by(code: str) -> set[str]:
+    """Top-level modules that a fresh interpreter has after ``code``."""
+    code += "\nimport json, sys; print(json.dumps(sorted({m.partition('.')[0] for m in sys.modules})))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return set(json.loads(done.stdout))
+
+
+@pytest.mark.parametrize("module", ["kshot", "kshot.testing", "kshot.testing.pytest_plugin", "kshot.cli", "kshot.errors"])
+def test_importing_is_cheap(module: str) -> None:
+    """A command line, a test run or a help page must not wait for torch when it asks for nothing of it."""
+    assert loaded_by(f"import {module}") & {"torch", "numpy"} == set()
+
+
+def test_importing_changes_no_random_state() -> None:
+    """A library that seeds on import makes other people's experiments depend on it."""
+    code = (
+        "import random, torch, numpy, hashlib\n"
+        "state = lambda: (random.getstate(), torch.get_rng_state().tolist(), numpy.random.get_state()[1].tolist())\n"
+        "before = state()\n"
+        "import kshot; [getattr(kshot, name) for name in kshot.__all__]\n"
+        "assert state() == before"
+    )
+    loaded_by(code)
+
+
+@pytest.mark.parametrize("name", kshot.__all__)
+def test_every_public_name_resolves(name: str) -> None:
+    """Names are fetched on first use, so a slip of the pen would show only at a user's."""
+    assert getattr(kshot, name) is not None
+    assert name in dir(kshot)
+
+
+@pytest.mark.parametrize("module", [kshot, kshot.testing], ids=lambda m: m.__name__)
+def test_type_checkers_see_the_names_that_users_get(module: object) -> None:
+    """The lazy names are written twice, for the interpreter and for the type checker; both must say the same."""
+    tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))  # type: ignore[attr-defined]
+    (block,) = [n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+    seen = [alias.name for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names]
+    assert sorted(seen) == sorted(module.__all__)  # type: ignore[attr-defined]
+
+
+def test_unknown_names_are_an_attribute_error() -> None:
+    """What ``hasattr`` and ``getattr`` with a default rely on."""
+    assert not hasattr(kshot, "lerner")
+    with pytest.raises(AttributeError, match="'lerner'"):
+        kshot.lerner  # noqa: B018
+
+
+def test_the_version_is_the_distribution_s() -> None:
+    """One place has the version: the project file."""
+    from importlib.metadata import version
+
+    assert kshot.__version__ == version("kshot")

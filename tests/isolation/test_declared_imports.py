@@ -1,0 +1,229 @@
+"""What is imported is declared, public, and allowed: told from the sources, so that no environment can hide it."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import pytest
+
+IMPORT_NAMES = {"pillow": "PIL", "attrs": "attr attrs", "scikit-learn": "sklearn", "pyyaml": "yaml"}
+"""Distributions whose import names are not their own with underscores."""
+
+
+class Import(NamedTuple):
+    """One import: ``module`` and the ``name`` taken from it ('' for the module itself), and where it stands."""
+
+    module: str
+    name: str
+    line: int
+    when: str
+    """run: with the module; later: in a function; never: for the type checker only; perhaps: an ImportError is met."""
+
+
+def imports_of(text: str, package: str) -> Iterator[Import]:
+    """Every import of a source file that lies in ``package``."""
+
+    def walk(node: ast.AST, when: str) -> Iterator[Import]:
+        if isinstance(node, ast.Import):
+            yield from (Import(alias.name, "", node.lineno, when) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            module = ".".join([*parents, *([node.module] if node.module else [])])
+            yield from (Import(module, alias.name, node.lineno, when) for alias in node.names)
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            yield from (found for child in node.body for found in walk(child, "never"))
+            yield from (found for child in node.orelse for found in walk(child, when))
+        else:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and when == "run":
+                when = "later"
+            if isinstance(node, ast.Try) and any("ImportError" in ast.unparse(h.type) for h in node.handlers if h.type):
+                when = "perhaps"
+            yield from (found for child in ast.iter_child_nodes(node) for found in walk(child, when))
+
+    yield from walk(ast.parse(text), "run")
+
+
+def sources(project: Path) -> dict[str, Path]:
+    """Dotted module name -> file, of a project's src folder."""
+    src = project / ("core/src" if (project / "core").is_dir() else "src")
+    names = {}
+    for file in sorted(src.rglob("*.py")):
+        parts = file.relative_to(src).with_suffix("").parts
+        names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    assert names, f"{src} has no modules"
+    return names
+
+
+def imports_by_module(project: Path) -> dict[str, list[Import]]:
+    found = {}
+    for module, file in sources(project).items():
+        package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+        found[module] = list(imports_of(file.read_text(encoding="utf-8"), package))
+    return found
+
+
+@pytest.fixture(scope="session")
+def core(root: Path) -> dict[str, list[Import]]:
+    return imports_by_module(root)
+
+
+def test_imports_are_told_apart() -> None:
+    """The tests below are worth what this reading of the sources is worth."""
+    text = (
+        "import os.path\nfrom . import near\nfrom ..up import name\n"
+        "if TYPE_CHECKING:\n    import typed\n"
+        "def f():\n    import late\n"
+        "try:\n    import fast\nexcept ImportError:\n    pass\n"
+    )
+    assert [(i.module, i.name, i.when) for i in imports_of(text, "a.b")] == [
+        ("os.path", "", "run"),
+        ("a.b", "near", "run"),
+        ("a.up", "name", "run"),
+        ("typed", "", "never"),
+        ("late", "", "later"),
+        ("fast", "", "perhaps"),
+    ]
+
+
+def test_every_import_is_declared(project: Path, install: ModuleType) -> None:
+    """What happens to be there, because another package brought it, is missing on somebody's machine."""
+    declared = {*install.required(project), *extras(project, install)}
+    allowed = {name for d in declared for name in IMPORT_NAMES.get(d, d.replace("-", "_")).split()}
+    own = {module.partition(".")[0] for module in sources(project)}
+    undeclared = [
+        f"{module}, line {found.line}: {found.module}"
+        for module, all_found in imports_by_module(project).items()
+        for found in all_found
+        if (top := found.module.partition(".")[0]) not in allowed | own and top not in sys.stdlib_module_names
+    ]
+    assert undeclared == []
+
+
+def extras(project: Path, install: ModuleType) -> set[str]:
+    """Distributions of the optional dependencies: the kit's pytest plugin imports pytest, which only tests have."""
+    lines = [line for group in install.table(project).get("optional-dependencies", {}).values() for line in group]
+    return {line.split(">")[0].split("[")[0].strip().lower() for line in lines}
+
+
+def test_nothing_is_declared_in_vain(project: Path, install: ModuleType) -> None:
+    """A dependency that nothing imports is paid for by everyone who installs."""
+    used = {found.module.partition(".")[0] for all_found in imports_by_module(project).values() for found in all_found}
+    idle = [
+        name for name in install.required(project)
+        if not used & set(IMPORT_NAMES.get(name, name.replace("-", "_")).split())
+    ]
+    assert idle == []
+
+
+def test_only_the_test_extra_has_pytest(project: Path, install: ModuleType, core: dict[str, list[Import]]) -> None:
+    """The kit's pytest plugin is loaded by pytest; nothing else may need it."""
+    needing = {m for m, found in imports_by_module(project).items() if any(i.module.split(".")[0] == "pytest" for i in found)}
+    assert needing <= {"kshot.testing.pytest_plugin"}
+
+
+def test_plugins_use_what_is_public(plugin: Path) -> None:
+    """What begins with an underscore may change in any release, and the command line is for people."""
+    private = [
+        f"{module}, line {found.line}: {found.module} {found.name}".strip()
+        for module, all_found in imports_by_module(plugin).items()
+        for found in all_found
+        if found.module.split(".")[0] == "kshot"
+        and (any(p.startswith("_") for p in [*found.module.split("."), found.name]) or found.module.startswith("kshot.cli"))
+    ]
+    assert private == []
+
+
+def test_plugins_import_names_that_the_core_has(plugin: Path, root: Path) -> None:
+    """Names that are only there because another module of the core imported them are nobody's promise."""
+    import importlib
+
+    missing = []
+    for module, all_found in imports_by_module(plugin).items():
+        for found in (f for f in all_found if f.module.split(".")[0] == "kshot" and f.name):
+            there = importlib.import_module(found.module)
+            if not hasattr(there, found.name) and f"{found.module}.{found.name}" not in sources(root):
+                missing.append(f"{module}, line {found.line}: {found.module} has no {found.name}")
+    assert missing == []
+
+
+LAYERS = {
+    "kshot.errors": set(),
+    "kshot.spec": {"kshot.errors", "attrs"},
+    "kshot.episode": {"kshot.errors", "attrs", "numpy", "torch"},
+    "kshot.protocols": {"kshot.episode", "kshot.spec", "torch"},
+    "kshot.functional": {"kshot.functional", "torch"},
+}
+"""What the lowest layers may import beside the standard library; a package stands for all its modules."""
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_the_lowest_layers_import_only_what_lies_below(layer: str, core: dict[str, list[Import]]) -> None:
+    """Mathematics and values that know nothing of engine and registry can be read, tested and reused alone."""
+    above = [
+        f"{module}, line {found.line}: {found.module}"
+        for module, all_found in core.items()
+        if module == layer or module.startswith(f"{layer}.")
+        for found in all_found
+        if found.module.split(".")[0] not in sys.stdlib_module_names
+        and not any(found.module == a or found.module.startswith(f"{a}.") for a in LAYERS[layer])
+    ]
+    assert above == []
+
+
+def test_nothing_in_the_core_knows_the_command_line_or_the_kit(core: dict[str, list[Import]]) -> None:
+    """They stand on top: a library that is imported in a notebook has no use for either."""
+    upwards = [
+        f"{module}, line {found.line}: {found.module}"
+        for module, all_found in core.items()
+        for found in all_found
+        for top in ("kshot.cli", "kshot.testing")
+        if found.module.startswith(top) and not module.startswith((top, "kshot.__main__"))
+    ]
+    assert upwards == []
+
+
+def test_modules_of_the_core_import_each_other_in_one_direction(core: dict[str, list[Import]]) -> None:
+    """A cycle is two modules that can't be read, or moved, one without the other."""
+    below: dict[str, set[str]] = {
+        module: {
+            target
+            for found in all_found
+            if found.when == "run"
+            for target in (f"{found.module}.{found.name}", found.module)
+            if target in core and target not in (module, module.rpartition(".")[0], "kshot")
+        }
+        for module, all_found in core.items()
+    }
+    while True:
+        leaves = {module for module, targets in below.items() if not targets & set(below)}
+        if not leaves:
+            break
+        below = {module: targets for module, targets in below.items() if module not in leaves}
+    assert sorted(below) == [], "these modules are in a cycle, or above one"
+
+
+def test_no_module_of_the_core_names_a_first_party_plugin(root: Path, install: ModuleType) -> None:
+    """Plugins are found, not known: only first_party.toml, which answers an unknown name, may have their names."""
+    names = {
+        name
+        for plugin in install.projects()[1:]
+        for group, entries in install.table(plugin).get("entry-points", {}).items()
+        if group != "kshot.manifest"
+        for name in [*entries, install.table(plugin)["name"], install.table(plugin)["name"].replace("-", "_")]
+    }
+    assert {"protonet", "kshot_omniglot"} <= names
+    named = []
+    for module, file in sources(root).items():
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        named += [
+            f"{module}, line {node.lineno}: {node.value!r}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Constant) and node.value in names
+        ]
+        named += [f"{module}: {i.module}" for i in imports_of(file.read_text("utf-8"), module) if i.module in names]
+    assert named == []

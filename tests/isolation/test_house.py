@@ -1,0 +1,142 @@
+"""Every folder of the repository has its agreed shape, so that thirty plugins are as easy to find one's way in as one."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+
+SKIPPED = {".git", ".tox", ".venv", "build", "dist", "node_modules", "__pycache__", "runs"}
+
+
+def files(root: Path, pattern: str) -> list[Path]:
+    """Files of the repository, without what tools leave in it."""
+    found = []
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = [s for s in subfolders if s not in SKIPPED and not s.startswith((".venv", ".tox"))]
+        found += [Path(folder) / name for name in names if re.fullmatch(pattern, name)]
+    return sorted(found)
+
+
+def console_lines(text: str) -> list[str]:
+    """The lines of a document's console blocks."""
+    blocks = re.findall(r"^```(?:console|sh|bash)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return [line for block in blocks for line in block.splitlines() if line]
+
+
+def test_a_plugin_s_folder_has_its_agreed_shape(plugin: Path, install: ModuleType) -> None:
+    """Who knows one plugin finds their way in each: names follow from the folder's, and nothing is missing."""
+    package = f"kshot_{plugin.name.replace('-', '_')}"
+    expected = ["pyproject.toml", "README.md", f"src/{package}/__init__.py", f"src/{package}/plugin.toml", f"src/{package}/py.typed"]
+    assert [name for name in expected if not (plugin / name).is_file()] == []
+    assert list((plugin / "tests").glob("test_*.py")), "it has no tests"
+    assert [p.name for p in (plugin / "src").iterdir() if not p.name.startswith(".")] == [package]
+    project = install.table(plugin)
+    assert project["name"] == f"kshot-{plugin.name}"
+    assert project["entry-points"]["kshot.manifest"] == {plugin.name: f"{package}:plugin.toml"}
+    targets = [t for group, e in project["entry-points"].items() if group != "kshot.manifest" for t in e.values()]
+    assert targets
+    assert all(target.startswith(f"{package}.") or target.startswith(f"{package}:") for target in targets)
+    assert project["optional-dependencies"]["test"], "tox installs PLUGIN[test]"
+
+
+def test_a_manifest_says_the_same_as_the_entry_points(plugin: Path, install: ModuleType) -> None:
+    """A name that only one of them has is listed without its summary, or never found."""
+    from kshot import manifest
+
+    package = f"kshot_{plugin.name.replace('-', '_')}"
+    said = manifest.read(plugin / "src" / package / "plugin.toml")
+    points = {
+        (group.removeprefix("kshot."), name)
+        for group, entries in install.table(plugin)["entry-points"].items()
+        if group != "kshot.manifest"
+        for name in entries
+    }
+    assert set(said.entries) == points
+    assert [key for key, entry in said.entries.items() if not entry.summary] == []
+    if plugin.parent.name == "contrib":
+        assert said.lifecycle == "incubating", "contrib promises no stability"
+
+
+def test_a_plugin_s_readme_says_how_to_install_and_run_it(plugin: Path, install: ModuleType) -> None:
+    """It is the page that a package index shows: it stands alone."""
+    text = (plugin / "README.md").read_text(encoding="utf-8")
+    assert text.startswith(f"# kshot-{plugin.name}\n")
+    assert f"pip install kshot kshot-{plugin.name}" in text
+    assert "kshot " in " ".join(console_lines(text))
+    for name in install.required(plugin):
+        assert re.search(rf"\b{re.escape(name)}\b", text, re.IGNORECASE), f"it does not say why {name} is there"
+
+
+def test_versions_are_bounded_from_below_only(project: Path, install: ModuleType) -> None:
+    """An upper bound of torch, written today, keeps people from a torch that works tomorrow."""
+    lines = install.required(project).values()
+    assert [line for line in lines if re.search(r"<|==|~=", line)] == []
+    assert [line for line in lines if ">=" not in line] == []
+
+
+def test_test_files_have_unique_names(root: Path) -> None:
+    """Test folders are no packages, so a name is all that tells two files apart in a report."""
+    names = Counter(file.name for file in files(root, r"test_.*\.py"))
+    assert [name for name, count in names.items() if count > 1] == []
+
+
+def test_test_folders_are_no_packages(root: Path, install: ModuleType) -> None:
+    """They are imported by path, and can't lean on one another by accident."""
+    folders = [root / "tests", *(project / "tests" for project in install.projects())]
+    inits = [p for folder in folders for p in files(folder, r"__init__\.py") if "src" not in p.parts]
+    assert inits == []
+
+
+def test_tox_proves_every_plugin_alone(root: Path, install: ModuleType) -> None:
+    """A plugin that is only ever tested beside the others may need them without knowing."""
+    tox = configparser.ConfigParser(interpolation=None)
+    tox.read(root / "tox.ini", encoding="utf-8")
+    (listed,) = re.findall(r"plugin-\{([\w,-]+)\}", tox["tox"]["env_list"])
+    plugins = install.projects()[1:]
+    assert listed.split(",") == sorted(plugin.name for plugin in plugins)
+    for plugin in plugins:
+        line = f"{plugin.name}: KSHOT_PROOF = {plugin.relative_to(root).as_posix()}"
+        assert line in tox["testenv"]["set_env"].splitlines()
+
+
+def test_lint_sees_every_source_folder(root: Path, install: ModuleType) -> None:
+    """Strict types hold for contributed plugins too."""
+    tox = configparser.ConfigParser(interpolation=None)
+    tox.read(root / "tox.ini", encoding="utf-8")
+    groups = {plugin.parent.name for plugin in install.projects()[1:]}
+    (mypy,) = [line for line in tox["testenv:lint"]["commands"].splitlines() if line.startswith("mypy")]
+    assert groups | {"core/src"} <= set(mypy.split())
+
+
+def test_ci_runs_the_readme_s_test_command(root: Path) -> None:
+    """What a newcomer is told to type is what is known to work."""
+    commands = [line for line in console_lines((root / "README.md").read_text("utf-8")) if "tox run" in line]
+    assert len(commands) == 1
+    script = root / ".ci" / "run"
+    assert commands[0] in script.read_text(encoding="utf-8")
+    assert os.access(script, os.X_OK)
+
+
+def test_no_file_names_a_folder_of_somebody_s_machine(root: Path) -> None:
+    """Such a path works for one person, and tells the others nothing."""
+    homes = re.compile(r"(?<![\w.:/])/(?:home|Users|root|work)/\w")
+    told = [
+        str(file.relative_to(root))
+        for file in files(root, r".*\.(?:py|md|toml|ini|sh)|run")
+        if homes.search(file.read_text(encoding="utf-8"))
+    ]
+    assert told == []
+
+
+def test_links_between_documents_lead_somewhere(root: Path) -> None:
+    """A map with a missing road is worse than none."""
+    dead = []
+    for file in files(root, r".*\.md"):
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[\w-]*)?\)", file.read_text(encoding="utf-8")):
+            if not (file.parent / target).exists():
+                dead.append(f"{file.relative_to(root)}: {target}")
+    assert dead == []
