@@ -67,9 +67,9 @@ def main() -> None:
     options = arguments(__doc__)
     _, data = find_omniglot()
     omniglot = kshot.tasks("omniglot", way=20, shot=1, query=5)
-    blobs = kshot.tasks("blobs", way=5, shot=1, query=15)
+    toy = kshot.tasks("toy", way=5, shot=1, query=15)
     cases = [
-        ("blobs, mlp, 5-way 15-query", blobs, lambda: mlp(blobs.spec.input_shape), 300, 20),
+        ("toy, mlp, 5-way 15-query", toy, lambda: mlp(toy.spec.input_shape), 300, 20),
         ("omniglot, conv4-64, 20-way 5-query", omniglot, lambda: conv4(omniglot.spec.input_shape), 10, 20),
     ]
     report = Report("bare_loop", [f"data: {data}"])

@@ -28,7 +28,7 @@ def part_kshot(cache: str) -> dict[str, Any]:
     import kshot_omniglot.tasks
 
     torch.set_num_threads(1)
-    kshot.tasks("blobs").sample("train", [0])  # the registry and the sampler have been used once
+    kshot.tasks("toy").sample("train", [0])  # the registry and the sampler have been used once
     before = resident()
     started = time.perf_counter()
     tasks = kshot_omniglot.tasks.omniglot(way=5, cache=cache)

@@ -6,19 +6,20 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import attrs
-import kshot
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
+import kshot
 from kshot import Episode, Needs, Support, TaskSpec
 from kshot.errors import DataError, OptionError
 from kshot.functional import class_means, prototypical_logits
 from kshot.registry import Plugin
 from kshot.testing import RuleViolation, rules, sample_tasks, suite
 from kshot.testing.subjects import Source
-from torch import Tensor, nn
 
-# --- Good learners, at least one of each kind --------------------------------------------------------------------------
+# --- Good learners, at least one of each kind -----------------------------------------------------
 
 
 class NearestMean(nn.Module):
@@ -272,7 +273,7 @@ def test_a_factory_is_tried_on_what_its_learner_needs() -> None:
     assert [case.name for case in cases] == ["classification", "classification of varying way"]
 
 
-# --- Broken learners ---------------------------------------------------------------------------------------------------
+# --- Broken learners ------------------------------------------------------------------------------
 
 
 class Peeping(NearestMean):

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from kshot.testing import RuleViolation, rules, suite
 from torch import Tensor, nn
+
+from kshot.testing import RuleViolation, rules, suite
 
 
 class Slots(nn.Module):

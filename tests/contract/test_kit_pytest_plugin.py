@@ -7,6 +7,7 @@ import sys
 import textwrap
 
 import pytest
+
 from kshot.errors import OptionError
 from kshot.testing import Rule, rules, suite
 
@@ -72,7 +73,8 @@ def test_a_rule_that_does_not_apply_is_skipped_with_the_reason(pytester: pytest.
     """
     result = ran(pytester, text, "-ra", "-k", "labels-uniform or spec-is-true")
     result.assert_outcomes(passed=1, skipped=1, deselected=len(rules("tasks")) - 2)
-    result.stdout.fnmatch_lines(["SKIPPED*labels-uniform on tasks Lines: their kind is regression"])
+    said = "lines::labels-uniform does not apply to tasks Lines: their kind is regression"
+    result.stdout.fnmatch_lines([f"SKIPPED * test_components.py: {said}"])
 
 
 def test_rules_are_chosen_by_name(pytester: pytest.Pytester) -> None:

@@ -10,6 +10,7 @@ import attrs
 import numpy as np
 import pytest
 import torch
+
 from kshot import ClassificationTasks, Episode, Pool, TaskSpec
 from kshot.errors import DataError
 from kshot.randomness import episode_keys
@@ -18,7 +19,7 @@ from kshot.testing import RuleViolation, rules, sample_tasks, suite
 from kshot.testing.subjects import Source
 from kshot.testing.task_rules import bernstein
 
-# --- Good tasks --------------------------------------------------------------------------------------------------------
+# --- Good tasks -----------------------------------------------------------------------------------
 
 VARYING: dict[str, Any] = {"way": (2, 4), "shot": (1, 3), "query": 2, "block": 4}
 GOOD: list[tuple[Any, dict[str, Any]]] = [
@@ -65,7 +66,7 @@ def test_tasks_that_are_given_built_say_what_can_not_be_tested() -> None:
     assert "given built" in skipped["other-seed-other-episodes"]
 
 
-# --- Broken tasks ------------------------------------------------------------------------------------------------------
+# --- Broken tasks ---------------------------------------------------------------------------------
 
 
 class Spoilt:

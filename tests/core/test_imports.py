@@ -8,9 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import kshot
 import kshot.testing
-import pytest
 
 
 def loaded_by(code: str) -> set[str]:
@@ -20,7 +21,9 @@ def loaded_by(code: str) -> set[str]:
     return set(json.loads(done.stdout))
 
 
-@pytest.mark.parametrize("module", ["kshot", "kshot.testing", "kshot.testing.pytest_plugin", "kshot.cli", "kshot.errors"])
+@pytest.mark.parametrize(
+    "module", ["kshot", "kshot.testing", "kshot.testing.pytest_plugin", "kshot.cli", "kshot.errors"]
+)
 def test_importing_is_cheap(module: str) -> None:
     """A command line, a test run or a help page must not wait for torch when it asks for nothing of it."""
     assert loaded_by(f"import {module}") & {"torch", "numpy"} == set()
@@ -58,7 +61,7 @@ def test_unknown_names_are_an_attribute_error() -> None:
     """What ``hasattr`` and ``getattr`` with a default rely on."""
     assert not hasattr(kshot, "lerner")
     with pytest.raises(AttributeError, match="'lerner'"):
-        kshot.lerner  # noqa: B018
+        kshot.lerner
 
 
 def test_the_version_is_the_distribution_s() -> None:

@@ -98,6 +98,16 @@ def test_unusable_encoders_are_refused():
         encoder("conv4", (1, 28, 28), "batch")  # type: ignore[arg-type]
 
 
+def test_inputs_of_another_shape_are_refused_before_any_compute():
+    """A colour photograph for an encoder of grey drawings, a flat vector for an image."""
+    e = encoder("conv4", (1, 28, 28)).eval()
+    for shape in ((1, 5, 3, 28, 28), (1, 5, 1, 32, 32), (1, 5, 784)):
+        with pytest.raises(DataError, match=r"expected \[B, n, 1, 28, 28\]"):
+            e(torch.zeros(shape))
+        with pytest.raises(DataError, match="convert the inputs"):
+            e.given(torch.zeros(shape))
+
+
 def test_distances_are_squared_and_summed():
     """By hand: (0,0) to (3,4) is 25, not 5, and not 12.5."""
     a = torch.tensor([[0.0, 0.0], [1.0, 1.0]])

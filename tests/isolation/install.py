@@ -29,19 +29,32 @@ HEAVY = ("torch", "torchvision", "torchaudio", "numpy")
 
 def projects() -> list[Path]:
     """The folder of every distribution of the repository, the core's first."""
-    return [ROOT, *sorted(file.parent for group in ("plugins", "contrib") for file in ROOT.glob(f"{group}/*/pyproject.toml"))]
+    return [
+        ROOT,
+        *sorted(
+            file.parent for group in ("plugins", "contrib") for file in ROOT.glob(f"{group}/*/pyproject.toml")
+        ),
+    ]
 
 
 def table(folder: Path) -> dict[str, Any]:
     """The [project] table of a folder's pyproject.toml."""
-    document: dict[str, Any] = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    document: dict[str, Any] = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))[
+        "project"
+    ]
     return document
 
 
 def required(folder: Path) -> dict[str, str]:
     """What a project depends on: normalised name -> the requirement."""
     names = (re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in table(folder)["dependencies"])
-    return dict(zip((re.sub(r"[-_.]+", "-", name).lower() for name in names), table(folder)["dependencies"], strict=True))
+    return dict(
+        zip(
+            (re.sub(r"[-_.]+", "-", name).lower() for name in names),
+            table(folder)["dependencies"],
+            strict=True,
+        )
+    )
 
 
 def closure(folder: Path) -> list[Path]:
@@ -55,7 +68,9 @@ def closure(folder: Path) -> list[Path]:
         found.append(each)
         ours = [name for name in required(each) if name.split("-")[0] == "kshot"]
         if missing := set(ours) - set(folder_of):
-            sys.exit(f"install.py: {each} depends on {', '.join(missing)}, which the repository does not have")
+            sys.exit(
+                f"install.py: {each} depends on {', '.join(missing)}, which the repository does not have"
+            )
         waiting += [folder_of[name] for name in ours]
     return found
 
@@ -75,7 +90,9 @@ def share_base(work: Path) -> None:
         work.mkdir(parents=True, exist_ok=True)
         half = Path(tempfile.mkdtemp(prefix="base-half-", dir=work))
         # pip unpacks in TMPDIR and moves: within one file system that costs nothing.
-        run(sys.executable, "-m", "pip", "install", "--quiet", "--target", str(half), *needs, TMPDIR=str(work))
+        run(
+            sys.executable, "-m", "pip", "install", "--quiet", "--target", str(half), *needs, TMPDIR=str(work)
+        )
         try:
             half.rename(base)  # at once, so that a second process sees all of it or nothing
         except OSError:  # the second process was faster

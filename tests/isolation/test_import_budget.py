@@ -33,9 +33,7 @@ def test_list_imports_no_plugin_and_no_torch() -> None:
     answer = listing()
     assert "cpu" in str(answer["shown"])  # it did list
     loaded = {str(module).partition(".")[0] for module in answer["modules"]}  # type: ignore[attr-defined]
-    plugins = {
-        d.name.replace("-", "_") for d in metadata.distributions() if d.name.startswith("kshot-")
-    }
+    plugins = {d.name.replace("-", "_") for d in metadata.distributions() if d.name.startswith("kshot-")}
     assert loaded & ({"torch", "numpy", "PIL", "pytest"} | plugins) == set()
 
 

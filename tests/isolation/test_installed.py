@@ -51,6 +51,7 @@ def test_the_code_comes_from_the_wheels(expected: set[str], root: Path) -> None:
     site = Path(sysconfig.get_path("purelib")).resolve()
     for name in expected:
         spec = importlib.util.find_spec(name.replace("-", "_"))
-        assert spec is not None and spec.origin is not None, name
+        assert spec is not None, name
+        assert spec.origin is not None, name
         assert Path(spec.origin).resolve().is_relative_to(site), f"{name} is imported from {spec.origin}"
     assert [p for p in sys.path if p and (root / "core") in Path(p).resolve().parents] == []

@@ -50,7 +50,7 @@ def test_predictions_are_those_of_the_linear_classifier(learner):
 
 def test_distance_is_squared_and_summed_over_features():
     """With the identity for an encoder: by hand, no square root and no mean over D."""
-    spec = tasks().spec
+    spec = kshot.TaskSpec(kind="classification", input_shape=(2,), way=2, shot=1, query=1)
     learner = ProtoNet(spec, encoder=nn.Flatten())
     support = Support.of(torch.tensor([[0.0, 0.0], [2.0, 0.0], [3.0, 4.0]]), [0, 0, 1])
     logits = learner.eval().adapt(support)(torch.tensor([[[1.0, 0.0], [0.0, 0.0]]]))

@@ -23,9 +23,15 @@ class Encoder(nn.Module):
     Args:
         net: any unmodified module; its batch norm layers, if any, obey ``normalisation``.
         normalisation: whose statistics normalise whom at evaluation, see ``kshot.nn.normalisation``.
+        input_shape: of one input; others are refused with a DataError. None takes what the net takes.
     """
 
-    def __init__(self, net: nn.Module, normalisation: Normalisation = "inductive") -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        normalisation: Normalisation = "inductive",
+        input_shape: tuple[int, ...] | None = None,
+    ) -> None:
         super().__init__()
         if normalisation not in ("inductive", "support", "transductive"):
             raise OptionError(
@@ -33,6 +39,7 @@ class Encoder(nn.Module):
             )
         self.net = net
         self.normalisation = normalisation
+        self.input_shape = input_shape
         self.has_batch_norm = bool(batch_norms(net))
 
     @property
@@ -42,6 +49,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` [B, n, \\*input] -> [B, n, D]; in training each episode is normalised by itself."""
+        self._check(x)
         if self.training and self.has_batch_norm:
             return per_episode_statistics(self.net, x)
         out: Tensor = self.net(x.flatten(0, 1))
@@ -53,6 +61,7 @@ class Encoder(nn.Module):
         Returns a function from query inputs [B, n, \\*input] to the embeddings of support [B, S, D] and query
         [B, n, D], by the policy of normalisation. Changes nothing in the module.
         """
+        self._check(support_x)
         if not self.has_batch_norm or self.normalisation == "inductive":
             z_support = self(support_x)
             return lambda query_x: (z_support, self(query_x))
@@ -77,6 +86,14 @@ class Encoder(nn.Module):
             return z[:, : support_x.shape[1]], z[:, support_x.shape[1] :]
 
         return together
+
+    def _check(self, x: Tensor) -> None:
+        if self.input_shape is not None and tuple(x.shape[2:]) != self.input_shape:
+            raise DataError(
+                f"the encoder got inputs of shape {tuple(x.shape)}, expected [B, n, "
+                f"{', '.join(map(str, self.input_shape))}]: it was built for {self.input_shape}; convert the inputs "
+                "(channels, size) or build a learner for theirs"
+            )
 
 
 def conv4(input_shape: tuple[int, ...], width: int = 64) -> nn.Sequential:
@@ -121,11 +138,11 @@ def encoder(
     if isinstance(choice, Encoder):
         return choice
     if isinstance(choice, nn.Module):
-        return Encoder(choice, normalisation)
+        return Encoder(choice, normalisation, input_shape)
     if choice == "auto":
         choice = "conv4" if len(input_shape) == 3 and min(input_shape[1:]) >= 16 else "mlp"
     if choice == "conv4":
-        return Encoder(conv4(input_shape, width), normalisation)
+        return Encoder(conv4(input_shape, width), normalisation, input_shape)
     if choice == "mlp":
-        return Encoder(mlp(input_shape, (width, width), width), normalisation)
+        return Encoder(mlp(input_shape, (width, width), width), normalisation, input_shape)
     raise OptionError(f"encoder is {choice!r}, expected 'auto', 'conv4', 'mlp' or an nn.Module of yours")

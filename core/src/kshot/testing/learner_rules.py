@@ -82,7 +82,7 @@ def claims(what: str) -> Unless:
     return lambda case: None if what in case.needs.invariant else f"it does not claim to be invariant to {what}"
 
 
-# --- What a learner sees ---------------------------------------------------------------------------------------------
+# --- What a learner sees --------------------------------------------------------------------------
 
 
 def poisoned(y: Tensor, way: int | None) -> Tensor:
@@ -197,7 +197,7 @@ def deterministic(case: Case) -> None:
         broken(f"two gradients of one episode from the same random state: {where}")
 
 
-# --- Queries and batches ---------------------------------------------------------------------------------------------
+# --- Queries and batches --------------------------------------------------------------------------
 
 
 @learner_rule(only(*TABLES))
@@ -259,7 +259,7 @@ def batch_equals_singles(case: Case) -> None:
             )
 
 
-# --- The gradient ----------------------------------------------------------------------------------------------------
+# --- The gradient ---------------------------------------------------------------------------------
 
 
 @learner_rule()
@@ -281,8 +281,8 @@ def gradient_accumulates(case: Case) -> None:
         far = math.inf if p.grad is None else float((p.grad - 2.0 - added).abs().max())
         if far > 1e-3 * (2.0 + float(added.abs().max())):
             broken(
-                f".grad of {name} was 2 everywhere before meta_gradient; afterwards it is off by {far:.2g} from 2 + the "
-                "gradient: add to .grad, don't overwrite or clear it"
+                f".grad of {name} was 2 everywhere before meta_gradient; it is off by {far:.2g} from 2 + the gradient "
+                "afterwards: add to .grad, don't overwrite or clear it"
             )
     for name, value in metrics.items():
         if not (isinstance(value, int | float) or (isinstance(value, Tensor) and value.ndim == 0)):
@@ -350,7 +350,7 @@ def finite_differences(case: Case) -> None:
         )
 
 
-# --- What is promised ------------------------------------------------------------------------------------------------
+# --- What is promised -----------------------------------------------------------------------------
 
 
 def expected_shape(case: Case, episode: Episode, x: Tensor) -> tuple[int, ...]:
@@ -533,7 +533,7 @@ def devices(case: Case) -> None:
     gradient(learner, map_tensors(lambda t: t.to("cuda"), case.episode(split=case.training)))
 
 
-# --- needs-are-true looks at the class, not at one case ---------------------------------------------------------------
+# --- needs-are-true looks at the class, not at one case -------------------------------------------
 
 
 def needs_are_true(subject: LearnerSubject) -> None:
@@ -553,11 +553,13 @@ def needs_are_true(subject: LearnerSubject) -> None:
             broken(f"needs of the instance is {type(learner.needs).__name__}, expected a kshot.Needs")
         if subject.declared is not None and not set(learner.needs.kinds) <= set(subject.declared.kinds):
             broken(
-                f"the instance needs {', '.join(learner.needs.kinds)}, the class only {', '.join(subject.declared.kinds)}"
+                f"the instance needs {', '.join(learner.needs.kinds)}, "
+                f"the class only {', '.join(subject.declared.kinds)}"
             )
         if case.kind not in learner.needs.kinds:
             broken(
-                f"it was tried on {case.name}, which are {case.kind}, but needs.kinds is {', '.join(learner.needs.kinds)}"
+                f"it was tried on {case.name}, which are {case.kind}, "
+                f"but needs.kinds is {', '.join(learner.needs.kinds)}"
             )
     plugin = subject.source.plugin
     kinds = subject.declared.kinds if subject.declared is not None else ()

@@ -7,7 +7,7 @@ if its module already is.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,6 +24,15 @@ def pytest_pycollect_makeitem(collector: pytest.Collector, name: str, obj: objec
         return None
     made: SuiteCollector = SuiteCollector.from_parent(collector, name=name, suite=obj)
     return made
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A rule that does not apply is reported where the suite is, not here."""
+    report = yield
+    if isinstance(item, RuleItem) and report.skipped and isinstance(report.longrepr, tuple):
+        report.longrepr = (str(item.path), None, report.longrepr[2])  # type: ignore[assignment]
+    return report
 
 
 class SuiteCollector(pytest.Collector):
@@ -53,7 +62,8 @@ class RuleItem(pytest.Item):
     def runtest(self) -> None:
         reason = self.suite.verify(self.rule)
         if reason is not None:
-            pytest.skip(f"{self.rule.name} on {self.suite.who}: {reason}")
+            where = self.parent.name if self.parent is not None else self.suite.who
+            pytest.skip(f"{where}::{self.rule.name} does not apply to {self.suite.who}: {reason}")
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """What was found, the rule itself, and the component's own traceback where it raised."""

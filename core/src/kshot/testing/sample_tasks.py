@@ -40,7 +40,7 @@ def origin_of(spec: TaskSpec, seed: int, split: str, indices: Sequence[int]) -> 
     return Origin(split, tuple(indices), seed)
 
 
-# --- Classification --------------------------------------------------------------------------------------------------
+# --- Classification -------------------------------------------------------------------------------
 
 
 def classification(
@@ -109,7 +109,7 @@ class WithMore:
         return attrs.evolve(episode, support=support, external=external)
 
 
-# --- Regression ------------------------------------------------------------------------------------------------------
+# --- Regression -----------------------------------------------------------------------------------
 
 
 class Lines:
@@ -144,7 +144,7 @@ class Lines:
         return Episode(Support(x[:, :k], y[:, :k], key=as_tensor(keys)), Examples(x[:, k:], y[:, k:]), origin=origin)
 
 
-# --- Sequences -------------------------------------------------------------------------------------------------------
+# --- Sequences ------------------------------------------------------------------------------------
 
 
 class LabelStream:
@@ -218,7 +218,7 @@ class Copying:
         return Episode(Support(x[:, :0], y[:, :0], key=as_tensor(keys)), Examples(x, y), origin=origin)
 
 
-# --- Control ---------------------------------------------------------------------------------------------------------
+# --- Control --------------------------------------------------------------------------------------
 
 
 class PointEnvironment:
@@ -282,7 +282,7 @@ class Points:
         return Episode(support, query, origin=origin)
 
 
-# --- Objectives ------------------------------------------------------------------------------------------------------
+# --- Objectives -----------------------------------------------------------------------------------
 
 
 def quadratic(point: Tensor, data: tuple[Tensor, Tensor]) -> Tensor:
@@ -317,7 +317,7 @@ class Quadratics:
         return Episode(support, Examples(steps, torch.zeros(B, self._steps), source=objective), origin=origin)
 
 
-# --- What a learner is tried on --------------------------------------------------------------------------------------
+# --- What a learner is tried on -------------------------------------------------------------------
 
 
 def choices(kind: str, needs: Any) -> list[tuple[str, list[TaskDistribution]]]:

@@ -28,7 +28,6 @@ def _private() -> tuple[Registry, Iterator[int]]:
     return Registry(), itertools.count()
 
 
-
 class Source:
     """A component's name, class, factory or the thing itself, with options: makes fresh ones.
 
@@ -88,7 +87,7 @@ class Source:
         return getattr(registry, SINGULAR[self.group])(name, *leading, **{**self.options, **changed})
 
 
-# --- Tasks -----------------------------------------------------------------------------------------------------------
+# --- Tasks ----------------------------------------------------------------------------------------
 
 
 class TasksSubject:
@@ -129,7 +128,7 @@ def block_of(spec: TaskSpec, first: int, most: int) -> range:
     return range(first, min(end, (first // spec.block + 1) * spec.block) if spec.varies else end)
 
 
-# --- Learners --------------------------------------------------------------------------------------------------------
+# --- Learners -------------------------------------------------------------------------------------
 
 
 @attrs.define(eq=False, slots=False)
@@ -400,7 +399,7 @@ class LearnerSubject:
         return why
 
 
-# --- Memories and backends -------------------------------------------------------------------------------------------
+# --- Memories and backends ------------------------------------------------------------------------
 
 
 class MemorySubject:

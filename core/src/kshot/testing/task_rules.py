@@ -42,7 +42,7 @@ def observed(subject: TasksSubject, split: str, indices: list[int], tasks: Any =
     return clones(facts(tasks.sample(split, indices), subject.spec.target_shape))
 
 
-# --- Addressable sampling --------------------------------------------------------------------------------------------
+# --- Addressable sampling -------------------------------------------------------------------------
 
 
 @tasks_rule()
@@ -154,7 +154,7 @@ def shapes(episode: Episode) -> dict[str, tuple[int, ...]]:
     return {name: tuple(x.shape[1:]) for name, x in found.items()} | {"way": (episode.support.way or 0,)}
 
 
-# --- What the spec says ----------------------------------------------------------------------------------------------
+# --- What the spec says ---------------------------------------------------------------------------
 
 
 @tasks_rule()
@@ -198,9 +198,7 @@ def _check_counts(episode: Episode, spec: TaskSpec, split: str, indices: list[in
     if len(set(support.key.tolist())) < B:
         broken(f"{where}: support.key is {support.key.tolist()}, expected a different number for each episode")
     if support.query_x is not None:
-        broken(
-            f"{where}: support.query_x is there; the engine adds query inputs where a learner declares that it needs them"
-        )
+        broken(f"{where}: support.query_x is there; the engine adds query inputs where a learner declares its need")
     if episode.origin is None or episode.origin.split != split or list(episode.origin.indices) != indices:
         broken(f"{where}: the origin is {episode.origin}, expected one with this split and these indices")
     for name, x in (
@@ -276,7 +274,8 @@ def _check_provided(episode: Episode, spec: TaskSpec, split: str) -> None:
             broken(f"split {split!r}: semantics have shape {tuple(support.semantics.shape)}, expected {expected}")
     if support.unlabelled is not None and tuple(support.unlabelled.shape[2:]) != spec.input_shape:
         broken(
-            f"split {split!r}: unlabelled inputs have shape {tuple(support.unlabelled.shape[2:])}, expected {spec.input_shape}"
+            f"split {split!r}: unlabelled inputs have shape {tuple(support.unlabelled.shape[2:])}, "
+            f"expected {spec.input_shape}"
         )
 
 
@@ -288,7 +287,7 @@ def manifest_is_true(subject: TasksSubject) -> None:
         broken(f"the manifest says {', '.join(plugin.kinds)}, but spec.kind is {subject.spec.kind}")
 
 
-# --- Classes and examples --------------------------------------------------------------------------------------------
+# --- Classes and examples -------------------------------------------------------------------------
 
 
 def _no_identities(subject: TasksSubject) -> str | None:
@@ -409,7 +408,7 @@ def labels_uniform(subject: TasksSubject) -> None:
         if abs(table[rank, label] - M / N) > bound:
             broken(
                 f"of {M:.0f} episodes with {N} classes, label {label} stands for class {rank} (in order of class "
-                f"numbers) in {table[rank, label]:.0f}, expected {M / N:.0f} ± {bound:.0f}: labels aren't assigned at random"
+                f"numbers) in {table[rank, label]:.0f}, expected {M / N:.0f} ± {bound:.0f}: labels aren't random"
             )
 
 

@@ -1,0 +1,157 @@
+"""'Your first plugin in five minutes', done from CONTRIBUTING.md's own text in a folder outside the repository."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SECTION = "## Your first plugin in five minutes"
+
+
+def section() -> str:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    return text.split(SECTION)[1].split("\n## ")[0]
+
+
+def files_of(text: str) -> dict[str, str]:
+    """The files that the text asks for: each block's first line says where it goes."""
+    return dict(re.findall(r"^```(?:python|toml)\n# (\S+)\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
+
+
+def commands_of(text: str) -> list[str]:
+    return re.findall(r"^```console\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def dependencies_without_ours(folder: Path) -> str:
+    """A PYTHONPATH with all that is installed here but kshot: pip, in the newcomer's environment, finds torch there.
+
+    So the test installs what a newcomer installs, without fetching gigabytes that are here already.
+    """
+    folder.mkdir()
+    shown = [folder]
+    for site in (Path(p) for p in sys.path if Path(p).is_dir()):
+        if site.name.startswith("base-"):  # the heavy packages that tox's environments share; nothing of ours
+            shown.append(site)
+        elif site.name == "site-packages":
+            for entry in site.iterdir():
+                ours = re.match(r"_?(_editable_impl_)?kshot|pip($|-)|__pycache__|.*\.pth$", entry.name)
+                if not ours and not (folder / entry.name).exists():
+                    (folder / entry.name).symlink_to(entry)
+    return os.pathsep.join(map(str, shown))
+
+
+class Newcomer:
+    """Somebody with a clone of the repository, who types what the text says."""
+
+    def __init__(self, home: Path) -> None:
+        (home / "kshot").symlink_to(ROOT, target_is_directory=True)
+        kept = {
+            k: v
+            for k, v in os.environ.items()
+            if not k.startswith(("VIRTUAL_ENV", "TOX_", "PYTEST_", "KSHOT_"))
+        }
+        self.folder, self._ended = home, home / "ended-in"
+        self.environment = {
+            **kept,
+            "PYTHONPATH": dependencies_without_ours(home / "packages"),
+            "PIP_NO_BUILD_ISOLATION": "0",  # pip's spelling of "yes": hatchling is here, none need be fetched
+            "KSHOT_CACHE": str(home / "cache"),
+        }
+
+    def types(self, script: str) -> str:
+        """What a bash prints for ``script``; it begins where the last one ended, in the same environment."""
+        whole = f"[ ! -e .venv ] || . .venv/bin/activate\n{script}\npwd >'{self._ended}'"
+        where = {"cwd": self.folder, "env": self.environment}
+        done = subprocess.run(["bash", "-ec", whole], **where, capture_output=True, text=True)
+        assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
+        self.folder = Path(self._ended.read_text(encoding="utf-8").strip())
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def text() -> str:
+    return section()
+
+
+@pytest.fixture(scope="module")
+def newcomer(tmp_path_factory: pytest.TempPathFactory, text: str) -> Newcomer:
+    """After the first block of commands and with the files written."""
+    newcomer = Newcomer(tmp_path_factory.mktemp("newcomer"))
+    newcomer.types(commands_of(text)[0])
+    for name, content in files_of(text).items():
+        file = newcomer.folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content, encoding="utf-8")
+    return newcomer
+
+
+@pytest.fixture(scope="module")
+def typed(newcomer: Newcomer, text: str) -> dict[str, str]:
+    """Each command of the second block and what it printed."""
+    return {command: newcomer.types(command) for command in commands_of(text)[1].splitlines()}
+
+
+def output_of(typed: dict[str, str], beginning: str) -> str:
+    (found,) = [out for command, out in typed.items() if command.startswith(beginning)]
+    return found
+
+
+def test_the_text_has_every_file_and_the_learner_is_short(text: str) -> None:
+    """Five minutes are for reading forty lines, not four hundred."""
+    files = files_of(text)
+    assert set(files) == {
+        "src/kshot_nearest_mean/__init__.py",
+        "src/kshot_nearest_mean/plugin.toml",
+        "pyproject.toml",
+        "tests/test_nearest_mean.py",
+        "try_it.py",
+    }
+    assert len(files["src/kshot_nearest_mean/__init__.py"].splitlines()) <= 45
+
+
+def test_the_plugin_is_listed_as_ok(typed: dict[str, str]) -> None:
+    """Installing is all it takes to be found."""
+    listed = output_of(typed, "kshot list")
+    assert re.search(r"^nearest-mean +learners +classification +ok +nearest class mean", listed, re.M)
+    assert "width: int = 16  length of an embedding." in output_of(typed, "kshot info")
+
+
+def test_the_plugin_trains_on_toy_and_learns(typed: dict[str, str], newcomer: Newcomer) -> None:
+    """Chance is 20 % in five ways; a learner that runs and learns nothing would not be worth five minutes."""
+    trained = output_of(typed, "kshot train")
+    found = re.search(
+        r"^(\d+\.\d+) ± (\d+\.\d+) % accuracy \(600 episodes, test, 5-way 1-shot\)$", trained, re.M
+    )
+    assert found, trained
+    assert float(found[1]) > 30
+    assert (newcomer.folder / "runs" / "nearest-mean-toy-0" / "result.json").is_file()
+
+
+def test_the_plugin_passes_the_kit(typed: dict[str, str]) -> None:
+    """The kit must not refuse the plainest honest learner."""
+    printed = output_of(typed, "python -m pytest")
+    found = re.search(r"(\d+) passed", printed)
+    assert found is not None, printed
+    assert int(found[1]) >= 10
+    assert "failed" not in printed
+
+
+def test_the_same_class_works_through_register(newcomer: Newcomer, typed: dict[str, str], text: str) -> None:
+    """Three rungs, one API: a notebook needs no package."""
+    printed = newcomer.types(commands_of(text)[2])
+    assert re.search(r"% accuracy \(100 episodes, test, 5-way 1-shot\)$", printed, re.M), printed
+    assert re.search(r"^learner MyNearestMean: .*\d+ passed", printed, re.M)
+    assert "failed" not in printed
+
+
+def test_what_was_installed_is_the_newcomer_s_own(newcomer: Newcomer, typed: dict[str, str]) -> None:
+    """Were kshot found in the environment that runs this test, the text would be proved by something else."""
+    code = "import kshot, kshot_nearest_mean; print(kshot.__file__); print(kshot_nearest_mean.__file__)"
+    printed = newcomer.types(f"python -c '{code}'")
+    assert all(line.startswith(str(newcomer.folder / ".venv")) for line in printed.splitlines())
