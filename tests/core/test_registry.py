@@ -9,7 +9,6 @@ import gc
 import importlib
 import subprocess
 import sys
-import time
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -511,8 +510,8 @@ def test_target_that_is_not_callable_is_broken(site: Path) -> None:
         Registry().load("f")
 
 
-def test_listing_among_sixty_distributions_is_quick(site: Path) -> None:
-    """`kshot list` answers in a tenth of a second, and most of that is Python's own."""
+def test_listing_among_sixty_distributions_finds_every_plugin(site: Path) -> None:
+    """With its manifest, among distributions that are no plugins (how long it takes: benchmarks/startup.py)."""
     for i in range(60):
         name = f"handmade-{i}"
         package = site / f"handmade_x{i}"
@@ -523,14 +522,8 @@ def test_listing_among_sixty_distributions_is_quick(site: Path) -> None:
         points = f"[kshot.tasks]\nx{i} = handmade_x{i}.tasks:Tasks\n"
         points += f"[kshot.manifest]\nx = handmade_x{i}:plugin.toml\n"
         distribution(site, name, points if i < 36 else "[console_scripts]\nx = y:z\n")
-    best = 1.0
-    for _ in range(5):
-        start = time.perf_counter()
-        found = Registry().plugins()
-        best = min(best, time.perf_counter() - start)
+    found = Registry().plugins()
     assert sum(p.state == "ok" and p.summary == "x" for p in found) == 36
-    # The aim is half of it; the bound is for a busy machine.
-    assert best < 0.06
 
 
 def test_importing_the_registry_imports_no_torch() -> None:

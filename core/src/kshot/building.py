@@ -210,7 +210,8 @@ def _initialised(plugin: Plugin, factory: Factory, spec: Any, seed: int, values:
     # fork_rng(devices=[]) does not restore. Parameters are initialised on the CPU and placed afterwards.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return _made(plugin, factory, spec, **values)
+        made = _made(plugin, factory, spec, **values)
+    return made.eval() if isinstance(made, torch.nn.Module) else made  # ready to adapt; training modes are the engine's
 
 
 def _check_fit(plugin: Plugin, factory: Factory, spec: Any) -> None:
