@@ -27,7 +27,8 @@ def main() -> None:
         middle, least, most = spread(values)
         report.rows.append({"run": name, "episodes": episodes, "seconds": middle, "least": least, "most": most})
     ratio = ratio_of(times["one episode at a time"], times["engine.evaluate"])
-    report.ratios.append((ratio, f"kshot {{}} x one episode at a time ({episodes} episodes 5w1s15q conv4-64, one process)"))
+    what = f"({episodes} episodes 5w1s15q conv4-64, one process)"
+    report.ratios.append((ratio, f"kshot {{}} x one episode at a time {what}"))
     report.finish(options)
 
 

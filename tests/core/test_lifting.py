@@ -1,12 +1,13 @@
 """``per_episode``: what is written for one episode does the same for B."""
 
-import kshot
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+
+import kshot
 from kshot import Episode, Examples, Support
 from kshot.errors import TrainingError
-from torch import nn
 
 
 class Linear(nn.Module):

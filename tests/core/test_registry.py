@@ -539,7 +539,7 @@ def test_every_first_party_name_has_group_and_distribution() -> None:
     table = tomllib.loads(
         Path(kshot.registry.__file__).with_name("first_party.toml").read_text(encoding="utf-8")
     )
-    elsewhere = {"blobs": "kshot-toy", "sinusoids": "kshot-toy", "caml": "kshot-cavia"}
+    elsewhere = {"toy-sinusoids": "kshot-toy", "caml": "kshot-cavia"}
     for name, row in table.items():
         assert row["group"] in kshot.registry.GROUPS
         assert row["distribution"] == elsewhere.get(name, f"kshot-{name}")

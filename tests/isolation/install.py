@@ -29,32 +29,22 @@ HEAVY = ("torch", "torchvision", "torchaudio", "numpy")
 
 def projects() -> list[Path]:
     """The folder of every distribution of the repository, the core's first."""
-    return [
-        ROOT,
-        *sorted(
-            file.parent for group in ("plugins", "contrib") for file in ROOT.glob(f"{group}/*/pyproject.toml")
-        ),
-    ]
+    files = [*ROOT.glob("plugins/*/pyproject.toml"), *ROOT.glob("contrib/*/pyproject.toml")]
+    return [ROOT, *sorted(file.parent for file in files)]
 
 
 def table(folder: Path) -> dict[str, Any]:
     """The [project] table of a folder's pyproject.toml."""
-    document: dict[str, Any] = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))[
-        "project"
-    ]
-    return document
+    document = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))
+    project: dict[str, Any] = document["project"]
+    return project
 
 
 def required(folder: Path) -> dict[str, str]:
     """What a project depends on: normalised name -> the requirement."""
-    names = (re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in table(folder)["dependencies"])
-    return dict(
-        zip(
-            (re.sub(r"[-_.]+", "-", name).lower() for name in names),
-            table(folder)["dependencies"],
-            strict=True,
-        )
-    )
+    lines = table(folder)["dependencies"]
+    names = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in lines]
+    return {re.sub(r"[-_.]+", "-", name).lower(): line for name, line in zip(names, lines, strict=True)}
 
 
 def closure(folder: Path) -> list[Path]:

@@ -264,11 +264,11 @@ def as_inputs(x: ArrayLike | Tensor) -> Tensor:
     """Anything array-like as finite float32 inputs; uint8 (images) is divided by 255.
 
     Raises:
-        DataError: an element is NaN or infinite, or there are no elements.
+        DataError: an element is NaN or infinite.
     """
     tensor = x if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))
     tensor = tensor.to(torch.float32) / 255 if tensor.dtype == torch.uint8 else tensor
-    tensor = tensor if tensor.is_floating_point() else tensor.to(torch.float32)
+    tensor = tensor.to(torch.float32)
     check_finite(tensor, "inputs")
     return tensor
 

@@ -69,8 +69,7 @@ def _where(row: Mapping[str, Any], group: str | None, listed: Collection[Plugin]
     if has := [p.name for p in listed if p.distribution == owner]:
         return f"; {owner} is installed and has {', '.join(has)}"
     what = "" if group in (None, row["group"]) else f"{A[row['group']]}, "
-    provides = f" (it has {', '.join(row['provides'])})" if "provides" in row else ""
-    return f" here; it is {what}in {owner}{provides}: pip install {owner}"
+    return f" here; it is {what}in {owner}: pip install {owner}"
 
 
 def _first_party() -> dict[str, dict[str, Any]]:

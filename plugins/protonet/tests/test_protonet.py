@@ -1,15 +1,16 @@
 """Prototypical networks: the identities of the paper, and that they learn."""
 
-import kshot
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+
+import kshot
 from kshot import ClassificationTasks, Engine, Pool, Support
 from kshot.errors import DataError
 from kshot.randomness import episode_keys, normal
 from kshot_protonet import ProtoNet
-from torch import nn
 
 
 def tasks(attributes: int | None = None, **shape: int) -> ClassificationTasks:
@@ -30,6 +31,10 @@ def tasks(attributes: int | None = None, **shape: int) -> ClassificationTasks:
     return ClassificationTasks({s: pool(s) for s in ("train", "val", "test")}, **{"way": 5, "shot": 1, **shape})
 
 
+def in_float64(episode: kshot.Episode) -> kshot.Episode:
+    return kshot.episode.map_tensors(lambda t: t.double() if t.is_floating_point() else t, episode)
+
+
 @pytest.fixture
 def learner() -> ProtoNet:
     t = tasks()
@@ -38,7 +43,7 @@ def learner() -> ProtoNet:
 
 def test_predictions_are_those_of_the_linear_classifier(learner):
     """Section 2.3 of the paper: w_c = 2 p_c, b_c = -|p_c|^2, up to a constant per query; in float64."""
-    e = kshot.episode.map_tensors(lambda t: t.double() if t.is_floating_point() else t, tasks(shot=3).sample("test", [0]))
+    e = in_float64(tasks(shot=3).sample("test", [0]))
     logits = learner.eval().adapt(e.support)(e.query.x)[0]
     f = learner.encoder.net
     p = torch.stack([f(e.support.x[0])[e.support.y[0] == c].mean(0) for c in range(5)])
@@ -59,9 +64,7 @@ def test_distance_is_squared_and_summed_over_features():
 
 def test_the_training_loss_is_the_papers(learner):
     """Algorithm 1, naively: -log p of each query, averaged over queries and tasks, and its gradient."""
-    episodes = kshot.episode.map_tensors(
-        lambda t: t.double() if t.is_floating_point() else t, tasks(shot=2, query=3).sample("train", range(3))
-    )
+    episodes = in_float64(tasks(shot=2, query=3).sample("train", range(3)))
     reported = learner.train().meta_gradient(episodes)
     gradients = [p.grad.clone() for p in learner.parameters() if p.grad is not None]
     learner.zero_grad()

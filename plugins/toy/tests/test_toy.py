@@ -1,9 +1,10 @@
 """Toy tasks are what they say: blobs whose signal lies in a few directions, and sine waves."""
 
-import kshot
 import numpy as np
 import pytest
 import torch
+
+import kshot
 from kshot.errors import DataError
 from kshot_toy import Sinusoids, blobs
 

@@ -5,8 +5,8 @@ Letters: B meta-batch, N way, T time, P parameters of an optimizee, E trajectori
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import attrs
@@ -19,7 +19,12 @@ from kshot.errors import DataError
 from kshot.protocols import TaskDistribution
 from kshot.randomness import U64, as_tensor, episode_keys, normal, uniform
 from kshot.sampling import ClassificationTasks, Pool
-from kshot.spec import Count, TaskSpec
+from kshot.spec import Count, Needs, TaskSpec
+
+Factory = Callable[[], TaskDistribution]
+
+INPUT_SHAPES = ((6,), (1, 16, 16), (1, 28, 28), (3, 32, 32))
+"""What classification learners are tried on, in this order: vectors where they take them, else images."""
 
 
 def normals(keys: U64, purpose: str, *shape: int) -> Tensor:
@@ -320,13 +325,8 @@ class Quadratics:
 # --- What a learner is tried on -------------------------------------------------------------------
 
 
-def choices(kind: str, needs: Any) -> list[tuple[str, list[TaskDistribution]]]:
-    """What a learner with such needs is tried on: (what it is, the first of these that the learner accepts).
-
-    Args:
-        kind: one of the kinds.
-        needs: the learner's ``kshot.Needs``.
-    """
+def choices(kind: str, needs: Needs) -> list[tuple[str, list[Factory]]]:
+    """What a learner with such needs is tried on: (what it is, makers of tasks: the first that the learner accepts)."""
     if kind == "classification":
         more: dict[str, Any] = {
             "semantics": None if needs.semantics == "no" else 4,
@@ -334,11 +334,8 @@ def choices(kind: str, needs: Any) -> list[tuple[str, list[TaskDistribution]]]:
             "external": 6 if needs.external else 0,
         }
 
-        def shaped(**shape: Any) -> list[TaskDistribution]:
-            return [
-                classification(input_shape=i, **{**more, **shape})
-                for i in ((6,), (1, 16, 16), (1, 28, 28), (3, 32, 32))
-            ]
+        def shaped(**shape: Any) -> list[Factory]:
+            return [partial(classification, input_shape=i, **{**more, **shape}) for i in INPUT_SHAPES]
 
         found = [("classification", shaped())]
         if needs.variable_way:
@@ -346,17 +343,15 @@ def choices(kind: str, needs: Any) -> list[tuple[str, list[TaskDistribution]]]:
         if needs.zero_shot:
             found.append(("zero-shot classification", shaped(shot=0, semantics=4)))
         return found
-    single: dict[str, list[tuple[str, TaskDistribution]]] = {
-        "regression": [("regression", Lines())],
-        "sequence": [("a stream of labels", LabelStream()), ("sequences of bits", Copying())],
-        "control": [("control", Points())],
-        "objective": [("objectives", Quadratics())],
+    single: dict[str, list[tuple[str, Factory]]] = {
+        "regression": [("regression", Lines)],
+        "sequence": [("a stream of labels", LabelStream), ("sequences of bits", Copying)],
+        "control": [("control", Points)],
+        "objective": [("objectives", Quadratics)],
     }
-    return [(name, [tasks]) for name, tasks in single[kind]]
+    return [(name, [make]) for name, make in single[kind]]
 
 
 def example(kind: str) -> TaskDistribution:
     """One small task distribution of a kind."""
-    from kshot.spec import Needs
-
-    return next(itertools.chain.from_iterable(found for _, found in choices(kind, Needs())))
+    return choices(kind, Needs())[0][1][0]()

@@ -384,16 +384,16 @@ class LearnerSubject:
                         found.append(more)
         return tuple(found)
 
-    def _first_accepted(self, name: str, choices: Sequence[TaskDistribution]) -> Case | str:
+    def _first_accepted(self, name: str, choices: Sequence[sample_tasks.Factory]) -> Case | str:
         why = ""
-        for tasks in choices:
-            case = Case(name, tasks, self.source)
+        for make in choices:
+            case = Case(name, make(), self.source)
             try:
                 needs = case.needs
             except KshotError as refusal:
                 why = why or str(refusal)
                 continue
-            if tasks.spec.kind in needs.kinds:
+            if case.kind in needs.kinds:
                 return case
             why = f"this instance needs {', '.join(needs.kinds)}"
         return why
