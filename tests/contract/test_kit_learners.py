@@ -267,6 +267,18 @@ def test_a_learner_is_tried_on_every_kind_it_declares() -> None:
     assert names[NearestMean] == ["classification", "classification of varying way"]
 
 
+def test_a_learner_that_refuses_vectors_is_tried_on_images() -> None:
+    """A refusal with an error of kshot's own is no fault: the next input shape is tried."""
+
+    class Images(NearestMean):
+        def __init__(self, spec: TaskSpec) -> None:
+            if len(spec.input_shape) != 3:
+                raise DataError("images only")
+            super().__init__(attrs.evolve(spec, input_shape=(spec.input_shape[-1],)))
+
+    assert suite(learner=Images).subject().cases[0].tasks.spec.input_shape == (1, 16, 16)
+
+
 def test_a_factory_is_tried_on_what_its_learner_needs() -> None:
     """A function says nothing of needs; the learner it makes does."""
     cases = suite(learner=lambda spec: NearestMean(spec, width=3)).subject().cases
