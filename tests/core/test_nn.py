@@ -43,6 +43,20 @@ def test_running_statistics_move_once_by_the_mean_over_episodes():
 
 
 @pytest.mark.parametrize("policy", ["inductive", "support", "transductive"])
+def test_evaluation_does_not_depend_on_the_mode_a_module_happens_to_be_in(policy):
+    """A learner fresh from its class is in training mode: its running statistics must not move, nor dropout act."""
+    net = nn.Sequential(small_net(), nn.Dropout(0.5))
+    e = Encoder(net, policy)
+    support, query = torch.randn(2, 5, 3, dtype=torch.float64), torch.randn(2, 4, 3, dtype=torch.float64)
+    before = {n: b.clone() for n, b in net.named_buffers()}
+    fresh = e.train().given(support)(query)
+    assert all(torch.equal(before[n], b) for n, b in net.named_buffers())
+    assert all(m.training for m in e.modules())
+    for a, b in zip(fresh, e.eval().given(support)(query), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("policy", ["inductive", "support", "transductive"])
 def test_each_policy_uses_the_statistics_it_says(policy):
     """By hand: running, the support's, or those of support and queries together."""
     net = small_net()

@@ -101,7 +101,8 @@ class Origin:
         way, shot, query: the shape of these episodes (None where the kind has none).
         classes: class numbers within the split [B, N], or None.
         names: the names of the split's classes.
-        support_ids, query_ids: identities of the examples [B, S] and [B, n], or None; no number is in both.
+        support_ids, query_ids: identities of the examples [B, S] and [B, n] within the split (rows of its pool), or
+            None; no number is in both.
         fields: anything else a view wants to say.
     """
 

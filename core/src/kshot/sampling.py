@@ -270,8 +270,11 @@ class Drawn:
     query_y: NDArray[np.int64]
 
     def cut(self, first: int, count: int) -> Drawn:
+        """Copies: what is handed out may be written to."""
         part = slice(first, first + count)
-        return Drawn(*(a[part].copy() for a in (self.keys, self.classes, self.ids, self.query_y)))
+        return Drawn(
+            self.keys[part].copy(), self.classes[part].copy(), self.ids[part].copy(), self.query_y[part].copy()
+        )
 
 
 def draw(pool: Pool, keys: randomness.U64, way: int, shot: int, query: int) -> Drawn:

@@ -54,7 +54,8 @@ class TaskSpec:
         block: where a count is a range, episodes i with the same i // block have the same shape.
         splits: names of the splits.
         split_by: what no two splits share: classes, examples, or only episode indices.
-        provides: any of unlabelled, semantics, external, identities, stream.
+        provides: any of unlabelled, semantics, external, identities, and stream (a sequence whose input at t + 1
+            shows the target of t, and no earlier one the target of t).
         semantics_shape: of one class's vector, (A,), where semantics are provided.
     """
 

@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from kshot.errors import DataError, OptionError
-from kshot.nn.normalisation import Normalisation, batch_norms, per_episode_statistics, with_statistics_of
+from kshot.nn.normalisation import (
+    Normalisation,
+    batch_norms,
+    evaluating,
+    per_episode_statistics,
+    with_statistics_of,
+)
 
 EncoderChoice = Literal["auto", "conv4", "mlp"] | nn.Module
 
@@ -59,33 +65,41 @@ class Encoder(nn.Module):
         """The encoder as a predictor should use it after seeing ``support_x`` [B, S, \\*input].
 
         Returns a function from query inputs [B, n, \\*input] to the embeddings of support [B, S, D] and query
-        [B, n, D], by the policy of normalisation. Changes nothing in the module.
+        [B, n, D], by the policy of normalisation. Changes nothing in the module, whatever mode it is in.
         """
         self._check(support_x)
         if not self.has_batch_norm or self.normalisation == "inductive":
-            z_support = self(support_x)
-            return lambda query_x: (z_support, self(query_x))
+            z_support = self._evaluate(support_x)
+            return lambda query_x: (z_support, self._evaluate(query_x))
         if self.normalisation == "support":
             if support_x.shape[1] == 0:
                 raise DataError(
                     "normalisation is 'support', but the support has no examples to take statistics from; "
                     "use 'inductive' for zero-shot tasks"
                 )
-            pairs = [with_statistics_of(self.net, x) for x in support_x]
+            with evaluating(self):
+                pairs = [with_statistics_of(self.net, x) for x in support_x]
             z_support = torch.stack([z for z, _ in pairs])
 
             def by_support(query_x: Tensor) -> tuple[Tensor, Tensor]:
-                z = [functional_call(self.net, stats, (x,)) for (_, stats), x in zip(pairs, query_x, strict=True)]
+                with evaluating(self):
+                    z = [functional_call(self.net, stats, (x,)) for (_, stats), x in zip(pairs, query_x, strict=True)]
                 return z_support, torch.stack(z)
 
             return by_support
 
         def together(query_x: Tensor) -> tuple[Tensor, Tensor]:
             both = torch.cat([support_x, query_x], 1)
-            z = torch.stack([with_statistics_of(self.net, x)[0] for x in both])
+            with evaluating(self):
+                z = torch.stack([with_statistics_of(self.net, x)[0] for x in both])
             return z[:, : support_x.shape[1]], z[:, support_x.shape[1] :]
 
         return together
+
+    def _evaluate(self, x: Tensor) -> Tensor:
+        with evaluating(self):
+            z: Tensor = self(x)
+        return z
 
     def _check(self, x: Tensor) -> None:
         if self.input_shape is not None and tuple(x.shape[2:]) != self.input_shape:

@@ -54,6 +54,21 @@ def own_statistics(module: nn.Module, momentum: float | None = None) -> Iterator
             m.training, m.momentum = training, old
 
 
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Inside, the module is in evaluation mode; afterwards each of its parts has its own mode again."""
+    if not module.training:
+        yield
+        return
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, training in modes:
+            m.training = training
+
+
 def with_statistics_of(net: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """One episode's inputs ``x`` [n, \\*input], normalised by themselves -> (``net(x)``, their statistics).
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -327,7 +327,8 @@ def _nothing_to_tell_splits_by(subject: TasksSubject) -> str | None:
 def splits_disjoint(subject: TasksSubject) -> None:
     """No two splits share a class (``split_by="class"``) or an example (``"example"``): told by the rows of a common
     table, by names that are unique within each split, by identities where they are the only thing there is, and by
-    contents, of which at most half may be met again in another split (real data have duplicates).
+    contents, of which at most half may be met again in another split (real data have duplicates). A split that is
+    exactly two or more others together, without the test split (``trainval``), is a view of them and may.
     """
     tasks, spec = subject.tasks, subject.spec
     pools = {s: tasks.pool(s) for s in spec.splits} if hasattr(tasks, "pool") else {}
@@ -344,8 +345,11 @@ def splits_disjoint(subject: TasksSubject) -> None:
             ids[split] = {
                 int(i) for o in sampled for a in (o.support_ids, o.query_ids) if a is not None for i in a.flat
             }
+    views = {s: _parts(s, ids if pools else names) for s in spec.splits}
     for i, a in enumerate(spec.splits):
         for b in spec.splits[i + 1 :]:
+            if a in views[b] or b in views[a]:
+                continue
             unique = all(len(set(names[s])) == len(names[s]) for s in (a, b))
             shared = sorted(set(names[a]) & set(names[b]))
             if spec.split_by == "class" and unique and shared:
@@ -355,6 +359,13 @@ def splits_disjoint(subject: TasksSubject) -> None:
                 broken(f"splits {a!r} and {b!r} share {len(both)} examples: {both[:5]}")
             if pools and not comparable:
                 _check_contents(a, b, *(_contents(pools[s]) for s in (a, b)))
+
+
+def _parts(split: str, members: Mapping[str, Collection[Any]]) -> list[str]:
+    """The splits of which ``split`` is exactly the union, if it is one."""
+    own = set(members[split])
+    parts = [s for s, held in members.items() if s not in (split, "test") and held and set(held) < own]
+    return parts if len(parts) > 1 and set().union(*(members[s] for s in parts)) == own else []
 
 
 def _named_classes(origin: Any) -> set[tuple[str, int]]:

@@ -1,0 +1,5 @@
+"""The conformance kit, on the subset that is in the package."""
+
+import kshot
+
+embedded = kshot.testing.suite(tasks="omniglot", options={"protocol": "embedded", "way": 5, "shot": 1, "query": 3})
