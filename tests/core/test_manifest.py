@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kshot.manifest import Entry, Manifest, ManifestError, parse, read
+from kshot.registry.manifest import Entry, Manifest, ManifestError, parse, read
 
 WHOLE = """
 api_level = 1

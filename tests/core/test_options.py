@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from kshot.errors import OptionError
-from kshot.options import Option, Raw, options_of, parse_literal, type_text, validate
+from kshot.registry.options import Option, Raw, options_of, parse_literal, type_text, validate
 
 if TYPE_CHECKING:
     from nowhere import Unimported  # type: ignore[import-not-found]

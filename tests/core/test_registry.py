@@ -20,9 +20,9 @@ import torch
 
 import kshot.registry
 from kshot.errors import OptionError, PluginError, UnknownPluginError
-from kshot.options import Raw
 from kshot.protocols import Learner, MemoryFactory, TaskDistribution
 from kshot.registry import Plugin, Registry
+from kshot.registry.options import Raw
 from kshot.spec import Needs, TaskSpec
 
 SPEC = TaskSpec("classification", (1, 4, 4), way=5, shot=1, query=1)

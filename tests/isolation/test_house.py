@@ -53,7 +53,7 @@ def test_a_plugin_s_folder_has_its_agreed_shape(plugin: Path, install: ModuleTyp
 
 def test_a_manifest_says_the_same_as_the_entry_points(plugin: Path, install: ModuleType) -> None:
     """A name that only one of them has is listed without its summary, or never found."""
-    from kshot import manifest
+    from kshot.registry import manifest
 
     package = f"kshot_{plugin.name.replace('-', '_')}"
     said = manifest.read(plugin / "src" / package / "plugin.toml")

@@ -11,7 +11,7 @@ from typing import Any
 from attrs import field, frozen
 
 from kshot.errors import OptionError
-from kshot.options import Raw, did_you_mean, parse_literal, validate
+from kshot.registry.options import Raw, did_you_mean, parse_literal, validate
 
 SECTIONS = ("learner", "tasks", "training", "optimizer", "engine", "backend", "evaluate", "hook")
 """Tables of a recipe, and what may stand before the dot of a flag."""

@@ -14,7 +14,7 @@ from kshot import registry
 from kshot.cli.config import Config, Table, overlay
 from kshot.errors import DataError, RunError
 from kshot.optim import Outer
-from kshot.options import options_of, validate
+from kshot.registry.options import options_of, validate
 from kshot.spec import Training
 
 

@@ -16,7 +16,7 @@ from kshot.cli.plan import Parts, Plan, blame_own, build, build_tasks, listed, r
 from kshot.engine import Engine
 from kshot.errors import MisfitError, RunError
 from kshot.fit import check, mismatches
-from kshot.options import validate
+from kshot.registry.options import validate
 from kshot.result import Result
 from kshot.run import RunFolder, write_json
 from kshot.spec import Needs

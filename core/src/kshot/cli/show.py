@@ -45,7 +45,7 @@ def info_dict(info: PluginInfo, factory: Any) -> dict[str, Any]:
 
 def info_text(info: PluginInfo, factory: Any) -> str:
     """The same for people."""
-    from kshot.options import table
+    from kshot.registry.options import table
 
     plugin = info.plugin
     parts = [f"{plugin.who}, {plugin.state}, {plugin.lifecycle}"]

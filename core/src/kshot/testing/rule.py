@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from attrs import frozen
 
 from kshot.errors import OptionError, Unavailable
-from kshot.options import did_you_mean
+from kshot.registry.options import did_you_mean
 
 MODULES = {
     "tasks": "kshot.testing.task_rules",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from attrs import frozen
 
 from kshot.errors import OptionError, Unavailable
-from kshot.options import did_you_mean
+from kshot.registry.options import did_you_mean
 from kshot.testing.rule import Rule, RuleViolation, rules
 
 if TYPE_CHECKING:

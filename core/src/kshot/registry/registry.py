@@ -1,10 +1,8 @@
 """Which plugins there are, what state each is in, and how one is built from its name and options.
 
-Plain entry points find plugins; a static ``plugin.toml`` (see ``kshot.manifest``) describes them. Listing
+Plain entry points find plugins; a static ``plugin.toml`` (see ``kshot.registry.manifest``) describes them. Listing
 imports neither a plugin nor torch; a plugin is imported when it is asked for. One broken plugin never stops
 another.
-
-The functions of this module work on one registry of the process; ``Registry()`` makes another.
 """
 
 from __future__ import annotations
@@ -17,15 +15,14 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from attrs import evolve
 
-from kshot import names
-from kshot.building import BoundMemory, Builder
-from kshot.built import Built, Ledger, recall
-from kshot.discovery import STALE, installed
 from kshot.errors import PluginError, Unavailable, UnknownPluginError
-from kshot.manifest import API_LEVEL, GROUPS
-from kshot.options import options_of
-from kshot.plugin import LEADING, MEMORY_SIZES, SINGULAR, Factory, Key, Plugin, PluginInfo, State
-from kshot.registering import described
+from kshot.registry import names
+from kshot.registry.building import BoundMemory, Builder
+from kshot.registry.discovery import STALE, installed
+from kshot.registry.ledger import Built, Ledger, recall
+from kshot.registry.options import options_of
+from kshot.registry.plugin import LEADING, MEMORY_SIZES, Factory, Key, Plugin, PluginInfo
+from kshot.registry.registering import described
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -33,31 +30,6 @@ if TYPE_CHECKING:
     from kshot.protocols import Backend, Learner, TaskDistribution
     from kshot.spec import TaskSpec
 
-__all__ = [
-    "API_LEVEL",
-    "GROUPS",
-    "SINGULAR",
-    "BoundMemory",
-    "Built",
-    "Plugin",
-    "PluginInfo",
-    "Registry",
-    "State",
-    "backend",
-    "built",
-    "default",
-    "find",
-    "hook",
-    "info",
-    "learner",
-    "load",
-    "memory",
-    "plugins",
-    "rebuild",
-    "refresh",
-    "register",
-    "tasks",
-]
 
 F = TypeVar("F", bound=Factory)
 
@@ -287,21 +259,3 @@ def _traceback(exc: BaseException) -> str:
     while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
         frames = frames.tb_next
     return "".join(traceback.format_exception(type(exc), exc, frames)).rstrip()
-
-
-# -------------------- the process's registry
-
-default = Registry()
-plugins = default.plugins
-find = default.find
-info = default.info
-load = default.load
-refresh = default.refresh
-register = default.register
-learner = default.learner
-tasks = default.tasks
-memory = default.memory
-backend = default.backend
-hook = default.hook
-built = default.built
-rebuild = default.rebuild

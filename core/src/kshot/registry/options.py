@@ -3,7 +3,7 @@
 Pure functions over signatures; nothing here knows a plugin or imports torch. A factory is a class or a
 function. A value is checked against the annotation of its parameter and comes back in that type (a list as
 the tuple it stands for, an int as the float it stands for); a parameter without an annotation takes
-anything. ``kshot.conversion`` knows the types.
+anything. ``kshot.registry.conversion`` knows the types.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 
 from attrs import frozen
 
-from kshot.conversion import Raw, WrongType, convert, did_you_mean, parse_literal, type_text
 from kshot.errors import OptionError
+from kshot.registry.conversion import Raw, WrongType, convert, did_you_mean, parse_literal, type_text
 
 __all__ = ["Option", "Raw", "did_you_mean", "options_of", "parse_literal", "table", "type_text", "validate"]
 

@@ -31,7 +31,7 @@ from typing import Any
 from attrs import field, frozen
 
 from kshot.errors import PluginError
-from kshot.options import did_you_mean
+from kshot.registry.options import did_you_mean
 from kshot.spec import KIND_NAMES
 
 __all__ = ["API_LEVEL", "GROUPS", "Entry", "Manifest", "ManifestError", "parse", "read"]

@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from kshot.conversion import nearest
-from kshot.plugin import SINGULAR, A, Plugin
+from kshot.registry.conversion import nearest
+from kshot.registry.plugin import SINGULAR, A, Plugin
 
 
 def claims(plugins: Iterable[Plugin]) -> dict[str, list[Plugin]]:

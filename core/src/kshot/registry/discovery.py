@@ -12,8 +12,8 @@ from pathlib import Path
 
 from attrs import evolve
 
-from kshot.manifest import API_LEVEL, GROUPS, Entry, Manifest, ManifestError, read
-from kshot.plugin import NAME, Plugin, State
+from kshot.registry.manifest import API_LEVEL, GROUPS, Entry, Manifest, ManifestError, read
+from kshot.registry.plugin import NAME, Plugin, State
 
 STALE = "stale entry point"
 _INSTALL_AS = {"sklearn": "scikit-learn", "PIL": "pillow", "cv2": "opencv-python", "yaml": "pyyaml"}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from kshot.conversion import did_you_mean
 from kshot.errors import OptionError
-from kshot.manifest import GROUPS
-from kshot.plugin import MEMBERS, NAME, Plugin
+from kshot.registry.conversion import did_you_mean
+from kshot.registry.manifest import GROUPS
+from kshot.registry.plugin import MEMBERS, NAME, Plugin
 
 
 def described(factory: Any, name: str | None = None, group: str | None = None) -> Plugin:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
-from kshot.built import Built, Ledger, plain, recall, remember
-from kshot.conversion import Raw, parse_literal
 from kshot.errors import KshotError, MisfitError, OptionError, PluginError, Unavailable
-from kshot.options import Option, options_of, takes_positional, validate
-from kshot.plugin import LEADING, MEMBERS, MEMORY_SIZES, A, Factory, Plugin
+from kshot.registry.conversion import Raw, parse_literal
+from kshot.registry.ledger import Built, Ledger, plain, recall, remember
+from kshot.registry.options import Option, options_of, takes_positional, validate
+from kshot.registry.plugin import LEADING, MEMBERS, MEMORY_SIZES, A, Factory, Plugin
 
 if TYPE_CHECKING:
     from kshot.spec import TaskSpec

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from attrs import frozen
 
-from kshot.options import Option
+from kshot.registry.options import Option
 
 State = Literal["ok", "unavailable", "incompatible", "broken", "duplicate", "disabled"]
 Factory = Callable[..., Any]
