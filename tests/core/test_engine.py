@@ -176,14 +176,14 @@ def test_two_processes_give_what_one_gives():
 
     alone = NearestMean().double()
     batch = MetaBatch(Doubled(blobs()), "train", range(8, 13), 2, (0, 0))
-    expected = next(outer_steps(alone.train(), batch, kshot.Cpu()))
+    expected = next(outer_steps(alone.train(), list(alone.parameters()), batch, kshot.Cpu()))
     shared, barrier, found = {}, threading.Barrier(2), {}
     learners = [NearestMean().double().train() for _ in range(2)]
 
     def run(rank: int) -> None:
         backend = kshot.Cpu()
         backend.world = Pair(rank, shared, barrier)
-        found[rank] = next(outer_steps(learners[rank], batch, backend))
+        found[rank] = next(outer_steps(learners[rank], list(learners[rank].parameters()), batch, backend))
 
     threads = [threading.Thread(target=run, args=(r,)) for r in range(2)]
     [t.start() for t in threads]

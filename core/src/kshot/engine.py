@@ -195,7 +195,7 @@ class Engine:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.outer.rate(self.iteration, total)
         metrics: Mapping[str, float] = {}
-        for metrics in outer_steps(self.learner, batch, self.backend):
+        for metrics in outer_steps(self.learner, self.parameters, batch, self.backend):
             if bad := [n for n, v in metrics.items() if not math.isfinite(v)]:
                 raise TrainingError(
                     f"iteration {self.iteration + 1}: {', '.join(f'{n} is {metrics[n]}' for n in bad)} on episodes "

@@ -37,7 +37,9 @@ class MetaBatch:
     seed: tuple[int, int]
 
 
-def outer_steps(learner: Any, batch: MetaBatch, backend: Backend) -> Iterator[Mapping[str, float]]:
+def outer_steps(
+    learner: Any, parameters: Sequence[nn.Parameter], batch: MetaBatch, backend: Backend
+) -> Iterator[Mapping[str, float]]:
     """For each outer step on this meta-batch: leave its gradient in ``.grad`` and yield its metrics.
 
     One step for most learners; as many as it yields for a learner whose ``meta_gradient`` is a generator. Several
@@ -51,7 +53,6 @@ def outer_steps(learner: Any, batch: MetaBatch, backend: Backend) -> Iterator[Ma
     mine = batch.indices[world.rank :: world.size] if shared else batch.indices
     chunks = [mine[i : i + batch.chunk] for i in range(0, len(mine), batch.chunk)]
     answers = [_answers(learner, batch, chunk, backend) for chunk in chunks]
-    parameters = [p for p in learner.parameters() if p.requires_grad]
     while True:
         if len(chunks) == 1 and not shared:
             _clear(parameters)
@@ -94,7 +95,7 @@ def _answers(learner: Any, batch: MetaBatch, chunk: Sequence[int], backend: Back
 class _Mean:
     """The weighted mean of gradients, metrics and running statistics over chunks and processes."""
 
-    def __init__(self, parameters: list[nn.Parameter], buffers: dict[str, Tensor]) -> None:
+    def __init__(self, parameters: Sequence[nn.Parameter], buffers: dict[str, Tensor]) -> None:
         self.parameters = parameters
         self.buffers = buffers
         self.start = {n: b.clone() for n, b in buffers.items()}
@@ -136,7 +137,7 @@ class _Mean:
         return self.metrics
 
 
-def _clear(parameters: list[nn.Parameter]) -> None:
+def _clear(parameters: Sequence[nn.Parameter]) -> None:
     for p in parameters:
         p.grad = None
 

@@ -96,7 +96,9 @@ class Pool:
     def gather(self, ids: NDArray[np.int64]) -> Tensor:
         """Rows ``ids`` [.., n] of the table as float32 inputs [.., n, \\*input]."""
         flat = self.x.index_select(0, torch.from_numpy(ids.reshape(-1)))
-        inputs = torch.div(flat, 255) if flat.dtype == torch.uint8 else flat.to(torch.float32)
+        inputs = flat.to(torch.float32)
+        if flat.dtype == torch.uint8:
+            inputs.div_(255)  # apart from the conversion: dividing uint8 itself is not vectorised
         return inputs.view(*ids.shape, *self.x.shape[1:])
 
     def table(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -213,7 +215,7 @@ class ClassificationTasks:
         return Episode(
             support=Support(
                 x=x[:, :S],
-                y=_labels(way, shot).repeat(len(x), 1),
+                y=_labels(way, shot).expand(len(x), -1).clone(),
                 semantics=None if pool.semantics is None else pool.semantics[torch.from_numpy(drawn.classes)],
                 key=randomness.as_tensor(drawn.keys),
                 way=way,

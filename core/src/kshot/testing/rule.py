@@ -13,10 +13,10 @@ from kshot.errors import OptionError, Unavailable
 from kshot.registry.options import did_you_mean
 
 MODULES = {
-    "tasks": "kshot.testing.task_rules",
-    "learners": "kshot.testing.learner_rules",
-    "memories": "kshot.testing.memory_rules",
-    "backends": "kshot.testing.backend_rules",
+    "tasks": ("task_rules",),
+    "learners": ("learner_rules", "gradient_rules", "promise_rules"),
+    "memories": ("memory_rules",),
+    "backends": ("backend_rules",),
 }
 """Where the rules of each group of components are; the groups are the registry's."""
 
@@ -108,5 +108,6 @@ def rules(group: str | None = None) -> tuple[Rule, ...]:
             f"rules: no group is called {group!r}{did_you_mean(group, MODULES)}; there are {', '.join(MODULES)}"
         )
     for wanted in MODULES if group is None else (group,):
-        importlib.import_module(MODULES[wanted])
+        for module in MODULES[wanted]:
+            importlib.import_module(f"kshot.testing.{module}")
     return tuple(rule for name in MODULES if group in (None, name) for rule in _RULES[name].values())
