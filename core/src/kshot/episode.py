@@ -32,8 +32,8 @@ class Examples:
     """Inputs and targets.
 
     Attributes:
-        x: inputs [B, n, \\*input], float32 in the spec's ``input_range``. In a sequence n = T.
-        y: targets [B, n] or [B, n, \\*target]; class labels are int64, 0..N-1, given to classes at random.
+        x: inputs [B, n, *input], float32 in the spec's ``input_range``. In a sequence n = T.
+        y: targets [B, n] or [B, n, *target]; class labels are int64, 0..N-1, given to classes at random.
         source: what scores a prediction where no target does: an ``Environment`` or ``Objective`` of its own.
     """
 
@@ -47,10 +47,10 @@ class Support:
     """What an honest learner may see of a task while adapting.
 
     Attributes:
-        x, y: labelled examples [B, S, \\*input] and [B, S]; S = 0 in zero-shot and sequence tasks.
-        unlabelled: inputs without labels [B, U, \\*input].
+        x, y: labelled examples [B, S, *input] and [B, S]; S = 0 in zero-shot and sequence tasks.
+        unlabelled: inputs without labels [B, U, *input].
         semantics: one vector a class [B, N, A]; row c describes label c.
-        query_x: the query inputs [B, n, \\*input], present only where the learner's needs say ``queries="at_adapt"``.
+        query_x: the query inputs [B, n, *input], present only where the learner's needs say ``queries="at_adapt"``.
         source: what to act on where a task is no table of examples: an ``Environment`` or an ``Objective``.
         key: the episode's own randomness [B], int64; chance comes only from ``kshot.generator(key[b], purpose)``.
         way: N, or None where the kind has no classes.
@@ -67,7 +67,7 @@ class Support:
 
     @classmethod
     def of(cls, x: ArrayLike | Tensor, y: ArrayLike | Tensor, **more: Any) -> Support:
-        """A single user's support set: ``x`` [S, \\*input], ``y`` [S] with labels 0..N-1; B = 1 is added.
+        """A single user's support set: ``x`` [S, *input], ``y`` [S] with labels 0..N-1; B = 1 is added.
 
         Inputs are taken as float32; uint8 images become [0, 1]. ``more`` are the other fields, without B.
 
@@ -156,8 +156,8 @@ class Predictor(Protocol):
     """What ``Learner.adapt`` returns: a function of the query inputs, judged by the kind's scorer."""
 
     def __call__(self, x: Tensor, /) -> Tensor:
-        """``x`` [B, n, \\*input] -> classification: logits [B, n, N]; regression: values [B, n, \\*target];
-        sequences: logits [B, T, \\*target]; control: actions; objective: iterates [B, n, P] at steps ``x``."""
+        """``x`` [B, n, *input] -> classification: logits [B, n, N]; regression: values [B, n, *target];
+        sequences: logits [B, T, *target]; control: actions; objective: iterates [B, n, P] at steps ``x``."""
 
 
 @runtime_checkable
@@ -174,7 +174,7 @@ class Environment(Protocol):
 
 @frozen(eq=False)
 class Rollout:
-    """Trajectories: observations [B, E, T, \\*o], actions [B, E, T, \\*a], rewards [B, E, T]; E trajectories a task."""
+    """Trajectories: observations [B, E, T, *o], actions [B, E, T, *a], rewards [B, E, T]; E trajectories a task."""
 
     observations: Tensor
     actions: Tensor

@@ -56,7 +56,7 @@ def classification(predictor: Predictor, episode: Episode) -> Scores:
 
 
 def regression(predictor: Predictor, episode: Episode) -> Scores:
-    """Values [B, n, \\*target] -> mean squared error [B], in squared units of the target."""
+    """Values [B, n, *target] -> mean squared error [B], in squared units of the target."""
     y = episode.query.y
     values = predictor(episode.query.x).float()
     expect_shape(values, tuple(y.shape), "regression")
@@ -64,7 +64,7 @@ def regression(predictor: Predictor, episode: Episode) -> Scores:
 
 
 def sequence(predictor: Predictor, episode: Episode) -> Scores:
-    """Logits [B, T, N] with labels [B, T], or [B, T, \\*bits] with bits -> the error rate over scored steps, by step.
+    """Logits [B, T, N] with labels [B, T], or [B, T, *bits] with bits -> the error rate over scored steps, by step.
 
     ``error`` [B] is the headline, ``error_by_step`` [B, T] the curve. Unscored steps (``IGNORED`` or NaN targets)
     count nowhere and are NaN in the curve.

@@ -18,7 +18,7 @@ def per_episode(method: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
 
     For ``meta_gradient(self, episode)`` that returns the episode's loss (a scalar tensor), or a mapping whose
     ``loss`` is it: the mean loss is differentiated and the means are returned.
-    For ``adapt(self, support)`` that returns a function from [n, \\*input] to predictions [n, ...]: the functions are
+    For ``adapt(self, support)`` that returns a function from [n, *input] to predictions [n, ...]: the functions are
     called one for each task and their predictions stacked.
 
         @kshot.per_episode

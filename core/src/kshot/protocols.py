@@ -113,7 +113,7 @@ class PerTask(Protocol):
     """A learner whose losses can be taken apart by task: for wrappers such as gradient agreement."""
 
     def task_losses(self, episodes: Episode) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """-> losses [B], each differentiable, and for each parameter the task's displacement {name: [B, \\*]}."""
+        """-> losses [B], each differentiable, and for each parameter the task's displacement {name: [B, *]}."""
 
 
 @runtime_checkable
@@ -124,7 +124,7 @@ class Pooled(Protocol):
         """The split's ``kshot.Pool``."""
 
     def prepare(self, raw: Any) -> Tensor:
-        """Raw examples (paths, images) as inputs [n, \\*input] in the spec's range."""
+        """Raw examples (paths, images) as inputs [n, *input] in the spec's range."""
 
 
 @runtime_checkable
@@ -132,7 +132,7 @@ class Embeds(Protocol):
     """A learner with an embedding."""
 
     def embed(self, x: Tensor) -> Tensor:
-        """``x`` [.., \\*input] -> [.., D]."""
+        """``x`` [.., *input] -> [.., D]."""
 
 
 @runtime_checkable

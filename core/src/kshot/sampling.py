@@ -31,7 +31,7 @@ class Pool:
     """The labelled examples of one split.
 
     Attributes:
-        x: all examples [num, \\*input], uint8 (whose 255 is 1.0) or float32. Splits may share one tensor.
+        x: all examples [num, *input], uint8 (whose 255 is 1.0) or float32. Splits may share one tensor.
         rows: for each class its rows of ``x``, padded with -1: [C, most].
         counts: examples of each class [C].
         names: a name for each class, or ().
@@ -56,7 +56,7 @@ class Pool:
         semantics: ArrayLike | Tensor | None = None,
         input_range: tuple[float, float] | None = None,
     ) -> Pool:
-        """A pool from examples ``x`` [num, \\*input] and class numbers ``y`` [num], 0..C-1.
+        """A pool from examples ``x`` [num, *input] and class numbers ``y`` [num], 0..C-1.
 
         Raises:
             DataError: lengths differ, a number of 0..C-1 has no example, or an input is not finite.
@@ -94,7 +94,7 @@ class Pool:
         return int(self.counts.min())
 
     def gather(self, ids: NDArray[np.int64]) -> Tensor:
-        """Rows ``ids`` [.., n] of the table as float32 inputs [.., n, \\*input]."""
+        """Rows ``ids`` [.., n] of the table as float32 inputs [.., n, *input]."""
         flat = self.x.index_select(0, torch.from_numpy(ids.reshape(-1)))
         inputs = flat.to(torch.float32)
         if flat.dtype == torch.uint8:
@@ -147,7 +147,7 @@ class ClassificationTasks:
         shot, query: examples a class in support and query, or ranges.
         block: episodes with the same i // block have the same shape.
         seed: fixes all episodes.
-        prepare: turns raw examples into inputs [n, \\*input], for prediction on files.
+        prepare: turns raw examples into inputs [n, *input], for prediction on files.
         fingerprint: what identifies the data; results record it.
 
     Raises:
@@ -200,7 +200,7 @@ class ClassificationTasks:
         return self._pools[split]
 
     def prepare(self, raw: Any) -> Tensor:
-        """Raw examples as inputs [n, \\*input] in the spec's range (ability ``Pooled``)."""
+        """Raw examples as inputs [n, *input] in the spec's range (ability ``Pooled``)."""
         return as_inputs(raw) if self._prepare is None else self._prepare(raw)
 
     def sample(self, split: str, indices: Sequence[int]) -> Episode:

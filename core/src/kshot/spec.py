@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import attrs
@@ -84,7 +85,7 @@ class TaskSpec:
                     f"TaskSpec: {name} is {getattr(self, name)}, expected a number >= {least} or a range of them"
                 )
 
-    @property
+    @cached_property
     def varies(self) -> bool:
         """Whether episodes of different blocks may have different shapes."""
         return any(isinstance(c, tuple) for c in (self.way, self.shot, self.query))

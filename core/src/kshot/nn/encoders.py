@@ -24,7 +24,7 @@ EncoderChoice = Literal["auto", "conv4", "mlp"] | nn.Module
 
 
 class Encoder(nn.Module):
-    """An encoder of episodes: [B, n, \\*input] -> [B, n, D], around a net of [n, \\*input] -> [n, D].
+    """An encoder of episodes: [B, n, *input] -> [B, n, D], around a net of [n, *input] -> [n, D].
 
     Args:
         net: any unmodified module; its batch norm layers, if any, obey ``normalisation``.
@@ -54,7 +54,7 @@ class Encoder(nn.Module):
         return "joint" if self.has_batch_norm and self.normalisation == "transductive" else "independent"
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x`` [B, n, \\*input] -> [B, n, D]; in training each episode is normalised by itself."""
+        """``x`` [B, n, *input] -> [B, n, D]; in training each episode is normalised by itself."""
         self._check(x)
         if self.training and self.has_batch_norm:
             return per_episode_statistics(self.net, x)
@@ -62,9 +62,9 @@ class Encoder(nn.Module):
         return out.view(*x.shape[:2], *out.shape[1:])
 
     def given(self, support_x: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-        """The encoder as a predictor should use it after seeing ``support_x`` [B, S, \\*input].
+        """The encoder as a predictor should use it after seeing ``support_x`` [B, S, *input].
 
-        Returns a function from query inputs [B, n, \\*input] to the embeddings of support [B, S, D] and query
+        Returns a function from query inputs [B, n, *input] to the embeddings of support [B, S, D] and query
         [B, n, D], by the policy of normalisation. Changes nothing in the module, whatever mode it is in.
         """
         self._check(support_x)
@@ -132,7 +132,7 @@ def conv4(input_shape: tuple[int, ...], width: int = 64) -> nn.Sequential:
 
 
 def mlp(input_shape: tuple[int, ...], hidden: tuple[int, ...] = (64, 64), out: int = 64) -> nn.Sequential:
-    """A fully connected net without normalisation: [n, \\*input] -> [n, ``out``]."""
+    """A fully connected net without normalisation: [n, *input] -> [n, ``out``]."""
     sizes = [math.prod(input_shape), *hidden]
     layers: list[nn.Module] = [nn.Flatten()]
     for a, b in itertools.pairwise(sizes):

@@ -70,7 +70,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def with_statistics_of(net: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """One episode's inputs ``x`` [n, \\*input], normalised by themselves -> (``net(x)``, their statistics).
+    """One episode's inputs ``x`` [n, *input], normalised by themselves -> (``net(x)``, their statistics).
 
     The statistics are buffers to call the net with in evaluation mode; the net's own stay as they were. Variances
     are the unbiased ones that batch norm keeps.
@@ -82,7 +82,7 @@ def with_statistics_of(net: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Ten
 
 
 def per_episode_statistics(net: nn.Module, x: Tensor) -> Tensor:
-    """Training: ``x`` [B, n, \\*input] -> [B, n, ...], each episode normalised by its own statistics.
+    """Training: ``x`` [B, n, *input] -> [B, n, ...], each episode normalised by its own statistics.
 
     The running statistics move once, by the mean over the B episodes, so that any division of a meta-batch into
     chunks gives the same.

@@ -41,7 +41,7 @@ def expected_shape(case: Case, episode: Episode, x: Tensor) -> tuple[int, ...]:
 @learner_rule()
 def predictor_shape(case: Case) -> None:
     """Predictions are finite floating-point numbers in the shape of their kind, for any number of queries, and the
-    kind's scorer takes them: classification [B, n, N], regression [B, n, \\*target], sequence [B, T, \\*],
+    kind's scorer takes them: classification [B, n, N], regression [B, n, *target], sequence [B, T, *],
     objective [B, T, P]. Actions may be integers.
     """
     learner = case.warmed()

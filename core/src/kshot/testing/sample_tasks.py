@@ -28,7 +28,7 @@ INPUT_SHAPES = ((6,), (1, 16, 16), (1, 28, 28), (3, 32, 32))
 
 
 def normals(keys: U64, purpose: str, *shape: int) -> Tensor:
-    """Standard normal float32 numbers [B, \\*shape]."""
+    """Standard normal float32 numbers [B, *shape]."""
     return torch.from_numpy(normal(keys, purpose, int(np.prod(shape)))).float().view(len(keys), *shape)
 
 
@@ -101,7 +101,7 @@ class WithMore:
         self.spec = attrs.evolve(of.spec, provides={*of.spec.provides, *more})
 
     def sample(self, split: str, indices: Sequence[int]) -> Episode:
-        """Episodes of the tasks below, with unlabelled [B, U, \\*input] and external [B, E, \\*input]."""
+        """Episodes of the tasks below, with unlabelled [B, U, *input] and external [B, E, *input]."""
         episode = self.of.sample(split, indices)
         pool = self.of.pool(split)
         ids, y = pool.table()

@@ -25,7 +25,7 @@ class ProtoNet(nn.Module):
 
     Args:
         spec: the tasks'; fixes the input shape and, where semantics are provided, the class vectors' length.
-        encoder: ``auto``, ``conv4``, ``mlp`` or a module from [n, \\*input] to [n, D].
+        encoder: ``auto``, ``conv4``, ``mlp`` or a module from [n, *input] to [n, D].
         width: channels of conv4, units of mlp.
         normalisation: whose batch statistics serve at evaluation: ``inductive``, ``support`` or ``transductive``.
 
@@ -91,6 +91,6 @@ class ProtoNet(nn.Module):
         return predict
 
     def embed(self, x: Tensor) -> Tensor:
-        """``x`` [.., \\*input] -> embeddings [.., D] (ability ``Embeds``)."""
+        """``x`` [.., *input] -> embeddings [.., D] (ability ``Embeds``)."""
         z: Tensor = self.encoder(x)
         return z

@@ -1,0 +1,91 @@
+"""The CPU backend: its options do what they say, and results record them."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import kshot
+from kshot import ClassificationTasks, Cpu, Engine, Pool
+from kshot.backends import has_bfloat16
+from kshot.errors import OptionError
+from kshot.nn import conv4, encoder
+
+
+class Means(nn.Module):
+    needs = kshot.Needs()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = encoder("conv4", (1, 16, 16), width=8)
+        self.seen: set[torch.dtype] = set()
+
+    def logits(self, support, x):
+        z = self.encoder(torch.cat([support.x, x], 1))
+        self.seen.add(z.dtype)
+        z = kshot.functional.full_precision(z)
+        S = support.x.shape[1]
+        return kshot.functional.prototypical_logits(
+            z[:, S:], kshot.functional.class_means(z[:, :S], support.y, support.way)
+        )
+
+    def meta_gradient(self, episodes):
+        logits = self.logits(episodes.support, episodes.query.x)
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), episodes.query.y.flatten())
+        loss.backward()
+        return {"loss": loss.detach()}
+
+    def adapt(self, support):
+        return lambda x: self.logits(support, x)
+
+
+def images() -> ClassificationTasks:
+    x = np.random.default_rng(0).random((40, 1, 16, 16)).astype(np.float32)
+    pool = Pool.of(x, np.repeat(np.arange(8), 5))
+    return ClassificationTasks({"train": pool, "test": pool}, way=3, shot=1, query=2)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_precision_reaches_the_encoder_and_the_result(precision, dtype):
+    """Autocast wraps ``meta_gradient`` and ``adapt`` from outside; losses and scores are float32."""
+    engine = Engine(Means(), images(), backend=Cpu(precision=precision))
+    assert engine.train(2)["loss"] > 0
+    assert engine.evaluate(2).backend["precision"] == precision
+    assert engine.learner.seen == {dtype}
+
+
+def test_auto_precision_is_what_the_processor_multiplies_natively():
+    """Elsewhere bfloat16 would be many times slower."""
+    assert Cpu().describe()["precision"] == ("bfloat16" if has_bfloat16() else "float32")
+
+
+def test_channels_last_restrides_weights_in_place():
+    """Also a one-channel convolution's, which torch takes for channels-last already; parameters stay themselves."""
+    net = conv4((1, 28, 28))
+    before = {n: (p, p.detach().clone()) for n, p in net.named_parameters()}
+    Cpu(memory_format="channels_last").place(net)
+    for name, p in net.named_parameters():
+        assert p is before[name][0]
+        assert torch.equal(p, before[name][1])
+        if p.ndim == 4:
+            assert p.stride()[1] == 1
+    contiguous = Cpu(memory_format="contiguous").place(conv4((3, 28, 28)))
+    assert contiguous[0][0].weight.stride() == (27, 9, 3, 1)
+
+
+def test_threads_are_set_and_recorded():
+    """And left alone where nothing is said."""
+    before = torch.get_num_threads()
+    try:
+        assert Cpu(threads=1).describe()["threads"] == torch.get_num_threads() == 1
+        assert Cpu().describe()["threads"] == 1
+    finally:
+        torch.set_num_threads(before)
+    with pytest.raises(OptionError, match="threads is 0, expected at least 1"):
+        Cpu(threads=0)
+
+
+def test_keeping_freed_memory_is_an_option_that_is_recorded():
+    """On Linux with glibc it takes; switched off it is not claimed."""
+    assert Cpu(keep_freed_memory=False).describe()["keep_freed_memory"] is False
+    assert isinstance(Cpu().describe()["keep_freed_memory"], bool)
