@@ -8,6 +8,7 @@ from torch import nn
 from kshot.errors import DataError, OptionError
 from kshot.functional import class_means, pairwise_squared_distance, prototypical_logits
 from kshot.nn import Encoder, conv4, encoder
+from kshot.nn.normalisation import folded
 
 
 def small_net() -> nn.Sequential:
@@ -90,6 +91,30 @@ def test_conv4_with_pooling_first_is_the_papers_conv4():
         h = F.max_pool2d(F.relu(F.batch_norm(conv(h), None, None, norm.weight, norm.bias, training=True)), 2)
     assert net(x).shape == (4, 64)
     assert torch.allclose(net(x), h.flatten(1), atol=1e-10)
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_folding_batch_norm_into_convolutions_changes_no_prediction(memory_format):
+    """In float64, with running statistics and scales that matter, negative ones too; the net itself stays."""
+    net = conv4((1, 28, 28), width=5).double().to(memory_format=memory_format)
+    for block in net[:4]:
+        for name, b in block[1].named_buffers():
+            if b.is_floating_point():
+                b.copy_(torch.rand_like(b) + 0.5 if "var" in name else torch.randn_like(b))
+        with torch.no_grad():
+            block[1].weight.copy_(torch.randn(5))
+    x = torch.randn(2, 3, 1, 28, 28, dtype=torch.float64)
+    e = Encoder(net).eval()
+    with torch.no_grad():
+        quick = folded(net)
+        assert not [m for m in quick.modules() if isinstance(m, nn.BatchNorm2d)]
+        assert quick[0][0].weight.stride(1) == net[0][0].weight.stride(1)
+        z, z_query = e.given(x)(x)
+        assert torch.allclose(z, e(x), atol=1e-12)
+        assert torch.allclose(z_query, e(x), atol=1e-12)
+    with_gradient = e.given(x)(x)[1]
+    with_gradient.sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
 
 
 @pytest.mark.parametrize(

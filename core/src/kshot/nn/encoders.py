@@ -16,6 +16,7 @@ from kshot.nn.normalisation import (
     Normalisation,
     batch_norms,
     evaluating,
+    folded,
     per_episode_statistics,
     with_statistics_of,
 )
@@ -69,8 +70,10 @@ class Encoder(nn.Module):
         """
         self._check(support_x)
         if not self.has_batch_norm or self.normalisation == "inductive":
-            z_support = self._evaluate(support_x)
-            return lambda query_x: (z_support, self._evaluate(query_x))
+            with evaluating(self):
+                net = self.net if torch.is_grad_enabled() else folded(self.net)
+            z_support = self._evaluate(net, support_x)
+            return lambda query_x: (z_support, self._evaluate(net, query_x))
         if self.normalisation == "support":
             if support_x.shape[1] == 0:
                 raise DataError(
@@ -96,10 +99,11 @@ class Encoder(nn.Module):
 
         return together
 
-    def _evaluate(self, x: Tensor) -> Tensor:
+    def _evaluate(self, net: nn.Module, x: Tensor) -> Tensor:
+        self._check(x)
         with evaluating(self):
-            z: Tensor = self(x)
-        return z
+            z: Tensor = net(x.flatten(0, 1))
+        return z.view(*x.shape[:2], *z.shape[1:])
 
     def _check(self, x: Tensor) -> None:
         if self.input_shape is not None and tuple(x.shape[2:]) != self.input_shape:

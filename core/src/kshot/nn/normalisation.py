@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 Normalisation = Literal["inductive", "support", "transductive"]
 
@@ -67,6 +68,30 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for m, training in modes:
             m.training = training
+
+
+def folded(net: nn.Module) -> nn.Module:
+    """The net as a function for evaluation: convolutions have taken in the batch norm that follows them.
+
+    The same function up to rounding, a tenth faster; for gradients to the net's own parameters it is of no use. Looks
+    into ``nn.Sequential`` only; everything else is shared with ``net``, which must be in evaluation mode.
+    """
+    if not isinstance(net, nn.Sequential):
+        return net
+    parts: list[nn.Module] = []
+    for part in map(folded, net):
+        before = parts[-1] if parts else None
+        if isinstance(before, nn.Conv2d) and isinstance(part, nn.BatchNorm2d) and part.track_running_stats:
+            taken = fuse_conv_bn_eval(before, part)
+            parts[-1] = taken.to(memory_format=torch.channels_last) if is_channels_last(before.weight) else taken
+        else:
+            parts.append(part)
+    return nn.Sequential(*parts)
+
+
+def is_channels_last(weight: Tensor) -> bool:
+    """Whether a weight [C_out, C_in, h, w] has its input channels innermost, as ``Module.to`` strides it."""
+    return weight.stride(1) == 1
 
 
 def with_statistics_of(net: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
