@@ -96,22 +96,22 @@ def test_zero_shot_prototypes_are_unit_length_and_follow_their_class():
 
 
 def test_it_learns_to_tell_unseen_classes_apart():
-    """Held to mean - 3 sigma of 5 seeds (91.4 %, sigma 0.24); the raw distance reaches 34.7 %."""
+    """Held to mean - 3 sigma of 5 seeds (91.7 %, sigma 0.16); the raw distance reaches 34.7 %."""
     t = tasks()
     engine = Engine(kshot.learner("protonet", t.spec, seed=0), tasks(way=20, query=5))
     engine.train(300)
     raw = Engine(ProtoNet(t.spec, encoder=nn.Flatten()), t).evaluate(300)
     trained = engine.evaluate(300, tasks=t)
     assert raw.mean < 0.40
-    assert trained.mean > 0.907
+    assert trained.mean > 0.912
 
 
 def test_it_learns_unseen_classes_from_their_attributes_alone():
-    """Zero-shot, 5 ways, chance 20 %; held to mean - 3 sigma of 5 seeds (95.3 %, sigma 0.14)."""
+    """Zero-shot, 5 ways, chance 20 %; held to mean - 3 sigma of 5 seeds (95.9 %, sigma 0.18)."""
     t = tasks(attributes=6, shot=0, query=10)
     engine = Engine(kshot.learner("protonet", t.spec, seed=0), t, meta_batch=4)
     engine.train(300)
-    assert engine.evaluate(300).mean > 0.948
+    assert engine.evaluate(300).mean > 0.953
 
 
 def test_normalisation_is_a_stated_policy():
