@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import pickle
-import tempfile
+import uuid
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -40,9 +40,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """
     temporary = None
     try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=".part", dir=path.parent)
-        temporary = Path(name)
-        with os.fdopen(descriptor, "wb") as file:
+        temporary = _beside(path)
+        with temporary.open("xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -57,6 +56,11 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 temporary.unlink()
+
+
+def _beside(path: Path) -> Path:
+    """A new hidden name in the same folder, for what is not whole yet."""
+    return path.with_name(f".{path.name}-{uuid.uuid4().hex}.part")
 
 
 def _sync_folder(folder: Path) -> None:
@@ -147,9 +151,8 @@ class RunFolder:
             )
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".part", dir=folder.parent))
-            made.chmod(0o755)
-            (made / "checkpoints").mkdir()
+            made = _beside(folder)
+            (made / "checkpoints").mkdir(parents=True)
             write_json(made / "config.json", config)
             made.rename(folder)
         except OSError as error:
