@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import resource
+import runpy
 import signal
 import time
 import zipfile
@@ -82,13 +83,15 @@ def kill_and_resume(run: Path, moment: random.Random, kills: int) -> int:
     context.set_forkserver_preload(["torch", "kshot.engine", "numpy"])
     struck = 0
     for _ in range(kills):
-        process = context.Process(target=go_on, args=(str(run),))
+        # by path, since test files are not importable by name
+        process = context.Process(target=runpy.run_path, args=(__file__, {"RUN": str(run)}))
         process.start()
         process.join(moment.uniform(0.05, 1.2))
         if process.is_alive():
             os.kill(process.pid, signal.SIGKILL)
             struck += 1
         process.join()
+        assert process.exitcode in (0, -signal.SIGKILL)
         if process.exitcode == 0:
             return struck
     go_on(str(run))
@@ -255,3 +258,7 @@ def test_resuming_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(RunError, match=r"it has no config\.json"):
         engine(tmp_path).resume()
     assert list(tmp_path.iterdir()) == []
+
+
+if "RUN" in globals():
+    go_on(globals()["RUN"])
