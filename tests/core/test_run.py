@@ -1,5 +1,6 @@
 """Runs on disk: never half-written, resumed to the bit, refused with a reason when they can't be."""
 
+import contextlib
 import errno
 import multiprocessing
 import os
@@ -23,7 +24,7 @@ from kshot.errors import RunError
 from kshot.hooks import cut_back
 from kshot.run import RunFolder, digest, load_checkpoint, save_checkpoint, write_atomically
 
-ITERATIONS = 120
+ITERATIONS = 300
 
 
 class Tiny(nn.Module):
@@ -77,25 +78,40 @@ def unbroken(tmp_path_factory) -> Path:
     return run
 
 
-def kill_and_resume(run: Path, moment: random.Random, kills: int) -> int:
-    """Run to the end with SIGKILLs at random instants; how many of them struck."""
+def stamp(run: Path) -> tuple[int, int]:
+    """Changes whenever the run writes a line."""
+    with contextlib.suppress(FileNotFoundError):
+        found = (run / "metrics.jsonl").stat()
+        return found.st_size, found.st_mtime_ns
+    return 0, 0
+
+
+def kill_and_resume(run: Path, moment: random.Random, kills: int) -> tuple[int, int]:
+    """Run to the end with SIGKILLs at random instants -> how many struck, and how many of them a run with a checkpoint.
+
+    Most strike at a random instant after the process has begun to train, every fourth at one after its start.
+    """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "kshot.engine", "numpy"])
-    struck = 0
-    for _ in range(kills):
+    context.set_forkserver_preload(["pytest", "torch", "kshot.engine", "numpy"])
+    struck = resumed = 0
+    for kill in range(kills):
         # by path, since test files are not importable by name
         process = context.Process(target=runpy.run_path, args=(__file__, {"RUN": str(run)}))
+        before = stamp(run)
         process.start()
-        process.join(moment.uniform(0.05, 1.2))
+        while kill % 4 != 3 and stamp(run) == before and process.is_alive():
+            time.sleep(0.001)
+        process.join(moment.uniform(0, 0.25))
         if process.is_alive():
             os.kill(process.pid, signal.SIGKILL)
             struck += 1
+            resumed += run.exists() and bool(RunFolder.open(run).checkpoints())
         process.join()
         assert process.exitcode in (0, -signal.SIGKILL)
         if process.exitcode == 0:
-            return struck
+            return struck, resumed
     go_on(str(run))
-    return struck
+    return struck, resumed
 
 
 def same_run(a: Path, b: Path) -> None:
@@ -108,13 +124,14 @@ def same_run(a: Path, b: Path) -> None:
 
 def test_twenty_kills_change_no_bit(unbroken, tmp_path):
     """SIGKILL at random instants, and resume: parameters, optimizer and metrics are those of the unbroken run."""
-    moment, struck, runs = random.Random(99), 0, 0
+    moment, struck, resumed, runs = random.Random(99), 0, 0, 0
     while struck < 20:
         run = tmp_path / f"run{runs}"
-        struck += kill_and_resume(run, moment, kills=20 - struck)
+        here, again = kill_and_resume(run, moment, kills=20 - struck)
+        struck, resumed, runs = struck + here, resumed + again, runs + 1
         same_run(unbroken, run)
-        runs += 1
     assert struck == 20
+    assert resumed >= 10
 
 
 def test_a_resumed_run_goes_on_where_it_was(unbroken, tmp_path):
