@@ -21,7 +21,7 @@ import kshot
 from kshot.cli import main
 from kshot.run import load_checkpoint
 
-pytest.importorskip("kshot_protonet")
+OWN = pytest.importorskip("kshot_protonet").ProtoNet.training_defaults
 pytest.importorskip("kshot_toy")
 
 FEW = ("--backend.threads=1", "--evaluate.episodes=20", "--quiet")
@@ -106,9 +106,9 @@ def test_it_trains_on_the_learners_own_tasks_and_tests_on_the_users() -> None:
     """A way that a user sets is the way of the test; [training] changes the training."""
     train("--tasks.way=4", "--training.shot=2")
     plan = json.loads(Path("run/config.json").read_text())["cli"]
-    assert plan["training"] == {"name": "toy", "way": 20, "shot": 2, "query": 5}
+    assert plan["training"] == {"name": "toy", **OWN.tasks, "shot": 2}
     assert plan["tests"] == [{"name": "toy", "way": 4}]
-    assert plan["own"] == {"way": 20, "query": 5}
+    assert plan["own"] == dict(OWN.tasks)
 
 
 def test_flags_and_recipe_give_the_same_run() -> None:
@@ -133,7 +133,7 @@ def test_the_command_line_does_what_the_same_code_does() -> None:
     """It is a way to write the code, nothing more."""
     printed = results(train("--seed=3", "--json").stdout)[0]
     tasks = kshot.tasks("toy")
-    training = kshot.tasks("toy", way=20, shot=1, query=5)
+    training = kshot.tasks("toy", **OWN.tasks)
     learner = kshot.learner("protonet", training.spec, seed=3)
     engine = kshot.Engine(learner, training, backend=kshot.backend("cpu", threads=1), validate_on=tasks, seed=3)
     engine.train(6)
@@ -192,10 +192,11 @@ def test_check_answers_without_computing() -> None:
     """For people and for programs."""
     done = cli("check", "protonet", "toy")
     assert done.exit_code == 0
-    assert done.stdout == "protonet fits toy (the learner's own way 20, shot 1, query 5)\n"
+    own = ", ".join(f"{name} {value}" for name, value in OWN.tasks.items())
+    assert done.stdout == f"protonet fits toy (the learner's own {own})\n"
     fits = json.loads(cli("check", "protonet", "toy", "--json").stdout)
     assert fits["fits"] is True
-    assert fits["training"]["way"] == 20
+    assert fits["training"]["way"] == OWN.tasks["way"]
     assert fits["tests"][0]["way"] == 5
     done = cli("check", "protonet", "toy-sinusoids", "--json")
     assert done.exit_code == 3
@@ -207,7 +208,7 @@ def test_info_of_a_learner_shows_what_it_needs_and_how_it_is_trained() -> None:
     """The defaults that a run without options takes."""
     told = json.loads(cli("info", "protonet", "--json").stdout)
     assert told["needs"]["kinds"] == ["classification"]
-    assert told["training"]["tasks"]["way"] == 20
+    assert told["training"]["tasks"] == dict(OWN.tasks)
     assert "Snell" in cli("info", "protonet").stdout or "prototype" in cli("info", "protonet").stdout
 
 
@@ -242,7 +243,7 @@ def test_evaluate_refuses_sections_that_would_change_nothing() -> None:
 
 def test_evaluate_tests_the_best_validated_parameters() -> None:
     """As the training itself did, and not the last ones."""
-    flags = ["--engine.validate_every=2", "--engine.validation_episodes=20", "--optimizer.lr=0.3"]
+    flags = ["--engine.validate_every=2", "--engine.validation_episodes=20", "--optimizer.lr=3", "--optimizer.warmup=0"]
     own = results(train(*flags, "--json", iterations=8).stdout)[0]
     again = results(cli("evaluate", "run", "--json", "--quiet").stdout)[0]
     best = load_checkpoint(sorted(Path("run/checkpoints").glob("*.pt"))[-1])["best"]["iteration"]
@@ -288,8 +289,8 @@ def test_automatic_choices_are_recorded_and_taken_again() -> None:
     done = cli("train", "protonet", "toy", "--run=run", "--iterations=1", "--evaluate.episodes=5", "--quiet")
     assert done.exit_code == 0, done.output
     plan = json.loads(Path("run/config.json").read_text())["cli"]
-    assert plan["optimizer"]["lr"] == 0.002
-    assert plan["optimizer"]["schedule"] == "cosine"
+    assert plan["optimizer"]["lr"] == OWN.lr
+    assert plan["optimizer"]["schedule"] == OWN.schedule
     assert plan["engine"] == {"iterations": 1, "meta_batch": 1}
     backend = plan["backend"]
     assert backend["precision"] in ("float32", "bfloat16")
