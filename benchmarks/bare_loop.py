@@ -24,7 +24,7 @@ LR = 1e-3
 def arms(tasks: Any, net: torch.nn.Module, steps: int) -> tuple[dict[str, Callable[[], object]], Any]:
     """A block of ``steps`` by the engine and by the bare loop, from the same parameters; and the engine."""
     learner = kshot.learner("protonet", tasks.spec)
-    engine = kshot.Engine(learner, tasks, optimizer={"lr": LR, "schedule": "constant"})
+    engine = kshot.Engine(learner, tasks, optimizer=kshot.Outer(lr=LR))
     net.load_state_dict(learner.encoder.net.state_dict())
     net.to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.Adam(net.parameters(), lr=LR)

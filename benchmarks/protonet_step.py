@@ -46,7 +46,7 @@ def kshot_engine(way: int, **options: Any) -> Any:
 
     tasks = kshot.tasks("omniglot", way=way, shot=1, query=5)
     learner = kshot.learner("protonet", tasks.spec)
-    return kshot.Engine(learner, tasks, optimizer={"lr": LR, "schedule": "constant"}, **options)
+    return kshot.Engine(learner, tasks, optimizer=kshot.Outer(lr=LR), **options)
 
 
 def easyfsl_model() -> tuple[Any, Any]:

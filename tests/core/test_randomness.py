@@ -28,6 +28,7 @@ def test_mix_is_the_finaliser_of_splitmix64():
     words = np.array([0, 1, 2**63, 2**64 - 1, 0x9E3779B97F4A7C15], np.uint64)
     assert r.mix(words).tolist() == [splitmix64(int(w)) for w in words]
     assert int(r.mix(words)[4]) == 0xE220A8397B1DCDAF
+    assert [r.mix_one(int(w)) for w in words] == r.mix(words).tolist()
 
 
 def test_integer_draws_are_what_they_were_on_every_platform():

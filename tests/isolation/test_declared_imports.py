@@ -171,7 +171,8 @@ def test_plugins_import_names_that_the_core_has(plugin: Path, root: Path) -> Non
 
 LAYERS = {
     "kshot.errors": set(),
-    "kshot.spec": {"kshot.errors", "attrs"},
+    "kshot.vocabulary": set(),
+    "kshot.spec": {"kshot.errors", "kshot.vocabulary", "attrs"},
     "kshot.episode": {"kshot.errors", "attrs", "numpy", "torch"},
     "kshot.protocols": {"kshot.episode", "kshot.spec", "torch"},
     "kshot.functional": {"kshot.functional", "torch"},

@@ -11,13 +11,12 @@ import attrs
 from attrs import frozen
 
 from kshot.errors import DataError
+from kshot.vocabulary import KIND_NAMES, PROVISIONS
 
 Count = int | tuple[int, int]
 """A number, or the least and the greatest of a range from which each block of episodes draws."""
 
 KindName = Literal["classification", "regression", "sequence", "control", "objective"]
-KIND_NAMES: tuple[str, ...] = ("classification", "regression", "sequence", "control", "objective")
-PROVISIONS = ("unlabelled", "semantics", "external", "identities", "stream")
 
 
 def _shape(value: Any) -> tuple[int, ...]:

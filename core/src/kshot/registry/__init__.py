@@ -8,7 +8,6 @@ value), ``manifest`` (the ``plugin.toml``), ``discovery`` (entry points to plugi
 
 from __future__ import annotations
 
-from kshot.registry.building import BoundMemory
 from kshot.registry.ledger import Built
 from kshot.registry.manifest import API_LEVEL, GROUPS
 from kshot.registry.plugin import SINGULAR, Plugin, PluginInfo, State
@@ -18,7 +17,6 @@ __all__ = [
     "API_LEVEL",
     "GROUPS",
     "SINGULAR",
-    "BoundMemory",
     "Built",
     "Plugin",
     "PluginInfo",

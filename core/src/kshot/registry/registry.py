@@ -7,6 +7,7 @@ another.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import traceback
@@ -17,7 +18,6 @@ from attrs import evolve
 
 from kshot.errors import PluginError, Unavailable, UnknownPluginError
 from kshot.registry import names
-from kshot.registry.building import BoundMemory, Builder
 from kshot.registry.discovery import STALE, installed
 from kshot.registry.ledger import Built, Ledger, recall
 from kshot.registry.options import options_of
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from kshot.protocols import Backend, Learner, TaskDistribution
+    from kshot.registry.building import BoundMemory, Builder
     from kshot.spec import TaskSpec
 
 
@@ -47,7 +48,6 @@ class Registry:
         self._loaded: dict[Key, Factory] = {}
         self._causes: dict[Key, BaseException] = {}  # why a plugin can't be had, where an exception said so
         self._built: Ledger = {}
-        self._builder = Builder(lambda group, name: self._get(name, group), self._built)
 
     # -------------------- listing
 
@@ -212,12 +212,18 @@ class Registry:
         """A task distribution. Raises PluginError, OptionError, and DataError where its data are bad."""
         return typing.cast("TaskDistribution", self._builder.build("tasks", name, options))
 
+    @functools.cached_property
+    def _builder(self) -> Builder:
+        from kshot.registry.building import Builder  # here, since listing builds nothing
+
+        return Builder(lambda group, name: self._get(name, group), self._built)
+
     def memory(self, name: str, /, **options: Any) -> BoundMemory:
         """A memory factory with these options, for a learner to call with sizes.
 
         Raises PluginError, OptionError.
         """
-        return typing.cast(BoundMemory, self._builder.build("memories", name, options))
+        return typing.cast("BoundMemory", self._builder.build("memories", name, options))
 
     def backend(self, name: str = "cpu", /, **options: Any) -> Backend:
         """A backend. Raises PluginError (Unavailable without the device), OptionError."""
