@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
 
-import attrs
 import numpy as np
 import torch
 from attrs import frozen
@@ -364,18 +363,3 @@ def check_class_labels(episode: Episode, who: str) -> None:
         if not bool(held.all()):
             b, c = (~held).nonzero()[0].tolist()
             raise DataError(f"{who}: support of task {b} has no example of label {c}; expected each of 0..{way - 1}")
-
-
-def with_shape(tasks: ClassificationTasks, **shape: Any) -> ClassificationTasks:
-    """The same pools and seed with another way, shot, query or block."""
-    spec = attrs.evolve(tasks.spec, **shape)
-    return ClassificationTasks(
-        {s: tasks.pool(s) for s in tasks.spec.splits},
-        way=spec.way or 1,
-        shot=spec.shot or 0,
-        query=spec.query or 0,
-        block=spec.block,
-        seed=tasks.seed,
-        prepare=tasks._prepare,
-        fingerprint=tasks.fingerprint,
-    )
