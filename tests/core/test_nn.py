@@ -151,7 +151,7 @@ def test_distances_are_squared_and_summed():
     """By hand: (0,0) to (3,4) is 25, not 5, and not 12.5."""
     a = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
     assert pairwise_squared_distance(a, torch.tensor([[3.0, 4.0]])).tolist() == [[25.0], [13.0]]
-    assert prototypical_logits(a, a).diagonal().tolist() == [0.0, 0.0]
+    assert prototypical_logits(a, a).tolist() == [[0.0, -2.0], [-2.0, 0.0]]
 
 
 def test_class_means_of_unbalanced_classes():

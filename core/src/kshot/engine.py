@@ -138,18 +138,6 @@ class Engine:
             RunError: the disk is full; earlier checkpoints are untouched.
         """
         total = self.training.iterations if iterations is None else iterations
-        if total < 0 or checkpoint_every < 1 or keep < 1 or (validate_every is not None and validate_every < 1):
-            raise OptionError(
-                f"train: iterations {total}, checkpoint_every {checkpoint_every}, keep {keep}, "
-                f"validate_every {validate_every}; expected positive numbers"
-            )
-        if patience is not None and validate_every is None:
-            raise OptionError("train: patience needs validate_every: say how often to validate")
-        if validate_every is not None and validation_split == "test":
-            raise OptionError("train: validation_split is 'test', which training must not see; use another split")
-        self.enter(self.tasks, split, self.meta_batch)
-        if validate_every is not None:
-            self.enter(self.evaluation_tasks, validation_split, 1)
         plan = {
             "iterations": total,
             "split": split,
@@ -160,6 +148,10 @@ class Engine:
             "checkpoint_every": checkpoint_every,
             "keep": keep,
         }
+        check_plan(plan)
+        self.enter(self.tasks, split, self.meta_batch)
+        if validate_every is not None:
+            self.enter(self.evaluation_tasks, validation_split, 1)
         self._open_folder(plan)
         metrics: dict[str, float] = {}
         error: BaseException | None = None
@@ -427,6 +419,18 @@ class Engine:
             )
         path = self.folder.save(self.iteration, self.state(), keep)
         self._hooks.call("checkpoint_saved", iteration=self.iteration, path=path)
+
+
+def check_plan(plan: Mapping[str, Any]) -> None:
+    """Raises OptionError where the options of ``train`` contradict themselves or the test split would be seen."""
+    counts = {n: plan[n] for n in ("validate_every", "patience", "validation_episodes", "checkpoint_every", "keep")}
+    if plan["iterations"] < 0 or any(n is not None and n < 1 for n in counts.values()):
+        given = ", ".join(f"{name} {value}" for name, value in {"iterations": plan["iterations"], **counts}.items())
+        raise OptionError(f"train: {given}; expected positive numbers")
+    if plan["patience"] is not None and plan["validate_every"] is None:
+        raise OptionError("train: patience needs validate_every: say how often to validate")
+    if plan["validate_every"] is not None and plan["validation_split"] == "test":
+        raise OptionError("train: validation_split is 'test', which training must not see; use another split")
 
 
 def outer_of(optimizer: Outer | Mapping[str, Any] | str | None, training: Training) -> Outer:
