@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kshot.episode import IGNORED, Episode, Predictor
 from kshot.errors import TrainingError
+from kshot.functional import sequence_errors
 
 Scores = dict[str, Tensor]
 
@@ -64,23 +65,44 @@ def regression(predictor: Predictor, episode: Episode) -> Scores:
 
 
 def sequence(predictor: Predictor, episode: Episode) -> Scores:
-    """Logits [B, T, N] with labels [B, T], or [B, T, *bits] with bits -> the error rate over scored steps, by step.
+    """Logits [B, T, N] with labels [B, T], or [B, T, *bits] with bits -> the share of wrong answers.
 
-    ``error`` [B] is the headline, ``error_by_step`` [B, T] the curve. Unscored steps (``IGNORED`` or NaN targets)
-    count nowhere and are NaN in the curve.
+    ``error`` [B] is the headline. ``error_by_step`` [B, A] is its curve: column j is the j-th step that is scored,
+    so that sequences of different lengths begin together; of bits it is the share that is wrong. Of labels there is
+    also ``accuracy_by_instance`` [B, K]: column k is over the steps that show the (k + 1)-th example of their class.
+    Where a task has fewer columns than another, its last ones are NaN.
     """
     y = episode.query.y
     logits = predictor(episode.query.x).float()
-    if y.is_floating_point():
-        expect_shape(logits, tuple(y.shape), "a sequence of bits")
-        scored = ~y.isnan()
-        wrong = ((logits > 0) != (y > 0.5)).float()
-        scored, wrong = (t.flatten(2) if t.ndim > 2 else t[..., None] for t in (scored, wrong))
-    else:
-        expect_shape(logits[..., 0], tuple(y.shape), "a sequence of labels")
-        scored, wrong = (y != IGNORED)[..., None], (logits.argmax(-1) != y).float()[..., None]
-    wrong = wrong.masked_fill(~scored, torch.nan)
-    return {"error": wrong.flatten(1).nanmean(1), "error_by_step": wrong.nanmean(2)}
+    bits = y.is_floating_point()
+    expect_shape(logits if bits else logits[..., 0], tuple(y.shape), f"a sequence of {'bits' if bits else 'labels'}")
+    wrong = sequence_errors(logits, y, IGNORED)
+    by_step = wrong.flatten(2).nanmean(2) if y.ndim > 2 else wrong
+    scored = ~by_step.isnan()
+    order = scored.to(torch.int8).argsort(dim=1, descending=True, stable=True)  # scored steps first
+    scores = {
+        "error": wrong.flatten(1).nanmean(1),
+        "error_by_step": by_step.gather(1, order)[:, : int(scored.sum(1).max())],
+    }
+    if not bits:
+        scores["accuracy_by_instance"] = by_instance(1 - by_step, y, logits.shape[-1])
+    return scores
+
+
+def by_instance(values: Tensor, y: Tensor, way: int) -> Tensor:
+    """The mean of ``values`` [B, T] over steps that show the first, second, ... example of their class -> [B, K].
+
+    K is the most examples that a class has; unscored steps (NaN) are no examples.
+    """
+    scored = ~values.isnan()
+    labels = y.where(scored, 0)
+    seen = (F.one_hot(labels, way) * scored[..., None]).cumsum(1)  # of each class, up to and with this step [B, T, N]
+    instance = seen.gather(2, labels[..., None])[..., 0].where(scored, 0)  # from 1; 0 stands for unscored
+    sums, counts = values.new_zeros(2, len(y), int(instance.max()) + 1)
+    sums.scatter_add_(1, instance, values.nan_to_num())
+    counts.scatter_add_(1, instance, scored.to(values.dtype))
+    means: Tensor = sums / counts
+    return means[:, 1:]
 
 
 def control(predictor: Predictor, episode: Episode) -> Scores:

@@ -53,8 +53,10 @@ class Learner(Protocol):
 class Memory(Protocol):
     """An external memory: an ``nn.Module``. Made by ``factory(slots, width, reads, **options)``.
 
-    ``state`` is any pytree of tensors that begin with B. ``interface`` [B, interface_size] is the controller's
-    output; how it is cut into keys, gates and so on is the memory's own affair.
+    ``interface`` [B, interface_size] is the controller's output, any real numbers; how it is cut into keys, gates and
+    so on, and squashed, is the memory's own affair. ``state`` is any pytree of tensors that begin with B. Reads before
+    the first step are zeros. A state with the fields (of a named tuple) or keys (of a dict) ``read_weights``
+    [B, R, M] and ``write_weights`` [B, *, M] can be drawn: what learners trace takes them from there.
     """
 
     interface_size: int

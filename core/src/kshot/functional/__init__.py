@@ -6,6 +6,13 @@ from kshot.functional.metric import (
     pairwise_squared_distance,
     prototypical_logits,
 )
-from kshot.functional.sequence import sequence_loss
+from kshot.functional.sequence import sequence_errors, sequence_loss
 
-__all__ = ["class_means", "full_precision", "pairwise_squared_distance", "prototypical_logits", "sequence_loss"]
+__all__ = [
+    "class_means",
+    "full_precision",
+    "pairwise_squared_distance",
+    "prototypical_logits",
+    "sequence_errors",
+    "sequence_loss",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -167,6 +167,33 @@ def gradients_flow(subject: MemorySubject) -> None:
         broken(f"the gradient of the reads by the interfaces is {'missing' if slope is None else 'NaN or infinite'}")
     if not bool((slope != 0).any()):
         broken("the gradient of the reads by the interfaces is 0 everywhere")
+
+
+@memory_rule()
+def stays_finite(subject: MemorySubject) -> None:
+    """A controller that is sure of itself does no harm: over 64 steps of interfaces ten times as large, reads and their
+    gradients by the interfaces stay finite.
+    """
+    memory = subject.build()
+    interfaces = (10 * subject.interfaces(memory, steps=64)).requires_grad_()
+    reads, _ = run(memory, interfaces)
+    for t, read in enumerate(reads):
+        if not bool(torch.isfinite(read).all()):
+            broken(f"reads of step {t + 1} are NaN or infinite with interfaces of a size of 10")
+    (slope,) = torch.autograd.grad(reads.sum(), interfaces)
+    if not bool(torch.isfinite(slope).all()):
+        broken("the gradient of the reads by interfaces of a size of 10 is NaN or infinite")
+
+
+@memory_rule()
+def weights_are_of_heads(subject: MemorySubject) -> None:
+    """Where a state names ``read_weights`` or ``write_weights``, they are [B, heads, M]: what is drawn of a memory."""
+    memory = subject.build()
+    _, state = run(memory, subject.interfaces(memory, B=3))
+    named = state if isinstance(state, Mapping) else getattr(state, "_asdict", dict)()
+    for name in ("read_weights", "write_weights"):
+        if name in named and (named[name].ndim != 3 or len(named[name]) != 3):
+            broken(f"{name} of 3 episodes have shape {tuple(named[name].shape)}, expected [3, heads, slots]")
 
 
 def _no_accelerator(_: MemorySubject) -> str | None:
