@@ -183,7 +183,10 @@ class Rollout:
 
 @frozen(eq=False)
 class Objective:
-    """The ``source`` of an optimizee: B functions to be minimised.
+    """The ``source`` of an optimizee: B functions to be minimised, from B points on.
+
+    The steps ``x`` [B, T] of an objective task count updates: at step 0 an optimizer is still at ``initial``. How much
+    the loss at each of them counts in the score is ``y`` [B, T], never negative (the w_t of 1606.04474, eq. 3).
 
     Attributes:
         initial: where optimization starts [B, P].
@@ -196,9 +199,79 @@ class Objective:
     function: Callable[..., Tensor]
 
     def loss(self, point: Tensor) -> Tensor:
-        """``point`` [B, P] -> loss [B]."""
+        """``point`` [B, P] -> loss [B], in the point's own precision: autocast is for learners, not for problems.
+
+        Raises:
+            DataError: ``point`` and data differ in B, or the function's answer is no scalar.
+        """
+        if any(t.shape[:1] != point.shape[:1] for t in self.data):
+            raise DataError(
+                f"Objective: the points have shape {list(point.shape)} and the data "
+                f"{[list(t.shape) for t in self.data]}; expected one B first everywhere: as many initial points as each "
+                "tensor of data has tasks"
+            )
         lifted: Callable[..., Tensor] = torch.func.vmap(self.function)
-        return lifted(point, self.data)
+        with torch.autocast(point.device.type, enabled=False):
+            loss = lifted(point, self.data)
+        if loss.shape != point.shape[:1]:
+            raise DataError(
+                f"Objective: the function gave shape {list(loss.shape[1:])} for the point of one task, expected a "
+                "scalar, []; reduce it, e.g. loss.sum()"
+            )
+        return loss
+
+    def loss_and_gradient(self, point: Tensor, *, create_graph: bool = False) -> tuple[Tensor, Tensor]:
+        """``point`` [B, P] -> loss [B] and its gradient [B, P] there; under ``no_grad`` too.
+
+        Where ``point`` requires a gradient, the loss can be differentiated through it, and with ``create_graph`` so can
+        the gradient (second derivatives); otherwise both are constants and no graph is kept.
+
+        Raises:
+            DataError: as ``loss``, or the function ignores its point.
+        """
+        follow = point.requires_grad and torch.is_grad_enabled()
+        with torch.enable_grad():
+            at = point if follow else point.detach().requires_grad_()
+            loss = self.loss(at)
+            gradient = None
+            if loss.requires_grad:
+                create_graph = create_graph and follow
+                (gradient,) = torch.autograd.grad(
+                    loss.sum(), at, retain_graph=follow, create_graph=create_graph, allow_unused=True
+                )
+        if gradient is None:
+            raise DataError(
+                "Objective: the loss does not depend on the point, so there is nothing to minimise; expected a "
+                "function of its first argument: look for a detach(), a no_grad() or a point that was never used"
+            )
+        return (loss, gradient) if follow else (loss.detach(), gradient)
+
+
+def check_objective(objective: Any, tasks: int, shape: tuple[int, ...], who: str) -> None:
+    """Raises DataError unless these are ``tasks`` finite functions, of points of ``shape`` (P,), to be minimised."""
+    if not isinstance(objective, Objective):
+        raise DataError(f"{who}: the source is {type(objective).__name__}, expected a kshot.Objective")
+    if tuple(objective.initial.shape) != (tasks, *shape):
+        raise DataError(
+            f"{who}: initial has shape {list(objective.initial.shape)}, expected {[tasks, *shape]}: B, then the spec's "
+            "target_shape (P,)"
+        )
+    check_finite(objective.initial, f"{who}: initial")
+    for i, values in enumerate(objective.data):
+        check_finite(values, f"{who}: data[{i}]")
+    loss, gradient = objective.loss_and_gradient(objective.initial)
+    check_finite(loss, f"{who}: the loss at the initial points")
+    check_finite(gradient, f"{who}: the gradient at the initial points")
+
+
+def check_weights(y: Tensor, x: Tensor, who: str) -> None:
+    """Raises DataError unless ``y`` says how much each of an objective's steps ``x`` [B, T] counts in its score."""
+    fit = y.shape == x.shape and y.ndim == 2 and y.numel() > 0
+    if not (fit and bool((y.isfinite() & (y >= 0)).all() & (y.sum(1) > 0).all())):
+        raise DataError(
+            f"{who}: y has shape {list(y.shape)} with values {y.flatten()[:4].tolist()}..., for steps of shape "
+            f"{list(x.shape)}; expected a weight for each step [B, T], T > 0: none negative, one positive in each task"
+        )
 
 
 def _register_as_pytree(cls: type[Any], *children: str) -> None:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from attrs import frozen
 from torch import Tensor
 
-from kshot.episode import IGNORED, Episode, Predictor
+from kshot.episode import IGNORED, Episode, Predictor, check_weights
 from kshot.errors import TrainingError
 from kshot.functional import sequence_errors
 
@@ -112,11 +112,23 @@ def control(predictor: Predictor, episode: Episode) -> Scores:
 
 
 def objective(predictor: Predictor, episode: Episode) -> Scores:
-    """Iterates [B, T, P] at steps ``query.x`` [B, T] -> final ``loss`` [B] and its ``curve`` [B, T]."""
-    iterates = predictor(episode.query.x)
-    source = episode.query.source
-    curve = torch.stack([source.loss(iterates[:, t]) for t in range(iterates.shape[1])], 1)
-    return {"loss": curve[:, -1], "curve": curve}
+    """Iterates [B, T, P] at steps ``query.x`` [B, T] -> ``loss`` [B] and its ``curve`` [B, T].
+
+    ``loss`` is the curve's mean over the steps, weighted by ``query.y`` [B, T]: the tasks say whether the end counts, a
+    window, or every step alike. Where the loss is NaN it is infinite here, so that no mean leaves out an optimizer that
+    diverged.
+
+    Raises:
+        DataError: there are no steps, or the weights are negative, not finite or all 0.
+    """
+    source, weights = episode.query.source, episode.query.y
+    check_weights(weights, episode.query.x, "objective: query")
+    iterates = predictor(episode.query.x).to(source.initial.dtype)
+    expect_shape(iterates, (*weights.shape, *source.initial.shape[1:]), "objective")
+    curve = torch.stack([source.loss(iterates[:, t]) for t in range(weights.shape[1])], 1)
+    curve = curve.masked_fill(curve.isnan(), torch.inf)
+    counted = curve.masked_fill(weights == 0, 0.0)  # 0 times infinity is not 0
+    return {"loss": (weights * counted).sum(1) / weights.sum(1), "curve": curve}
 
 
 KINDS: Mapping[str, Kind] = {

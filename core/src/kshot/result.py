@@ -79,7 +79,8 @@ class Result:
         values = np.asarray(self.scores[name], np.float64)
         if len(values) < 2:
             return np.full(values.shape[1:], np.nan)
-        return np.asarray(1.96 * values.std(axis=0, ddof=1) / math.sqrt(len(values)))
+        with np.errstate(invalid="ignore"):  # of infinite scores, as of an optimizer that diverged, it is NaN
+            return np.asarray(1.96 * values.std(axis=0, ddof=1) / math.sqrt(len(values)))
 
     def to_dict(self, episodes: bool = True) -> dict[str, Any]:
         """Plain values. Without ``episodes`` only means and intervals, not every episode's scores."""
@@ -91,7 +92,7 @@ class Result:
         }
         return {
             "headline": self.headline,
-            "mean": self.mean,
+            "mean": _finite(self.mean),
             "interval": _finite(self.interval),
             "episodes": self.episodes,
             "summary": summary,
@@ -132,13 +133,17 @@ class Result:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN: None stands for it."""
+    """JSON has neither NaN nor infinity: None and "inf" stand for them."""
     if isinstance(value, list):
         return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    return None if math.isnan(value) else str(value)
 
 
 def _nan(value: Any) -> Any:
     if isinstance(value, list):
         return [_nan(v) for v in value]
+    if isinstance(value, str):
+        return float(value)
     return math.nan if value is None else value

@@ -310,7 +310,7 @@ class Quadratics:
         self._steps = steps
 
     def sample(self, split: str, indices: Sequence[int]) -> Episode:
-        """``source`` is the objective, of support and query; query.x [B, T] are the steps 1..T."""
+        """``source`` is the objective, of support and query; query.x [B, T] are the steps 1..T, which count alike."""
         origin = origin_of(self.spec, self.seed, split, indices)
         keys = episode_keys(self.seed, split, indices)
         B = len(keys)
@@ -319,7 +319,7 @@ class Quadratics:
         steps = torch.arange(1.0, self._steps + 1).expand(B, -1)
         empty = torch.zeros(B, 0)
         support = Support(empty, empty, source=objective, key=as_tensor(keys))
-        return Episode(support, Examples(steps, torch.zeros(B, self._steps), source=objective), origin=origin)
+        return Episode(support, Examples(steps, torch.ones(B, self._steps), source=objective), origin=origin)
 
 
 # --- What a learner is tried on -------------------------------------------------------------------
