@@ -24,7 +24,7 @@ from kshot.testing.task_rules import bernstein
 VARYING: dict[str, Any] = {"way": (2, 4), "shot": (1, 3), "query": 2, "block": 4}
 GOOD: list[tuple[Any, dict[str, Any]]] = [
     (sample_tasks.classification, {}),
-    (sample_tasks.classification, {**VARYING, "semantics": 4}),
+    (sample_tasks.classification, {**VARYING, "semantics": 4, "unlabelled": 3}),
     (sample_tasks.classification, {"way": (2, 4), "block": 1}),
     (sample_tasks.classification, {"shot": 0, "semantics": 4}),
     (sample_tasks.classification, {"input_shape": (1, 16, 16), "unlabelled": 3, "external": 2}),
@@ -255,6 +255,69 @@ class Leaking(Spoilt):
         return with_origin(attrs.evolve(episode, query=attrs.evolve(episode.query, x=x)), query_ids=ids)
 
 
+class Unlabelled(Spoilt):
+    """Legitimate: unlabelled examples of unknown identity."""
+
+    options = {"unlabelled": 4}
+
+    def spoil(self, episode: Episode) -> Episode:
+        return with_origin(episode, unlabelled_ids=None, unlabelled_y=None)
+
+
+class BrightUnlabelled(Unlabelled):
+    """Unlabelled images brighter than 1."""
+
+    options = {"unlabelled": 4, "input_shape": (1, 16, 16)}
+
+    def spoil(self, episode: Episode) -> Episode:
+        assert episode.support.unlabelled is not None
+        return with_support(super().spoil(episode), unlabelled=episode.support.unlabelled * 255)
+
+
+class LeakingUnlabelled(Unlabelled):
+    """The first query is shown without its label too."""
+
+    def spoil(self, episode: Episode) -> Episode:
+        assert episode.origin is not None
+        assert episode.origin.unlabelled_ids is not None
+        assert episode.origin.query_ids is not None
+        assert episode.support.unlabelled is not None
+        ids, x = episode.origin.unlabelled_ids.copy(), episode.support.unlabelled.clone()
+        ids[:, 0], x[:, 0] = episode.origin.query_ids[:, 0], episode.query.x[:, 0]
+        return with_origin(with_support(episode, unlabelled=x), unlabelled_ids=ids)
+
+
+class RepeatedUnlabelled(Unlabelled):
+    """An unlabelled example twice."""
+
+    def spoil(self, episode: Episode) -> Episode:
+        assert episode.origin is not None
+        assert episode.origin.unlabelled_ids is not None
+        assert episode.support.unlabelled is not None
+        ids, x = episode.origin.unlabelled_ids.copy(), episode.support.unlabelled.clone()
+        ids[:, 0], x[:, 0] = ids[:, 1], x[:, 1]
+        return with_origin(with_support(episode, unlabelled=x), unlabelled_ids=ids)
+
+
+class SortedUnlabelled(Unlabelled):
+    """Unlabelled examples in the order of the labels that they don't show."""
+
+    options = {"unlabelled": 12}
+
+    def spoil(self, episode: Episode) -> Episode:
+        assert episode.origin is not None
+        assert episode.origin.unlabelled_y is not None
+        assert episode.support.unlabelled is not None
+        order = np.argsort(episode.origin.unlabelled_y, axis=1, kind="stable")
+        arrays = {
+            name: np.take_along_axis(getattr(episode.origin, name), order, 1)
+            for name in ("unlabelled_ids", "unlabelled_y")
+        }
+        rows = torch.arange(episode.size)[:, None]
+        x = episode.support.unlabelled[rows, torch.from_numpy(order)]
+        return with_origin(with_support(episode, unlabelled=x), **arrays)
+
+
 def numbers(split: str, classes: int = 6) -> torch.Tensor:
     generator = torch.Generator().manual_seed(len(split))
     return torch.randn(classes * 8, 3, generator=generator)
@@ -354,6 +417,10 @@ BROKEN: list[tuple[str, Any, set[str]]] = [
     ("spec-is-true", Telling, set()),
     ("spec-is-true", NothingUnlabelled, set()),
     ("support-and-query-disjoint", Leaking, set()),
+    ("spec-is-true", BrightUnlabelled, set()),
+    ("unlabelled-disjoint", LeakingUnlabelled, set()),
+    ("unlabelled-disjoint", RepeatedUnlabelled, set()),
+    ("unlabelled-shuffled", SortedUnlabelled, set()),
     ("splits-disjoint", same_class_names, set()),
     ("splits-disjoint", same_rows, set()),
     ("splits-disjoint", same_contents, set()),
@@ -395,6 +462,28 @@ def test_a_manifest_that_says_another_kind_is_rejected(monkeypatch: pytest.Monke
 def test_a_class_may_have_several_descriptions() -> None:
     """Captions differ from episode to episode, and are still nearer to each other than to other classes'."""
     assert suite(tasks=Captions).verify("semantics-move-with-labels") is None
+
+
+def test_unlabelled_examples_may_come_from_elsewhere() -> None:
+    """What has no identity can't be told from support and query, and is not held against a view."""
+    tried = suite(tasks=Unlabelled)
+    assert "no identities" in (tried.verify("unlabelled-disjoint") or "")
+    assert "does not say" in (tried.verify("unlabelled-shuffled") or "")
+    assert tried.verify("spec-is-true") is None
+
+
+def test_the_sample_tasks_say_what_their_unlabelled_examples_are() -> None:
+    """Row by row against the pool: the class of each, where it is one of the episode's."""
+    tasks: Any = sample_tasks.classification(unlabelled=40)
+    episode = tasks.sample("test", [0, 1, 2])
+    ids, y = tasks.of.pool("test").table()
+    for classes, held, told in zip(
+        episode.origin.classes, episode.origin.unlabelled_ids, episode.origin.unlabelled_y, strict=True
+    ):
+        label_of = {int(c): n for n, c in enumerate(classes)}
+        class_of = dict(zip(ids.tolist(), y.tolist(), strict=True))
+        assert told.tolist() == [label_of.get(class_of[i], -1) for i in held.tolist()]
+        assert set(told.tolist()) == {-1, 0, 1, 2}
 
 
 def test_a_local_factory_can_not_be_tried_in_another_process() -> None:

@@ -91,6 +91,9 @@ class Support:
         return cls(x=inputs[None], y=labels[None], **fields)
 
 
+_ORIGIN_ARRAYS = ("classes", "support_ids", "query_ids", "unlabelled_ids", "unlabelled_y")
+
+
 @frozen(eq=False)
 class Origin:
     """Where a meta-batch came from: with the tasks' own options, enough to rebuild it exactly.
@@ -103,6 +106,9 @@ class Origin:
         names: the names of the split's classes.
         support_ids, query_ids: identities of the examples [B, S] and [B, n] within the split (rows of its pool), or
             None; no number is in both.
+        unlabelled_ids: identities of the unlabelled examples [B, U], or None; none is in support or query.
+        unlabelled_y: the label that each of them would have [B, U], -1 for an example of another class, or None: for
+            plots and scores only. Learners are given ``Support``, which has neither.
         fields: anything else a view wants to say.
     """
 
@@ -116,7 +122,14 @@ class Origin:
     names: Sequence[str] = ()
     support_ids: NDArray[np.int64] | None = None
     query_ids: NDArray[np.int64] | None = None
+    unlabelled_ids: NDArray[np.int64] | None = None
+    unlabelled_y: NDArray[np.int64] | None = None
     fields: dict[str, Any] = attrs.field(factory=dict)
+
+    def arrays(self) -> dict[str, NDArray[np.int64]]:
+        """What it says of each task: the arrays that are there, by name; each begins with B."""
+        found = {name: getattr(self, name) for name in _ORIGIN_ARRAYS}
+        return {name: array for name, array in found.items() if array is not None}
 
     @property
     def class_names(self) -> tuple[tuple[str, ...], ...]:
@@ -316,16 +329,8 @@ def slice_tasks(value: T, first: int, last: int) -> T:
 
 
 def _slice_origin(origin: Origin, first: int, last: int) -> Origin:
-    def cut(array: NDArray[np.int64] | None) -> NDArray[np.int64] | None:
-        return None if array is None else array[first:last]
-
-    return attrs.evolve(
-        origin,
-        indices=origin.indices[first:last],
-        classes=cut(origin.classes),
-        support_ids=cut(origin.support_ids),
-        query_ids=cut(origin.query_ids),
-    )
+    arrays: dict[str, Any] = {name: array[first:last] for name, array in origin.arrays().items()}
+    return attrs.evolve(origin, indices=origin.indices[first:last], **arrays)
 
 
 def one_task(value: T, b: int) -> T:
@@ -387,15 +392,10 @@ def stack(episodes: Iterator[Episode] | Sequence[Episode]) -> Episode:
         return attrs.evolve(whole, origin=None)
     known = [o for o in origins if o is not None]
 
-    def join(name: str) -> NDArray[np.int64] | None:
-        arrays = [getattr(o, name) for o in known]
-        return None if any(a is None for a in arrays) else np.concatenate(arrays)
-
-    origin = attrs.evolve(
-        known[0],
-        indices=tuple(i for o in known for i in o.indices),
-        classes=join("classes"),
-        support_ids=join("support_ids"),
-        query_ids=join("query_ids"),
-    )
+    held = [o.arrays() for o in known]
+    joined: dict[str, Any] = {
+        name: np.concatenate([arrays[name] for arrays in held]) if all(name in arrays for arrays in held) else None
+        for name in _ORIGIN_ARRAYS
+    }
+    origin = attrs.evolve(known[0], indices=tuple(i for o in known for i in o.indices), **joined)
     return attrs.evolve(whole, origin=origin)

@@ -17,8 +17,6 @@ Facts = dict[str, Tensor]
 
 VALUES = (Examples, Support, Episode, Rollout, Objective)
 
-ORIGIN_ARRAYS = ("classes", "support_ids", "query_ids")
-
 
 def named_tensors(value: Any, name: str = "") -> Facts:
     """Every tensor within a value, by the path to it; each begins with B."""
@@ -29,8 +27,7 @@ def named_tensors(value: Any, name: str = "") -> Facts:
     if isinstance(value, Tensor):
         return {name: value}
     if isinstance(value, Origin):
-        arrays = {within(n): getattr(value, n) for n in ORIGIN_ARRAYS}
-        return {n: torch.from_numpy(np.array(a)) for n, a in arrays.items() if a is not None}
+        return {within(n): torch.from_numpy(np.array(a)) for n, a in value.arrays().items()}
     if isinstance(value, VALUES):
         children: Mapping[Any, Any] = {f.name: getattr(value, f.name) for f in attrs.fields(type(value))}
     elif isinstance(value, Mapping):
@@ -55,7 +52,7 @@ def facts(episode: Episode, target_shape: tuple[int, ...]) -> Facts:
             continue
         for dtype in (torch.float32, torch.int64):
             try:
-                played = source.rollout(standing_still(target_shape, dtype), episode.support.key)
+                played = source.rollout(standing_still(target_shape, dtype))
             except Exception:
                 continue  # an environment with other actions: its tensors are compared, its behaviour is not
             found.update(named_tensors(played, f"{name}.source.rollout"))

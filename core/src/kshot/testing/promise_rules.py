@@ -118,15 +118,23 @@ def label_equivariance(case: Case) -> None:
 
 @learner_rule(first_of(only(*TABLES), _unlabelled_support, claims("order")))
 def order_invariance(case: Case) -> None:
-    """Where ``needs.invariant`` has ``order``: the order of the support's examples does not matter."""
+    """Where ``needs.invariant`` has ``order``: the order of the support's examples, of the unlabelled ones too, does
+    not matter.
+    """
     learner, cast, dtype = precise(case)
     episode = cast(case.episode())
-    order = torch.randperm(episode.support.x.shape[1], generator=torch.Generator().manual_seed(2))
-    other = attrs.evolve(episode.support, x=episode.support.x[:, order], y=episode.support.y[:, order])
+    support = episode.support
+    generator = torch.Generator().manual_seed(2)
+    order = torch.randperm(support.x.shape[1], generator=generator)
+    others = {"support": attrs.evolve(support, x=support.x[:, order], y=support.y[:, order])}
+    if support.unlabelled is not None:
+        order = torch.randperm(support.unlabelled.shape[1], generator=generator)
+        others["unlabelled examples"] = attrs.evolve(support, unlabelled=support.unlabelled[:, order])
     before = case.predict(learner, episode)
-    after = case.predict(learner, attrs.evolve(episode, support=other))
-    if (far := gap(before, after)) > tolerance(dtype):
-        broken(f"with the support in another order, predictions differ by {far:.2g} of the greatest one")
+    for name, other in others.items():
+        after = case.predict(learner, attrs.evolve(episode, support=other))
+        if (far := gap(before, after)) > tolerance(dtype):
+            broken(f"with the {name} in another order, predictions differ by {far:.2g} of the greatest one")
 
 
 @learner_rule()

@@ -12,9 +12,12 @@ from typing import Any
 import attrs
 import numpy as np
 import torch
+from attrs import frozen
+from numpy.typing import NDArray
 from torch import Tensor
 
-from kshot.episode import Episode, Examples, Objective, Origin, Predictor, Rollout, Support
+from kshot import control
+from kshot.episode import Episode, Examples, Objective, Origin, Policy, Rollout, Support, register_value
 from kshot.errors import DataError
 from kshot.protocols import TaskDistribution
 from kshot.randomness import U64, as_tensor, episode_keys, normal, uniform
@@ -101,17 +104,31 @@ class WithMore:
         self.spec = attrs.evolve(of.spec, provides={*of.spec.provides, *more})
 
     def sample(self, split: str, indices: Sequence[int]) -> Episode:
-        """Episodes of the tasks below, with unlabelled [B, U, *input] and external [B, E, *input]."""
+        """Episodes of the tasks below, with unlabelled [B, U, *input] and external [B, E, *input]: examples of the
+        split that are neither in support nor in query."""
         episode = self.of.sample(split, indices)
-        pool = self.of.pool(split)
+        pool, origin, n = self.of.pool(split), episode.origin, self.unlabelled
         ids, y = pool.table()
         keys = episode_keys(self.seed, f"{split}/more", indices)
-        chosen = (uniform(keys, "rows", self.unlabelled + self.external) * len(ids)).astype(np.int64)
+        order = uniform(keys, "rows", len(ids))
+        assert origin is not None
+        shown = np.concatenate([origin.support_ids, origin.query_ids], 1)
+        order[(ids[None, :, None] == shown[:, None]).any(-1)] = 1  # last of all
+        chosen = order.argsort(1)[:, : n + self.external]
         x, labels = pool.gather(ids[chosen]), torch.from_numpy(y[chosen])
-        n = self.unlabelled
-        support = attrs.evolve(episode.support, unlabelled=x[:, :n]) if n else episode.support
-        external = Examples(x[:, n:], labels[:, n:]) if self.external else None
-        return attrs.evolve(episode, support=support, external=external)
+        if self.external:
+            episode = attrs.evolve(episode, external=Examples(x[:, n:], labels[:, n:]))
+        if n:
+            episode = attrs.evolve(episode, support=attrs.evolve(episode.support, unlabelled=x[:, :n]))
+            truth = self._truth(y, chosen[:, :n], origin)
+            origin = attrs.evolve(origin, unlabelled_ids=ids[chosen[:, :n]], unlabelled_y=truth)
+        return attrs.evolve(episode, origin=origin)
+
+    @staticmethod
+    def _truth(y: NDArray[np.int64], chosen: NDArray[np.int64], origin: Origin) -> NDArray[np.int64]:
+        """The label in the episode of each example ``chosen`` [B, U], or -1."""
+        same = y[chosen, None] == origin.classes[:, None]  # type: ignore[index]
+        return np.where(same.any(-1), same.argmax(-1), -1)
 
 
 # --- Regression -----------------------------------------------------------------------------------
@@ -226,39 +243,79 @@ class Copying:
 # --- Control --------------------------------------------------------------------------------------
 
 
+@frozen(eq=False)
 class PointEnvironment:
-    """Points in the plane, each to be moved to its task's goal; every task may be rolled out ``budget`` times.
+    """Points in the plane, each to be moved to its task's goal.
 
-    Args:
+    Attributes:
         goal: [B, 2], unseen by the policy.
-        trajectories: E of one rollout.
-        horizon: T of one trajectory.
-        budget: rollouts left, or None for any number.
+        key: of the environment's chance [B].
+        trajectories, horizon: E and T of one rollout.
+        rollouts: the budget, or None for any number.
     """
 
-    def __init__(self, goal: Tensor, trajectories: int, horizon: int, budget: int | None) -> None:
-        self.goal, self.trajectories, self.horizon, self.budget = goal, trajectories, horizon, budget
+    goal: Tensor
+    key: Tensor
+    trajectories: int
+    horizon: int
+    rollouts: int | None = None
 
-    def rollout(self, policy: Predictor, key: Tensor) -> Rollout:
-        """Actions are displacements [B, E, 2], cut to [-1, 1]; the reward is minus the distance to the goal.
-
-        Raises:
-            DataError: the budget is used up.
-        """
-        if self.budget is not None:
-            if self.budget < 1:
-                raise DataError("PointEnvironment: the budget of rollouts is used up; adapt with what was seen")
-            self.budget -= 1
-        words = key.cpu().numpy().view(np.uint64)
-        at = 0.1 * normals(words, "start", self.trajectories, 2).to(self.goal)
+    @torch.no_grad()
+    def rollout(self, policy: Policy, number: int = 0) -> Rollout:
+        """Actions are displacements [B, E, 2], cut to [-1, 1]; the reward is minus the distance to the goal."""
+        key = control.rollout_key(self.key, number, self.rollouts)
+        act = control.playing(policy, key, (self.trajectories, self.horizon), target_shape=(2,))
+        at = 0.1 * control.normals(key, "start", self.trajectories, 2).to(self.goal)
         seen, done, rewards = [], [], []
         for _ in range(self.horizon):
-            action = policy(at).clamp(-1, 1)
             seen.append(at)
-            at = at + 0.3 * action
-            done.append(action)
-            rewards.append(-(at - self.goal[:, None]).norm(dim=-1))
-        return Rollout(torch.stack(seen, 2), torch.stack(done, 2), torch.stack(rewards, 2))
+            done.append(act(at))
+            at = at + 0.3 * done[-1].clamp(-1, 1)
+            rewards.append(-(at - self.goal[..., None, :]).norm(dim=-1))
+        return control.recorded(torch.stack(seen, -2), torch.stack(done, -2), torch.stack(rewards, -1))
+
+
+@frozen(eq=False)
+class CorridorEnvironment:
+    """Walkers that step left (0) or right (1); the trajectory ends at its task's end of the corridor.
+
+    Attributes:
+        left: whether the end is to the left [B], unseen by the policy.
+        key: of the environment's chance [B].
+        trajectories, horizon: E and T of one rollout.
+        rollouts: the budget, or None for any number.
+    """
+
+    left: Tensor
+    key: Tensor
+    trajectories: int
+    horizon: int
+    rollouts: int | None = None
+
+    @torch.no_grad()
+    def rollout(self, policy: Policy, number: int = 0) -> Rollout:
+        """Each step costs 0.1, the last one, three places from the middle, brings 1; one walker in ten slips."""
+        key = control.rollout_key(self.key, number, self.rollouts)
+        E, T = self.trajectories, self.horizon
+        act = control.playing(policy, key, (E, T), way=2)
+        slips = control.uniforms(key, "slips", E, T) < 0.1
+        at = torch.zeros(*key.shape, E, device=key.device)
+        target = 3 - 6 * self.left.float()
+        seen, done, ended = [], [], []
+        for t in range(T):
+            seen.append(at[..., None] / 3)
+            done.append(act(seen[-1]))
+            step = torch.where(slips[..., t], 1 - done[-1], done[-1])
+            at = at + 2 * step - 1
+            ended.append(at == target[..., None])
+        over = torch.stack(ended, -1)
+        rewards = torch.where(over, 1.0, -0.1)
+        scores = {"reached": over.any(-1)}
+        return control.recorded(torch.stack(seen, -2), torch.stack(done, -1), rewards, over, scores)
+
+
+register_value(PointEnvironment, "goal", "key")
+register_value(CorridorEnvironment, "left", "key")
 
 
 class Points:
@@ -267,24 +324,57 @@ class Points:
     Args:
         shot, query: trajectories of one rollout, in support and query.
         seed: fixes all episodes.
+        rollouts: how many a learner may play while adapting.
     """
 
-    def __init__(self, shot: int = 4, query: int = 3, seed: int = 0) -> None:
+    def __init__(self, shot: int = 4, query: int = 3, seed: int = 0, rollouts: int = 8) -> None:
         self.seed = seed
         self.spec = TaskSpec(
-            kind="control", input_shape=(2,), target_shape=(2,), shot=shot, query=query, split_by="index"
+            kind="control",
+            input_shape=(2,),
+            target_shape=(2,),
+            target_range=(-1.0, 1.0),
+            shot=shot,
+            query=query,
+            rollouts=rollouts,
+            split_by="index",
         )
         self._shot, self._query = shot, query
 
     def sample(self, split: str, indices: Sequence[int]) -> Episode:
-        """Environments as ``source`` of support (three rollouts) and query; x and y are empty."""
+        """Environments as ``source`` of support and query; x and y are empty."""
         origin = origin_of(self.spec, self.seed, split, indices)
         keys = episode_keys(self.seed, split, indices)
-        goal = normals(keys, "goal", 2)
-        empty = torch.zeros(len(keys), 0, 2)
-        support = Support(empty, empty, source=PointEnvironment(goal, self._shot, 5, 3), key=as_tensor(keys))
-        query = Examples(empty, empty, source=PointEnvironment(goal, self._query, 5, None))
-        return Episode(support, query, origin=origin)
+        key, goal = as_tensor(keys), normals(keys, "goal", 2)
+        support = PointEnvironment(goal, control.own_key(key, "support"), self._shot, 5, self.spec.rollouts)
+        query = PointEnvironment(goal.clone(), control.own_key(key, "query"), self._query, 5)
+        return control.episode(support, query, key, origin, self.spec)
+
+
+class Corridors:
+    """Control with discrete actions, and trajectories that end: walk to the end of the corridor that is rewarded.
+
+    Args:
+        shot, query: trajectories of one rollout, in support and query.
+        seed: fixes all episodes.
+        rollouts: how many a learner may play while adapting.
+    """
+
+    def __init__(self, shot: int = 4, query: int = 3, seed: int = 0, rollouts: int = 8) -> None:
+        self.seed = seed
+        self.spec = TaskSpec(
+            kind="control", input_shape=(1,), way=2, shot=shot, query=query, rollouts=rollouts, split_by="index"
+        )
+        self._shot, self._query = shot, query
+
+    def sample(self, split: str, indices: Sequence[int]) -> Episode:
+        """Environments as ``source`` of support and query; x and y are empty."""
+        origin = origin_of(self.spec, self.seed, split, indices)
+        keys = episode_keys(self.seed, split, indices)
+        key, left = as_tensor(keys), torch.from_numpy(uniform(keys, "left", 1)[:, 0] < 0.5)
+        support = CorridorEnvironment(left, control.own_key(key, "support"), self._shot, 6, self.spec.rollouts)
+        query = CorridorEnvironment(left.clone(), control.own_key(key, "query"), self._query, 6)
+        return control.episode(support, query, key, origin, self.spec)
 
 
 # --- Objectives -----------------------------------------------------------------------------------
@@ -346,7 +436,7 @@ def choices(kind: str, needs: Needs) -> list[tuple[str, list[Factory]]]:
     single: dict[str, list[tuple[str, Factory]]] = {
         "regression": [("regression", Lines)],
         "sequence": [("a stream of labels", LabelStream), ("sequences of bits", Copying)],
-        "control": [("control", Points)],
+        "control": [("control", Points), ("control with discrete actions", Corridors)],
         "objective": [("objectives", Quadratics)],
     }
     return [(name, [make]) for name, make in single[kind]]

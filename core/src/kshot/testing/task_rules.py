@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kshot.episode import Episode, Objective
+from kshot.episode import Episode, Objective, Origin, check_finite
 from kshot.errors import DataError
 from kshot.sampling import check_episode
 from kshot.spec import Count, TaskSpec, bounds
@@ -109,8 +109,8 @@ def data_immutable(subject: TasksSubject) -> None:
                 tensor.fill_(1) if tensor.is_floating_point() else tensor.fill_(0)
             except RuntimeError:
                 continue  # an expanded tensor can't be written to at all
-        for array in (again.origin.classes, again.origin.support_ids, again.origin.query_ids) if again.origin else ():
-            if array is not None and array.flags.writeable:
+        for array in again.origin.arrays().values() if again.origin else ():
+            if array.flags.writeable:
                 array.fill(0)
         if found := difference(before, observed(subject, split, [0], tasks)):
             broken(f"after an episode of split {split!r} was written to, sampling it again gives another: {found}")
@@ -272,11 +272,19 @@ def _check_provided(episode: Episode, spec: TaskSpec, split: str) -> None:
         expected = (episode.size, support.way, *(spec.semantics_shape or ()))
         if tuple(support.semantics.shape) != expected:
             broken(f"split {split!r}: semantics have shape {tuple(support.semantics.shape)}, expected {expected}")
-    if support.unlabelled is not None and tuple(support.unlabelled.shape[2:]) != spec.input_shape:
-        broken(
-            f"split {split!r}: unlabelled inputs have shape {tuple(support.unlabelled.shape[2:])}, "
-            f"expected {spec.input_shape}"
-        )
+    if support.unlabelled is not None:
+        _check_unlabelled(support.unlabelled, spec, f"split {split!r}: unlabelled inputs", episode.size)
+
+
+def _check_unlabelled(x: Tensor, spec: TaskSpec, what: str, B: int) -> None:
+    if x.shape[0] != B or tuple(x.shape[2:]) != spec.input_shape or x.dtype != torch.float32:
+        shape = (B, "U", *spec.input_shape)
+        broken(f"{what} are {x.dtype} of shape {tuple(x.shape)}, expected torch.float32 of shape {shape}")
+    check_finite(x, what)
+    if spec.input_range is not None and x.numel():
+        low, high = float(x.min()), float(x.max())
+        if low < spec.input_range[0] - 1e-6 or high > spec.input_range[1] + 1e-6:
+            broken(f"{what} lie in [{low:.4g}, {high:.4g}], the spec's input_range is {list(spec.input_range)}")
 
 
 @tasks_rule(lambda subject: None if subject.source.plugin is not None else "they were not asked for by a plugin's name")
@@ -313,6 +321,79 @@ def support_and_query_disjoint(subject: TasksSubject) -> None:
             for i, s, q in zip(origin.indices, origin.support_ids, origin.query_ids, strict=True):
                 if both := sorted(set(s.tolist()) & set(q.tolist())):
                     broken(f"episode {i} of split {split!r} has examples {both[:5]} in support and in query")
+
+
+def _unknown_unlabelled(subject: TasksSubject) -> str | None:
+    if "unlabelled" not in subject.spec.provides:
+        return "they provide no unlabelled examples"
+    origin = subject.tasks.sample(subject.spec.splits[0], [0]).origin
+    known = origin is not None and origin.unlabelled_ids is not None
+    return None if known else "their unlabelled examples have no identities"
+
+
+@tasks_rule(_unknown_unlabelled)
+def unlabelled_disjoint(subject: TasksSubject) -> None:
+    """Where unlabelled examples have identities: none is in the episode's support or query, and none comes twice."""
+    for split in subject.spec.splits:
+        for episode in subject.many(split, 32):
+            origin, x = episode.origin, episode.support.unlabelled
+            if origin is None or origin.unlabelled_ids is None or x is None:
+                broken(f"split {split!r}: some episodes have unlabelled examples with identities, others don't")
+            for name in ("unlabelled_ids", "unlabelled_y"):
+                array = origin.arrays().get(name)
+                if array is not None and array.shape != tuple(x.shape[:2]):
+                    broken(f"split {split!r}: origin.{name} has shape {array.shape}, expected {tuple(x.shape[:2])}")
+            _check_apart(origin, split)
+
+
+def _check_apart(origin: Origin, split: str) -> None:
+    arrays = origin.arrays()
+    for b, i in enumerate(origin.indices):
+        unlabelled = arrays["unlabelled_ids"][b].tolist()
+        if len(set(unlabelled)) < len(unlabelled):
+            broken(f"episode {i} of split {split!r} has an unlabelled example twice")
+        for name in ("support", "query"):
+            shown = arrays.get(f"{name}_ids")
+            if shown is not None and (both := sorted(set(unlabelled) & set(shown[b].tolist()))):
+                broken(f"episode {i} of split {split!r} has examples {both[:5]} unlabelled and in {name}")
+
+
+def _unknown_truth(subject: TasksSubject) -> str | None:
+    if "unlabelled" not in subject.spec.provides:
+        return "they provide no unlabelled examples"
+    origin = subject.tasks.sample(subject.spec.splits[0], [0]).origin
+    known = origin is not None and origin.unlabelled_y is not None
+    return None if known else "the origin does not say what their unlabelled examples are"
+
+
+@tasks_rule(_unknown_truth)
+def unlabelled_shuffled(subject: TasksSubject) -> None:
+    """Where the origin says what unlabelled examples are: their place does not tell. Over 400 episodes, each label
+    (and -1, of examples of other classes) is in each place as often as its share says, by Bernstein's bound; a fair
+    order passes with a probability of more than 1 - 1e-6.
+    """
+    found: dict[tuple[int, int], list[np.ndarray[Any, Any]]] = defaultdict(list)
+    for episode in subject.many(subject.spec.splits[0], EPISODES):
+        assert episode.origin is not None
+        truth = episode.origin.unlabelled_y
+        if truth is None:
+            broken("some episodes say what their unlabelled examples are, others don't")
+        for row in truth:
+            found[(len(row), episode.support.way or 0)].append(row)
+    log_odds = math.log(2 * sum(U * (N + 1) for U, N in found) / 1e-6)
+    for (U, N), rows_ in found.items():
+        placed = np.stack(rows_)[:, :, None] == np.arange(-1, N)  # [episodes, U, N + 1]
+        share = placed.mean(1)
+        expected, variance = share.sum(0), (share * (1 - share)).sum(0)
+        for label in range(N + 1):
+            counts = placed[:, :, label].sum(0)
+            place = int(np.abs(counts - expected[label]).argmax())
+            bound = bernstein(float(variance[label]), log_odds)
+            if abs(counts[place] - expected[label]) > bound:
+                broken(
+                    f"of {len(rows_)} episodes, label {label - 1} is in place {place} of the {U} unlabelled examples "
+                    f"in {counts[place]}, expected {expected[label]:.0f} ± {bound:.0f}: their order is not random"
+                )
 
 
 def _nothing_to_tell_splits_by(subject: TasksSubject) -> str | None:
