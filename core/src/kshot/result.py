@@ -15,6 +15,40 @@ from numpy.typing import NDArray
 from kshot.errors import DataError
 
 
+@frozen
+class Difference:
+    """How much one result is above another on the same episodes: the mean over episodes of the difference of a score.
+
+    Attributes:
+        score: what is compared.
+        kind: of the tasks.
+        mean: in units of the score.
+        interval: half the width of the 95 % interval of the paired difference, 1.96 s / sqrt(n).
+        episodes: n.
+    """
+
+    score: str
+    kind: str
+    mean: float
+    interval: float
+    episodes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**attrs.asdict(self), "interval": _finite(self.interval)}
+
+    def __str__(self) -> str:
+        from kshot.kinds import KINDS
+
+        about = f"({self.episodes} paired episodes)"
+        if KINDS[self.kind].percent:
+            return f"{100 * self.mean:+.2f} ± {100 * self.interval:.2f} points of {self.score} {about}"
+        return f"{self.mean:+.4g} ± {self.interval:.2g} {self.score} {about}"
+
+
+EPISODES = ("kind", "split", "tasks_seed", "shape", "tasks", "data", "episodes")
+"""What two results must agree in to be of the same episodes."""
+
+
 @frozen(eq=False)
 class Result:
     """Scores of an evaluation, one row an episode.
@@ -82,6 +116,37 @@ class Result:
         with np.errstate(invalid="ignore"):  # of infinite scores, as of an optimizer that diverged, it is NaN
             return np.asarray(1.96 * values.std(axis=0, ddof=1) / math.sqrt(len(values)))
 
+    def minus(self, other: Result) -> Difference:
+        """This result's headline minus the other's, episode by episode.
+
+        Pairing takes out how hard each episode is, so the interval is far narrower than those of the two results.
+
+        Raises:
+            DataError: the results are of other episodes (tasks, their options, split, seed, data or number), or have
+                no common headline.
+        """
+        if differing := self.other_episodes(other):
+            listed = "; ".join(f"{name} {mine!r} and {theirs!r}" for name, (mine, theirs) in differing.items())
+            raise DataError(
+                f"Result.minus: these results are not of the same episodes: {listed}; evaluate both on the same tasks, "
+                "e.g. engine.evaluate(tasks=..., learner_options=...)"
+            )
+        gaps = np.asarray(self.scores[self.headline], np.float64) - np.asarray(other.scores[self.headline], np.float64)
+        held = gaps[~np.isnan(gaps)]
+        interval = 1.96 * held.std(ddof=1) / math.sqrt(len(held)) if len(held) > 1 else math.nan
+        return Difference(self.headline, self.kind, float(held.mean()), float(interval), len(held))
+
+    def other_episodes(self, other: Result) -> dict[str, tuple[Any, Any]]:
+        """In what the episodes of two results differ: {name: (of this, of the other)}; empty where they are the same.
+
+        A result of tasks that were not built by name records their class, shape, seed and data, not their options.
+        """
+        names = [n for n in EPISODES if _comparable(getattr(self, n)) != _comparable(getattr(other, n))]
+        found = {name: (getattr(self, name), getattr(other, name)) for name in names}
+        if self.headline not in other.scores:
+            found["headline"] = (self.headline, other.headline)
+        return found
+
     def to_dict(self, episodes: bool = True) -> dict[str, Any]:
         """Plain values. Without ``episodes`` only means and intervals, not every episode's scores."""
         plain = attrs.asdict(self, recurse=False)
@@ -130,6 +195,11 @@ class Result:
         if KINDS[self.kind].percent:
             return f"{100 * self.mean:.2f} ± {100 * self.interval:.2f} % {self.headline} ({about})"
         return f"{self.mean:.4g} ± {self.interval:.2g} {self.headline} ({about})"
+
+
+def _comparable(value: Any) -> str:
+    """As text, in which a result just made and one read from a file are alike."""
+    return json.dumps(value, sort_keys=True, default=str)
 
 
 def _finite(value: Any) -> Any:

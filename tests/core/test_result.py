@@ -1,0 +1,108 @@
+"""Results compared: the paired difference by hand, and only on the same episodes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from kshot import ClassificationTasks, Engine, Episode, Needs, Pool, Result, Support
+from kshot.errors import DataError
+
+
+def result(accuracy: list[float], **fields: Any) -> Result:
+    about = {"kind": "classification", "split": "test", "tasks": {"name": "toy", "options": {"way": (2, 5)}}, **fields}
+    return Result({"accuracy": np.array(accuracy), "nll": np.ones(len(accuracy))}, **about)
+
+
+def test_the_difference_is_paired_by_episode() -> None:
+    """By hand: gaps .1 .1 .3 .1, mean .15, s = .1, so 1.96 * .1 / 2; unpaired it would be 0.39."""
+    difference = result([0.6, 1.0, 0.8, 0.3]).minus(result([0.5, 0.9, 0.5, 0.2]))
+    assert difference.mean == pytest.approx(0.15)
+    assert difference.interval == pytest.approx(1.96 * 0.1 / 2)
+    assert difference.episodes == 4
+    assert str(difference) == "+15.00 ± 9.80 points of accuracy (4 paired episodes)"
+
+
+def test_the_other_way_round_only_the_sign_changes() -> None:
+    """a - b = -(b - a)."""
+    a, b = result([0.6, 1.0, 0.8]), result([0.5, 0.9, 0.5])
+    assert b.minus(a).mean == -a.minus(b).mean
+    assert b.minus(a).interval == a.minus(b).interval
+    assert str(b.minus(a)).startswith("-16.67 ± ")
+
+
+def test_a_difference_of_other_kinds_is_in_the_units_of_the_score() -> None:
+    """Only fractions are printed as points."""
+    errors = [Result({"mse": np.array(v)}, kind="regression", split="test") for v in ([1.0, 3.0], [0.5, 1.5])]
+    assert str(errors[0].minus(errors[1])) == "+1 ± 0.98 mse (2 paired episodes)"
+
+
+def test_episodes_without_a_score_are_left_out() -> None:
+    """A NaN in either is no pair."""
+    difference = result([0.6, math.nan, 0.8]).minus(result([0.5, 0.9, 0.5]))
+    assert difference.episodes == 2
+    assert difference.mean == pytest.approx(0.2)
+
+
+def test_one_episode_has_no_interval() -> None:
+    """Its spread is unknown; JSON has None for it."""
+    difference = result([1.0]).minus(result([0.5]))
+    assert math.isnan(difference.interval)
+    assert difference.to_dict()["interval"] is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"split": "val"}, "split 'test' and 'val'"),
+        ({"tasks_seed": 1}, "tasks_seed 0 and 1"),
+        ({"shape": {"way": 20}}, "shape"),
+        ({"data": "omniglot-b"}, "data '' and 'omniglot-b'"),
+        ({"tasks": {"name": "toy", "options": {"way": 5}}}, "tasks"),
+    ],
+)
+def test_results_of_other_episodes_are_refused(fields: dict[str, Any], named: str) -> None:
+    """A difference between unlike episodes would be read as a difference between learners."""
+    with pytest.raises(DataError, match=f"not of the same episodes: {named}"):
+        result([0.5, 0.7]).minus(result([0.5, 0.7], **fields))
+    with pytest.raises(DataError, match="episodes 2 and 3"):
+        result([0.5, 0.7]).minus(result([0.5, 0.7, 0.7]))
+
+
+def test_a_result_from_a_file_is_of_the_same_episodes() -> None:
+    """JSON turns tuples to lists; that is no difference."""
+    a = result([0.5, 0.7], shape={"way": (2, 5)})
+    assert a.minus(Result.from_json(a.to_json())).mean == 0
+
+
+class Says(nn.Module):
+    """Takes every query for an example of class ``label``."""
+
+    needs = Needs(variable_way=True)
+
+    def __init__(self, label: int) -> None:
+        super().__init__()
+        self.label = label
+
+    def meta_gradient(self, episodes: Episode) -> dict[str, float]:
+        return {}
+
+    def adapt(self, support: Support) -> Any:
+        row = nn.functional.one_hot(torch.tensor(self.label), support.way or 0).float()
+        return lambda x: row.expand(*x.shape[:2], -1)
+
+
+def test_two_learners_are_compared_on_an_engines_episodes() -> None:
+    """The way it is used; here each is right in half of the queries of every episode."""
+    pool = Pool.of(np.random.default_rng(0).normal(size=(60, 3)), np.repeat(np.arange(6), 10))
+    tasks = ClassificationTasks({"train": pool, "test": pool}, way=2, shot=1, query=3)
+    first, second = (Engine(Says(label), tasks) for label in (0, 1))
+    difference = first.evaluate(8).minus(second.evaluate(8))
+    assert (difference.mean, difference.interval, difference.episodes) == (0.0, 0.0, 8)
+    with pytest.raises(DataError, match="split 'test' and 'train'"):
+        first.evaluate(8).minus(second.evaluate(8, split="train"))
