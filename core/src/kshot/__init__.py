@@ -15,13 +15,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kshot import episode, errors, functional, kinds, nn, randomness, sampling, testing
+    from kshot import episode, errors, functional, inner, kinds, nn, randomness, sampling, testing
     from kshot.backends import Cpu
     from kshot.engine import Engine
     from kshot.episode import Episode, Examples, Objective, Origin, Predictor, Rollout, Support
     from kshot.fit import check
     from kshot.hookspecs import hookimpl
-    from kshot.lifting import per_episode
+    from kshot.lifting import Lift, per_episode
     from kshot.optim import Outer
     from kshot.protocols import Backend, Learner, Memory, MemoryFactory, Metrics, TaskDistribution, World
     from kshot.randomness import generator
@@ -36,7 +36,7 @@ _WHERE = {
     "kshot.episode": ("Episode", "Examples", "Objective", "Origin", "Predictor", "Rollout", "Support"),
     "kshot.fit": ("check",),
     "kshot.hookspecs": ("hookimpl",),
-    "kshot.lifting": ("per_episode",),
+    "kshot.lifting": ("Lift", "per_episode"),
     "kshot.optim": ("Outer",),
     "kshot.protocols": ("Backend", "Learner", "Memory", "MemoryFactory", "Metrics", "TaskDistribution", "World"),
     "kshot.randomness": ("generator",),
@@ -45,7 +45,7 @@ _WHERE = {
     "kshot.sampling": ("ClassificationTasks", "Pool"),
     "kshot.spec": ("Needs", "TaskSpec", "Training"),
 }
-_MODULES = ("episode", "errors", "functional", "kinds", "nn", "randomness", "sampling", "testing")
+_MODULES = ("episode", "errors", "functional", "inner", "kinds", "nn", "randomness", "sampling", "testing")
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
 __all__ = [
@@ -56,6 +56,7 @@ __all__ = [
     "Episode",
     "Examples",
     "Learner",
+    "Lift",
     "Memory",
     "MemoryFactory",
     "Metrics",
@@ -81,6 +82,7 @@ __all__ = [
     "hook",
     "hookimpl",
     "info",
+    "inner",
     "kinds",
     "learner",
     "memory",

@@ -1,16 +1,29 @@
-"""Mathematics written for one episode, lifted over the meta-batch."""
+"""Mathematics written for one episode, lifted over the meta-batch: by a loop, or by vmap in chunks."""
 
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from attrs import frozen
 from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kshot.episode import Episode, Support, one_task
-from kshot.errors import TrainingError
+from kshot.errors import KshotError, OptionError, TrainingError
+from kshot.inner import State
+
+Strategy = Literal["auto", "vmap", "loop"]
+
+CHUNK_BYTES = 64 * 2**20
+"""What the intermediate results of one vmapped chunk may take; the chunk is as many tasks as fit."""
+
+LOOP_ABOVE = 64 * 2**10
+"""Mean bytes of an operation's result above which a task fills a processor by itself: then a loop is faster."""
 
 
 def per_episode(method: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
@@ -54,3 +67,192 @@ def _mean_gradient(self: Any, method: Callable[[Any, Any], Any], episodes: Episo
 
 def _stacked_predictor(predictors: list[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor]:
     return lambda x: torch.stack([predict(task) for predict, task in zip(predictors, x, strict=True)])
+
+
+class Lift:
+    """Runs a function of one task, ``function(state, *values)`` without B, for the B tasks of a meta-batch.
+
+    All at once by ``torch.func.vmap``, in chunks that bound the memory, or one after another. The ways agree to
+    rounding. ``auto`` measures one task's intermediate results by size, never by time, so that the same run chooses
+    the same way again; where vmap can't take the function it warns once and loops.
+
+    Args:
+        strategy: ``auto``, ``vmap`` or ``loop``.
+        chunk: the most tasks of one vmap; None bounds it by ``CHUNK_BYTES``.
+    """
+
+    def __init__(self, strategy: Strategy = "auto", chunk: int | None = None) -> None:
+        if strategy not in ("auto", "vmap", "loop") or (chunk is not None and chunk < 1):
+            raise OptionError(
+                f"Lift: strategy {strategy!r}, chunk {chunk}; expected 'auto', 'vmap' or 'loop', and at least 1 task"
+            )
+        self.strategy, self.chunk = strategy, chunk
+        self._chosen: dict[Any, int | None] = {}
+
+    def map(self, function: Callable[..., Any], state: State, *values: Any) -> Any:
+        """``function(state, *values)`` of every task, stacked: each of its tensors begins with B.
+
+        Args:
+            state: shared by all tasks, which see copies of its buffers; or one that carries B.
+            values: pytrees of tensors that begin with B.
+        """
+        parts = [found for _, found in self._run(function, state, values)]
+        return _concatenate(parts)
+
+    def mean_gradient(
+        self, function: Callable[..., Any], state: State, *values: Any
+    ) -> tuple[dict[str, Tensor], State]:
+        """Add the gradient of the mean ``loss`` over the tasks to ``.grad``, a chunk at a time.
+
+        Args:
+            function: -> (metrics with the scalar ``loss`` among them, the task's state at the end).
+
+        Returns:
+            Each metric for each task, without a graph, [B, ...]; and the states' buffers [B, *] (no parameters).
+        """
+        metrics, buffers = [], []
+        for share, (found, end) in self._run(function, state, values):
+            loss = found["loss"]
+            if loss.ndim != 1 or not loss.requires_grad:
+                raise TrainingError(
+                    f"the loss of a task is of shape {tuple(loss.shape[1:])}, expected a scalar that depends on the "
+                    "parameters"
+                )
+            (loss.mean() * share).backward()
+            metrics.append({n: torch.as_tensor(v).detach() for n, v in found.items()})
+            buffers.append({n: b.detach() for n, b in end.buffers.items()})
+        whole = _concatenate(buffers)
+        return _concatenate(metrics), State({}, whole, sum(len(m["loss"]) for m in metrics))
+
+    def _run(self, function: Callable[..., Any], state: State, values: Any) -> Any:
+        """(share of the tasks, stacked results) of one chunk after another."""
+        B = state.tasks or len(pytree.tree_leaves(values)[0])
+        if state.tasks is None:
+            # A module in training writes running statistics, and vmap needs them one for each task.
+            state = State(state.parameters, {n: b.expand(B, *b.shape) for n, b in state.buffers.items()})
+            dims: int | None = None
+        else:
+            dims = 0
+        key = (function.__code__, torch.is_grad_enabled(), _shapes(state), _shapes(values))
+        if key not in self._chosen:
+            self._chosen[key] = self._choose(function, state, dims, values)
+        first = 0
+        while first < B:
+            chunk = self._chosen[key]
+            last = min(first + (chunk or 1), B)
+            found = None
+            if chunk is not None:
+                try:
+                    found = _vmapped(function, state, dims, values, first, last)
+                except KshotError:
+                    raise
+                except (RuntimeError, ValueError, NotImplementedError) as error:
+                    self._give_up(function, error, lambda: function(*_task(state, dims, values, 0)))
+                    self._chosen[key] = None
+                    continue
+            else:
+                found = _stacked(function(*_task(state, dims, values, first)))
+            yield (last - first) / B, found
+            first = last
+
+    def _choose(self, function: Callable[..., Any], state: State, dims: int | None, values: Any) -> int | None:
+        """How many tasks to vmap at once; None to loop."""
+        if self.strategy == "loop":
+            return None
+        if self.chunk is not None and self.strategy == "vmap":
+            return self.chunk
+        cost = _cost(function, *_task(state, dims, values, 0))
+        heavy = cost.bytes / max(1, cost.operations) > LOOP_ABOVE
+        if self.strategy == "auto" and heavy and cost.device == "cpu":
+            return None
+        return self.chunk or max(1, CHUNK_BYTES // max(1, cost.bytes))
+
+    def _give_up(self, function: Callable[..., Any], error: Exception, alone: Callable[[], Any]) -> None:
+        """After vmap refused: raise if it was told to vmap, or if the function fails by itself; else warn."""
+        if self.strategy == "vmap":
+            raise TrainingError(
+                f"vmap can't run {function.__qualname__} for several tasks at once: {error}; use strategy='loop'"
+            ) from error
+        alone()
+        warnings.warn(
+            f"vmap can't run {function.__qualname__} for several tasks at once ({str(error).splitlines()[0]}); they "
+            "run one after another, which is slower for small nets",
+            stacklevel=4,
+        )
+
+
+def _vmapped(function: Callable[..., Any], state: State, dims: int | None, values: Any, first: int, last: int) -> Any:
+    def part(value: Any) -> Any:
+        return pytree.tree_map_only(Tensor, lambda t: t[first:last], value)
+
+    def one(parameters: Any, buffers: Any, values: Any) -> Any:
+        return function(State(parameters, buffers), *values)
+
+    parameters = state.parameters if dims is None else part(dict(state.parameters))
+    run = torch.func.vmap(one, in_dims=(dims, 0, 0), randomness="different")
+    buffers = {n: b[first:last].clone() for n, b in state.buffers.items()}
+    return _with_tasks(run(dict(parameters), buffers, part(values)), last - first)
+
+
+def _task(state: State, dims: int | None, values: Any, b: int) -> tuple[Any, ...]:
+    """State and values of task ``b``, its buffers its own."""
+    parameters = state.parameters if dims is None else {n: p[b] for n, p in state.parameters.items()}
+    return State(parameters, {n: t[b].clone() for n, t in state.buffers.items()}), *one_task(values, b)
+
+
+def _stacked(found: Any) -> Any:
+    return _with_tasks(pytree.tree_map_only(Tensor, lambda t: t[None], found), 1)
+
+
+def _with_tasks(found: Any, tasks: int) -> Any:
+    """Results of B tasks, where states say that they carry B."""
+
+    def marked(value: Any) -> Any:
+        return State(value.parameters, value.buffers, tasks) if isinstance(value, State) else value
+
+    return pytree.tree_map(marked, found, is_leaf=lambda value: isinstance(value, State))
+
+
+def _concatenate(parts: list[Any]) -> Any:
+    if len(parts) == 1:
+        return parts[0]
+    flat = [pytree.tree_flatten(_with_tasks(p, 0)) for p in parts]
+    leaves = [torch.cat(ts) for ts in zip(*(f[0] for f in flat), strict=True)]
+    return _with_tasks(pytree.tree_unflatten(leaves, flat[0][1]), len(leaves[0]))
+
+
+def _shapes(value: Any) -> tuple[Any, ...]:
+    return tuple((t.shape[1:], t.dtype) if isinstance(t, Tensor) else None for t in pytree.tree_leaves(value))
+
+
+@frozen
+class Cost:
+    """What running one task makes: operations, and the bytes of their results."""
+
+    operations: int
+    bytes: int
+    device: str
+
+
+class _Counting(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.operations = self.bytes = 0
+        self.device = "cpu"
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        self.operations += 1
+        for t in found if isinstance(found, tuple | list) else (found,):
+            if isinstance(t, Tensor):
+                self.bytes += t.numel() * t.element_size()
+                self.device = t.device.type
+        return found
+
+
+def _cost(function: Callable[..., Any], *task: Any) -> Cost:
+    state = torch.default_generator.get_state()
+    with _Counting() as counted:
+        function(*task)
+    torch.default_generator.set_state(state)
+    return Cost(counted.operations, counted.bytes, counted.device)

@@ -1,7 +1,20 @@
-"""Encoders and the policy of normalisation; memories, tried before they are used."""
+"""Encoders, nets that adapt, memories tried before they are used, and the policy of normalisation."""
 
 from kshot.nn.encoders import Encoder, EncoderChoice, conv4, encoder, mlp
 from kshot.nn.memories import memory
-from kshot.nn.normalisation import Normalisation
+from kshot.nn.networks import Network, NetworkChoice, network
+from kshot.nn.normalisation import Normalisation, evaluating
 
-__all__ = ["Encoder", "EncoderChoice", "Normalisation", "conv4", "encoder", "memory", "mlp"]
+__all__ = [
+    "Encoder",
+    "EncoderChoice",
+    "Network",
+    "NetworkChoice",
+    "Normalisation",
+    "conv4",
+    "encoder",
+    "memory",
+    "evaluating",
+    "mlp",
+    "network",
+]

@@ -1,0 +1,5 @@
+"""Model-agnostic meta-learning (Finn, Abbeel & Levine 2017), of second and first order."""
+
+from kshot_maml.maml import MAML
+
+__all__ = ["MAML"]

@@ -1,0 +1,143 @@
+"""MAML: Finn, Abbeel & Levine, "Model-agnostic meta-learning for fast adaptation of deep networks", 2017 (1703.03400).
+
+Letters: B meta-batch, N way, S support size, n queries. Functions of one task carry no B; ``Lift`` runs them for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import attrs
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kshot import Episode, Lift, Metrics, Needs, Predictor, Support, TaskSpec, Training
+from kshot.errors import OptionError
+from kshot.functional import full_precision
+from kshot.inner import State, check_descent, descend, keep_buffers
+from kshot.nn import NetworkChoice, Normalisation, evaluating
+from kshot.nn import network as build_network
+
+
+class MAML(nn.Module):
+    """Learn an initialisation from which a few gradient steps on the support do well on the queries.
+
+    Args:
+        spec: the tasks'; fixes the net's inputs and outputs.
+        network: ``auto``, ``conv4``, ``mlp`` or a module from [n, *input] to logits [n, N] or values [n, *target].
+        width: channels of conv4.
+        hidden: units of the mlp's hidden layers.
+        normalisation: whose batch statistics normalise the queries, see ``kshot.nn.Network``. The paper's figures
+            are ``transductive``.
+        order: ``second`` differentiates through the inner steps; ``first`` takes the inner gradients as constants.
+        inner_lr: alpha; None is the paper's: 0.4, from 20 ways on 0.1, and 0.01 for regression.
+        inner_steps: while training.
+        test_steps: at evaluation and use; None is ``inner_steps``.
+        strategy: how the tasks of a meta-batch run: ``vmap`` at once, ``loop`` one after another, ``auto`` chooses.
+        chunk: the most tasks of one vmap; None bounds its memory.
+
+    Raises:
+        OptionError: negative steps or an unknown choice.
+        DataError: the net can't take the tasks' inputs, or their way varies.
+    """
+
+    needs = Needs(kinds=("classification", "regression"), invariant={"order"})
+
+    def __init__(
+        self,
+        spec: TaskSpec,
+        *,
+        network: NetworkChoice = "auto",
+        width: int = 64,
+        hidden: tuple[int, ...] = (40, 40),
+        normalisation: Normalisation = "transductive",
+        order: Literal["second", "first"] = "second",
+        inner_lr: float | None = None,
+        inner_steps: int = 1,
+        test_steps: int | None = None,
+        strategy: Literal["auto", "vmap", "loop"] = "auto",
+        chunk: int | None = None,
+    ) -> None:
+        super().__init__()
+        if inner_steps < 0 or (test_steps or 0) < 0:
+            raise OptionError(f"maml: inner_steps {inner_steps}, test_steps {test_steps}; expected none negative")
+        self.kind = spec.kind
+        self.net = build_network(network, spec, normalisation=normalisation, width=width, hidden=hidden)
+        self.second_order = order == "second"
+        self.inner_lr = paper_rate(spec) if inner_lr is None else inner_lr
+        self.inner_steps, self.test_steps = inner_steps, inner_steps if test_steps is None else test_steps
+        self.lift = Lift(strategy, chunk)
+        constants = self.net.has_batch_norm and normalisation == "support"
+        self.needs = attrs.evolve(
+            type(self).needs, queries=self.net.queries, exact_gradient=self.second_order and not constants
+        )
+        self.training_defaults = paper_training(spec)
+
+    def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """L of one task: cross-entropy of logits [n, N] (eq. 3), or the mean squared error of values (eq. 2)."""
+        outputs = full_precision(outputs)
+        return F.cross_entropy(outputs, y) if self.kind == "classification" else F.mse_loss(outputs, y)
+
+    def support_loss(self, state: State, support: Support) -> Tensor:
+        """L(f_theta) on the support of one task."""
+        return self.loss(self.net.on_support(state, support.x), support.y)
+
+    def adapted(self, theta: State, support: Support, steps: int) -> tuple[State, Tensor]:
+        """theta' = theta - alpha grad L(f_theta), ``steps`` times (algorithm 1, line 6); and the losses on the way."""
+        return descend(self.support_loss, theta, support, lr=self.inner_lr, steps=steps, second_order=self.second_order)
+
+    def task(self, theta: State, episode: Episode) -> tuple[Mapping[str, Tensor], State]:
+        """L(f_theta') on other examples of the same task (line 8), with theta'."""
+        adapted, losses = self.adapted(theta, episode.support, self.inner_steps)
+        outputs = self.net.on_query(adapted, episode.query.x, episode.support.x)
+        metrics = {"loss": self.loss(outputs, episode.query.y), "inner": losses}
+        if self.kind == "classification":
+            metrics["accuracy"] = (outputs.argmax(-1) == episode.query.y).float().mean()
+        return metrics, adapted
+
+    def meta_gradient(self, episodes: Episode) -> Metrics:
+        """The mean over tasks of grad_theta L(f_theta') (line 8); the engine's optimizer takes the step."""
+        metrics, end = self.lift.mean_gradient(self.task, self.net.state(), episodes)
+        check_descent(metrics.pop("inner"), "maml", episodes.origin)
+        keep_buffers(self.net.net, end)
+        return {name: values.mean() for name, values in metrics.items()}
+
+    def task_losses(self, episodes: Episode) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Losses L(f_theta') [B] with their graph, and theta - theta' of each task (ability ``PerTask``)."""
+        theta = self.net.state()
+        metrics, adapted = self.lift.map(self.task, theta, episodes)
+        check_descent(metrics["inner"], "maml", episodes.origin)
+        keep_buffers(self.net.net, adapted)
+        return metrics["loss"], adapted.away_from(theta)
+
+    def adapt(self, support: Support) -> Predictor:
+        """``test_steps`` inner steps on the support; logits [B, n, N] or values [B, n, *target] under theta'."""
+
+        def fitted(theta: State, support: Support) -> tuple[State, Tensor]:
+            adapted, losses = self.adapted(theta, support, self.test_steps)
+            return adapted.detach(), losses
+
+        with evaluating(self.net):
+            adapted, losses = self.lift.map(fitted, self.net.state().detach(), support)
+        check_descent(losses, "maml")
+
+        def predict(x: Tensor) -> Tensor:
+            outputs: Tensor = self.lift.map(self.net.predict, adapted, x, support.x)
+            return full_precision(outputs)
+
+        return predict
+
+
+def paper_rate(spec: TaskSpec) -> float:
+    """alpha by appendix A.1: 0.4 for 5-way, 0.1 for 20-way Omniglot; 0.01 for sinusoids."""
+    if spec.kind == "regression":
+        return 0.01
+    return 0.1 if isinstance(spec.way, int) and spec.way >= 20 else 0.4
+
+
+def paper_training(spec: TaskSpec) -> Training:
+    """Meta-batches by appendix A.1, with Adam at 1e-3; far fewer iterations than the paper's 60,000."""
+    if spec.kind == "regression":
+        return Training(meta_batch=25, iterations=2000)
+    return Training(meta_batch=16, iterations=500)
