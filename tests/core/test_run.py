@@ -257,15 +257,74 @@ def test_metrics_are_cut_back_to_the_checkpoint(tmp_path):
 
 
 def test_a_run_begins_from_another_runs_parameters(tmp_path):
-    """``init_from`` takes parameters only; iterations start at 0."""
+    """``init_from`` takes parameters only; iterations start at 0; the config says from where."""
     engine(tmp_path / "a").train(10)
-    b = engine(None)
-    b.init_from(tmp_path / "a")
+    b = engine(tmp_path / "b")
+    inherited = b.init_from(tmp_path / "a")
     trained = load_checkpoint(RunFolder.open(tmp_path / "a").checkpoints()[-1])["learner"]
     assert all(torch.equal(trained[n], t) for n, t in b.learner.state_dict().items())
     assert b.iteration == 0
-    with pytest.raises(RunError, match="not this learner's"):
-        Engine(Tiny(width=3), tasks()).init_from(tmp_path / "a")
+    assert inherited.taken == tuple(trained)
+    assert str(inherited) == f"beginning from {tmp_path / 'a'} after 10 iterations: 7 of 7 tensors"
+    b.train(1)
+    assert RunFolder.open(tmp_path / "b").config["init_from"] == inherited.to_dict()
+    with pytest.raises(RunError, match="1 iterations were taken already"):
+        b.init_from(tmp_path / "a")
+
+
+class TwoStage(Tiny):
+    """Tiny with a part of its own, and the running mean under another shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(2.0))
+        self.encoder.net[1].running_mean = torch.full((1, 8), 3.0)
+
+
+def test_a_second_stage_takes_what_agrees_and_says_what_stayed(tmp_path):
+    """Another name or another shape stays as initialised; nothing is silently left out."""
+    engine(tmp_path / "a").train(10)
+    second = Engine(TwoStage(), tasks())
+    inherited = second.init_from(tmp_path / "a")
+    trained = load_checkpoint(RunFolder.open(tmp_path / "a").checkpoints()[-1])["learner"]
+    now = second.learner.state_dict()
+    apart = {"scale", "encoder.net.1.running_mean"}
+    assert set(inherited.taken) == set(now) - apart
+    assert all(torch.equal(trained[n], now[n]) for n in inherited.taken)
+    assert float(now["scale"]) == 2.0
+    assert now["encoder.net.1.running_mean"].tolist() == [[3.0] * 8]
+    assert inherited.initialised == ("scale", "encoder.net.1.running_mean ([8] there, [1, 8] here)")
+    assert "as initialised: scale, encoder.net.1.running_mean ([8] there, [1, 8] here)" in str(inherited)
+    back = engine(None)
+    back.learner = second.learner
+    back.save(tmp_path / "second.pt")
+    assert engine(None).init_from(tmp_path / "second.pt").unused == ("scale",)
+
+
+def test_a_run_that_has_nothing_in_common_is_refused(tmp_path):
+    """A counter of batches agrees with everybody's and is nothing learnt; the learner is left as it was."""
+    engine(tmp_path / "a").train(10)
+    other = Engine(Tiny(width=3), tasks())
+    before = {n: t.clone() for n, t in other.learner.state_dict().items()}
+    with pytest.raises(RunError, match=r"none of its parameters agrees.*encoder\.net\.0\.weight \[8, 4\]"):
+        other.init_from(tmp_path / "a")
+    assert all(torch.equal(before[n], t) for n, t in other.learner.state_dict().items())
+    with pytest.raises(RunError, match="is no run folder"):
+        other.init_from(tmp_path)
+
+
+def test_the_best_validated_parameters_are_taken(tmp_path):
+    """As ``evaluate`` does: a run that validated ends with its best."""
+    a = engine(tmp_path / "a")
+    a.train(20, validate_every=5, validation_episodes=5)
+    a.best.iteration = 15
+    marked = {n: torch.full_like(t, 7) for n, t in a.learner.state_dict().items()}
+    a.best.parameters = marked
+    a.save(tmp_path / "marked.pt")
+    b = engine(None)
+    inherited = b.init_from(tmp_path / "marked.pt")
+    assert inherited.iteration == 15
+    assert all(torch.equal(marked[n], t) for n, t in b.learner.state_dict().items())
 
 
 def test_resuming_what_is_no_run_is_refused(tmp_path):

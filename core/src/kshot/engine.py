@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kshot.backends import Cpu
+from kshot.beginning import Inherited, inherit
 from kshot.episode import Episode
 from kshot.errors import DataError, MisfitError, OptionError, RunError, TrainingError
 from kshot.evaluation import Perturb, batches_of, describe, result_of, score_episodes
@@ -362,24 +363,20 @@ class Engine:
         self._hooks.load(state["hooks"])
         return self.iteration
 
-    def init_from(self, run: str | Path) -> None:
+    def init_from(self, run: str | Path) -> Inherited:
         """Begin from the parameters of another run (its best validated ones, else its last), not from its state.
 
+        Takes what agrees by name and shape, so that a second stage may have parts of its own, and says what it took
+        and what stayed as initialised; the run folder's config records it.
+
         Raises:
-            RunError: no such run or checkpoint, or parameters of other names or shapes.
+            RunError: no such run or checkpoint, nothing in it agrees, or training has begun.
         """
-        path = Path(run)
-        if path.is_dir():
-            found = RunFolder.open(path).checkpoints()
-            if not found:
-                raise RunError(f"{path}: the run has no checkpoint to begin from")
-            path = found[-1]
-        state = load_checkpoint(path)
-        parameters = state["best"]["parameters"] or state["learner"]
-        try:
-            self.learner.load_state_dict(parameters)
-        except RuntimeError as error:
-            raise RunError(f"{path}: its parameters are not this learner's: {error}") from error
+        if self.iteration or self.folder is not None:
+            raise RunError(f"init_from: {self.iteration} iterations were taken already; begin with a new engine")
+        inherited = inherit(self.learner, run)
+        self._config["init_from"] = inherited.to_dict()
+        return inherited
 
     def _check_identity(self, path: Path, state: Mapping[str, Any]) -> None:
         mine, theirs = self.identity(), state.get("identity", {})
