@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -169,7 +170,12 @@ class LearnedRate(nn.Module):
 
     def adapt(self, support: Support) -> Callable[[Tensor], Tensor]:
         source = attrs.evolve(support.source, initial=support.source.initial.clone())
-        return lambda steps: self.descend(source, steps.shape[1], create_graph=False).detach()
+
+        def predict(x: Tensor) -> Tensor:
+            points = self.descend(source, int(x.max()), create_graph=False).detach()
+            return points[torch.arange(len(x))[:, None], x.long() - 1]
+
+        return predict
 
 
 class FromSemantics(NearestMean):
@@ -617,7 +623,60 @@ class WrongKinds(NearestMean):
 
 SAMPLE = sample_tasks.classification()
 STREAM = sample_tasks.LabelStream()
+class FirstStepExact(LearnedRate):
+    """Claims the exact gradient, and halves it from the second outer step on."""
+
+    def meta_gradient(self, episodes: Episode) -> Iterator[dict[str, Any]]:
+        source = attrs.evolve(episodes.query.source, initial=episodes.query.source.initial.clone())
+        for share in (1.0, 0.5):
+            loss = source.loss(self.descend(source, 3, create_graph=True)[:, -1]).mean()
+            (share * loss).backward()
+            yield {"loss": loss.detach()}
+
+
+class OverwritingLater(LearnedRate):
+    """Clears the gradient from the second outer step on."""
+
+    def meta_gradient(self, episodes: Episode) -> Iterator[dict[str, Any]]:
+        yield from itertools.islice(super().meta_gradient(episodes), 1)
+        self.rate.grad = None
+        yield from itertools.islice(super().meta_gradient(episodes), 1)
+
+
+class OneUnroll(LearnedRate):
+    """Goes on at a later outer step from a point that it keeps on itself: chunks of a meta-batch get mixed up."""
+
+    needs = Needs(kinds=("objective",))
+    point: Any = None
+
+    def meta_gradient(self, episodes: Episode) -> Iterator[dict[str, Any]]:
+        self.point = episodes.query.source.initial
+        for _ in range(2):
+            source = attrs.evolve(episodes.query.source, initial=self.point.detach().clone())
+            points = self.descend(source, 2, create_graph=True)
+            self.point = points[:, -1]
+            loss = source.loss(self.point).mean()
+            loss.backward()
+            yield {"loss": loss.detach()}
+
+
+class MoreForMore(LearnedRate):
+    """Takes as many outer steps as there are tasks."""
+
+    def meta_gradient(self, episodes: Episode) -> Iterator[dict[str, Any]]:
+        return itertools.islice(super().meta_gradient(episodes), min(episodes.size, 2))
+
+
+class CountsQuestions(LearnedRate):
+    """Gives as many iterates as it is asked for, whatever the steps."""
+
+    def adapt(self, support: Support) -> Callable[[Tensor], Tensor]:
+        source = attrs.evolve(support.source, initial=support.source.initial.clone())
+        return lambda x: self.descend(source, x.shape[1], create_graph=False).detach()
+
+
 UNLABELLED = sample_tasks.classification(unlabelled=4)
+OBJECTIVES = sample_tasks.Quadratics()
 # Rule, broken learner, tasks, and the other rules that it can't but break.
 BROKEN: list[tuple[str, Any, Any, set[str]]] = [
     ("query-labels-unseen", Peeping, SAMPLE, {"state-round-trips"}),
@@ -641,6 +700,11 @@ BROKEN: list[tuple[str, Any, Any, set[str]]] = [
     ("finite-differences", ClaimsSecondOrder, SAMPLE, set()),
     ("predictor-shape", Transposed, SAMPLE, {"query-permutation", "unbalanced-support", "needs-are-true"}),
     ("predictor-shape", Infinite, SAMPLE, {"unbalanced-support"}),
+    ("finite-differences", FirstStepExact, OBJECTIVES, set()),
+    ("gradient-accumulates", OverwritingLater, OBJECTIVES, set()),
+    ("batch-equals-singles", OneUnroll, OBJECTIVES, set()),
+    ("batch-equals-singles", MoreForMore, OBJECTIVES, set()),
+    ("iterates-by-step", CountsQuestions, OBJECTIVES, set()),
     ("unbalanced-support", Balanced, SAMPLE, set()),
     ("label-equivariance", PrefersZero, SAMPLE, set()),
     ("order-invariance", PrefersLast, SAMPLE, set()),

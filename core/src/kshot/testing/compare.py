@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Mapping
 from typing import Any
@@ -45,8 +46,12 @@ def standing_still(shape: tuple[int, ...], dtype: torch.dtype) -> Any:
 
 
 def facts(episode: Episode, target_shape: tuple[int, ...]) -> Facts:
-    """All that can be observed of an episode: its tensors, and what its environments answer to standing still."""
+    """All that can be observed of an episode: its tensors, what its environments answer to standing still, and the
+    loss at the initial points of its objectives."""
     found = named_tensors(episode)
+        if isinstance(source, Objective):
+            with contextlib.suppress(Exception):  # a broken one is told by a rule of its own
+                found[f"{name}.source.loss"] = source.loss(source.initial)
     for name, source in (("support", episode.support.source), ("query", episode.query.source)):
         if not hasattr(source, "rollout"):
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,28 +11,39 @@ from torch import Tensor
 
 from kshot.testing.learner_rule import learner_rule
 from kshot.testing.rule import broken
-from kshot.testing.subjects import (
-    Case,
-    gradient,
-    gradient_of,
-    precise,
-    restore,
-    state_of,
-)
+from kshot.testing.subjects import Case, after, gradients_of, precise, restore, state_of
+
+
+def at(step: int, steps: int) -> str:
+    """Which of several outer steps on one meta-batch is meant."""
+    return f"at outer step {step + 1} on a meta-batch, " if steps > 1 else ""
 
 
 @learner_rule()
 def gradient_accumulates(case: Case) -> None:
-    """``meta_gradient`` adds to what is in ``.grad``, leaves the parameters alone and returns finite scalars."""
+    """``meta_gradient`` adds to what is in ``.grad``, leaves the parameters alone and returns finite scalars: at each
+    of its outer steps, where it is a generator.
+    """
     learner = case.warmed()
-    own = gradient_of(learner, case.episode(split=case.training))
     state = state_of(learner)
-    for p in learner.parameters():
-        p.grad = torch.full_like(p, 2.0) if p.requires_grad else None
-    metrics = gradient(learner, case.episode(split=case.training))
-    stepped = [n for n, p in learner.named_parameters() if not torch.equal(p, state[n])]
+    own = gradients_of(learner, case.episode(split=case.training))
+    for step, added in enumerate(own):
+        restore(learner, state)
+        steps = after(learner, case.episode(split=case.training), own[:step])
+        before = state_of(learner)
+        for p in learner.parameters():
+            p.grad = torch.full_like(p, 2.0) if p.requires_grad else None
+        metrics = next(steps)
+        _check_added(learner, before, added, at(step, len(own)))
+        _check_scalars(metrics, at(step, len(own)))
+
+
+def _check_added(learner: Any, before: Mapping[str, Tensor], own: Mapping[str, Tensor], when: str) -> None:
+    stepped = [n for n, p in learner.named_parameters() if not torch.equal(p, before[n])]
     if stepped:
-        broken(f"meta_gradient changed the parameters {', '.join(stepped[:5])}; the engine's optimizer steps them")
+        broken(
+            f"{when}meta_gradient changed the parameters {', '.join(stepped[:5])}; the engine's optimizer steps them"
+        )
     for name, p in learner.named_parameters():
         if not p.requires_grad:
             continue
@@ -39,16 +51,19 @@ def gradient_accumulates(case: Case) -> None:
         far = math.inf if p.grad is None else float((p.grad - 2.0 - added).abs().max())
         if far > 1e-3 * (2.0 + float(added.abs().max())):
             broken(
-                f".grad of {name} was 2 everywhere before meta_gradient; it is off by {far:.2g} from 2 + the gradient "
-                "afterwards: add to .grad, don't overwrite or clear it"
+                f"{when}.grad of {name} was 2 everywhere before meta_gradient; it is off by {far:.2g} from 2 + the "
+                "gradient afterwards: add to .grad, don't overwrite or clear it"
             )
+
+
+def _check_scalars(metrics: Mapping[str, Any], when: str) -> None:
     for name, value in metrics.items():
         if not (isinstance(value, int | float) or (isinstance(value, Tensor) and value.ndim == 0)):
-            broken(f"metric {name!r} is {_kind_of(value)}, expected a scalar")
+            broken(f"{when}metric {name!r} is {_kind_of(value)}, expected a scalar")
         if not math.isfinite(float(value)):
-            broken(f"metric {name!r} is {float(value)}, expected a finite number")
+            broken(f"{when}metric {name!r} is {float(value)}, expected a finite number")
         if isinstance(value, Tensor) and value.requires_grad:
-            broken(f"metric {name!r} holds on to its graph; return {name}.detach()")
+            broken(f"{when}metric {name!r} holds on to its graph; return {name}.detach()")
 
 
 def _kind_of(value: Any) -> str:
@@ -63,20 +78,30 @@ def _inexact(case: Case) -> str | None:
 def finite_differences(case: Case) -> None:
     """Where ``needs.exact_gradient``: ``.grad`` is the derivative of ``metrics["loss"]``. Along eight random directions
     most central differences agree with it; in float64 where the learner can, with fixed randomness and with buffers
-    put back between evaluations. Kinks (ReLU, max pooling) may spoil a few.
+    put back between evaluations. Kinks (ReLU, max pooling) may spoil a few. Where ``meta_gradient`` is a generator it
+    holds at each outer step, by the parameters as they are then: what earlier steps led to is a constant.
     """
     learner, cast, dtype = precise(case)
-    exact = dtype == torch.float64
-    state = state_of(learner)
+    own = gradients_of(learner, cast(case.episode(split=case.training)))
+    for step in range(len(own)):
+        _check_slopes(case, learner, cast, own[: step + 1], dtype == torch.float64, at(step, len(own)))
+
+
+def _check_slopes(case: Case, learner: Any, cast: Any, taken: list[dict[str, Tensor]], exact: bool, when: str) -> None:
+    """The last of the gradients ``taken`` is that of its outer step's loss."""
+    start, own = state_of(learner), taken[-1]
     parameters = [(n, p) for n, p in learner.named_parameters() if p.requires_grad]
 
-    def loss() -> float:
-        metrics = gradient(learner, cast(case.episode(split=case.training)))
+    def loss(change: float, along: Mapping[str, Tensor]) -> float:
+        steps = after(learner, cast(case.episode(split=case.training)), taken[:-1])
+        now = state_of(learner)
+        restore(learner, {**now, **{n: now[n] + change * d for n, d in along.items()}})
+        metrics = next(steps)
+        restore(learner, start)
         if "loss" not in metrics:
             broken("it claims the exact gradient, but metrics have no 'loss'")
         return float(metrics["loss"])
 
-    own = gradient_of(learner, cast(case.episode(split=case.training)))
     total = math.sqrt(sum(float(g.double().square().sum()) for g in own.values()))
     generator = torch.Generator().manual_seed(11)
     eps, agree, shown = (1e-6, 1e-4, "") if exact else (3e-3, 0.1, "")
@@ -89,11 +114,7 @@ def finite_differences(case: Case) -> None:
             along[n] = noise * scale
             if not exact and n in own and total > 0:  # float32 sees a slope only along the gradient
                 along[n] = along[n] / math.sqrt(len(parameters)) + own[n] / total
-        values = []
-        for sign in (1, -1):
-            restore(learner, {**state, **{n: state[n] + sign * eps * d for n, d in along.items()}})
-            values.append(loss())
-        restore(learner, state)
+        values = [loss(sign * eps, along) for sign in (1, -1)]
         slope = (values[0] - values[1]) / (2 * eps)
         claimed = sum(float((own[n].double() * along[n].double()).sum()) for n in own if n in along)
         size = sum(float((own[n].double() * along[n].double()).square().sum()) for n in own if n in along) ** 0.5
@@ -104,5 +125,6 @@ def finite_differences(case: Case) -> None:
             shown = f"the loss rises by {slope:.6g} a unit, .grad says {claimed:.6g}"
     if good < 6:
         broken(
-            f"along {directions - good} of {directions} directions .grad is not the slope of metrics['loss']: {shown}"
+            f"{when}along {directions - good} of {directions} directions .grad is not the slope of metrics['loss']: "
+            f"{shown}"
         )

@@ -12,20 +12,15 @@ from kshot.randomness import seeded
 from kshot.testing.compare import changed, clones, difference, gap, held, named_tensors, tolerance
 from kshot.testing.learner_rule import TABLES, learner_rule, only
 from kshot.testing.rule import broken
-from kshot.testing.subjects import (
-    Case,
-    gradient,
-    gradient_of,
-    precise,
-    restore,
-    state_of,
-)
+from kshot.testing.subjects import Case, gradient, gradients_of, precise, restore, state_of
 
 # --- What a learner sees --------------------------------------------------------------------------
 
 
-def poisoned(y: Tensor, way: int | None) -> Tensor:
-    """Other labels than ``y``; other numbers, NaN among them, where targets are numbers."""
+def poisoned(y: Tensor, way: int | None, kind: str) -> Tensor:
+    """Other labels than ``y``; other numbers, NaN among them, where targets are numbers; other weights of steps."""
+    if kind == "objective":
+        return 1 + 2 * y.flip(1)
     if y.is_floating_point():
         wrong = -1e3 * (y.nan_to_num() + 1)
         wrong.flatten()[::2] = torch.nan
@@ -45,7 +40,7 @@ def query_labels_unseen(case: Case) -> None:
     for poison in (False, True):
         episode = case.episode(split=case.training)
         if poison:
-            y = poisoned(episode.query.y, episode.support.way)
+            y = poisoned(episode.query.y, episode.support.way, case.kind)
             episode = attrs.evolve(episode, query=attrs.evolve(episode.query, y=y))
         gradient(learner, episode)
         restore(learner, state)
@@ -131,9 +126,10 @@ def deterministic(case: Case) -> None:
             f"adapting twice to one episode, predictions differ by {far:.2g} of the greatest one; expected the same: "
             "draw from kshot.generator(support.key[b], purpose)"
         )
-    first, second = (gradient_of(learner, case.episode(split=case.training), seed=3) for _ in range(2))
-    if where := difference(first, second, within=1e-5):
-        broken(f"two gradients of one episode from the same random state: {where}")
+    found_twice = [gradients_of(learner, case.episode(split=case.training), seed=3) for _ in range(2)]
+    for first, second in zip(*found_twice, strict=True):
+        if where := difference(first, second, within=1e-5):
+            broken(f"two gradients of one episode from the same random state: {where}")
 
 
 # --- Queries and batches --------------------------------------------------------------------------
@@ -169,8 +165,8 @@ def _cannot_batch(case: Case) -> str | None:
 @learner_rule(_cannot_batch)
 def batch_equals_singles(case: Case) -> None:
     """Several tasks together give the same predictions as each alone, and their gradient is the mean of the tasks'
-    own; unless ``needs.couples_tasks``. In float64 where the learner can; the gradient only where it does not draw
-    from torch's generator while training (dropout).
+    own, at each of the outer steps where ``meta_gradient`` is a generator; unless ``needs.couples_tasks``. In float64
+    where the learner can; the gradient only where it does not draw from torch's generator while training (dropout).
     """
     learner, cast, dtype = precise(case)
     indices = range(case.size)
@@ -181,16 +177,25 @@ def batch_equals_singles(case: Case) -> None:
             f"{case.size} tasks adapted to together get predictions that differ by {far:.2g} of the greatest one from "
             "those of each task alone; expected the same, or needs.couples_tasks"
         )
-    both = [gradient_of(learner, cast(case.episode(split=case.training)), seed) for seed in (1, 2)]
-    if difference(both[0], both[1]):
+    both = [gradients_of(learner, cast(case.episode(split=case.training)), seed=seed) for seed in (1, 2)]
+    if any(difference(one, other) for one, other in zip(*both, strict=True)):
         return
-    singles = [gradient_of(learner, cast(case.single(i, case.training))) for i in indices]
-    names = both[0].keys() | {n for found in singles for n in found}
-    mean = {n: sum((g[n] for g in singles if n in g), torch.zeros(())) / case.size for n in names}
-    whole = {n: both[0].get(n, torch.zeros_like(mean[n])) for n in names}
+    alone_each = gradients_of(learner, *(cast(case.single(i, case.training)) for i in indices))
+    if len(both[0]) != len(alone_each):
+        broken(
+            f"on {case.size} tasks together it takes {len(both[0])} outer steps, on each alone {len(alone_each)}; "
+            "expected as many, so that chunks of a meta-batch advance together"
+        )
+    for whole, mean in zip(both[0], alone_each, strict=True):
+        _check_mean(case, whole, mean, dtype)
+
+
+def _check_mean(case: Case, whole: dict[str, Tensor], mean: dict[str, Tensor], dtype: torch.dtype) -> None:
     largest = max((float(g.abs().max()) for g in mean.values() if g.numel()), default=0.0)
-    for n in sorted(names):
-        apart = float((mean[n] - whole[n]).abs().max()) / max(largest, 1e-30)
+    for n in sorted(whole.keys() | mean.keys()):
+        known = whole[n] if n in whole else mean[n]
+        zero = torch.zeros_like(known)
+        apart = float((mean.get(n, zero) - whole.get(n, zero)).abs().max()) / max(largest, 1e-30)
         if apart > tolerance(dtype):
             broken(
                 f"the gradient of {n} over {case.size} tasks differs by {apart:.2g} of the greatest gradient from the "

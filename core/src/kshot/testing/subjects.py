@@ -164,15 +164,10 @@ class Case:
     def trained(self) -> Any:
         """A learner after three outer steps, so that nothing is 0 or 1 by its initialisation only."""
         learner = self.build()
-        parameters = [p for p in learner.parameters() if p.requires_grad]
         for step in range(3):
             episode = self.episode(first=step * self.tasks.spec.block * 3, split=self.training)
             gradient(learner, episode, seed=step)
-            with torch.no_grad():
-                for p in parameters:
-                    if p.grad is not None:
-                        p -= 0.05 * p.norm().clamp_min(0.1) * p.grad / p.grad.norm().clamp_min(1e-12)
-                    p.grad = None
+            take_step(learner)
         return learner
 
     @functools.cached_property
@@ -237,22 +232,57 @@ def floats_of(learner: Any) -> torch.dtype:
     return next((p.dtype for p in learner.parameters() if p.is_floating_point()), torch.float32)
 
 
+OUTER_STEPS = 3
+"""So many outer steps on one meta-batch are looked at, of a learner whose ``meta_gradient`` is a generator."""
+
+
+def outer_steps(learner: Any, episode: Episode, seed: int = 0) -> Iterator[Mapping[str, Any]]:
+    """Call ``meta_gradient`` as the engine does: after each of at most ``OUTER_STEPS`` outer steps, its metrics.
+
+    Gradients are in ``.grad``; to clear them, and to step the parameters in between, is the caller's part.
+    """
+    answer: Any = None
+    for step in range(OUTER_STEPS):
+        learner.train()
+        try:
+            with seeded("conformance", seed, step):
+                if step == 0:
+                    answer = learner.meta_gradient(episode)
+                metrics = next(answer, None) if isinstance(answer, Iterator) else answer
+        finally:
+            learner.eval()
+        if metrics is None and step:
+            return
+        if not isinstance(metrics, Mapping):
+            broken(
+                f"meta_gradient gave {type(metrics).__name__}, expected a mapping of scalars, or a generator of them"
+            )
+        yield metrics
+        if not isinstance(answer, Iterator):
+            return
+
+
 def gradient(learner: Any, episode: Episode, seed: int = 0) -> Mapping[str, Any]:
-    """Call ``meta_gradient`` as the engine does, up to its first outer step, and return the metrics."""
-    learner.train()
-    try:
-        with seeded("conformance", seed):
-            answer = learner.meta_gradient(episode)
-            if isinstance(answer, Iterator):
-                rounds = answer
-                answer = next(rounds, None)
-                if hasattr(rounds, "close"):
-                    rounds.close()
-    finally:
-        learner.eval()
-    if not isinstance(answer, Mapping):
-        broken(f"meta_gradient gave {type(answer).__name__}, expected a mapping of scalars, or a generator of them")
-    return answer
+    """The metrics of the first outer step on a meta-batch; its gradient is added to ``.grad``."""
+    return next(outer_steps(learner, episode, seed))
+
+
+def clear(learner: Any) -> None:
+    """No gradient anywhere, as the engine leaves it before each outer step."""
+    for p in learner.parameters():
+        p.grad = None
+
+
+def take_step(learner: Any, gradients: Mapping[str, Tensor] | None = None) -> None:
+    """A small outer step along ``gradients``, or along ``.grad``, which is cleared: a twentieth of each parameter."""
+    if gradients is not None:
+        for n, p in learner.named_parameters():
+            p.grad = gradients[n].clone() if n in gradients else None
+    with torch.no_grad():
+        for p in learner.parameters():
+            if p.requires_grad and p.grad is not None:
+                p -= 0.05 * p.norm().clamp_min(0.1) * p.grad / p.grad.norm().clamp_min(1e-12)
+    clear(learner)
 
 
 def grads(learner: Any) -> dict[str, Tensor]:
@@ -260,15 +290,49 @@ def grads(learner: Any) -> dict[str, Tensor]:
     return {n: p.grad.detach().clone() for n, p in learner.named_parameters() if p.grad is not None}
 
 
-def gradient_of(learner: Any, episode: Episode, seed: int = 0) -> dict[str, Tensor]:
-    """The gradient of one meta-batch, from the learner's present state, which is restored."""
-    state = state_of(learner)
-    for p in learner.parameters():
-        p.grad = None
-    gradient(learner, episode, seed)
-    found = grads(learner)
-    restore(learner, state)
-    return found
+def gradients_of(learner: Any, *parts: Episode, seed: int = 0) -> list[dict[str, Tensor]]:
+    """The mean gradient over ``parts`` at each outer step on them; the learner's state is restored.
+
+    Their generators advance together, as those of the engine's chunks do: each part sees the same parameters and the
+    same buffers at an outer step, and afterwards the parameters are stepped along the mean.
+    """
+    before = state_of(learner)
+    running = [outer_steps(learner, part, seed) for part in parts]
+    found: list[dict[str, Tensor]] = []
+    while True:
+        start = state_of(learner)
+        own: list[dict[str, Tensor]] = []
+        for steps in running:
+            restore(learner, start)
+            clear(learner)
+            if next(steps, None) is not None:
+                own.append(grads(learner))
+        if len(own) < len(running):
+            if own:
+                broken(
+                    f"on {len(own)} of {len(running)} tasks it takes more than {len(found)} outer steps, on the others "
+                    "it does not; expected as many on each, so that chunks of a meta-batch advance together"
+                )
+            restore(learner, before)
+            clear(learner)
+            return found
+        names = {n for each in own for n in each}
+        mean = {n: sum((each[n] for each in own if n in each), torch.zeros(())) / len(own) for n in sorted(names)}
+        found.append(mean)
+        restore(learner, start)
+        take_step(learner, mean)
+
+
+def after(learner: Any, episode: Episode, taken: Sequence[Mapping[str, Tensor]]) -> Iterator[Mapping[str, Any]]:
+    """``outer_steps``, after the first ones, whose gradients were ``taken``: the learner is as ``gradients_of`` had it
+    then."""
+    steps = outer_steps(learner, episode)
+    for gradients in taken:
+        start = state_of(learner)
+        next(steps)
+        restore(learner, start)
+        take_step(learner, gradients)
+    return steps
 
 
 def state_of(learner: Any) -> dict[str, Tensor]:
