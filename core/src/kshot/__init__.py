@@ -15,7 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kshot import episode, errors, functional, inner, kinds, nn, randomness, sampling, testing
+    from kshot import control, episode, errors, functional, inner, kinds, nn, randomness, sampling, testing
     from kshot.backends import Cpu
     from kshot.engine import Engine
     from kshot.episode import Episode, Examples, Objective, Origin, Predictor, Rollout, Support
@@ -45,7 +45,7 @@ _WHERE = {
     "kshot.sampling": ("ClassificationTasks", "Pool"),
     "kshot.spec": ("Needs", "TaskSpec", "Training"),
 }
-_MODULES = ("episode", "errors", "functional", "inner", "kinds", "nn", "randomness", "sampling", "testing")
+_MODULES = ("control", "episode", "errors", "functional", "inner", "kinds", "nn", "randomness", "sampling", "testing")
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
 __all__ = [
@@ -75,6 +75,7 @@ __all__ = [
     "World",
     "backend",
     "check",
+    "control",
     "episode",
     "errors",
     "functional",

@@ -8,7 +8,7 @@ at the engine's door, and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import attrs
@@ -161,8 +161,12 @@ class Episode:
         return int(self.support.key.shape[0])
 
     def for_adapting(self, queries: str) -> Support:
-        """The support as a learner sees it at evaluation: with the query inputs if ``queries`` is ``at_adapt``."""
-        return attrs.evolve(self.support, query_x=self.query.x) if queries == "at_adapt" else self.support
+        """The support as a learner sees it at evaluation: with the query inputs if ``queries`` is ``at_adapt``, and
+        with an environment whose budget is whole, and counted."""
+        support = self.support
+        if isinstance(support.source, Environment):
+            support = attrs.evolve(support, source=Metered(support.source))
+        return attrs.evolve(support, query_x=self.query.x) if queries == "at_adapt" else support
 
 
 class Predictor(Protocol):
@@ -170,28 +174,104 @@ class Predictor(Protocol):
 
     def __call__(self, x: Tensor, /) -> Tensor:
         """``x`` [B, n, *input] -> classification: logits [B, n, N]; regression: values [B, n, *target];
-        sequences: logits [B, T, *target]; control: actions; objective: iterates [B, n, P] at steps ``x``."""
+        sequences: logits [B, T, *target]; control: actions, see ``Policy``; objective: iterates [B, n, P] at steps
+        ``x``."""
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """What plays in an ``Environment``; the predictor of a control task is one.
+
+    A plain function is a policy without chance or memory. One that draws its actions, or remembers what it saw, has
+    the ability ``Begins`` too; called as a function it then gives its most likely action.
+    """
+
+    def __call__(self, observation: Tensor, /) -> Tensor:
+        """``observation`` [B, E, *o] -> actions [B, E, *a] of E trajectories a task.
+
+        Where the spec's ``way`` is a number, actions are discrete: int64 [B, E] in 0..way-1, and ``target_shape`` is
+        (). Else they are real numbers, [B, E, *target_shape]; what an environment does with those outside the spec's
+        ``target_range`` (it cuts them off, as a rule) is its own affair, and is not seen in the ``Rollout``.
+        """
+
+
+@runtime_checkable
+class Begins(Protocol):
+    """A policy with chance or memory of its own: each rollout plays what ``begin`` returns, instead of the policy."""
+
+    def begin(self, key: Tensor, shape: tuple[int, int], /) -> Callable[[Tensor], Tensor]:
+        """Called once before the first step of a rollout of ``shape`` (E, T).
+
+        ``key`` [B] is this rollout's own: of the task, of support or query, and of the rollout's number. A policy's
+        chance comes only from ``kshot.generator(key[b], purpose)`` (``kshot.control.normals`` and ``uniforms`` draw for
+        all tasks), so that B tasks play as each does alone. What is returned is asked once a step, in order, with
+        [B, E, *o], and may keep state until the rollout ends.
+        """
 
 
 @runtime_checkable
 class Environment(Protocol):
-    """The ``source`` of a control task: B environments, stepped together."""
+    """The ``source`` of a control task: B environments, played together. A value, which playing does not change.
 
-    def rollout(self, policy: Predictor, key: Tensor) -> Rollout:
-        """Play ``policy`` for the task's shot of trajectories, with chance from ``key`` [B].
+    A rollout is E trajectories a task, of at most T steps: E is the spec's ``shot`` in the support and its ``query`` in
+    the query. Rollouts are numbered from 0, and each number has chance of its own, a function of the task's key and
+    the number: whoever plays rollout 2 of an episode plays under the same chance. While adapting, numbers 0 to
+    ``spec.rollouts - 1`` can be played, each once; that is the whole budget, so a method that updates k times on fresh
+    trajectories needs ``rollouts >= k`` (``Needs.rollouts``). The query's environment is the same task under other
+    chance and without a budget: training may play it as often as it likes, and judgement plays its rollout 0.
+
+    Register the class with ``kshot.episode.register_value``, so that it is moved, sliced and cast with its episode;
+    what lies in it may begin with B or, for one task (``one_task``), not: then rollouts have no B either.
+    """
+
+    def rollout(self, policy: Policy, number: int = 0) -> Rollout:
+        """Play ``policy`` from the start: trajectories as data, without a graph.
 
         Raises:
-            DataError: the budget of trajectories is used up.
+            DataError: ``number`` lies beyond the budget, or was played already while adapting.
+            TrainingError: the policy's actions have another shape or type than these tasks', or are not finite.
         """
 
 
 @frozen(eq=False)
 class Rollout:
-    """Trajectories: observations [B, E, T, *o], actions [B, E, T, *a], rewards [B, E, T]; E trajectories a task."""
+    """Trajectories, E a task, of T steps.
+
+    Attributes:
+        observations: what the policy saw before each action [B, E, T, *o].
+        actions: what it answered, before the environment cut anything off [B, E, T, *a].
+        rewards: of each step [B, E, T]; 0 once the trajectory has ended.
+        running: whether the step was taken [B, E, T], bool: false once the trajectory has ended. Observations and
+            actions after the end mean nothing.
+        scores: what else the environment judges, {name: [B, E]}: success, regret. Reported beside the return.
+    """
 
     observations: Tensor
     actions: Tensor
     rewards: Tensor
+    running: Tensor = attrs.field(
+        default=attrs.Factory(lambda self: torch.ones_like(self.rewards, dtype=torch.bool), takes_self=True)
+    )
+    scores: Mapping[str, Tensor] = attrs.field(factory=dict)
+
+
+@frozen(eq=False)
+class Metered:
+    """A support's environment during one adaptation: each rollout can be played once. See ``Episode.for_adapting``."""
+
+    environment: Any
+    _played: set[int] = attrs.field(factory=set, init=False)
+
+    def rollout(self, policy: Policy, number: int = 0) -> Rollout:
+        """The environment's own, or DataError where this number was played before."""
+        if number in self._played:
+            raise DataError(
+                f"rollout {number} of the support was played already, and adapting may play each number once; learn "
+                f"from what was seen, or ask for rollout(policy, {max(self._played) + 1}) where tasks allow more"
+            )
+        self._played.add(number)
+        rollout: Rollout = self.environment.rollout(policy, number)
+        return rollout
 
 
 @frozen(eq=False)
@@ -287,13 +367,19 @@ def check_weights(y: Tensor, x: Tensor, who: str) -> None:
         )
 
 
-def _register_as_pytree(cls: type[Any], *children: str) -> None:
-    """``children`` that are present are leaves or subtrees, an ``Objective`` anywhere too; the rest is context."""
-    names = tuple(f.name for f in attrs.fields(cls))
+def register_value(cls: type[Any], *children: str) -> None:
+    """Make an attrs class a value that travels: moved, cast, sliced and stacked with the episode that holds it.
+
+    Args:
+        children: its fields that hold tensors, or values of tensors; so does a field ``source`` by itself, where what
+            it holds is a registered value. All other fields are the same for all tasks.
+    """
+    names = tuple(f.name for f in attrs.fields(cls) if f.init)
 
     def flatten(value: Any) -> tuple[list[Any], Any]:
         fields = {n: getattr(value, n) for n in names}
-        held = {n: v for n, v in fields.items() if isinstance(v, Objective) or (n in children and v is not None)}
+        known = type(fields.get("source")) in pytree.SUPPORTED_NODES
+        held = {n: v for n, v in fields.items() if (n in children and v is not None) or (n == "source" and known)}
         rest = {n: v for n, v in fields.items() if n not in held}
         return list(held.values()), (tuple(held), rest)
 
@@ -301,14 +387,16 @@ def _register_as_pytree(cls: type[Any], *children: str) -> None:
         present, rest = context
         return cls(**dict(zip(present, values, strict=True)), **rest)
 
-    pytree.register_pytree_node(cls, flatten, unflatten, serialized_type_name=f"kshot.{cls.__name__}")
+    name = f"{cls.__module__}.{cls.__qualname__}"
+    pytree.register_pytree_node(cls, flatten, unflatten, serialized_type_name=name)
 
 
-_register_as_pytree(Examples, "x", "y")
-_register_as_pytree(Support, "x", "y", "unlabelled", "semantics", "query_x", "key")
-_register_as_pytree(Episode, "support", "query", "external")
-_register_as_pytree(Rollout, "observations", "actions", "rewards")
-_register_as_pytree(Objective, "initial", "data")
+register_value(Examples, "x", "y")
+register_value(Support, "x", "y", "unlabelled", "semantics", "query_x", "key")
+register_value(Episode, "support", "query", "external")
+register_value(Rollout, "observations", "actions", "rewards", "running", "scores")
+register_value(Metered, "environment")
+register_value(Objective, "initial", "data")
 
 
 VALUES: tuple[type[Any], ...] = (Examples, Support, Episode, Rollout, Objective)

@@ -38,14 +38,40 @@ def mismatches(needs: Needs, spec: TaskSpec, *, built_for: TaskSpec | None = Non
             found.append(
                 f"the learner takes inputs in {list(needs.input_range)}, the tasks' lie in {list(spec.input_range)}"
             )
+    if spec.kind == "control":
+        found += _control_mismatches(needs, spec)
     if built_for is not None:
-        for name in ("input_shape", "target_shape", "semantics_shape"):
+        both_control = spec.kind == built_for.kind == "control"
+        for name in ("input_shape", *(() if both_control else ("target_shape",)), "semantics_shape"):
             if getattr(built_for, name) != getattr(spec, name):
                 found.append(
                     f"the learner was built for {name} {getattr(built_for, name)}, the tasks have {getattr(spec, name)}"
                 )
-        if not needs.variable_way and built_for.way != spec.way:
+        if both_control:
+            if _actions(built_for) != _actions(spec):
+                found.append(f"the learner was built for {_actions(built_for)}, the tasks have {_actions(spec)}")
+        elif not needs.variable_way and built_for.way != spec.way:
             found.append(f"the learner was built for {built_for.way} ways, the tasks have {spec.way}")
+    return found
+
+
+def _actions(spec: TaskSpec) -> str:
+    if spec.way is not None:
+        return f"{spec.way} discrete actions"
+    bounded = "" if spec.target_range is None else f" in {list(spec.target_range)}"
+    return f"continuous actions of shape {list(spec.target_shape)}{bounded}"
+
+
+def _control_mismatches(needs: Needs, spec: TaskSpec) -> list[str]:
+    """What a policy can't play, and rollouts beyond the budget."""
+    found = []
+    if needs.actions != "any" and (needs.actions == "discrete") != (spec.way is not None):
+        found.append(f"the learner's policies take {needs.actions} actions, the tasks have {_actions(spec)}")
+    if spec.rollouts is not None and needs.rollouts > spec.rollouts:
+        found.append(
+            f"the learner plays {needs.rollouts} rollouts while adapting, the tasks allow {spec.rollouts}; take fewer "
+            "updates, or give the tasks more (tasks.rollouts)"
+        )
     return found
 
 

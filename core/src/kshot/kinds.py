@@ -106,9 +106,14 @@ def by_instance(values: Tensor, y: Tensor, way: int) -> Tensor:
 
 
 def control(predictor: Predictor, episode: Episode) -> Scores:
-    """The policy plays in the query's environment -> the mean return of its trajectories [B]."""
-    rewards = episode.query.source.rollout(predictor, episode.support.key).rewards
-    return {"return": rewards.sum(-1).mean(-1)}
+    """The policy plays rollout 0 of the query's environment -> ``return`` [B], and what else the environment judges.
+
+    A trajectory's return is the sum of its rewards, not discounted; a task's is the mean over its ``spec.query``
+    trajectories. A policy that draws its actions (``Begins``) is judged as it plays, by drawing.
+    """
+    played = episode.query.source.rollout(predictor)
+    means = {name: values.double().mean(-1) for name, values in played.scores.items()}
+    return {"return": played.rewards.double().sum(-1).mean(-1), **means}
 
 
 def objective(predictor: Predictor, episode: Episode) -> Scores:

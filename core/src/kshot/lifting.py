@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kshot.episode import Episode, Support, one_task
+from kshot.episode import Begins, Episode, Support, one_task
 from kshot.errors import KshotError, OptionError, TrainingError
 from kshot.inner import State
 
@@ -66,7 +66,24 @@ def _mean_gradient(self: Any, method: Callable[[Any, Any], Any], episodes: Episo
 
 
 def _stacked_predictor(predictors: list[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor]:
-    return lambda x: torch.stack([predict(task) for predict, task in zip(predictors, x, strict=True)])
+    def stacked(x: Tensor) -> Tensor:
+        return torch.stack([predict(task) for predict, task in zip(predictors, x, strict=True)])
+
+    return _StackedPolicies(stacked, predictors) if all(isinstance(p, Begins) for p in predictors) else stacked
+
+
+@frozen(eq=False)
+class _StackedPolicies:
+    """Policies of single tasks, each with chance or memory of its own, as one of all tasks."""
+
+    stacked: Callable[[Tensor], Tensor]
+    policies: list[Any]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.stacked(x)
+
+    def begin(self, key: Tensor, shape: tuple[int, int]) -> Callable[[Tensor], Tensor]:
+        return _stacked_predictor([p.begin(k, shape) for p, k in zip(self.policies, key, strict=True)])
 
 
 class Lift:

@@ -48,9 +48,14 @@ class TaskSpec:
         input_shape: of one input, without B and n, e.g. (1, 28, 28).
         target_shape: of one target; () for class labels and scalars.
         input_range: least and greatest value of an input, or None where unbounded.
-        way: N, or a range; None where the kind has no classes.
-        shot: labelled examples a class (or a task, where there are no classes).
-        query: queries a class (or a task).
+        target_range: least and greatest value of a target that is a number (in control: of a continuous action), or
+            None where unbounded.
+        way: N, or a range; None where the kind has no classes. In control: the number of discrete actions, or None
+            where actions are continuous.
+        shot: labelled examples a class (or a task, where there are no classes). In control: trajectories of a rollout.
+        query: queries a class (or a task). In control: trajectories by which a policy is judged.
+        rollouts: control: how many rollouts, of ``shot`` trajectories each, a learner may play while adapting; None
+            for any number.
         block: where a count is a range, episodes i with the same i // block have the same shape.
         splits: names of the splits.
         split_by: what no two splits share: classes, examples, or only episode indices.
@@ -63,9 +68,11 @@ class TaskSpec:
     input_shape: tuple[int, ...] = attrs.field(converter=_shape)
     target_shape: tuple[int, ...] = attrs.field(default=(), converter=_shape)
     input_range: tuple[float, float] | None = attrs.field(default=None, converter=_range)
+    target_range: tuple[float, float] | None = attrs.field(default=None, converter=_range)
     way: Count | None = attrs.field(default=None, converter=_count)
     shot: Count | None = attrs.field(default=None, converter=_count)
     query: Count | None = attrs.field(default=None, converter=_count)
+    rollouts: int | None = None
     block: int = 1
     splits: tuple[str, ...] = attrs.field(default=("train", "val", "test"), converter=_strings)
     split_by: Literal["class", "example", "index"] = "class"
@@ -77,6 +84,13 @@ class TaskSpec:
             raise DataError(f"TaskSpec: kind is {self.kind!r}, expected one of {', '.join(KIND_NAMES)}")
         if unknown := self.provides - set(PROVISIONS):
             raise DataError(f"TaskSpec: provides {sorted(unknown)}, expected some of {', '.join(PROVISIONS)}")
+        if self.rollouts is not None and self.rollouts < 0:
+            raise DataError(f"TaskSpec: rollouts is {self.rollouts}, expected a number >= 0, or None for any number")
+        if self.kind == "control" and self.way is not None and (not isinstance(self.way, int) or self.target_shape):
+            raise DataError(
+                f"TaskSpec: way is {self.way} and target_shape {self.target_shape}; expected for discrete actions "
+                "their number and (), for continuous ones None and an action's shape"
+            )
         for name, least in (("way", 1), ("shot", 0), ("query", 0)):
             low, high = bounds(getattr(self, name))
             if low is not None and high is not None and not least <= low <= high:
@@ -130,6 +144,8 @@ class Needs:
         variable_way: it takes any way, other than that of the spec it was built for too.
         zero_shot: it takes a support without examples (S = 0), from semantics.
         input_range: the least and greatest input value it can take, or None.
+        actions: control: ``discrete`` or ``continuous`` where it takes only one sort.
+        rollouts: control: the most rollouts it plays while adapting.
         exact_gradient: it claims that ``.grad`` is the derivative of ``metrics["loss"]``; the kit tests it.
         invariant: any of ``labels`` (renumbering the classes renumbers the predictions) and ``order``
             (of the support); claims that the kit tests.
@@ -144,6 +160,8 @@ class Needs:
     variable_way: bool = False
     zero_shot: bool = False
     input_range: tuple[float, float] | None = None
+    actions: Literal["any", "discrete", "continuous"] = "any"
+    rollouts: int = 1
     exact_gradient: bool = False
     invariant: frozenset[str] = attrs.field(default=frozenset(), converter=_set)
 

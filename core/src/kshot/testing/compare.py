@@ -11,12 +11,11 @@ import attrs
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
-from kshot.episode import Episode, Examples, Objective, Origin, Rollout, Support
+from kshot.episode import Episode, Objective, Origin
 
 Facts = dict[str, Tensor]
-
-VALUES = (Examples, Support, Episode, Rollout, Objective)
 
 
 def named_tensors(value: Any, name: str = "") -> Facts:
@@ -29,7 +28,7 @@ def named_tensors(value: Any, name: str = "") -> Facts:
         return {name: value}
     if isinstance(value, Origin):
         return {within(n): torch.from_numpy(np.array(a)) for n, a in value.arrays().items()}
-    if isinstance(value, VALUES):
+    if attrs.has(type(value)) and type(value) in pytree.SUPPORTED_NODES:
         children: Mapping[Any, Any] = {f.name: getattr(value, f.name) for f in attrs.fields(type(value))}
     elif isinstance(value, Mapping):
         children = value
@@ -49,10 +48,10 @@ def facts(episode: Episode, target_shape: tuple[int, ...]) -> Facts:
     """All that can be observed of an episode: its tensors, what its environments answer to standing still, and the
     loss at the initial points of its objectives."""
     found = named_tensors(episode)
+    for name, source in (("support", episode.support.source), ("query", episode.query.source)):
         if isinstance(source, Objective):
             with contextlib.suppress(Exception):  # a broken one is told by a rule of its own
                 found[f"{name}.source.loss"] = source.loss(source.initial)
-    for name, source in (("support", episode.support.source), ("query", episode.query.source)):
         if not hasattr(source, "rollout"):
             continue
         for dtype in (torch.float32, torch.int64):

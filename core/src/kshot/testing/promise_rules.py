@@ -42,7 +42,7 @@ def expected_shape(case: Case, episode: Episode, x: Tensor) -> tuple[int, ...]:
 def predictor_shape(case: Case) -> None:
     """Predictions are finite floating-point numbers in the shape of their kind, for any number of queries, and the
     kind's scorer takes them: classification [B, n, N], regression [B, n, *target], sequence [B, T, *],
-    objective [B, T, P]. Actions may be integers.
+    objective [B, T, P], control [B, n, *target] or, where actions are discrete, int64 [B, n].
     """
     learner = case.warmed()
     whole = case.probe(case.episode())
@@ -51,9 +51,14 @@ def predictor_shape(case: Case) -> None:
         x = whole[:, :n]
         answer = case.predict(learner, case.episode(), x)
         wanted = expected_shape(case, case.episode(), x)
-        if tuple(answer.shape) != wanted and not (case.kind == "control" and answer.shape[:2] == x.shape[:2]):
+        if tuple(answer.shape) != wanted:
             broken(f"predictions for {n} queries a task have shape {tuple(answer.shape)}, expected {wanted}")
-        if case.kind != "control" and not answer.is_floating_point():
+        if (way := case.tasks.spec.way) is not None and case.kind == "control":
+            if answer.dtype != torch.int64 or int(answer.min()) < 0 or int(answer.max()) >= int(way):  # type: ignore[arg-type]
+                broken(
+                    f"actions are {answer.dtype} of {torch.unique(answer).tolist()}, expected int64 from 0 to {way} - 1"
+                )
+        elif not answer.is_floating_point():
             broken(f"predictions are {answer.dtype}, expected floating-point numbers")
         if not bool(torch.isfinite(answer.double()).all()):
             allowed = case.kind == "classification" and bool((answer == -math.inf).any()) and not answer.isnan().any()

@@ -13,8 +13,8 @@ from kshot.errors import OptionError, Unavailable
 from kshot.registry.options import did_you_mean
 
 MODULES = {
-    "tasks": ("task_rules", "objective_rules"),
-    "learners": ("learner_rules", "gradient_rules", "promise_rules", "objective_rules"),
+    "tasks": ("task_rules", "control_rules", "objective_rules"),
+    "learners": ("learner_rules", "gradient_rules", "promise_rules", "control_rules", "objective_rules"),
     "memories": ("memory_rules",),
     "backends": ("backend_rules",),
 }

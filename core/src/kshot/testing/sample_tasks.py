@@ -280,13 +280,13 @@ class CorridorEnvironment:
     """Walkers that step left (0) or right (1); the trajectory ends at its task's end of the corridor.
 
     Attributes:
-        left: whether the end is to the left [B], unseen by the policy.
+        end: where the rewarded end is, 3 or -3 [B], unseen by the policy.
         key: of the environment's chance [B].
         trajectories, horizon: E and T of one rollout.
         rollouts: the budget, or None for any number.
     """
 
-    left: Tensor
+    end: Tensor
     key: Tensor
     trajectories: int
     horizon: int
@@ -299,23 +299,22 @@ class CorridorEnvironment:
         E, T = self.trajectories, self.horizon
         act = control.playing(policy, key, (E, T), way=2)
         slips = control.uniforms(key, "slips", E, T) < 0.1
-        at = torch.zeros(*key.shape, E, device=key.device)
-        target = 3 - 6 * self.left.float()
+        at = self.end.new_zeros(*key.shape, E)
         seen, done, ended = [], [], []
         for t in range(T):
             seen.append(at[..., None] / 3)
             done.append(act(seen[-1]))
             step = torch.where(slips[..., t], 1 - done[-1], done[-1])
             at = at + 2 * step - 1
-            ended.append(at == target[..., None])
+            ended.append(at == self.end[..., None])
         over = torch.stack(ended, -1)
-        rewards = torch.where(over, 1.0, -0.1)
+        rewards = torch.where(over, 1.0, -0.1).to(self.end)
         scores = {"reached": over.any(-1)}
         return control.recorded(torch.stack(seen, -2), torch.stack(done, -1), rewards, over, scores)
 
 
 register_value(PointEnvironment, "goal", "key")
-register_value(CorridorEnvironment, "left", "key")
+register_value(CorridorEnvironment, "end", "key")
 
 
 class Points:
@@ -347,7 +346,7 @@ class Points:
         keys = episode_keys(self.seed, split, indices)
         key, goal = as_tensor(keys), normals(keys, "goal", 2)
         support = PointEnvironment(goal, control.own_key(key, "support"), self._shot, 5, self.spec.rollouts)
-        query = PointEnvironment(goal.clone(), control.own_key(key, "query"), self._query, 5)
+        query = PointEnvironment(goal, control.own_key(key, "query"), self._query, 5)
         return control.episode(support, query, key, origin, self.spec)
 
 
@@ -371,9 +370,9 @@ class Corridors:
         """Environments as ``source`` of support and query; x and y are empty."""
         origin = origin_of(self.spec, self.seed, split, indices)
         keys = episode_keys(self.seed, split, indices)
-        key, left = as_tensor(keys), torch.from_numpy(uniform(keys, "left", 1)[:, 0] < 0.5)
-        support = CorridorEnvironment(left, control.own_key(key, "support"), self._shot, 6, self.spec.rollouts)
-        query = CorridorEnvironment(left.clone(), control.own_key(key, "query"), self._query, 6)
+        key, end = as_tensor(keys), torch.where(torch.from_numpy(uniform(keys, "left", 1)[:, 0] < 0.5), -3.0, 3.0)
+        support = CorridorEnvironment(end, control.own_key(key, "support"), self._shot, 6, self.spec.rollouts)
+        query = CorridorEnvironment(end, control.own_key(key, "query"), self._query, 6)
         return control.episode(support, query, key, origin, self.spec)
 
 

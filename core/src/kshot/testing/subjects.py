@@ -218,7 +218,7 @@ class Case:
         if x.is_floating_point():
             x = x.to(floats_of(learner))
         with torch.no_grad():
-            support = episode.support
+            support = episode.for_adapting("independent")
             if learner.needs.queries == "at_adapt":
                 support = attrs.evolve(support, query_x=x if queries is None else queries)
             predictions = learner.adapt(support)(x)
