@@ -214,7 +214,7 @@ class ClassificationTasks:
         return Episode(
             support=Support(
                 x=x[:, :S],
-                y=_labels(way, shot).expand(len(x), -1).clone(),
+                y=_labels(len(indices), way, shot).clone(),
                 semantics=None if pool.semantics is None else pool.semantics[torch.from_numpy(drawn.classes)],
                 key=randomness.as_tensor(drawn.keys),
                 way=way,
@@ -293,8 +293,9 @@ def draw(pool: Pool, keys: randomness.U64, way: int, shot: int, query: int) -> D
 
 
 @lru_cache(maxsize=64)
-def _labels(way: int, shot: int) -> Tensor:
-    return torch.from_numpy(np.arange(way).repeat(shot))
+def _labels(count: int, way: int, shot: int) -> Tensor:
+    """Labels [count, S] of a support ordered by class."""
+    return torch.from_numpy(np.arange(way).repeat(shot)[None].repeat(count, 0))
 
 
 def check_enough(split: str, pool: Pool, way: int, shot: int, query: int) -> None:
