@@ -1,14 +1,16 @@
 """The inner loop: gradient descent on one task's support, as a function (state, support) -> state.
 
-``descend`` is written for one task, without B, over an unmodified module called through ``torch.func``; ``Lift`` runs
-it for all tasks of a meta-batch. Nothing here knows a learner: MAML, its relatives, policies and context parameters
-differ in the loss they descend and in what they do with the state.
+``descend`` and ``take_steps`` are written for one task, without B, over an unmodified module called through
+``torch.func``; ``Lift`` runs them for all tasks of a meta-batch. Nothing here knows a learner: MAML, its relatives,
+policies and context parameters differ in the loss they descend and in what they do with the state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +25,8 @@ from kshot.errors import TrainingError
 Tensors = Mapping[str, Tensor]
 Loss = Callable[["State", Any], Tensor]
 """(state, data of one task) -> loss []; may write to ``state.buffers``, which are a copy of its own."""
+Update = Callable[[Tensors, Tensors, Any], tuple[Tensors, Any]]
+"""(parameters, their gradients, memory) -> (parameters after a step, memory); the memory is None before the first."""
 
 
 @frozen(eq=False)
@@ -96,21 +100,45 @@ def descend(
     Raises:
         TrainingError: the loss is no scalar.
     """
+    return take_steps(loss, state, itertools.repeat(data, steps), sgd(lr), second_order=second_order)
 
-    def value(parameters: Tensors, buffers: Tensors) -> tuple[Tensor, tuple[Tensors, Tensor]]:
+
+def sgd(lr: float | Tensor | Tensors) -> Update:
+    """theta - lr * gradient, with one rate for all or one for each parameter by name; remembers nothing."""
+
+    def update(parameters: Tensors, gradients: Tensors, memory: Any) -> tuple[Tensors, Any]:
+        rates = lr if isinstance(lr, Mapping) else dict.fromkeys(gradients, lr)
+        return {n: p - rates[n] * gradients[n] for n, p in parameters.items()}, memory
+
+    return update
+
+
+def take_steps(
+    loss: Loss, state: State, batches: Iterable[Any], update: Update, *, second_order: bool = True
+) -> tuple[State, Tensor]:
+    """One step of ``update`` on each of ``batches``, for one task: ``descend`` over minibatches, by any rule.
+
+    Args:
+        batches: what ``loss`` is given at each step.
+        update: its memory begins as None for every task, so that nothing leaks from one to the next.
+        loss, state, second_order: as for ``descend``, as are the returns.
+    """
+
+    def value(data: Any, parameters: Tensors, buffers: Tensors) -> tuple[Tensor, tuple[Tensors, Tensor]]:
         found = loss(State(parameters, buffers), data)
         if not isinstance(found, Tensor) or found.ndim:
             shape = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
             raise TrainingError(f"the inner loss of a task is of {shape}, expected a scalar: take its mean or sum")
         return found, (buffers, found.detach())
 
-    losses = []
-    for _ in range(steps):
+    losses, memory = [], None
+    for data in batches:
         copies = {n: b.clone() for n, b in state.buffers.items()}
         with nullcontext() if second_order else torch.no_grad():
-            gradients, (buffers, before) = torch.func.grad(value, has_aux=True)(state.parameters, copies)
-        rates = lr if isinstance(lr, Mapping) else dict.fromkeys(gradients, lr)
-        state = State({n: p - rates[n] * gradients[n] for n, p in state.parameters.items()}, buffers)
+            slope = torch.func.grad(partial(value, data), has_aux=True)
+            gradients, (buffers, before) = slope(state.parameters, copies)
+        parameters, memory = update(state.parameters, gradients, memory)
+        state = State(parameters, buffers)
         losses.append(before)
     return state, torch.stack(losses) if losses else torch.zeros(0)
 

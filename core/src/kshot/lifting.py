@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from kshot.affine import AffineApart
 from kshot.episode import Begins, Episode, Support, one_task
 from kshot.errors import KshotError, OptionError, TrainingError
 from kshot.inner import State
@@ -208,7 +209,8 @@ def _vmapped(function: Callable[..., Any], state: State, dims: int | None, value
     parameters = state.parameters if dims is None else part(dict(state.parameters))
     run = torch.func.vmap(one, in_dims=(dims, 0, 0), randomness="different")
     buffers = {n: b[first:last].clone() for n, b in state.buffers.items()}
-    return _with_tasks(run(dict(parameters), buffers, part(values)), last - first)
+    with AffineApart():
+        return _with_tasks(run(dict(parameters), buffers, part(values)), last - first)
 
 
 def _task(state: State, dims: int | None, values: Any, b: int) -> tuple[Any, ...]:
@@ -235,7 +237,8 @@ def _concatenate(parts: list[Any]) -> Any:
         return parts[0]
     flat = [pytree.tree_flatten(_with_tasks(p, 0)) for p in parts]
     leaves = [torch.cat(ts) for ts in zip(*(f[0] for f in flat), strict=True)]
-    return _with_tasks(pytree.tree_unflatten(leaves, flat[0][1]), len(leaves[0]))
+    tasks = len(leaves[0]) if leaves else len(parts)
+    return _with_tasks(pytree.tree_unflatten(leaves, flat[0][1]), tasks)
 
 
 def _shapes(value: Any) -> tuple[Any, ...]:
