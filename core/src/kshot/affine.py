@@ -1,8 +1,8 @@
 """Normalisation layers whose weights differ between vmapped tasks: the affine part apart from the normalisation.
 
-``torch.func.vmap`` differentiates ``batch_norm``, ``layer_norm`` and ``instance_norm`` wrongly twice where their weights
-are batched (pytorch/functorch issue 534): values are right, second-order gradients are off by a per cent or so. Inside
-``AffineApart`` the layers compute the same function in two steps, which differentiate rightly.
+``torch.func.vmap`` differentiates ``batch_norm``, ``layer_norm`` and ``instance_norm`` wrongly twice where their
+weights are batched (pytorch/functorch issue 534): values are right, second-order gradients are off by a per cent or so.
+Inside ``AffineApart`` the layers compute the same function in two steps, which differentiate rightly.
 """
 
 from __future__ import annotations
@@ -63,7 +63,13 @@ _APART: dict[Any, Callable[..., Tensor]] = {
 
 
 class AffineApart(TorchFunctionMode):
-    """Inside, the three layers take their weights apart from the normalisation; all else is as it was."""
+    """Inside, the three layers take their weights apart from the normalisation; all else is as it was.
+
+    ``met`` says whether there were any, for those who would save the tenth that a mode costs a small net.
+    """
+
+    met = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.met = self.met or func in _APART
         return _APART.get(func, func)(*args, **(kwargs or {}))

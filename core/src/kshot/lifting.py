@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
@@ -105,7 +106,7 @@ class Lift:
                 f"Lift: strategy {strategy!r}, chunk {chunk}; expected 'auto', 'vmap' or 'loop', and at least 1 task"
             )
         self.strategy, self.chunk = strategy, chunk
-        self._chosen: dict[Any, int | None] = {}
+        self._chosen: dict[Any, Choice] = {}
 
     def map(self, function: Callable[..., Any], state: State, *values: Any) -> Any:
         """``function(state, *values)`` of every task, stacked: each of its tensors begins with B.
@@ -156,34 +157,32 @@ class Lift:
             self._chosen[key] = self._choose(function, state, dims, values)
         first = 0
         while first < B:
-            chunk = self._chosen[key]
-            last = min(first + (chunk or 1), B)
+            choice = self._chosen[key]
+            last = min(first + (choice.chunk or 1), B)
             found = None
-            if chunk is not None:
+            if choice.chunk is not None:
                 try:
-                    found = _vmapped(function, state, dims, values, first, last)
+                    with AffineApart() if choice.apart else nullcontext():
+                        found = _vmapped(function, state, dims, values, first, last)
                 except KshotError:
                     raise
                 except (RuntimeError, ValueError, NotImplementedError) as error:
                     self._give_up(function, error, lambda: function(*_task(state, dims, values, 0)))
-                    self._chosen[key] = None
+                    self._chosen[key] = LOOP
                     continue
             else:
                 found = _stacked(function(*_task(state, dims, values, first)))
             yield (last - first) / B, found
             first = last
 
-    def _choose(self, function: Callable[..., Any], state: State, dims: int | None, values: Any) -> int | None:
-        """How many tasks to vmap at once; None to loop."""
+    def _choose(self, function: Callable[..., Any], state: State, dims: int | None, values: Any) -> Choice:
         if self.strategy == "loop":
-            return None
-        if self.chunk is not None and self.strategy == "vmap":
-            return self.chunk
+            return LOOP
         cost = _cost(function, *_task(state, dims, values, 0))
         heavy = cost.bytes / max(1, cost.operations) > LOOP_ABOVE
         if self.strategy == "auto" and heavy and cost.device == "cpu":
-            return None
-        return self.chunk or max(1, CHUNK_BYTES // max(1, cost.bytes))
+            return LOOP
+        return Choice(self.chunk or max(1, CHUNK_BYTES // max(1, cost.bytes)), cost.apart)
 
     def _give_up(self, function: Callable[..., Any], error: Exception, alone: Callable[[], Any]) -> None:
         """After vmap refused: raise if it was told to vmap, or if the function fails by itself; else warn."""
@@ -209,8 +208,7 @@ def _vmapped(function: Callable[..., Any], state: State, dims: int | None, value
     parameters = state.parameters if dims is None else part(dict(state.parameters))
     run = torch.func.vmap(one, in_dims=(dims, 0, 0), randomness="different")
     buffers = {n: b[first:last].clone() for n, b in state.buffers.items()}
-    with AffineApart():
-        return _with_tasks(run(dict(parameters), buffers, part(values)), last - first)
+    return _with_tasks(run(dict(parameters), buffers, part(values)), last - first)
 
 
 def _task(state: State, dims: int | None, values: Any, b: int) -> tuple[Any, ...]:
@@ -246,12 +244,29 @@ def _shapes(value: Any) -> tuple[Any, ...]:
 
 
 @frozen
+class Choice:
+    """How to run the tasks of one shape.
+
+    Attributes:
+        chunk: how many to vmap at once; None to loop.
+        apart: whether normalisation must take its weights apart, see ``kshot.affine``.
+    """
+
+    chunk: int | None
+    apart: bool = False
+
+
+LOOP = Choice(None)
+
+
+@frozen
 class Cost:
-    """What running one task makes: operations, and the bytes of their results."""
+    """What running one task makes: operations, the bytes of their results, where; and ``Choice.apart``."""
 
     operations: int
     bytes: int
     device: str
+    apart: bool
 
 
 class _Counting(TorchDispatchMode):
@@ -272,7 +287,7 @@ class _Counting(TorchDispatchMode):
 
 def _cost(function: Callable[..., Any], *task: Any) -> Cost:
     state = torch.default_generator.get_state()
-    with _Counting() as counted:
+    with _Counting() as counted, AffineApart() as layers:
         function(*task)
     torch.default_generator.set_state(state)
-    return Cost(counted.operations, counted.bytes, counted.device)
+    return Cost(counted.operations, counted.bytes, counted.device, layers.met)
