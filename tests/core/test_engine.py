@@ -155,46 +155,6 @@ def test_a_learner_without_a_loss_is_trained_by_its_pseudo_gradient():
     assert all(torch.allclose(p, s - 1.0) for p, s in zip(learner.parameters(), start, strict=True))
 
 
-def test_two_processes_give_what_one_gives():
-    """Ranks take every other episode; summed by a world, gradients and statistics are those of one process."""
-    import threading
-
-    class Pair:
-        size = 2
-
-        def __init__(self, rank: int, shared: dict, barrier: threading.Barrier) -> None:
-            self.rank, self.shared, self.barrier = rank, shared, barrier
-
-        def all_reduce(self, tensor):
-            self.shared[self.rank] = tensor
-            self.barrier.wait()
-            total = self.shared[0] + self.shared[1]
-            self.barrier.wait()
-            return total
-
-    from kshot.gradient import MetaBatch, outer_steps
-
-    alone = NearestMean().double()
-    batch = MetaBatch(Doubled(blobs()), "train", range(8, 13), 2, (0, 0))
-    expected = next(outer_steps(alone.train(), list(alone.parameters()), batch, kshot.Cpu()))
-    shared, barrier, found = {}, threading.Barrier(2), {}
-    learners = [NearestMean().double().train() for _ in range(2)]
-
-    def run(rank: int) -> None:
-        backend = kshot.Cpu()
-        backend.world = Pair(rank, shared, barrier)
-        found[rank] = next(outer_steps(learners[rank], list(learners[rank].parameters()), batch, backend))
-
-    threads = [threading.Thread(target=run, args=(r,)) for r in range(2)]
-    [t.start() for t in threads]
-    [t.join(60) for t in threads]
-    for rank in range(2):
-        assert found[rank]["loss"] == pytest.approx(expected["loss"], rel=1e-9)
-        assert states_equal(learners[rank], alone, atol=1e-9)
-        for p, q in zip(learners[rank].parameters(), alone.parameters(), strict=True):
-            assert torch.allclose(p.grad, q.grad, atol=1e-9)
-
-
 def test_evaluation_changes_nothing():
     """Neither parameters, buffers, mode, gradients nor torch's random state; twice is the same."""
     learner = NearestMean(dropout=0.5)

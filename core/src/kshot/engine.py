@@ -1,7 +1,13 @@
-"""The episodic engine: the only loops over episodes. It knows learners by ``.grad`` and predictors by calling them."""
+"""The episodic engine: the only loops over episodes. It knows learners by ``.grad`` and predictors by calling them.
+
+Under several processes each has an engine, and all call the same methods in the same order. They share the work: a
+rank trains on its part of a meta-batch and evaluates its part of the episodes, and every rank has the whole outcome.
+Rank 0 alone has hooks and a run folder, and reads checkpoints for all.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -12,19 +18,20 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from kshot.backends import Cpu
+from kshot.backends import Cpu, OneProcess
 from kshot.beginning import Inherited, inherit
 from kshot.episode import Episode
 from kshot.errors import DataError, MisfitError, OptionError, RunError, TrainingError
 from kshot.evaluation import Perturb, batches_of, describe, result_of, score_episodes
 from kshot.fit import check
-from kshot.gradient import MetaBatch, outer_steps
+from kshot.gradient import MetaBatch, MetaGradient
 from kshot.hookcalls import Hooks
 from kshot.kinds import KINDS
 from kshot.optim import Outer
 from kshot.protocols import Backend, TaskDistribution
+from kshot.ranks import agree, everywhere, exchange, from_first
 from kshot.result import Result
-from kshot.run import RunFolder, load_checkpoint, save_checkpoint
+from kshot.run import RunFolder, digest, load_checkpoint, save_checkpoint
 from kshot.sampling import check_episode
 from kshot.spec import Training
 from kshot.versions import versions
@@ -50,7 +57,7 @@ class Engine:
         chunk: the most tasks computed at once; gradients of the chunks are accumulated to the same mean.
         optimizer: an ``Outer``, its fields, a name, or None for the learner's own.
         backend: where to compute; None is the CPU.
-        hooks: hook plugins, by name or as objects; {name: object} gives names to objects.
+        hooks: hook plugins, by name or as objects; {name: object} gives names to objects. Rank 0 alone has them.
         seed: of dropout and the like while training; recorded.
         run: a folder to write to; None writes nothing.
         validate_on: tasks for validation and evaluation, where they differ from the training's (60-way to 5-way).
@@ -97,7 +104,8 @@ class Engine:
         self.iteration = 0
         self.best = Best()
         self._entered: set[tuple[int, str]] = set()
-        self._hooks = Hooks(hooks, self)
+        self._hooks = Hooks(() if self.backend.world.rank else hooks, self)
+        self._gradient = MetaGradient(self.learner, self.parameters, self.backend)
         self.folder: RunFolder | None = None
         self._run = None if run is None else Path(run)
         self._config = dict(config or {})
@@ -134,6 +142,7 @@ class Engine:
 
         Raises:
             DataError: the first episode is malformed.
+            MisfitError: the processes do not agree on what to train, on what, or how; before any compute.
             TrainingError: a metric is not finite, or the learner broke its protocol; names iteration and episodes.
             HookError: a hook raised.
             RunError: the disk is full; earlier checkpoints are untouched.
@@ -153,6 +162,7 @@ class Engine:
         self.enter(self.tasks, split, self.meta_batch)
         if validate_every is not None:
             self.enter(self.evaluation_tasks, validation_split, 1)
+        self._agree("train", self.learner, self.tasks, train=plan)
         self._open_folder(plan)
         metrics: dict[str, float] = {}
         error: BaseException | None = None
@@ -177,6 +187,7 @@ class Engine:
             self._hooks.end(self.iteration, error)
         if self.best.parameters is not None:
             self.learner.load_state_dict(self.best.parameters)
+        from_first(self.backend.world, lambda: None)  # no rank leaves before the last checkpoint is on the disk
         return metrics
 
     def _outer_step(self, split: str, total: int) -> dict[str, float]:
@@ -188,12 +199,14 @@ class Engine:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.outer.rate(self.iteration, total)
         metrics: Mapping[str, float] = {}
-        for metrics in outer_steps(self.learner, self.parameters, batch, self.backend):
+        for metrics in self._gradient.steps(batch):
             if bad := [n for n, v in metrics.items() if not math.isfinite(v)]:
-                raise TrainingError(
-                    f"iteration {self.iteration + 1}: {', '.join(f'{n} is {metrics[n]}' for n in bad)} on episodes "
-                    f"{indices[0]}..{indices[-1]} of split {split!r}; lower the learning rate, clip gradients "
-                    "(optimizer.clip), or look at these episodes: tasks.sample(split, indices)"
+                raise everywhere(
+                    TrainingError(
+                        f"iteration {self.iteration + 1}: {', '.join(f'{n} is {metrics[n]}' for n in bad)} on episodes "
+                        f"{indices[0]}..{indices[-1]} of split {split!r}; lower the learning rate, clip gradients "
+                        "(optimizer.clip), or look at these episodes: tasks.sample(split, indices)"
+                    )
                 )
             if self.optimizer is not None:
                 if self.outer.clip is not None:
@@ -215,6 +228,9 @@ class Engine:
     ) -> Result:
         """Adapt to each of the first ``episodes`` episodes of ``split`` and score the predictions on its queries.
 
+        Several processes share the batches of episodes, and each has the result, the same as one process has. A hook
+        that evaluates does so alone, as rank 0 is the only one that has it.
+
         Args:
             tasks: other tasks than at construction (another way or shot, longer sequences); checked again.
             learner_options: other options of the learner, such as more inner steps; the parameters stay. For
@@ -223,8 +239,9 @@ class Engine:
             batch: episodes at once; by default what fits the caches.
 
         Raises:
-            MisfitError, DataError: the tasks don't fit or are malformed.
+            MisfitError, DataError: the tasks don't fit or are malformed, or the processes disagree.
         """
+        world = OneProcess() if self._hooks.calling else self.backend.world
         used = self.evaluation_tasks if tasks is None else tasks
         learner = self.learner
         if learner_options:
@@ -235,17 +252,25 @@ class Engine:
             raise OptionError(f"evaluate: episodes is {episodes}, expected at least 1")
         started = time.perf_counter()
         first = self.enter(used, split, 1)
-        rows: dict[str, list[Tensor]] = {}
+        batches = batches_of(episodes, first, used, batch)
+        if world.size > 1:
+            asked = {"split": split, "episodes": episodes, "batch": batch, "perturbed": perturb is not None}
+            self._agree("evaluate", learner, used, evaluate=asked)
+        mine: list[dict[str, Tensor]] = []
         was_training = learner.training
         learner.eval()
         try:
-            batches = batches_of(episodes, first, used, batch)
-            for done, scores in score_episodes(learner, used, split, batches, self.backend, perturb):
-                for name, values in scores.items():
-                    rows.setdefault(name, []).append(values)
+            part = batches[world.rank :: world.size]
+            for done, scores in score_episodes(learner, used, split, part, self.backend, perturb):
+                mine.append(scores)
                 self._hooks.call("evaluation_progress", done=done, episodes=episodes)
         finally:
             learner.train(was_training)
+        parts = exchange(world, mine)
+        rows: dict[str, list[Tensor]] = {}
+        for i in range(len(batches)):
+            for name, values in parts[i % world.size][i // world.size].items():
+                rows.setdefault(name, []).append(values)
         result = result_of(
             rows,
             learner=learner,
@@ -302,6 +327,29 @@ class Engine:
                 f"don't divide; choose a meta_batch that divides {spec.block}, or a larger tasks.block"
             )
 
+    # --- Several processes -------------------------------------------------------------------------------------------
+
+    def _agree(self, call: str, learner: Any, tasks: TaskDistribution, **more: Any) -> None:
+        """Raises MisfitError where the ranks are not at the same call, or do not have the same of anything."""
+        if self.backend.world.size == 1:
+            return
+        described = self.backend.describe()
+        facts = {
+            "call": call,
+            "learner": {
+                **describe(learner),
+                "parameters": {n: digest(t)[:12] for n, t in learner.state_dict().items()},
+            },
+            "tasks": {**describe(tasks), **data_of(tasks)},
+            "evaluation tasks": {**describe(self.evaluation_tasks), **data_of(self.evaluation_tasks)},
+            "engine": {"seed": self.seed, "meta_batch": self.meta_batch, "chunk": self.chunk, "at": self.iteration},
+            "optimizer": self.outer.to_dict(),
+            "backend": {name: described.get(name) for name in ("name", "precision")},
+            "versions": versions(learner, tasks, self.evaluation_tasks, self.backend),
+            **more,
+        }
+        agree(self.backend.world, json.loads(json.dumps(facts, default=str)))
+
     # --- Checkpoints -------------------------------------------------------------------------------------------------
 
     def identity(self) -> dict[str, Any]:
@@ -331,29 +379,24 @@ class Engine:
         }
 
     def save(self, path: str | Path) -> Path:
-        """Write a checkpoint to ``path``, atomically."""
-        save_checkpoint(Path(path), self.state())
+        """Write a checkpoint to ``path``, atomically; rank 0 does."""
+        if self.backend.world.rank == 0:
+            save_checkpoint(Path(path), self.state())
         return Path(path)
 
     def resume(self, checkpoint: str | Path | None = None) -> int:
         """Take up a run: load ``checkpoint``, or the newest of the run folder; returns the outer steps taken.
 
-        A run that was killed before its first checkpoint resumes at 0.
+        A run that was killed before its first checkpoint resumes at 0. Rank 0 reads, for all; a run may go on with
+        another number of processes.
 
         Raises:
             RunError: there is no run, or the checkpoint is truncated, corrupt, newer, or of another learner, other
                 tasks or another training. Nothing is overwritten.
         """
-        if checkpoint is None:
-            if self._run is None:
-                raise RunError("resume: the engine has no run folder; give Engine(run=...) or resume(checkpoint=...)")
-            self.folder = RunFolder.open(self._run)
-            found = self.folder.checkpoints()
-            if not found:
-                return 0
-            checkpoint = found[-1]
-        path = Path(checkpoint)
-        state = load_checkpoint(path)
+        path, state = from_first(self.backend.world, lambda: self._read(checkpoint))
+        if state is None:
+            return 0
         self._check_identity(path, state)
         self.learner.load_state_dict(state["learner"])
         if self.optimizer is not None:
@@ -362,6 +405,18 @@ class Engine:
         self.best = Best(**state["best"])
         self._hooks.load(state["hooks"])
         return self.iteration
+
+    def _read(self, checkpoint: str | Path | None) -> tuple[str, dict[str, Any] | None]:
+        """Where the checkpoint is, and what is in it; nothing where the run has none yet."""
+        if checkpoint is None:
+            if self._run is None:
+                raise RunError("resume: the engine has no run folder; give Engine(run=...) or resume(checkpoint=...)")
+            self.folder = RunFolder.open(self._run)
+            found = self.folder.checkpoints()
+            if not found:
+                return str(self._run), None
+            checkpoint = found[-1]
+        return str(checkpoint), load_checkpoint(Path(checkpoint))
 
     def init_from(self, run: str | Path) -> Inherited:
         """Begin from the parameters of another run (its best validated ones, else its last), not from its state.
@@ -378,14 +433,16 @@ class Engine:
         self._config["init_from"] = inherited.to_dict()
         return inherited
 
-    def _check_identity(self, path: Path, state: Mapping[str, Any]) -> None:
+    def _check_identity(self, path: str, state: Mapping[str, Any]) -> None:
         mine, theirs = self.identity(), state.get("identity", {})
         differing = [n for n in mine if mine[n] != theirs.get(n)]
         if differing:
             lines = "\n".join(f"  - {n}: it has {theirs.get(n)!r}, this run {mine[n]!r}" for n in differing)
-            raise RunError(
-                f"{path} is the checkpoint of another run; nothing was changed:\n{lines}\n"
-                "To begin anew from its parameters: engine.init_from(PATH)"
+            raise everywhere(
+                RunError(
+                    f"{path} is the checkpoint of another run; nothing was changed:\n{lines}\n"
+                    "To begin anew from its parameters: engine.init_from(PATH)"
+                )
             )
 
     def _open_folder(self, plan: Mapping[str, Any]) -> None:
@@ -400,6 +457,7 @@ class Engine:
             "optimizer": self.outer.to_dict(),
             "meta_batch": self.meta_batch,
             "chunk": self.chunk,
+            "processes": self.backend.world.size,
             "seed": self.seed,
             "train": dict(plan),
             **self._config,
@@ -407,15 +465,28 @@ class Engine:
         self.folder = RunFolder.create(self._run, config)
 
     def _checkpoint(self, keep: int) -> None:
-        if self.folder is None or self.backend.world.rank:
+        if self._run is None:
             return
         if not all(bool(torch.isfinite(p.sum())) for p in self.parameters):
-            raise TrainingError(
-                f"iteration {self.iteration}: a parameter is NaN or infinite; no checkpoint was written, the last good "
-                f"one stays; lower the learning rate or clip gradients (optimizer.clip)"
+            raise everywhere(
+                TrainingError(
+                    f"iteration {self.iteration}: a parameter is NaN or infinite; no checkpoint was written, the last "
+                    "good one stays; lower the learning rate or clip gradients (optimizer.clip)"
+                )
             )
+        if self.folder is None:
+            return
         path = self.folder.save(self.iteration, self.state(), keep)
         self._hooks.call("checkpoint_saved", iteration=self.iteration, path=path)
+
+
+def data_of(tasks: TaskDistribution) -> dict[str, Any]:
+    """What tells the episodes of these tasks from those of others."""
+    return {
+        "spec": tasks.spec.to_dict(),
+        "seed": int(getattr(tasks, "seed", 0)),
+        "data": str(getattr(tasks, "fingerprint", "")),
+    }
 
 
 def check_plan(plan: Mapping[str, Any]) -> None:

@@ -23,6 +23,7 @@ class Hooks:
     def __init__(self, hooks: Sequence[Any] | Mapping[str, Any], engine: Engine) -> None:
         from kshot.registry import hook as build
 
+        self.calling = False  # whether one of them is being called
         self._engine = engine
         self._manager = manager()
         named = hooks.items() if isinstance(hooks, Mapping) else ((h if isinstance(h, str) else None, h) for h in hooks)
@@ -39,6 +40,7 @@ class Hooks:
         implementations = caller.get_hookimpls()
         if not implementations:
             return
+        within, self.calling = self.calling, True
         try:
             caller(engine=self._engine, **arguments)
         except KshotError:
@@ -46,6 +48,8 @@ class Hooks:
         except Exception as error:
             who = _guilty(implementations, error)
             raise HookError(f"hook {who!r} raised in {name}: {error!r}") from error
+        finally:
+            self.calling = within
 
     def end(self, iteration: int, error: BaseException | None) -> None:
         """``run_end``; after an error of the run, an error of a hook does not hide it."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from kshot.cli.launch import rank
 from kshot.errors import KshotError, OptionError
 
 FLAGS = "kshot.flags"
@@ -47,10 +48,12 @@ class Group(click.Group):
 
                 traceback.print_exc()
             notes = "".join(f"\n({note})" for note in getattr(error, "__notes__", ()))
-            click.echo(f"kshot: {error}{notes}", err=True)
+            if rank() == 0 or not getattr(error, "everywhere", False):
+                who = f"rank {rank()}: " if rank() else ""
+                click.echo(f"kshot: {who}{error}{notes}", err=True)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
-            click.echo("kshot: interrupted", err=True)
+            say("kshot: interrupted")
             ctx.exit(INTERRUPTED)
 
 
@@ -91,12 +94,19 @@ def split_flags(args: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on standard output."""
+    """One JSON document on standard output, from rank 0."""
     import json
 
-    click.echo(json.dumps(value, indent=1, default=str))
+    tell(json.dumps(value, indent=1, default=str))
+
+
+def tell(text: str) -> None:
+    """A line of the outcome, on standard output, from rank 0."""
+    if rank() == 0:
+        click.echo(text)
 
 
 def say(text: str) -> None:
-    """A line for people, on standard error."""
-    click.echo(text, err=True)
+    """A line for people, on standard error, from rank 0."""
+    if rank() == 0:
+        click.echo(text, err=True)
