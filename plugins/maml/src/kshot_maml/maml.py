@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 import attrs
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -127,6 +128,21 @@ class MAML(nn.Module):
             return full_precision(outputs)
 
         return predict
+
+    def trace(self, episode: Episode) -> Mapping[str, Tensor]:
+        """Predictions on the way (ability ``Explains``): ``outputs`` [B, steps + 1, n, ...] after 0 to ``test_steps``
+        inner steps at ``inputs`` [B, n, *input], with ``targets``, ``support_inputs`` and ``support_targets``.
+        """
+        support, query, steps = episode.support, episode.query, range(self.test_steps + 1)
+
+        def after(theta: State, support: Support, x: Tensor) -> Tensor:
+            states = (self.adapted(theta, support, k)[0] for k in steps)
+            return torch.stack([self.net.predict(state, x, support.x) for state in states])
+
+        with torch.no_grad(), evaluating(self.net):
+            outputs = self.lift.map(after, self.net.state().detach(), support, query.x)
+        seen = {"support_inputs": support.x, "support_targets": support.y}
+        return {"inputs": query.x, "outputs": outputs, "targets": query.y, **seen}
 
 
 def paper_rate(spec: TaskSpec) -> float:
