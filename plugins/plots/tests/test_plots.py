@@ -1,0 +1,147 @@
+"""Pictures: what is drawn is what is in the values, files are whole, and nothing is written over."""
+
+import struct
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import kshot
+from kshot import Engine, Needs, Result
+from kshot.errors import OptionError
+from kshot.testing import sample_tasks
+from kshot_plots import Plots, curves, fit, of_result, of_trace, trajectories, weights, write
+
+
+def result(kind: str, **scores) -> Result:
+    return Result(scores={n: np.asarray(v, float) for n, v in scores.items()}, kind=kind, split="test")
+
+
+def test_a_curve_is_the_mean_over_episodes_with_its_interval():
+    """By hand: two episodes 1 and 3 have mean 2 and half width 1.96 sqrt(2) / sqrt(2)."""
+    figure = curves({"a": result("objective", loss=[1, 3], curve=[[1, 10], [3, 10]])}, "curve")
+    (axes,) = figure.axes
+    assert axes.lines[0].get_ydata().tolist() == [2, 10]
+    assert axes.lines[0].get_xdata().tolist() == [1, 2]
+    band = axes.collections[0].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == pytest.approx((2 - 1.96, 10.0))
+    assert axes.get_yscale() == "log"
+
+
+def test_curves_of_several_results_share_a_picture_and_are_named():
+    """An optimizer that was learned beside one made by hand."""
+    one = result("sequence", error=[0.5], error_by_step=[[0.5, 0.5]])
+    (axes,) = curves({"mann": one, "lstm": one}, "error_by_step").axes
+    assert [t.get_text() for t in axes.get_legend().get_texts()] == ["mann", "lstm"]
+    assert axes.get_yscale() == "linear"
+    assert list(of_result(one)) == ["error_by_step"]
+
+
+def test_a_fit_shows_the_chosen_steps_in_order_of_x():
+    """Queries come in any order; a line through them must not go back."""
+    x = np.array([[[2.0], [0.0], [1.0]]])
+    outputs = np.stack([x + k for k in range(7)], 1)
+    trace = {"inputs": x, "outputs": outputs, "targets": 2 * x, "support_inputs": x, "support_targets": x}
+    (axes,) = fit(trace).axes
+    truth, before, one, five, support = axes.lines
+    assert truth.get_ydata().tolist() == [0, 2, 4]
+    assert before.get_ydata().tolist() == [0, 1, 2]
+    assert one.get_ydata().tolist() == [1, 2, 3]
+    assert five.get_ydata().tolist() == [5, 6, 7]
+    assert [line.get_label() for line in axes.lines] == ["truth", "before", "1 step", "5 steps", "support"]
+    assert support.get_linestyle() == "None"
+
+
+def test_weights_show_every_head_and_only_slots_in_use():
+    """Time to the right, slots downwards; of 9 slots only 3 to 5 are ever used."""
+    w = np.zeros((1, 6, 2, 9))
+    w[0, :, 0, 3], w[0, 2, 1, 5] = 1, 0.5
+    figure = weights({"read_weights": w, "write_weights": w[:, :, :1]})
+    panels = [axes for axes in figure.axes if axes.images and axes.get_title()]
+    assert [axes.get_title() for axes in panels] == ["write", "read head 1", "read head 2"]
+    shown = panels[2].images[0].get_array()
+    assert shown.shape == (3, 6)
+    assert shown[2, 2] == 0.5
+    assert panels[0].images[0].get_extent() == [-0.5, 5.5, 5.5, 2.5]
+
+
+def test_trajectories_have_a_panel_for_each_number_of_updates():
+    """Before and after, on the same axes, with the goal."""
+    paths = np.random.default_rng(0).normal(size=(2, 3, 4, 5, 2))
+    figure = trajectories({"trajectories": paths, "goal": np.array([[0, 0], [0.3, 0.4]])}, task=1)
+    assert [axes.get_title() for axes in figure.axes] == ["before", "after 1 update", "after 2 updates"]
+    assert np.array_equal(figure.axes[1].lines[2].get_xydata(), paths[1, 1, 2])
+    assert figure.axes[0].lines[-1].get_xydata().tolist() == [[0.3, 0.4]]
+
+
+def test_only_what_a_trace_holds_is_drawn():
+    """Learners explain different things; names decide, and images are no curve to fit."""
+    assert of_trace({"attention": torch.zeros(1, 2, 3)}) == {}
+    images = {"inputs": np.zeros((1, 3, 1, 8, 8)), "outputs": np.zeros((1, 2, 3, 5)), "targets": np.zeros((1, 3))}
+    assert of_trace({**images, "support_inputs": images["inputs"], "support_targets": images["targets"]}) == {}
+    assert list(of_trace({"read_weights": torch.ones(1, 4, 1, 3, requires_grad=True)})) == ["weights"]
+
+
+class Explaining(nn.Module):
+    """Predicts the support's mean and says so."""
+
+    needs = Needs(kinds=("regression",))
+
+    def __init__(self, spec) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def meta_gradient(self, episodes):
+        loss = (self.adapt(episodes.support)(episodes.query.x) - episodes.query.y).square().mean()
+        loss.backward()
+        return {"loss": loss.detach()}
+
+    def adapt(self, support):
+        return lambda x: self.scale * support.y.mean(1, keepdim=True).expand(*x.shape[:2], -1)
+
+    def trace(self, episode):
+        out = self.adapt(episode.support)(episode.query.x[..., :1])[:, None]
+        x = episode.query.x[..., :1]
+        seen = {"support_inputs": episode.support.x[..., :1], "support_targets": episode.support.y}
+        return {"inputs": x, "outputs": out, "targets": episode.query.y, **seen}
+
+
+def png_size(path) -> tuple[int, int]:
+    head = path.read_bytes()[:24]
+    assert head[:8] == b"\x89PNG\r\n\x1a\n"
+    return struct.unpack(">II", head[16:])
+
+
+def test_the_hook_writes_pictures_into_the_run_and_keeps_earlier_ones(tmp_path):
+    """By name, as a user asks for it; validation is not drawn, a second test gets a number."""
+    tasks = sample_tasks.Lines()
+    engine = Engine(Explaining(tasks.spec), tasks, run=tmp_path / "run", hooks=["plots"])
+    engine.train(2, validate_every=1, validation_episodes=3)
+    pictures = tmp_path / "run" / "pictures"
+    assert not pictures.exists()
+    engine.evaluate(3)
+    engine.evaluate(3)
+    assert sorted(p.name for p in pictures.iterdir()) == ["fit-2.png", "fit.png"]
+    assert png_size(pictures / "fit.png") == (660, 432)
+
+
+def test_a_folder_can_be_given_and_a_run_without_one_writes_nothing(tmp_path, monkeypatch):
+    """Code writes only where it is told to."""
+    monkeypatch.chdir(tmp_path)
+    tasks = sample_tasks.Lines()
+    Engine(Explaining(tasks.spec), tasks, hooks=["plots"]).evaluate(2)
+    assert list(tmp_path.iterdir()) == []
+    Engine(Explaining(tasks.spec), tasks, hooks=[kshot.hook("plots", folder="here", dpi=50)]).evaluate(2)
+    assert png_size(tmp_path / "here" / "fit.png") == (275, 180)
+
+
+def test_a_picture_is_written_whole_or_not_at_all(tmp_path):
+    """A figure that can't be drawn leaves no half file."""
+    figure = curves({"a": result("objective", loss=[1, 3], curve=[[1, 10], [3, 10]])}, "curve")
+    figure.axes[0].set_title("$\\nonsense{$")
+    with pytest.raises(ValueError, match="nonsense"):
+        write(figure, tmp_path / "curve.png")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(OptionError, match="dpi is 0"):
+        Plots(dpi=0)
