@@ -13,9 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def load_install() -> ModuleType:
     """The script that tox calls before each proof knows what projects there are."""
-    spec = importlib.util.spec_from_file_location(
-        "kshot_repository_install", Path(__file__).with_name("install.py")
-    )
+    spec = importlib.util.spec_from_file_location("kshot_repository_install", Path(__file__).with_name("install.py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

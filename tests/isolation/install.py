@@ -1,10 +1,11 @@
 """What tox runs before each proof: build the distributions under proof and install them, and nothing else of ours.
 
-    python tests/isolation/install.py WORK_DIR plugins/protonet     (or . for the core alone, or all)
+    python tests/isolation/install.py WORK_DIR plugin-protonet     (or core alone, or all)
 
-Each is built as a release is, an sdist and from it the wheel, so that a file missing from the sdist shows. What they
-depend on comes from the package index, ours never do: one call of pip gets all of them as files. Torch and the like
-fill gigabytes, so they are installed once, in WORK_DIR/base-*, which a ``.pth`` file shows to every environment.
+Each is built as a release is, an sdist and from it the wheel, so that a file missing from the sdist shows; once for
+each state of its files, in WORK_DIR/wheels. What they depend on comes from the package index, ours never do: one call
+of pip gets all of them as files. Torch and the like fill gigabytes, so they are installed once, in WORK_DIR/base-*,
+which a ``.pth`` file shows to every environment.
 """
 
 from __future__ import annotations
@@ -58,11 +59,21 @@ def closure(folder: Path) -> list[Path]:
         found.append(each)
         ours = [name for name in required(each) if name.split("-")[0] == "kshot"]
         if missing := set(ours) - set(folder_of):
-            sys.exit(
-                f"install.py: {each} depends on {', '.join(missing)}, which the repository does not have"
-            )
+            sys.exit(f"install.py: {each} depends on {', '.join(missing)}, which the repository does not have")
         waiting += [folder_of[name] for name in ours]
     return found
+
+
+def under_proof(proof: str) -> list[Path]:
+    """The folders of what an environment proves: ``core``, ``plugin-NAME`` with the core, or ``all``."""
+    if proof == "all":
+        return projects()
+    if proof == "core":
+        return [ROOT]
+    named = [folder for folder in projects()[1:] if f"plugin-{folder.name}" == proof]
+    if len(named) != 1:
+        sys.exit(f"install.py: {proof!r} is no proof; expected core, all, or plugin-NAME with the folder of a plugin")
+    return closure(named[0])
 
 
 def run(*command: str, **environment: str) -> None:
@@ -80,9 +91,7 @@ def share_base(work: Path) -> None:
         work.mkdir(parents=True, exist_ok=True)
         half = Path(tempfile.mkdtemp(prefix="base-half-", dir=work))
         # pip unpacks in TMPDIR and moves: within one file system that costs nothing.
-        run(
-            sys.executable, "-m", "pip", "install", "--quiet", "--target", str(half), *needs, TMPDIR=str(work)
-        )
+        run(sys.executable, "-m", "pip", "install", "--quiet", "--target", str(half), *needs, TMPDIR=str(work))
         try:
             half.rename(base)  # at once, so that a second process sees all of it or nothing
         except OSError:  # the second process was faster
@@ -90,22 +99,40 @@ def share_base(work: Path) -> None:
     (Path(sysconfig.get_path("purelib")) / "kshot-base.pth").write_text(f"{base}\n", encoding="utf-8")
 
 
-def build(folder: Path, out: Path) -> Path:
-    """The wheel of a project, built from its sdist."""
-    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(folder))
+def state_of(folder: Path) -> str:
+    """A digest of all files that a project's distributions are made of."""
+    parts = [folder] if folder != ROOT else [ROOT / "core", ROOT / "pyproject.toml", ROOT / "README.md"]
+    digest = hashlib.sha256()
+    for part in parts:
+        for file in sorted(part.rglob("*")) if part.is_dir() else [part]:
+            if file.is_file() and "__pycache__" not in file.parts:
+                digest.update(f"{file.relative_to(folder)}\0".encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def build(folder: Path, work: Path) -> Path:
+    """The wheel of a project, built from its sdist, or as it was built before from the very same files."""
+    out = work / "wheels" / f"{table(folder)['name']}-{state_of(folder)}"
+    if not out.exists():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        half = Path(tempfile.mkdtemp(prefix="half-", dir=out.parent))
+        run(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(half), str(folder))
+        try:
+            half.rename(out)
+        except OSError:  # a second process was faster
+            shutil.rmtree(half)
     (wheel,) = out.glob(f"{table(folder)['name'].replace('-', '_')}-*.whl")
     return wheel
 
 
 def main(work: Path, proof: str) -> None:
-    folders = projects() if proof == "all" else closure((ROOT / proof).resolve())
+    folders = under_proof(proof)
     share_base(work)
     installed = [d.name for d in metadata.distributions(path=[sysconfig.get_path("purelib")])]
     if ours := [name for name in installed if re.match(r"kshot($|[-_.])", name)]:
         run(sys.executable, "-m", "pip", "uninstall", "--quiet", "--yes", *ours)
-    with tempfile.TemporaryDirectory(dir=work) as out:
-        files = [f"{table(f)['name']}[test] @ {build(f, Path(out)).as_uri()}" for f in folders]
-        run(sys.executable, "-m", "pip", "install", "--quiet", *files)
+    files = [f"{table(f)['name']}[test] @ {build(f, work).as_uri()}" for f in folders]
+    run(sys.executable, "-m", "pip", "install", "--quiet", *files)
     run(sys.executable, "-m", "pip", "check")
 
 

@@ -41,9 +41,7 @@ def imports_of(text: str, package: str) -> Iterator[Import]:
         else:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and when == "run":
                 when = "later"
-            if isinstance(node, ast.Try) and any(
-                "ImportError" in ast.unparse(h.type) for h in node.handlers if h.type
-            ):
+            if isinstance(node, ast.Try) and any("ImportError" in ast.unparse(h.type) for h in node.handlers if h.type):
                 when = "perhaps"
             yield from (found for child in ast.iter_child_nodes(node) for found in walk(child, when))
 
@@ -108,19 +106,13 @@ def test_every_import_is_declared(project: Path, install: ModuleType) -> None:
 
 def extras(project: Path, install: ModuleType) -> set[str]:
     """Distributions of the optional dependencies: the kit's pytest plugin imports pytest, which only tests have."""
-    lines = [
-        line for group in install.table(project).get("optional-dependencies", {}).values() for line in group
-    ]
+    lines = [line for group in install.table(project).get("optional-dependencies", {}).values() for line in group]
     return {line.split(">")[0].split("[")[0].strip().lower() for line in lines}
 
 
 def test_nothing_is_declared_in_vain(project: Path, install: ModuleType) -> None:
     """A dependency that nothing imports is paid for by everyone who installs."""
-    used = {
-        found.module.partition(".")[0]
-        for all_found in imports_by_module(project).values()
-        for found in all_found
-    }
+    used = {found.module.partition(".")[0] for all_found in imports_by_module(project).values() for found in all_found}
     idle = [
         name
         for name in install.required(project)
@@ -129,14 +121,10 @@ def test_nothing_is_declared_in_vain(project: Path, install: ModuleType) -> None
     assert idle == []
 
 
-def test_only_the_test_extra_has_pytest(
-    project: Path, install: ModuleType, core: dict[str, list[Import]]
-) -> None:
+def test_only_the_test_extra_has_pytest(project: Path, install: ModuleType, core: dict[str, list[Import]]) -> None:
     """The kit's pytest plugin is loaded by pytest; nothing else may need it."""
     needing = {
-        m
-        for m, found in imports_by_module(project).items()
-        if any(i.module.split(".")[0] == "pytest" for i in found)
+        m for m, found in imports_by_module(project).items() if any(i.module.split(".")[0] == "pytest" for i in found)
     }
     assert needing <= {"kshot.testing.pytest_plugin"}
 
@@ -244,7 +232,5 @@ def test_no_module_of_the_core_names_a_first_party_plugin(root: Path, install: M
             for node in ast.walk(tree)
             if isinstance(node, ast.Constant) and node.value in names
         ]
-        named += [
-            f"{module}: {i.module}" for i in imports_of(file.read_text("utf-8"), module) if i.module in names
-        ]
+        named += [f"{module}: {i.module}" for i in imports_of(file.read_text("utf-8"), module) if i.module in names]
     assert named == []

@@ -22,8 +22,7 @@ pytestmark = pytest.mark.skipif(PROOF is None, reason="only tox says what it ins
 def expected(install: ModuleType) -> set[str]:
     """The distributions of ours that this environment should have."""
     assert PROOF is not None
-    folders = install.projects() if PROOF == "all" else install.closure((install.ROOT / PROOF).resolve())
-    return {install.table(folder)["name"] for folder in folders}
+    return {install.table(folder)["name"] for folder in install.under_proof(PROOF)}
 
 
 def test_nothing_else_of_ours_is_installed(expected: set[str]) -> None:

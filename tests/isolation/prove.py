@@ -1,0 +1,21 @@
+"""Run a plugin's tests, and that nothing else of ours is installed: what tox runs for ``plugin-NAME``.
+
+python tests/isolation/prove.py plugin-protonet [options of pytest]
+"""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from install import ROOT, under_proof
+
+
+def main(proof: str, *options: str) -> int:
+    (folder,) = [f for f in under_proof(proof) if f"plugin-{f.name}" == proof]
+    tests = [str(folder.relative_to(ROOT)), "tests/isolation/test_installed.py"]
+    return pytest.main(["-m", "not slow", *tests, *options])
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
