@@ -1,0 +1,5 @@
+"""Many-armed Bernoulli bandits, for all tasks of a meta-batch at once."""
+
+from kshot_bandits.tasks import Bandits, Environment
+
+__all__ = ["Bandits", "Environment"]
