@@ -84,6 +84,17 @@ def test_each_test_of_a_recipe_and_its_documentation_are_kept(tmp_path: Path) ->
     assert config.about == {"title": "t", "published": {"5w1s": 98.8}}
 
 
+def test_one_recipe_names_the_runs_of_all_seeds(tmp_path: Path) -> None:
+    """A second stage begins from the first stage of the same seed, whether it is in the file or a flag."""
+    text = 'seed = 4\nrun = "runs/two-{seed}"\ninit_from = "runs/one-{seed}"\n'
+    path = recipe(tmp_path, text)
+    config = made(recipe=path)
+    assert (config.run, config.init_from) == ("runs/two-4", "runs/one-4")
+    config = made(recipe=path, seed=5, init_from="elsewhere")
+    assert (config.run, config.init_from) == ("runs/two-5", "elsewhere")
+    assert made().init_from is None
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -91,6 +102,9 @@ def test_each_test_of_a_recipe_and_its_documentation_are_kept(tmp_path: Path) ->
         ("engine = 3", "engine: expected a table [engine], got 3"),
         ("seed = true", "seed: expected a number, got True"),
         ("test = 3", "test: expected tables [[test]]"),
+        ("[[test]]\nlearner = 'a'", "test.learner: expected a table of options of the trained learner, without a name"),
+        ("[[test]]\nlearner = {name = 'a'}", "test.learner: expected a table of options of the trained learner"),
+        ("init_from = 3", "init_from: expected a path, in which {seed} stands for the seed, got 3"),
         ("hooks = 'a'", "hooks: expected a list of names, got 'a'"),
         ("hooks = [1]", "hooks: expected names, got 1"),
         ("hook = {a = 1}", "hook.a: expected a table"),

@@ -50,40 +50,49 @@ class Inherited:
         return "; ".join(parts)
 
 
-def inherit(learner: nn.Module, run: str | Path) -> Inherited:
-    """Give a learner the parameters and buffers of another run that agree with its own by name and shape.
+def trained(run: str | Path) -> tuple[str, int, dict[str, Tensor]]:
+    """What another run ended with: the checkpoint's path, the outer steps taken, and parameters and buffers.
 
     Args:
-        learner: changed in place.
         run: a run folder, of which the best validated parameters are taken, else the last; or a checkpoint.
 
     Raises:
-        RunError: no such run or checkpoint, or nothing in it agrees; the learner is then as it was.
+        RunError: no such run, no checkpoint, or an unusable one.
     """
     path = Path(run)
     if path.is_dir():
         found = RunFolder.open(path).checkpoints()
         if not found:
-            raise RunError(f"{path}: the run has no checkpoint to begin from")
+            raise RunError(f"{path}: the run has no checkpoint to begin from; go on with it: kshot resume {path}")
         path = found[-1]
     state = load_checkpoint(path)
-    best = state["best"]["parameters"] is not None
-    theirs: dict[str, Tensor] = state["best"]["parameters"] if best else state["learner"]
+    best = state["best"]
+    if best["parameters"] is not None:
+        return str(path), int(best["iteration"]), best["parameters"]
+    return str(path), int(state["iteration"]), state["learner"]
+
+
+def inherit(learner: nn.Module, run: str, checkpoint: str, iteration: int, theirs: dict[str, Tensor]) -> Inherited:
+    """Give a learner those of ``theirs``, the parameters and buffers of ``run``, that agree by name and shape.
+
+    Raises:
+        RunError: none agrees; the learner is as it was.
+    """
     own: dict[str, Tensor] = learner.state_dict()
     taken = {n: theirs[n] for n, t in own.items() if n in theirs and theirs[n].shape == t.shape}
     if not any(t.is_floating_point() for t in taken.values()):  # a counter of batches is nothing learnt
         raise RunError(
-            f"{path}: none of its parameters agrees with this {type(learner).__name__}'s by name and shape; it has "
-            f"{_shapes(theirs)}; this learner {_shapes(own)}: begin from a run of the same architecture and options"
+            f"{checkpoint}: none of its parameters agrees with this {type(learner).__name__}'s by name and shape; it "
+            f"has {_shapes(theirs)}; this learner {_shapes(own)}: begin from a run of the same architecture and options"
         )
     with torch.no_grad():
         for name, values in taken.items():
             own[name].copy_(values)
     differing = {n: f"{n} ({list(theirs[n].shape)} there, {list(own[n].shape)} here)" for n in own if n in theirs}
     return Inherited(
-        run=str(run),
-        checkpoint=str(path),
-        iteration=int(state["best"]["iteration"] if best else state["iteration"]),
+        run=run,
+        checkpoint=checkpoint,
+        iteration=iteration,
         taken=tuple(taken),
         initialised=tuple(differing.get(n, n) for n in own if n not in taken),
         unused=tuple(n for n in theirs if n not in own),

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from kshot.backends import Cpu, OneProcess
-from kshot.beginning import Inherited, inherit
+from kshot.beginning import Inherited, inherit, trained
 from kshot.episode import Episode
 from kshot.errors import DataError, MisfitError, OptionError, RunError, TrainingError
 from kshot.evaluation import Perturb, batches_of, describe, result_of, score_episodes
@@ -422,14 +422,17 @@ class Engine:
         """Begin from the parameters of another run (its best validated ones, else its last), not from its state.
 
         Takes what agrees by name and shape, so that a second stage may have parts of its own, and says what it took
-        and what stayed as initialised; the run folder's config records it.
+        and what stayed as initialised; the run folder's config records it. Rank 0 reads, for all.
+
+        Args:
+            run: a run folder, or a checkpoint.
 
         Raises:
             RunError: no such run or checkpoint, nothing in it agrees, or training has begun.
         """
         if self.iteration or self.folder is not None:
             raise RunError(f"init_from: {self.iteration} iterations were taken already; begin with a new engine")
-        inherited = inherit(self.learner, run)
+        inherited = inherit(self.learner, str(run), *from_first(self.backend.world, lambda: trained(run)))
         self._config["init_from"] = inherited.to_dict()
         return inherited
 

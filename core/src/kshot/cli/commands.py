@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from kshot.cli.frame import CHANGEABLE, EPILOG, FLAGS, INTERRUPTED, Group, SectionCommand, print_json, say
+from kshot.cli.frame import CHANGEABLE, EPILOG, FLAGS, INTERRUPTED, Group, SectionCommand, print_json, say, tell
+from kshot.cli.launch import processes
 from kshot.errors import MisfitError
 
 if TYPE_CHECKING:
@@ -35,7 +36,9 @@ Options of plugins and of the engine are the names they have in code
   --hook.NAME.OPTION=VALUE of an extra hook
 Values are read as TOML: 5, 1e-3, true, [1, 2], none, text. A recipe is a
 TOML file with the same names: learner = "protonet", [tasks] way = 5, ...
-and a table [[test]] of task options for each test; flags win over it."""
+and a table [[test]] of task options for each test (test.learner: options of
+the learner that differ in it); flags win over it. In its run and init_from,
+{seed} stands for the seed."""
 
 
 def as_json(command: F) -> F:
@@ -54,6 +57,7 @@ def configured(command: F) -> F:
             click.argument("tasks", required=False),
             click.option("--recipe", type=PATH, metavar="FILE.toml", help="Options from a file."),
             click.option("--seed", type=int, help="Of the learner's initialisation and of training [0]."),
+            click.option("--init-from", metavar="RUN", help="Begin from the parameters of another run."),
             click.option("--iterations", type=int, help="Short for --engine.iterations."),
             click.option("--optimizer", help="Short for --optimizer.name."),
             click.option("--backend", help="Where to compute [cpu]."),
@@ -68,7 +72,7 @@ def config_of(ctx: click.Context, run: str | None = None, **given: Any) -> Confi
     from kshot.cli.config import configure
 
     names = {section: given[section] for section in ("learner", "tasks", "optimizer", "backend")}
-    plain = {name: given[name] for name in ("hooks", "seed", "iterations")}
+    plain = {name: given[name] for name in ("hooks", "seed", "iterations", "init_from")}
     return configure(given["recipe"], ctx.meta[FLAGS], names=names, run=run, **plain)
 
 
@@ -140,7 +144,7 @@ def check(ctx: click.Context, /, json_: bool, **given: Any) -> None:
         print_json({"fits": not reasons, "reasons": reasons, "own": plan.own, **specs})
     elif not reasons:
         own = f" (the learner's own {listed(plan.own)})" if plan.own else ""
-        click.echo(f"{plan.learner['name']} fits {plan.training['name']}{own}")
+        tell(f"{plan.learner['name']} fits {plan.training['name']}{own}")
     else:
         lines = "".join(f"\n  - {reason}" for reason in reasons)
         say(f"kshot: {plan.learner['name']} and {plan.training['name']} don't fit:{lines}")
@@ -192,11 +196,10 @@ def evaluate(ctx: click.Context, run: Path, output: Path | None, quiet: bool, js
     from kshot.cli.runner import evaluate as do
     from kshot.run import write_json
 
-    plan, learner_options = changed_plan(run, ctx.meta[FLAGS])
-    outcome = do(run, plan, learner_options, quiet=quiet)
+    outcome = do(run, changed_plan(run, ctx.meta[FLAGS]), quiet=quiet)
     if output is not None and outcome.rank == 0:
         write_json(output, outcome.to_dict(episodes=True))
-    tell(outcome, json_)
+    tell_outcome(outcome, json_)
 
 
 def finish(ctx: click.Context, work: Callable[[], Outcome], run: Path | None, json_: bool) -> None:
@@ -205,20 +208,21 @@ def finish(ctx: click.Context, work: Callable[[], Outcome], run: Path | None, js
         outcome = work()
     except KeyboardInterrupt:
         begun = run is not None and (run / "config.json").is_file()
-        say(f"\nkshot: interrupted; go on with: kshot resume {run}" if begun else "\nkshot: interrupted")
+        how = "torchrun ... -m kshot" if processes() > 1 else "kshot"
+        say(f"\nkshot: interrupted; go on with: {how} resume {run}" if begun else "\nkshot: interrupted")
         ctx.exit(INTERRUPTED)
-    tell(outcome, json_)
-    if outcome.run is not None and not json_ and outcome.rank == 0:
-        click.echo(f"run: {outcome.run}")
+    tell_outcome(outcome, json_)
+    if outcome.run is not None and not json_:
+        tell(f"run: {outcome.run}")
 
 
-def tell(outcome: Outcome, json_: bool) -> None:
-    if outcome.rank:
-        return
+def tell_outcome(outcome: Outcome, json_: bool) -> None:
     if json_:
         print_json(outcome.to_dict(episodes=False))
         return
-    for result in outcome.results:
-        click.echo(str(result))
+    for label, result in zip(outcome.labels, outcome.results, strict=True):
+        tell(f"{label}: {result}" if label else str(result))
+    for compared in outcome.differences:
+        tell(str(compared))
     spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in outcome.wall.items())
-    click.echo(f"{outcome.iterations} iterations; {spent}")
+    tell(f"{outcome.iterations} iterations; {spent}")

@@ -22,7 +22,7 @@ NAMED = ("learner", "tasks", "optimizer", "backend")
 ABOUT = ("title", "paper", "published", "notes")
 """Keys of a recipe that document it and change nothing."""
 
-PLAIN = ("seed", "run", "hooks", "test")
+PLAIN = ("seed", "run", "init_from", "hooks", "test")
 
 Table = dict[str, Any]
 
@@ -86,6 +86,7 @@ class Config:
     test: tuple[Table, ...] = ()
     seed: int = 0
     run: str | None = None
+    init_from: str | None = None
     about: Table = field(factory=dict)
 
 
@@ -121,13 +122,16 @@ def check_recipe(recipe: Mapping[str, Any], where: str) -> Table:
                 wrong.append(f"{key}: expected a table [{key}], got {value!r}")
         else:
             made[key] = value
-    expected = {"seed": (int, "a number"), "run": (str, "a path"), "hooks": (list, "a list of names")}
+    path = (str, "a path, in which {seed} stands for the seed")
+    expected = {"seed": (int, "a number"), "run": path, "init_from": path, "hooks": (list, "a list of names")}
     for key, (kind, text) in expected.items():
         if key in made and (not isinstance(made[key], kind) or isinstance(made[key], bool)):
             wrong.append(f"{key}: expected {text}, got {made[key]!r}")
     tests = made.get("test", [])
     if not isinstance(tests, list) or not all(isinstance(test, Mapping) for test in tests):
         wrong.append("test: expected tables [[test]], one for each test")
+    elif not all(isinstance(own, Mapping) and "name" not in own for own in (test.get("learner", {}) for test in tests)):
+        wrong.append("test.learner: expected a table of options of the trained learner, without a name")
     if not wrong:
         tables, names = made.get("hook", {}), made.get("hooks", [])
         wrong += [f"hook.{name}: expected a table" for name in tables if not isinstance(tables[name], dict)]
@@ -187,6 +191,7 @@ def configure(
     hooks: str = "",
     seed: int | None = None,
     run: str | None = None,
+    init_from: str | None = None,
     iterations: int | None = None,
 ) -> Config:
     """One configuration of a recipe, section flags and plain flags.
@@ -209,13 +214,20 @@ def configure(
             raise OptionError(f"no {section} named; expected LEARNER TASKS, or --recipe FILE.toml; see kshot list")
     own = {name: dict(options) for name, options in raw.get("hook", {}).items()}
     wanted = [*raw.get("hooks", []), *(name.strip() for name in hooks.split(",") if name.strip())]
+    seed = int(raw.get("seed", 0)) if seed is None else seed
     return Config(
         **{name: raw.get(name, {}) for name in SECTIONS if name not in ("hook", "engine", "evaluate")},
         engine=validate(EngineOptions, raw.get("engine", {}), who="engine"),
         evaluate=validate(EvaluateOptions, raw.get("evaluate", {}), who="evaluate"),
         hook={name: own.get(name, {}) for name in dict.fromkeys([*wanted, *own])},
         test=tuple(raw.get("test", ())),
-        seed=raw.get("seed", 0) if seed is None else seed,
-        run=run or raw.get("run"),
+        seed=seed,
+        run=_of_seed(run or raw.get("run"), seed),
+        init_from=_of_seed(init_from or raw.get("init_from"), seed),
         about={key: raw[key] for key in ABOUT if key in raw},
     )
+
+
+def _of_seed(path: str | None, seed: int) -> str | None:
+    """A path in which ``{seed}`` stands for the seed, so that one recipe serves all seeds."""
+    return None if path is None else path.replace("{seed}", str(seed))

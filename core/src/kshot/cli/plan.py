@@ -12,7 +12,8 @@ from attrs import field, frozen
 
 from kshot import registry
 from kshot.cli.config import Config, Table, overlay
-from kshot.errors import DataError, RunError
+from kshot.cli.launch import processes
+from kshot.errors import DataError, OptionError, RunError
 from kshot.optim import Outer
 from kshot.registry.options import options_of, validate
 from kshot.spec import Training
@@ -30,6 +31,8 @@ class Plan:
         learner, backend: components.
         training: the tasks trained on.
         tests: the tasks of each test.
+        test_learners: for each test, the options of the learner that differ from the trained one's.
+        init_from: the run whose parameters it begins from, or None.
         own: which options of ``training`` are the learner's own choice.
         optimizer, engine, evaluate: options; what is left out is the learner's or the engine's.
         hooks: extra hooks and their options.
@@ -48,6 +51,10 @@ class Plan:
     hooks: dict[str, Table] = field(factory=dict)
     seed: int = 0
     about: Table = field(factory=dict)
+    test_learners: tuple[Table, ...] = field(
+        converter=_tuple, default=attrs.Factory(lambda self: ({},) * len(self.tests), takes_self=True)
+    )
+    init_from: str | None = None
 
     @classmethod
     def of(cls, config: Config) -> Plan:
@@ -67,10 +74,12 @@ class Plan:
         accepted = {option.name for option in options_of(tasks_factory)}
         own = {name: value for name, value in getattr(defaults, "tasks", {}).items() if name in accepted}
         own = {name: value for name, value in own.items() if name not in config.training}
+        wanted = config.test or ({},)
         return cls(
             learner=config.learner,
             training=overlay({**config.tasks, **own}, config.training),
-            tests=[overlay(config.tasks, test) for test in config.test or ({},)],
+            tests=[overlay(config.tasks, {n: v for n, v in test.items() if n != "learner"}) for test in wanted],
+            test_learners=[dict(test.get("learner", {})) for test in wanted],
             own=own if str(config.training.get("name", config.tasks["name"])) == str(config.tasks["name"]) else {},
             optimizer=validate(Outer, config.optimizer, who="optimizer"),
             engine=config.engine,
@@ -79,6 +88,7 @@ class Plan:
             hooks=config.hook,
             seed=config.seed,
             about=config.about,
+            init_from=config.init_from,
         )
 
     @classmethod
@@ -127,7 +137,24 @@ def build_tasks(plan: Plan) -> tuple[Any, tuple[Any, ...]]:
         return once(plan.training), tests
 
 
-def build(plan: Plan, training: Any, tests: Iterable[Any]) -> Parts:
+def build_backend(plan: Plan) -> Any:
+    """The backend, which comes before all else: it is how several processes know of one another.
+
+    Raises:
+        PluginError, OptionError: it can't be built.
+        OptionError: several processes were started, and it knows of one only.
+    """
+    backend = component("backend", plan.backend)
+    if processes() > 1 and backend.world.size == 1:
+        name = plan.backend["name"]
+        raise OptionError(
+            f"{processes()} processes were started together, and backend {name} would have each train for itself; "
+            f"expected one that joins them: --backend=distributed --backend.local={name}"
+        )
+    return backend
+
+
+def build(plan: Plan, training: Any, tests: Iterable[Any], backend: Any) -> Parts:
     """The other components of a plan, for its tasks.
 
     Raises:
@@ -135,7 +162,6 @@ def build(plan: Plan, training: Any, tests: Iterable[Any]) -> Parts:
         MisfitError: the learner's class doesn't fit the tasks.
     """
     hooks = {name: registry.hook(name, **options) for name, options in plan.hooks.items()}
-    backend = component("backend", plan.backend)
     options = without_name(plan.learner)
     learner = registry.learner(str(plan.learner["name"]), training.spec, seed=plan.seed, **options)
     return Parts(learner, training, tuple(tests), backend, hooks)
@@ -143,9 +169,6 @@ def build(plan: Plan, training: Any, tests: Iterable[Any]) -> Parts:
 
 def record(plan: Plan, parts: Parts) -> dict[str, Any]:
     """The plan in plain values, with what was chosen automatically: building from it gives the same."""
-    factory = registry.load(str(plan.backend["name"]), "backends")
-    accepted = {option.name for option in options_of(factory)}
-    chosen = {name: value for name, value in parts.backend.describe().items() if name in accepted}
     own: Training = getattr(parts.learner, "training_defaults", Training())
     settled = attrs.evolve(
         plan,
@@ -154,10 +177,22 @@ def record(plan: Plan, parts: Parts) -> dict[str, Any]:
         tests=[_plain(test) for test in parts.tests],
         optimizer=Outer.of(own, **plan.optimizer).to_dict(),
         engine={"iterations": own.iterations, "meta_batch": own.meta_batch, **plan.engine},
-        backend={**_plain(parts.backend), **chosen},
+        backend=chosen(_plain(parts.backend), parts.backend.describe()),
         hooks={name: without_name(_plain(hook)) for name, hook in parts.hooks.items()},
     )
     return attrs.asdict(settled, recurse=False)
+
+
+def chosen(backend: Table, described: Mapping[str, Any]) -> Table:
+    """The options of a backend, with what it chose where it was left to choose; in the backend within it too."""
+    accepted = {option.name for option in options_of(registry.load(str(backend["name"]), "backends"))}
+    made = dict(backend)
+    for name in accepted & described.keys():
+        value, inner = described[name], backend.get(name)
+        if isinstance(value, Mapping) and "name" in value:
+            value = chosen(dict(inner) if isinstance(inner, Mapping) else {"name": value["name"]}, value)
+        made[name] = value
+    return made
 
 
 def component(group: str, options: Table) -> Any:

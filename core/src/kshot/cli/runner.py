@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,12 +11,17 @@ from typing import Any
 from attrs import evolve, frozen
 
 from kshot import registry
+from kshot.beginning import Inherited
+from kshot.cli.compare import Compared, compare, labels
 from kshot.cli.config import EvaluateOptions, Table, overlay, put_flags
 from kshot.cli.frame import CHANGEABLE, say
-from kshot.cli.plan import Parts, Plan, blame_own, build, build_tasks, listed, record
+from kshot.cli.launch import launch
+from kshot.cli.plan import Parts, Plan, blame_own, build, build_backend, build_tasks, listed, record
 from kshot.engine import Engine
-from kshot.errors import MisfitError, RunError
+from kshot.errors import MisfitError, OptionError, RunError
 from kshot.fit import check, mismatches
+from kshot.gradient import division
+from kshot.ranks import everywhere, first_then_rest, from_first
 from kshot.registry.options import validate
 from kshot.result import Result
 from kshot.run import RunFolder, write_json
@@ -31,21 +37,33 @@ class Outcome:
 
     Attributes:
         results: one for each test.
+        labels: what each test is called where there are several.
         wall: seconds of this process's training and evaluation.
         iterations: outer steps taken in all.
-        rank: of this process; only 0 speaks.
+        rank: of this process; only 0 writes.
     """
 
     results: tuple[Result, ...]
+    labels: tuple[str, ...]
     wall: Mapping[str, float]
     iterations: int
     run: Path | None
     rank: int
 
+    @property
+    def differences(self) -> tuple[Compared, ...]:
+        """Of tests on the same episodes: each from the first."""
+        return compare(self.results, self.labels)
+
     def to_dict(self, episodes: bool) -> dict[str, Any]:
         run = None if self.run is None else str(self.run)
         results = [result.to_dict(episodes) for result in self.results]
-        return {"run": run, "iterations": self.iterations, "wall": dict(self.wall), "results": results}
+        plain: dict[str, Any] = {"run": run, "iterations": self.iterations, "wall": dict(self.wall), "results": results}
+        if any(self.labels):
+            plain["labels"] = list(self.labels)
+        if self.differences:
+            plain["differences"] = [compared.to_dict() for compared in self.differences]
+        return plain
 
 
 def make_engine(plan: Plan, parts: Parts, *, run: Path | None, hooks: Sequence[str]) -> Engine:
@@ -64,12 +82,34 @@ def make_engine(plan: Plan, parts: Parts, *, run: Path | None, hooks: Sequence[s
         seed=plan.seed,
         run=run,
         validate_on=tests[0],
-        config={"cli": record(plan, parts)},
+        config={"cli": record(plan, parts), "launch": launch()},
         **{name: value for name, value in plan.engine.items() if name in ENGINE},
     )
-    for test in tests[1:]:
-        check(parts.learner, test, parts.backend, built_for=parts.training.spec)
+    for variant, test in zip(variants(plan, parts), tests, strict=True):
+        check(variant, test, parts.backend, built_for=parts.training.spec)
     return engine
+
+
+def variants(plan: Plan, parts: Parts) -> list[Any]:
+    """The learner of each test: the trained one, or one like it with other options.
+
+    Raises:
+        OptionError: an option is wrong, or makes a learner that can't take the trained one's parameters.
+    """
+    made = []
+    for options in plan.test_learners:
+        learner = registry.rebuild(parts.learner, parts.training.spec, **options) if options else parts.learner
+        if _shapes(learner) != _shapes(parts.learner):
+            raise OptionError(
+                f"test.learner: {listed(options)} makes a learner of other parameters than the trained one's, which it "
+                "could not take; expected options that change how it adapts, not what it has learned"
+            )
+        made.append(learner)
+    return made
+
+
+def _shapes(learner: Any) -> dict[str, Any]:
+    return {name: t.shape for name, t in learner.state_dict().items()}
 
 
 def preflight(plan: Plan, parts: Parts, engine: Engine) -> None:
@@ -98,33 +138,35 @@ def misfits(plan: Plan, training: Any, tests: Sequence[Any]) -> list[str]:
         if found:
             return list(dict.fromkeys(found))
     try:
-        parts = build(plan, training, tests)
-        built_for = training.spec
-        found = [r for tasks in tests for r in mismatches(parts.learner.needs, tasks.spec, built_for=built_for)]
+        parts = build(plan, training, tests, build_backend(plan))
+        pairs = zip(variants(plan, parts), tests, strict=True)
+        found = [r for one, tasks in pairs for r in mismatches(one.needs, tasks.spec, built_for=training.spec)]
         found += mismatches(parts.learner.needs, training.spec)
         if found:
             return list(dict.fromkeys(found))
-        preflight(plan, parts, make_engine(plan, parts, run=None, hooks=()))
+        engine = make_engine(plan, parts, run=None, hooks=())
+        preflight(plan, parts, engine)
+        if plan.init_from is not None:
+            engine.init_from(plan.init_from)
     except MisfitError as error:  # of a learner in the learner, or of learner and engine
         return [str(error)]
     return []
 
 
 def train(plan: Plan, run: Path | None, *, quiet: bool) -> Outcome:
-    """Train from the beginning, and test.
+    """Train from the beginning, and test. A launcher that restarts its processes finds its own run and goes on.
 
     Raises:
-        RunError: the run folder is not empty; before anything else.
+        RunError: the run folder is not empty; before any data are loaded.
         KshotError: see ``misfits`` and ``kshot.Engine``.
     """
-    if run is not None:
-        refuse_used(run)
-    parts = build(plan, *build_tasks(plan))
-    engine = make_engine(plan, parts, run=run, hooks=built_in(quiet))
-    preflight(plan, parts, engine)
-    if not quiet and parts.backend.world.rank == 0:
-        say(announcement(plan, parts))
-    return finish(plan, parts, engine, run)
+    backend = build_backend(plan)
+    world = backend.world
+    begun = None if run is None else from_first(world, lambda: own_config(run))
+    parts = build(plan, *first_then_rest(world, lambda: build_tasks(plan)), backend)
+    if run is not None and begun is not None:
+        plan, parts = as_begun(plan, parts, run, begun)
+    return begin(plan, parts, run, quiet=quiet, resuming=begun is not None)
 
 
 def resume(run: Path, *, quiet: bool) -> Outcome:
@@ -134,13 +176,52 @@ def resume(run: Path, *, quiet: bool) -> Outcome:
         RunError: there is no such run, or its checkpoint is unusable; nothing is overwritten.
     """
     plan = Plan.of_run(run, RunFolder.open(run).config)
-    parts = build(plan, *build_tasks(plan))
+    backend = build_backend(plan)
+    parts = build(plan, *first_then_rest(backend.world, lambda: build_tasks(plan)), backend)
+    return begin(plan, parts, run, quiet=quiet, resuming=True)
+
+
+def begin(plan: Plan, parts: Parts, run: Path | None, *, quiet: bool, resuming: bool) -> Outcome:
+    """Make the engine, look at the data, take up what was done, and train to the end."""
     engine = make_engine(plan, parts, run=run, hooks=built_in(quiet))
     preflight(plan, parts, engine)
-    done = engine.resume()
-    if not quiet and parts.backend.world.rank == 0:
-        say(f"{announcement(plan, parts)}; going on after iteration {done}")
+    inherited = inherit(plan, engine, run if resuming else None)
+    done = engine.resume() if resuming else 0
+    if not quiet:
+        say(announcement(plan, parts, engine) + (f"; going on after iteration {done}" if resuming else ""))
+        if inherited is not None:
+            say(str(inherited))
     return finish(plan, parts, engine, run)
+
+
+def inherit(plan: Plan, engine: Engine, resumed: Path | None) -> Inherited | None:
+    """Begin from the parameters of the plan's ``init_from``; not where a resumed run has a checkpoint of its own.
+
+    Raises:
+        RunError: nothing in it agrees, or a resumed run, which never came to a checkpoint, had begun from others.
+    """
+    if plan.init_from is None:
+        return None
+    begun: Any = {}
+    if resumed is not None:
+        begun = from_first(engine.backend.world, lambda: _begun(resumed))
+        if begun is None:
+            return None
+    inherited = engine.init_from(plan.init_from)
+    if begun.get("digest", inherited.digest) != inherited.digest:
+        raise everywhere(
+            RunError(
+                f"{resumed} began from {begun.get('checkpoint')}, but {plan.init_from} now holds other parameters; "
+                "train anew, in another folder"
+            )
+        )
+    return inherited
+
+
+def _begun(run: Path) -> Any:
+    """Where a run without a checkpoint began from, as its config says; None where it has a checkpoint to go on from."""
+    folder = RunFolder.open(run)
+    return None if folder.checkpoints() else folder.config.get("init_from", {})
 
 
 def finish(plan: Plan, parts: Parts, engine: Engine, run: Path | None) -> Outcome:
@@ -161,16 +242,16 @@ def evaluate_tests(
     engine: Engine,
     run: Path | None,
     wall: Mapping[str, float],
-    learner_options: Mapping[str, Any] | None = None,
 ) -> Outcome:
     started = time.perf_counter()
-    options = {**plan.evaluate, "learner_options": learner_options}
-    results = tuple(engine.evaluate(**options, tasks=tasks) for tasks in parts.tests)
+    tests = zip(parts.tests, plan.test_learners, strict=True)
+    results = tuple(engine.evaluate(**plan.evaluate, tasks=tasks, learner_options=own or None) for tasks, own in tests)
     wall = {**wall, "evaluation": time.perf_counter() - started}
-    return Outcome(results, wall, engine.iteration, run, parts.backend.world.rank)
+    names = labels(list(zip(plan.tests, plan.test_learners, strict=True)))
+    return Outcome(results, names, wall, engine.iteration, run, parts.backend.world.rank)
 
 
-def evaluate(run: Path, plan: Plan, learner_options: Mapping[str, Any], *, quiet: bool) -> Outcome:
+def evaluate(run: Path, plan: Plan, *, quiet: bool) -> Outcome:
     """Test the newest checkpoint of a run (its best validated parameters, else its last); writes nothing.
 
     Raises:
@@ -178,18 +259,50 @@ def evaluate(run: Path, plan: Plan, learner_options: Mapping[str, Any], *, quiet
     """
     if not RunFolder.open(run).checkpoints():
         raise RunError(f"{run} has no checkpoint yet; expected a trained run: go on with it: kshot resume {run}")
-    parts = build(plan, *build_tasks(plan))
+    backend = build_backend(plan)
+    parts = build(plan, *first_then_rest(backend.world, lambda: build_tasks(plan)), backend)
     engine = make_engine(plan, parts, run=run, hooks=() if quiet else ("progress",))
     for tasks in parts.tests:
         engine.enter(tasks, plan.evaluate.get("split", "test"), 1)
     engine.resume()
     if engine.best.parameters is not None:
         engine.learner.load_state_dict(engine.best.parameters)
-    return evaluate_tests(plan, parts, engine, run, {}, learner_options or None)
+    return evaluate_tests(plan, parts, engine, run, {})
 
 
 def built_in(quiet: bool) -> tuple[str, ...]:
     return ("metrics",) if quiet else ("metrics", "progress")
+
+
+def own_config(run: Path) -> Any:
+    """The config of the run in this folder where this very launch began it; None where nobody began any.
+
+    Raises:
+        RunError: there is another's run in the folder, or anything else.
+    """
+    mine = launch()
+    if mine is not None and (run / "config.json").is_file():
+        config = RunFolder.open(run).config
+        if config.get("launch") == mine:
+            return config
+    refuse_used(run)
+    return None
+
+
+def as_begun(plan: Plan, parts: Parts, run: Path, config: Mapping[str, Any]) -> tuple[Plan, Parts]:
+    """A plan with the automatic choices that its run began with.
+
+    Raises:
+        RunError: the run was begun by another plan.
+    """
+    begun = Plan.of_run(run, config)
+    now = json.loads(json.dumps(record(plan, parts), default=str))
+    differing = [n for n, then in config["cli"].items() if n != "backend" and now.get(n) != then]
+    if differing:
+        lines = "\n".join(f"  - {n}: it has {config['cli'][n]}, this command {now.get(n)}" for n in differing)
+        raise everywhere(RunError(f"{run} was begun by another command; choose another folder with --run:\n{lines}"))
+    plan = evolve(plan, backend=begun.backend)
+    return plan, evolve(parts, backend=build_backend(plan))
 
 
 def refuse_used(run: Path) -> None:
@@ -201,10 +314,11 @@ def refuse_used(run: Path) -> None:
         )
 
 
-def announcement(plan: Plan, parts: Parts) -> str:
-    """What is trained on what, and what of it is the learner's own choice."""
+def announcement(plan: Plan, parts: Parts, engine: Engine) -> str:
+    """What is trained on what, what of it is the learner's own choice, and how processes share the work."""
     own = f" (the learner's own {listed(plan.own)})" if plan.own else ""
-    return f"training {plan.learner['name']} on {plan.training['name']}{own}, {backend_text(parts.backend)}"
+    shared = division(parts.learner.needs, engine.meta_batch, parts.backend.world.size)
+    return f"training {plan.learner['name']} on {plan.training['name']}{own}, {backend_text(parts.backend)}{shared}"
 
 
 def backend_text(backend: Any) -> str:
@@ -213,8 +327,8 @@ def backend_text(backend: Any) -> str:
     return f"{described.get('name', 'backend')} in {described.get('precision', 'its own precision')}{threads}"
 
 
-def changed_plan(run: Path, flags: Sequence[tuple[str, str]]) -> tuple[Plan, Table]:
-    """The plan of a run with the changes of an evaluation, and the learner's changed options.
+def changed_plan(run: Path, flags: Sequence[tuple[str, str]]) -> Plan:
+    """The plan of a run with the changes of an evaluation; tests that it makes alike are one.
 
     Raises:
         RunError: there is no such run.
@@ -223,15 +337,16 @@ def changed_plan(run: Path, flags: Sequence[tuple[str, str]]) -> tuple[Plan, Tab
     plan = Plan.of_run(run, RunFolder.open(run).config)
     changed: Table = {}
     put_flags(changed, flags, CHANGEABLE)
-    tests: list[Table] = []
-    for test in plan.tests:
-        if (options := overlay(test, changed.get("tasks", {}))) not in tests:
-            tests.append(options)
+    tests: list[tuple[Table, Table]] = []
+    for test, own in zip(plan.tests, plan.test_learners, strict=True):
+        both = overlay(test, changed.get("tasks", {})), overlay(own, changed.get("learner", {}))
+        if both not in tests:
+            tests.append(both)
     given = {**plan.evaluate, **changed.get("evaluate", {})}
-    plan = evolve(
+    return evolve(
         plan,
-        tests=tests,
+        tests=[test for test, _ in tests],
+        test_learners=[own for _, own in tests],
         backend=overlay(plan.backend, changed.get("backend", {})),
         evaluate=validate(EvaluateOptions, given, who="evaluate"),
     )
-    return plan, changed.get("learner", {})
