@@ -112,10 +112,17 @@ class Backend(Protocol):
 
 @runtime_checkable
 class PerTask(Protocol):
-    """A learner whose losses can be taken apart by task: for wrappers such as gradient agreement."""
+    """A learner whose meta-gradient parts by task: for wrappers that weigh tasks, such as gradient agreement.
+
+    The gradient of ``losses[b]`` is what ``meta_gradient`` adds for task b alone; that of their mean what it adds for
+    all, with the same chance and the same move of running statistics. So a wrapper differentiates what it makes of the
+    losses and knows of no method: one whose meta-gradient is no loss's (Reptile) gives losses that have it in place of
+    their own gradient.
+    """
 
     def task_losses(self, episodes: Episode) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """-> losses [B], each differentiable, and for each parameter the task's displacement {name: [B, *]}."""
+        """-> losses [B], each with its graph; and the displacement theta - theta' of each task in its inner loop,
+        {name: [B, *]} of whatever parameters adapt, which may have a graph."""
 
 
 @runtime_checkable

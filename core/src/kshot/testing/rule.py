@@ -14,7 +14,14 @@ from kshot.registry.options import did_you_mean
 
 MODULES = {
     "tasks": ("task_rules", "control_rules", "objective_rules"),
-    "learners": ("learner_rules", "gradient_rules", "promise_rules", "control_rules", "objective_rules"),
+    "learners": (
+        "learner_rules",
+        "gradient_rules",
+        "per_task_rules",
+        "promise_rules",
+        "control_rules",
+        "objective_rules",
+    ),
     "memories": ("memory_rules",),
     "backends": ("backend_rules",),
 }
