@@ -1,0 +1,191 @@
+"""MAML for reinforcement learning: Finn, Abbeel & Levine, "Model-agnostic meta-learning for fast adaptation of deep
+networks", 2017 (1703.03400), algorithm 3.
+
+Letters: B meta-batch, E trajectories a task, T steps. Functions of one task carry no B; ``Lift`` runs them for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import attrs
+import torch
+from attrs import frozen
+from torch import Tensor, nn
+
+from kshot import Episode, Lift, Metrics, Needs, Rollout, Support, TaskSpec, Training
+from kshot.episode import register_value
+from kshot.errors import OptionError
+from kshot.inner import State, check_descent, sgd, take_steps
+from kshot_maml_rl import surrogates
+from kshot_maml_rl.policy import Activation, Family, Policy
+
+
+@frozen(eq=False)
+class Batch:
+    """What is learned from: of E trajectories a task, [B, E, T, ...], with the log-probabilities that they had."""
+
+    observations: Tensor
+    actions: Tensor
+    advantages: Tensor
+    running: Tensor
+    log_probability: Tensor
+
+
+register_value(Batch, *(f.name for f in attrs.fields(Batch)))
+
+
+class MamlRL(nn.Module):
+    """Learn a policy from which one policy gradient step, on a few trajectories of the task, leads to a good one.
+
+    Args:
+        spec: the tasks'; fixes observations and actions.
+        hidden: units of the policy's hidden layers.
+        activation: ``tanh`` or ``relu``.
+        initial_std: standard deviation of continuous actions at the start, in units of half their range.
+        adapt_std: whether the inner steps change it too, as in the paper.
+        inner_lr: alpha, for surrogates that are a mean over steps.
+        inner_steps: updates while training; each plays a rollout of its own. 0 trains a policy for all tasks.
+        test_steps: at evaluation and use; None is ``inner_steps``.
+        outer: ``ppo`` takes ``epochs`` steps on the clipped surrogate, ``reinforce`` one policy gradient step.
+        epochs: outer steps on one meta-batch's trajectories; the inner steps are repeated in each.
+        clip: of the clipped surrogate.
+        estimator: what the inner steps descend, and so what second derivatives they have: ``lvc`` or ``dice``, see
+            ``surrogates``. Their gradients are the same.
+        order: ``second`` differentiates through the inner steps; ``first`` takes the inner gradients as constants.
+        discount, gae: gamma, and lambda of the advantage estimates.
+        normalise: advantages to mean 0 and standard deviation 1 within each task.
+        strategy: how the tasks of a meta-batch run: ``vmap`` at once, ``loop`` one after another, ``auto`` chooses.
+
+    Raises:
+        OptionError: negative steps, no epoch, no standard deviation, or an unknown choice.
+    """
+
+    needs = Needs(kinds=("control",), rollouts=0)
+    training_defaults = Training(lr=1e-3, meta_batch=20, iterations=200)
+
+    def __init__(
+        self,
+        spec: TaskSpec,
+        *,
+        hidden: tuple[int, ...] = (100, 100),
+        activation: Activation = "tanh",
+        initial_std: float = 1.0,
+        adapt_std: bool = True,
+        inner_lr: float = 0.1,
+        inner_steps: int = 1,
+        test_steps: int | None = None,
+        outer: Literal["ppo", "reinforce"] = "ppo",
+        epochs: int = 4,
+        clip: float = 0.2,
+        estimator: Literal["lvc", "dice"] = "lvc",
+        order: Literal["second", "first"] = "second",
+        discount: float = 0.99,
+        gae: float = 1.0,
+        normalise: bool = True,
+        strategy: Literal["auto", "vmap", "loop"] = "auto",
+    ) -> None:
+        super().__init__()
+        if inner_steps < 0 or (test_steps or 0) < 0 or epochs < 1 or initial_std <= 0:
+            given = f"inner_steps {inner_steps}, test_steps {test_steps}, epochs {epochs}, initial_std {initial_std}"
+            raise OptionError(f"maml-rl: {given}; expected no negative steps, an epoch or more, and a positive std")
+        self.family = Family(spec, activation, len(hidden) + 1)
+        self.net = self.family.net(hidden, initial_std)
+        self.adapt_std, self.inner_lr, self.second_order = adapt_std, inner_lr, order == "second"
+        self.inner_steps, self.test_steps = inner_steps, inner_steps if test_steps is None else test_steps
+        self.outer, self.epochs, self.clip = outer, epochs if outer == "ppo" else 1, clip
+        self.estimator = surrogates.dice if estimator == "dice" else surrogates.lvc
+        self.advantages: Any = {"discount": discount, "gae": gae, "normalise": normalise}
+        self.lift = Lift(strategy)
+        self.needs = attrs.evolve(type(self).needs, rollouts=self.test_steps)
+
+    def theta(self) -> State:
+        """What the inner steps change; a standard deviation that they don't is held as a buffer."""
+        changed = dict(self.net.named_parameters())
+        fixed = {} if self.adapt_std or self.family.discrete else {"log_std": changed.pop("log_std")}
+        return State(changed, fixed)
+
+    def policy(self, theta: State) -> Policy:
+        """The policies of B tasks, theta [B, *]."""
+        return Policy(self.family, {**theta.parameters, **theta.buffers})
+
+    def log_probability(self, theta: State, observations: Tensor, actions: Tensor) -> Tensor:
+        """log pi_theta(a | o) of one task's steps [E, T]."""
+        return self.family.log_probability({**theta.parameters, **theta.buffers}, observations, actions)
+
+    def batch(self, theta: State, played: Rollout) -> Batch:
+        """What is learned from a rollout of the policies theta [B, *]."""
+        seen, done, running = played.observations, played.actions, played.running
+        old = self.lift.map(self.log_probability, theta, seen, done)
+        found = surrogates.advantages(seen, played.rewards, running, **self.advantages)
+        return Batch(seen, done, found.to(old), running, old)
+
+    def log_ratio(self, theta: State, batch: Batch) -> Tensor:
+        """log pi_theta - log pi_played of one task's steps [E, T]; 0 after the end."""
+        now = self.log_probability(theta, batch.observations, batch.actions)
+        return (now - batch.log_probability) * batch.running
+
+    def inner_loss(self, theta: State, batch: Batch) -> Tensor:
+        """L of one task (eq. 4): minus the surrogate, whose gradient is the policy gradient."""
+        return -self.estimator(self.log_ratio(theta, batch), batch.advantages)
+
+    def adapted(self, theta: State, batches: list[Batch]) -> tuple[State, Tensor]:
+        """theta' = theta - alpha grad L(theta) on each of ``batches`` in turn (line 7) of one task; and the losses."""
+        return take_steps(self.inner_loss, theta, batches, sgd(self.inner_lr), second_order=self.second_order)
+
+    @torch.no_grad()
+    def play(self, support: Support, steps: int) -> tuple[list[State], list[Batch], list[Rollout]]:
+        """Lines 5 to 7 for B tasks: the policies [B, *] before and after each of ``steps`` updates, with what was
+        played, and learned, between them. Rollout k is that of update k.
+        """
+        B, start = len(support.key), self.theta().detach()
+        stacked = [{n: t.expand(B, *t.shape) for n, t in held.items()} for held in (start.parameters, start.buffers)]
+        states, batches, rollouts = [State(stacked[0], stacked[1], B)], [], []
+        for number in range(steps):
+            rollouts.append(support.source.rollout(self.policy(states[-1]), number))
+            batches.append(self.batch(states[-1], rollouts[-1]))
+            after, losses = self.lift.map(lambda t, batch: self.adapted(t, [batch]), states[-1], batches[-1])
+            check_descent(losses, "maml-rl")
+            states.append(after.detach())
+        return states, batches, rollouts
+
+    def task(self, theta: State, batches: list[Batch], judged: Batch) -> tuple[Mapping[str, Tensor], State]:
+        """The outer loss of one task: of theta', on trajectories that theta' played (lines 8 and 10)."""
+        after, losses = self.adapted(theta, batches)
+        log_ratio = self.log_ratio(after, judged)
+        gain = surrogates.clipped(log_ratio, judged.advantages, self.clip) if self.outer == "ppo" else None
+        gain = surrogates.lvc(log_ratio, judged.advantages) if gain is None else gain
+        return {"loss": -gain, "inner": losses}, after
+
+    def meta_gradient(self, episodes: Episode) -> Iterator[Metrics]:
+        """Algorithm 3: play, update, play again; then ``epochs`` outer steps on what was played, theta' anew in each.
+
+        Metrics are the outer loss, and the returns of the policies before and after the updates.
+        """
+        states, batches, rollouts = self.play(episodes.support, self.inner_steps)
+        played = episodes.query.source.rollout(self.policy(states[-1]))
+        judged = self.batch(states[-1], played)
+        returns = {"return": mean_return(played), "return_before": mean_return((*rollouts, played)[0])}
+        for _ in range(self.epochs):
+            metrics, _ = self.lift.mean_gradient(self.task, self.theta(), batches, judged)
+            check_descent(metrics.pop("inner"), "maml-rl", episodes.origin)
+            yield {"loss": metrics["loss"].mean(), **returns}
+
+    def adapt(self, support: Support) -> Policy:
+        """``test_steps`` updates, each on a rollout of its own; the policies that come of it draw their actions."""
+        return self.policy(self.play(support, self.test_steps)[0][-1])
+
+    @torch.no_grad()
+    def trace(self, episode: Episode) -> Mapping[str, Tensor]:
+        """How the policies play the query's rollout 0 after 0 to ``test_steps`` updates (ability ``Explains``):
+        ``observations`` [B, steps + 1, E, T, *o], ``rewards`` and ``running`` [B, steps + 1, E, T].
+        """
+        states, _, _ = self.play(episode.support, self.test_steps)
+        played = [episode.query.source.rollout(self.policy(theta)) for theta in states]
+        return {n: torch.stack([getattr(p, n) for p in played], 1) for n in ("observations", "rewards", "running")}
+
+
+def mean_return(played: Rollout) -> Tensor:
+    """The mean return of a rollout's trajectories, not discounted."""
+    return played.rewards.sum(-1).mean()

@@ -1,0 +1,471 @@
+"""MAML for policies: exact identities on bandits by enumeration, by-hand advantages, and that it learns."""
+
+import itertools
+import math
+
+import attrs
+import numpy as np
+import pytest
+import torch
+
+import kshot
+from kshot import Engine, Rollout, TaskSpec
+from kshot.errors import MisfitError, OptionError, TrainingError
+from kshot.inner import State
+from kshot.testing import sample_tasks
+from kshot_maml_rl import MamlRL, surrogates
+from kshot_maml_rl.maml_rl import Batch
+
+CHANCES = (0.8, 0.3)
+BANDIT = TaskSpec(kind="control", input_shape=(3,), way=2, shot=4, query=4)
+
+
+# --- A two-armed bandit, exactly ------------------------------------------------------------------
+# The policy sees its last arm and what it paid, so that earlier actions lead to later states.
+
+
+def every_trajectory(T, blind=False):
+    """All courses of T pulls: observations [E, T, 3], actions [E, T], payments [E, T], and the environment's share of
+    each course's probability [E]."""
+    rows = []
+    for arms in itertools.product((0, 1), repeat=T):
+        for paid in itertools.product((0.0, 1.0), repeat=T):
+            seen, chance, last = [], 1.0, [0.0, 0.0, 0.0]
+            for arm, pay in zip(arms, paid, strict=True):
+                seen.append([1.0, 1.0, 1.0] if blind else last)
+                chance *= CHANCES[arm] if pay else 1 - CHANCES[arm]
+                last = [float(arm == 0), float(arm == 1), pay]
+            rows.append((seen, list(arms), list(paid), chance))
+    observations, actions, payments, shares = zip(*rows, strict=True)
+    as_double = lambda v: torch.tensor(v, dtype=torch.float64)  # noqa: E731
+    return as_double(observations), torch.tensor(actions), as_double(payments), as_double(shares)
+
+
+def learner_of(**options):
+    return kshot.learner("maml-rl", BANDIT, hidden=(3,), **{"estimator": "dice", **options}).double()
+
+
+def log_pi(learner, parameters, observations, actions):
+    """By torch.distributions, of a net written out."""
+    h = torch.tanh(observations @ parameters["weight0"].T + parameters["bias0"])
+    logits = h @ parameters["weight1"].T + parameters["bias1"]
+    return torch.distributions.Categorical(logits=logits).log_prob(actions)
+
+
+def exact_return(learner, parameters, T, blind=False):
+    """E[sum of payments], the sum over all courses; differentiable in the parameters as often as one likes."""
+    observations, actions, payments, shares = every_trajectory(T, blind)
+    likelihood = shares * log_pi(learner, parameters, observations, actions).sum(-1).exp()
+    assert float(likelihood.detach().sum()) == pytest.approx(1, abs=1e-12)
+    return (likelihood * payments.sum(-1)).sum()
+
+
+def exact_batch(learner, parameters, T, baseline=0.0, blind=False):
+    """All courses as a batch of one task whose mean over trajectories is the expectation under ``parameters``."""
+    observations, actions, payments, shares = every_trajectory(T, blind)
+    logp = log_pi(learner, parameters, observations, actions).detach()
+    weight = shares * logp.sum(-1).exp() * len(shares)
+    advantages = surrogates.rewards_to_go(payments, 1.0) - baseline * (1 + observations.sum(-1) + torch.arange(T))
+    return Batch(observations, actions, weight[:, None] * advantages, torch.ones_like(payments, dtype=torch.bool), logp)
+
+
+def flat(tensors):
+    return torch.cat([t.reshape(-1) for t in tensors])
+
+
+def derivatives(learner, function, direction):
+    """Gradient of ``function`` of the parameters, and its Hessian times ``direction``."""
+    theta = {n: p.detach().clone().requires_grad_() for n, p in learner.net.items()}
+    gradient = torch.autograd.grad(function(theta), list(theta.values()), create_graph=True)
+    product = torch.autograd.grad((flat(gradient) * direction).sum(), list(theta.values()))
+    return flat(gradient).detach(), flat(product)
+
+
+@pytest.mark.parametrize("baseline", [0.0, 0.7])
+@pytest.mark.parametrize("estimator", ["dice", "lvc"])
+def test_the_surrogates_gradient_is_that_of_the_return(estimator, baseline):
+    """Against enumeration, with any baseline of the observations; a mean over steps is the return over T."""
+    learner = learner_of(estimator=estimator)
+    direction = torch.ones(sum(p.numel() for p in learner.parameters()), dtype=torch.float64)
+    batch = exact_batch(learner, learner.net, 3, baseline)
+    mine, _ = derivatives(learner, lambda theta: -learner.inner_loss(State(theta, {}), batch), direction)
+    exact, _ = derivatives(learner, lambda theta: exact_return(learner, theta, 3) / 3, direction)
+    assert exact.norm() > 1e-3
+    assert torch.allclose(mine, exact, atol=1e-12)
+
+
+def test_dice_has_the_returns_second_derivative_and_lvc_only_where_actions_lead_nowhere():
+    """What the meta-gradient needs. Blind policies can't be led anywhere: there both are exact."""
+    generator = torch.Generator().manual_seed(3)
+    for estimator, blind, same in (("dice", False, True), ("lvc", True, True), ("dice", True, True), ("lvc", False, False)):
+        learner = learner_of(estimator=estimator)
+        size = sum(p.numel() for p in learner.parameters())
+        direction = torch.randn(size, generator=generator, dtype=torch.float64)
+        batch = exact_batch(learner, learner.net, 3, 0.7, blind)
+        _, mine = derivatives(learner, lambda t, b=batch, s=learner: -s.inner_loss(State(t, {}), b), direction)  # noqa: B023
+        _, exact = derivatives(learner, lambda t, s=learner, b=blind: exact_return(s, t, 3, b) / 3, direction)
+        assert exact.norm() > 1e-3
+        apart = float((mine - exact).norm() / exact.norm())
+        assert (apart < 1e-10) == same
+        assert same or apart > 0.05
+
+
+@pytest.mark.parametrize("outer", ["ppo", "reinforce"])
+@pytest.mark.parametrize("steps", [1, 2])
+def test_the_meta_gradient_is_that_of_the_exact_meta_objective(outer, steps):
+    """J(theta + alpha grad J(theta)) by enumeration, differenced along random directions; two updates too."""
+    T, alpha = 2, 2.0
+    learner = learner_of(inner_lr=alpha, inner_steps=steps, outer=outer, epochs=1)
+    names = list(learner.net)
+
+    def update(parameters):
+        tied = {n: p.detach().clone().requires_grad_() for n, p in parameters.items()}
+        slopes = torch.autograd.grad(exact_return(learner, tied, T) / T, [tied[n] for n in names])
+        return {n: tied[n].detach() + alpha * g for n, g in zip(names, slopes, strict=True)}
+
+    def objective(parameters):
+        for _ in range(steps):
+            parameters = update(parameters)
+        return float(exact_return(learner, parameters, T) / T)
+
+    theta = {n: p.detach().clone() for n, p in learner.net.items()}
+    states = [theta]
+    for _ in range(steps):
+        states.append(update(states[-1]))
+    batches = [exact_batch(learner, s, T, baseline=0.4) for s in states]
+    stacked = kshot.episode.map_tensors(lambda t: t[None], batches)
+    learner.lift.mean_gradient(learner.task, learner.theta(), stacked[:-1], stacked[-1])
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(5):
+        along = {n: torch.randn(p.shape, generator=generator, dtype=torch.float64) for n, p in theta.items()}
+        h = 1e-5
+        values = [objective({n: theta[n] + sign * h * along[n] for n in names}) for sign in (1, -1)]
+        slope = (values[0] - values[1]) / (2 * h)
+        claimed = -sum(float((learner.net[n].grad * along[n]).sum()) for n in names)
+        assert abs(slope) > 1e-4
+        assert claimed == pytest.approx(slope, rel=1e-6)
+
+
+def test_sampled_gradients_are_right_on_average():
+    """What the environment plays and the policy draws agree with the log-probabilities: 40,000 trajectories."""
+    t = kshot.tasks("bandits", arms=2, shot=40000, horizon=2, history=True) if _has("bandits") else None
+    if t is None:
+        pytest.skip("kshot-bandits is not here")
+    learner = kshot.learner("maml-rl", t.spec, hidden=(3,), normalise=False, discount=1.0, seed=2).double()
+    e = kshot.episode.map_tensors(lambda x: x.double() if x.is_floating_point() else x, t.sample("train", [0]))
+    e.support.source.chances[:] = torch.tensor(CHANCES, dtype=torch.float64)
+    _, batches, _ = learner.play(e.support, 1)
+    batch = kshot.episode.one_task(batches[0], 0)
+    direction = torch.ones(sum(p.numel() for p in learner.parameters()), dtype=torch.float64)
+    mine, _ = derivatives(learner, lambda theta: -learner.inner_loss(State(theta, {}), batch), direction)
+    exact, _ = derivatives(learner, lambda theta: exact_return(learner, theta, 2) / 2, direction)
+    assert float((mine - exact).norm() / exact.norm()) < 0.05
+
+
+def _has(name):
+    return any(p.name == name for p in kshot.plugins())
+
+
+# --- Policies -------------------------------------------------------------------------------------
+
+
+def test_log_probabilities_are_those_of_torch_distributions():
+    """Continuous ones in units of half the range, a constant away from the action's own density."""
+    spec = TaskSpec(kind="control", input_shape=(2,), target_shape=(3,), target_range=(-0.1, 0.3), shot=2, query=2)
+    learner = MamlRL(spec, hidden=(5,), activation="relu", initial_std=0.4).double()
+    generator = torch.Generator().manual_seed(0)
+    x, a = (torch.randn(4, 6, n, generator=generator, dtype=torch.float64) for n in (2, 3))
+    p = learner.net
+    means = 0.1 + 0.2 * (torch.relu(x @ p["weight0"].T + p["bias0"]) @ p["weight1"].T + p["bias1"])
+    expected = torch.distributions.Normal(means, 0.2 * p["log_std"].exp()).log_prob(a).sum(-1) + 3 * math.log(0.2)
+    assert torch.allclose(learner.log_probability(learner.theta(), x, a), expected, atol=1e-10)
+
+
+@pytest.mark.parametrize("tasks", [sample_tasks.Points, sample_tasks.Corridors])
+def test_stacked_policies_are_each_tasks_own(tasks):
+    """One product for all tasks, against one net after another."""
+    spec = tasks().spec
+    learner = MamlRL(spec, hidden=(7, 5)).double()
+    generator = torch.Generator().manual_seed(0)
+    stacked = {
+        n: torch.randn(3, *p.shape, generator=generator, dtype=torch.float64) for n, p in learner.net.items()
+    }
+    x = torch.randn(3, 4, *spec.input_shape, generator=generator, dtype=torch.float64)
+    together = learner.family.distribution(stacked, x)
+    for b in range(3):
+        alone = learner.family.distribution({n: p[b] for n, p in stacked.items()}, x[b])
+        assert torch.allclose(together[b], alone, atol=1e-12)
+
+
+def test_drawn_actions_have_the_policys_distribution():
+    """Means and deviations in the action's own units; frequencies of discrete ones."""
+    spec = TaskSpec(kind="control", input_shape=(1,), target_shape=(2,), target_range=(-0.1, 0.1), shot=1, query=1)
+    learner = MamlRL(spec, initial_std=0.5)
+    states, _, _ = learner.play(kshot.Support(torch.zeros(2, 0, 1), torch.zeros(2, 0), key=torch.tensor([1, 2])), 0)
+    policy = learner.policy(states[0])
+    x = torch.ones(2, 20000, 1)
+    act = policy.begin(torch.tensor([5, 6]), (20000, 1))
+    drawn = act(x)
+    assert torch.allclose(drawn.std(1), torch.full((2, 2), 0.05), rtol=0.03)
+    assert torch.allclose(drawn.mean(1), policy(x)[:, 0], atol=4 * 0.05 / math.sqrt(20000))
+    spec = TaskSpec(kind="control", input_shape=(1,), way=3, shot=1, query=1)
+    learner = MamlRL(spec)
+    with torch.no_grad():
+        learner.net["bias2"] += torch.tensor([0.0, 1.0, -1.0])
+    policy = learner.policy(learner.play(kshot.Support(torch.zeros(1, 0, 1), torch.zeros(1, 0)), 0)[0][0])
+    drawn = policy.begin(torch.tensor([7]), (20000, 1))(x[:1])
+    share = torch.bincount(drawn[0], minlength=3) / 20000
+    expected = learner.family.distribution(learner.net, x[0, :1]).softmax(-1)[0]
+    assert torch.allclose(share, expected, atol=4 * 0.5 / math.sqrt(20000))
+    assert (policy(x[:1]) == expected.argmax()).all()
+
+
+# --- Advantages -----------------------------------------------------------------------------------
+
+
+def test_rewards_to_go_by_hand():
+    """Discounted from each step on."""
+    found = surrogates.rewards_to_go(torch.tensor([1.0, 2.0, 4.0]), 0.5)
+    assert found.tolist() == [1 + 1 + 1, 2 + 2, 4]
+
+
+def trajectories(generator, B=2, E=3, T=7):
+    """Random ones, of which one ends early."""
+    observations = torch.randn(B, E, T, 2, generator=generator, dtype=torch.float64)
+    rewards = torch.randn(B, E, T, generator=generator, dtype=torch.float64)
+    running = torch.ones(B, E, T, dtype=torch.bool)
+    running[1, 2, 4:] = False
+    return observations, rewards * running, running
+
+
+def test_the_baseline_is_numpys_least_squares():
+    """Task by task, row by row, with the features of Duan et al. written out; steps after the end are no rows."""
+    observations, rewards, running = trajectories(torch.Generator().manual_seed(0))
+    targets = surrogates.rewards_to_go(rewards, 0.9)
+    found = surrogates.linear_baseline(observations, targets, running)
+    for b in range(2):
+        rows, y = [], []
+        for i, step in running[b].nonzero().tolist():
+            o, t = observations[b, i, step].clamp(-10, 10).tolist(), step / 100
+            rows.append([*o, *(v * v for v in o), t, t * t, t**3, 1.0])
+            y.append(float(targets[b, i, step]))
+        a = np.array(rows)
+        weights = np.linalg.solve(a.T @ a + 1e-5 * np.eye(a.shape[1]), a.T @ np.array(y))
+        assert np.allclose(found[b][running[b]].numpy(), a @ weights, atol=1e-7)
+
+
+@pytest.mark.parametrize("gae", [1.0, 0.8])
+def test_advantages_are_a_naive_recursion(gae):
+    """A_t = delta_t + gamma lambda A_{t+1}, backwards; 0 after the end; with lambda 1, the return less the baseline."""
+    observations, rewards, running = trajectories(torch.Generator().manual_seed(1))
+    found = surrogates.advantages(observations, rewards, running, discount=0.9, gae=gae, normalise=False)
+    values = surrogates.linear_baseline(observations, surrogates.rewards_to_go(rewards, 0.9), running)
+    for b, i in itertools.product(range(2), range(3)):
+        ahead, after = 0.0, 0.0
+        for t in reversed(range(int(running[b, i].sum()))):
+            delta = float(rewards[b, i, t]) + 0.9 * after - float(values[b, i, t])
+            ahead, after = delta + 0.9 * gae * ahead, float(values[b, i, t])
+            assert float(found[b, i, t]) == pytest.approx(ahead, abs=1e-10)
+    assert (found[~running] == 0).all()
+    if gae == 1:
+        to_go = surrogates.rewards_to_go(rewards, 0.9)
+        assert torch.allclose(found[running], (to_go - values)[running], atol=1e-10)
+
+
+def test_normalised_advantages_are_each_tasks_own():
+    """Mean 0 and standard deviation 1 over the steps that were taken; scale and shift of a task's rewards are gone."""
+    observations, rewards, running = trajectories(torch.Generator().manual_seed(2))
+    options = {"discount": 0.9, "gae": 1.0, "normalise": True}
+    found = surrogates.advantages(observations, rewards, running, **options)
+    for b in range(2):
+        taken = found[b][running[b]]
+        assert float(taken.mean()) == pytest.approx(0, abs=1e-9)
+        assert float(taken.std(correction=0)) == pytest.approx(1, abs=1e-6)
+    assert (found[~running] == 0).all()
+    alone = surrogates.advantages(observations[:1], 5 * rewards[:1], running[:1], **options)
+    assert torch.allclose(alone[0], found[0], atol=1e-6)
+
+
+def test_the_clipped_surrogate_by_hand():
+    """Ratios 0.5 and 2 with clip 0.2: better ones gain no more, worse ones lose as much as they are worse."""
+    ratio = torch.tensor([0.5, 0.5, 2.0, 2.0]).log()
+    advantage = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    assert float(surrogates.clipped(ratio, advantage, 0.2)) == pytest.approx((0.5 - 0.8 + 1.2 - 2.0) / 4)
+
+
+# --- The learner ----------------------------------------------------------------------------------
+
+
+@attrs.frozen(eq=False)
+class Watched:
+    """An environment that keeps what was asked."""
+
+    of: object
+    asked: list
+
+    def rollout(self, policy, number=0) -> Rollout:
+        self.asked.append(number)
+        return self.of.rollout(policy, number)
+
+
+kshot.episode.register_value(Watched, "of")
+
+
+def watched(episode):
+    """The episode, and the numbers asked of its support and of its query."""
+    support, query = Watched(episode.support.source, []), Watched(episode.query.source, [])
+    made = attrs.evolve(
+        episode,
+        support=attrs.evolve(episode.support, source=support),
+        query=attrs.evolve(episode.query, source=query),
+    )
+    return made, support.asked, query.asked
+
+
+def test_epochs_use_the_trajectories_of_the_first():
+    """Every update plays once, the outcome once, and then ``epochs`` outer steps are taken on what was played."""
+    t = sample_tasks.Points()
+    learner = kshot.learner("maml-rl", t.spec, inner_steps=2, epochs=3)
+    episodes, support, query = watched(t.sample("train", range(3)))
+    losses = []
+    for metrics in learner.train().meta_gradient(episodes):
+        losses.append(float(metrics["loss"]))
+        with torch.no_grad():
+            for p in learner.parameters():
+                p -= 0.02 * p.grad
+                p.grad = None
+    assert (len(losses), support, query) == (3, [0, 1], [0])
+    assert losses[0] == pytest.approx(0, abs=1e-5)  # advantages have mean 0, ratios are 1
+    assert losses[2] < losses[1] < losses[0]
+    episodes, _, _ = watched(t.sample("train", range(3)))
+    assert len(list(kshot.learner("maml-rl", t.spec, outer="reinforce").meta_gradient(episodes))) == 1
+
+
+def test_an_update_goes_up_the_policy_gradient():
+    """theta' = theta + alpha grad (sum of log pi times advantages, a mean over steps), on the task's trajectories."""
+    t = sample_tasks.Points()
+    learner = kshot.learner("maml-rl", t.spec, inner_lr=0.3, hidden=(6,)).double()
+    e = kshot.episode.map_tensors(lambda x: x.double() if x.is_floating_point() else x, t.sample("test", [0, 1]))
+    states, batches, rollouts = learner.play(e.support, 1)
+    for b in range(2):
+        theta = {n: p.detach().clone().requires_grad_() for n, p in learner.net.items()}
+        h = torch.tanh(rollouts[0].observations[b] @ theta["weight0"].T + theta["bias0"])
+        normal = torch.distributions.Normal(h @ theta["weight1"].T + theta["bias1"], theta["log_std"].exp())
+        logp = normal.log_prob(rollouts[0].actions[b]).sum(-1)
+        slopes = torch.autograd.grad((logp * batches[0].advantages[b]).mean(), list(theta.values()))
+        for (n, p), slope in zip(theta.items(), slopes, strict=True):
+            assert torch.allclose(states[1].parameters[n][b], p + 0.3 * slope, atol=1e-10)
+
+
+def test_without_updates_it_is_a_policy_for_all_tasks():
+    """inner_steps=0: no rollout of the support, and the gradient is the plain policy gradient on the query's."""
+    t = sample_tasks.Points(rollouts=0)
+    learner = kshot.learner("maml-rl", t.spec, inner_steps=0, hidden=(6,)).double()
+    assert learner.needs.rollouts == 0
+    cast = lambda x: x.double() if x.is_floating_point() else x  # noqa: E731
+    episodes, support, _ = watched(kshot.episode.map_tensors(cast, t.sample("train", range(2))))
+    next(iter(learner.train().meta_gradient(episodes)))
+    assert support == []
+    states, _, _ = learner.play(episodes.support, 0)
+    judged = learner.batch(states[0], episodes.query.source.of.rollout(learner.policy(states[0])))
+    theta = {n: p.detach().clone().requires_grad_() for n, p in learner.net.items()}
+    logp = torch.stack([learner.log_probability(State(theta, {}), judged.observations[b], judged.actions[b]) for b in (0, 1)])
+    slopes = torch.autograd.grad(-(logp * judged.advantages).mean(), list(theta.values()))
+    for (n, p), slope in zip(learner.net.items(), slopes, strict=True):
+        assert torch.allclose(p.grad, slope, atol=1e-10), n
+
+
+def test_first_order_takes_inner_gradients_as_constants():
+    """Its meta-gradient is the outer gradient at theta' itself."""
+    t = sample_tasks.Points()
+    found = {}
+    for order in ("first", "second"):
+        learner = kshot.learner("maml-rl", t.spec, order=order, inner_lr=0.5, epochs=1).double()
+        e = kshot.episode.map_tensors(lambda x: x.double() if x.is_floating_point() else x, t.sample("train", [0]))
+        next(iter(learner.train().meta_gradient(e)))
+        found[order] = {n: p.grad.clone() for n, p in learner.net.items()}
+    states, _, _ = learner.play(e.support, 1)
+    judged = kshot.episode.one_task(learner.batch(states[1], e.query.source.rollout(learner.policy(states[1]))), 0)
+    after = {n: p[0].detach().clone().requires_grad_() for n, p in states[1].parameters.items()}
+    ratio = learner.log_ratio(State(after, {}), judged)
+    slopes = torch.autograd.grad(-(ratio.exp() * judged.advantages).mean(), list(after.values()))
+    for n, slope in zip(after, slopes, strict=True):
+        assert torch.allclose(found["first"][n], slope, atol=1e-10)
+    assert any(not torch.allclose(found["first"][n], found["second"][n], rtol=1e-3) for n in after)
+
+
+def test_the_deviation_may_stay_out_of_the_inner_steps():
+    """It is then the same before and after an update, and still learned by the outer ones."""
+    t = sample_tasks.Points()
+    for adapt_std in (True, False):
+        learner = kshot.learner("maml-rl", t.spec, adapt_std=adapt_std)
+        policy = learner.adapt(t.sample("test", [0, 1]).support)
+        same = torch.equal(policy.parameters["log_std"], learner.net["log_std"].expand(2, 2))
+        assert same != adapt_std
+        next(iter(learner.train().meta_gradient(t.sample("train", [0, 1]))))
+        assert learner.net["log_std"].grad.abs().sum() > 0
+
+
+def test_more_updates_than_the_budget_are_refused_before_any_compute():
+    """By check, with both numbers; also when only the test asks for more."""
+    t = sample_tasks.Points(rollouts=2)
+    Engine(kshot.learner("maml-rl", t.spec, inner_steps=2), t)
+    with pytest.raises(MisfitError, match="plays 3 rollouts while adapting, the tasks allow 2"):
+        Engine(kshot.learner("maml-rl", t.spec, inner_steps=3), t)
+    engine = Engine(kshot.learner("maml-rl", t.spec), t)
+    with pytest.raises(MisfitError, match="plays 3 rollouts while adapting, the tasks allow 2"):
+        engine.evaluate(1, learner_options={"test_steps": 3})
+
+
+def test_an_environment_with_other_spaces_does_not_fit_the_policy():
+    """Told before any compute."""
+    points, corridors = sample_tasks.Points(), sample_tasks.Corridors()
+    engine = Engine(kshot.learner("maml-rl", points.spec), points)
+    with pytest.raises(MisfitError, match="built for continuous actions of shape .* the tasks have 2 discrete actions"):
+        engine.evaluate(1, tasks=corridors)
+
+
+def test_bad_options_are_refused():
+    """With what came and what was expected."""
+    spec = sample_tasks.Points().spec
+    for name, value in {"inner_steps": -1, "test_steps": -2, "epochs": 0, "initial_std": 0.0}.items():
+        with pytest.raises(OptionError, match=f"{name} {value}.*; expected no negative steps, an epoch or more"):
+            MamlRL(spec, **{name: value})
+
+
+def test_what_is_no_number_is_told_with_task_and_step():
+    """Parameters that blew up, and rewards that are no numbers."""
+    t = sample_tasks.Points()
+    learner = kshot.learner("maml-rl", t.spec)
+    with torch.no_grad():
+        learner.net["bias2"][0] = torch.nan
+    with pytest.raises(TrainingError, match="action is NaN or infinite in step 0 of trajectory 0 of task 0"):
+        learner.adapt(t.sample("test", [0]).support)
+    learner = kshot.learner("maml-rl", t.spec)
+    support = t.sample("test", [0, 1]).support
+    support.source.goal[1] = torch.nan
+    with pytest.raises(TrainingError, match="maml-rl: the inner loss of task 1 is nan before step 1"):
+        learner.adapt(support)
+
+
+def test_the_trace_shows_each_update():
+    """Trajectories after 0 to test_steps updates; the first are those of the unadapted policy, the last the judged."""
+    t = sample_tasks.Points()
+    learner = kshot.learner("maml-rl", t.spec, test_steps=2)
+    e = t.sample("test", [0, 1])
+    seen = learner.trace(e)
+    assert seen["observations"].shape == (2, 3, 3, 5, 2)
+    judged = e.query.source.rollout(learner.adapt(e.support))
+    assert torch.equal(seen["rewards"][:, 2], judged.rewards)
+    before = e.query.source.rollout(learner.policy(learner.play(e.support, 0)[0][0]))
+    assert torch.equal(seen["observations"][:, 0], before.observations)
+
+
+def test_it_learns_to_learn():
+    """Points to be moved to a goal: held to mean - 3 sigma of 5 seeds."""
+    t = sample_tasks.Points(shot=20, query=20)
+    learner = kshot.learner("maml-rl", t.spec, hidden=(20,), seed=0)
+    engine = Engine(learner, t, meta_batch=20, optimizer={"lr": 1e-2})
+    engine.train(30)
+    before, after = (engine.evaluate(100, learner_options={"test_steps": k}).mean for k in (0, 1))
+    assert after > before + 1

@@ -1,0 +1,8 @@
+"""MAML for policies keeps every rule for learners: one update, several with the other estimator, and none."""
+
+from kshot.testing import suite
+
+small = {"hidden": (6,)}
+maml_rl = suite(learner="maml-rl", options=small)
+two_updates = suite(learner="maml-rl", options={**small, "inner_steps": 2, "estimator": "dice", "outer": "reinforce"})
+for_all_tasks = suite(learner="maml-rl", options={**small, "inner_steps": 0, "adapt_std": False})
