@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import inspect
 import json
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
@@ -69,3 +72,16 @@ def test_the_version_is_the_distribution_s() -> None:
     from importlib.metadata import version
 
     assert kshot.__version__ == version("kshot")
+
+
+@pytest.mark.parametrize("name", ["TaskDistribution", "Learner", "Memory", "World", "Backend"])
+def test_a_protocol_has_at_most_five_members_and_fits_on_a_screen(name: str) -> None:
+    """What a plugin's author has to know by heart."""
+    protocol = getattr(importlib.import_module("kshot.protocols"), name)
+    members = typing.get_type_hints(protocol).keys() | {
+        n
+        for n, value in vars(protocol).items()
+        if not n.startswith("_") and (callable(value) or isinstance(value, property))
+    }
+    assert 1 <= len(members) <= 5
+    assert len(inspect.getsource(protocol).splitlines()) <= 50

@@ -85,6 +85,20 @@ def test_versions_are_bounded_from_below_only(project: Path, install: ModuleType
     assert [line for line in lines if ">=" not in line] == []
 
 
+def test_an_algorithm_is_one_file_that_can_be_read_in_one_sitting(plugin: Path, install: ModuleType) -> None:
+    """A learner or a memory is read like its paper's algorithm box: at most 200 lines."""
+    entries = install.table(plugin)["entry-points"]
+    targets = [t for group in ("kshot.learners", "kshot.memories") for t in entries.get(group, {}).values()]
+    long = {}
+    for target in targets:
+        module = target.partition(":")[0]
+        file = plugin / "src" / f"{module.replace('.', '/')}.py"
+        lines = len(file.read_text(encoding="utf-8").splitlines())
+        if lines > 200:
+            long[module] = lines
+    assert long == {}
+
+
 def test_test_files_have_unique_names(root: Path) -> None:
     """Test folders are no packages, so a name is all that tells two files apart in a report."""
     names = Counter(file.name for file in files(root, r"test_.*\.py"))
