@@ -106,6 +106,26 @@ class Doubling(Plain):
     world = World()
 
 
+class Narrowing(Plain):
+    """Everything travels as float32."""
+
+    class World(OneProcess):
+        def all_gather(self, tensor: Tensor) -> list[Tensor]:
+            return [tensor.float().to(tensor.dtype)]
+
+    world = World()
+
+
+class Flat(Plain):
+    """A number comes back as a vector of one."""
+
+    class World(OneProcess):
+        def broadcast(self, tensor: Tensor) -> Tensor:
+            return tensor if tensor.ndim else tensor[None]
+
+    world = World()
+
+
 class Undescribed(Plain):
     """Describes itself by an object."""
 
@@ -123,10 +143,17 @@ BROKEN: list[tuple[str, Any]] = [
     ("autocast-is-a-context", Swallowing),
     ("world-is-consistent", OneBased),
     ("world-is-consistent", Doubling),
+    ("world-keeps-types-and-shapes", Narrowing),
+    ("world-keeps-types-and-shapes", Flat),
     ("describe-is-plain", Undescribed),
 ]
-# What follows from the same fault: under bfloat16 inputs the small net of autocast-is-a-context can't compute.
-ALSO = {Halving: {"autocast-is-a-context", "world-is-consistent"}}
+# What follows from the same fault: under bfloat16 inputs the small net of autocast-is-a-context can't compute, and a
+# world that gives other values gives other values of every type.
+ALSO = {
+    Halving: {"autocast-is-a-context"},
+    OneBased: {"world-keeps-types-and-shapes"},
+    Doubling: {"world-keeps-types-and-shapes"},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -134,6 +161,39 @@ def _default_dtype() -> Iterator[None]:
     """A broken backend must not break the tests after it."""
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("call", "wrong", "said"),
+    [
+        ("all_reduce", lambda found: found[0], "all_reduce of .* on rank 1 of 2 gave .*, expected .3.0, 6.0, 12.0"),
+        ("broadcast", lambda found: found[1], "broadcast of .* on rank 1 of 2 gave .*, expected .1.0, 2.0, 4.0"),
+        ("all_gather", lambda found: found[::-1], "all_gather gave .* of rank 0"),
+    ],
+)
+def test_a_world_of_two_that_mixes_up_its_ranks_is_rejected(call: str, wrong: Any, said: str) -> None:
+    """Whoever tests a backend of several processes runs the kit in each of them; here, as seen by the second."""
+    parts = [torch.tensor([1.0, 2.0, 4.0]), torch.tensor([2.0, 4.0, 8.0])]
+
+    class World:
+        rank, size = 1, 2
+
+        def all_reduce(self, _: Tensor) -> Tensor:
+            return parts[0] + parts[1]
+
+        def broadcast(self, _: Tensor) -> Tensor:
+            return parts[0]
+
+        def all_gather(self, _: Tensor) -> list[Tensor]:
+            return parts
+
+    backend = Plain()
+    backend.world = World()
+    tried = suite(backend=backend)
+    assert tried.verify("world-is-consistent") is None
+    setattr(backend.world, call, lambda _: wrong(parts))
+    with pytest.raises(RuleViolation, match=said):
+        tried.verify("world-is-consistent")
 
 
 @pytest.mark.parametrize("options", [{}, {"precision": "bfloat16"}, {"memory_format": "contiguous"}])

@@ -360,15 +360,17 @@ def test_hooks_run_on_rank_0_alone_and_may_evaluate_there(evaluates: bool) -> No
     assert farthest(first.learner, second.learner) == 0
 
 
-def test_rank_0_writes_and_all_go_on_from_what_it_reads(tmp_path: Path) -> None:
+@pytest.mark.parametrize("double", [False, True], ids=["float32", "float64"])
+def test_rank_0_writes_and_all_go_on_from_what_it_reads(tmp_path: Path, double: bool) -> None:
     """To the bits of an unbroken run; a rank may have no disk in common with it. With other numbers of processes, to
     rounding."""
 
-    def run(iterations: int, resume: bool, place: str, double: bool = True) -> Work:
+    def run(iterations: int, resume: bool, place: str) -> Work:
         def work(backend: kshot.Cpu) -> Any:
             folder = tmp_path / (place if backend.world.rank == 0 else "no disk here")
-            tasks: Any = InFloat64(blobs())
-            engine = Engine(NearestMean().double(), tasks, backend=backend, run=folder, hooks=["metrics"])
+            tasks: Any = InFloat64(blobs()) if double else blobs()
+            learner = NearestMean().double() if double else NearestMean()
+            engine = Engine(learner, tasks, backend=backend, run=folder, hooks=["metrics"])
             assert (engine.resume() if resume else 0) == (3 if resume else 0)
             engine.train(iterations, checkpoint_every=3, validate_every=3, validation_episodes=4)
             return engine
@@ -384,7 +386,7 @@ def test_rank_0_writes_and_all_go_on_from_what_it_reads(tmp_path: Path) -> None:
     assert (tmp_path / "broken" / log).read_bytes() == (tmp_path / "whole" / log).read_bytes()
     on_all(2, run(3, False, "fewer"))
     (alone,) = on_all(1, run(6, True, "fewer"))
-    assert farthest(alone.learner, whole.learner) < 1e-8
+    assert farthest(alone.learner, whole.learner) < (1e-8 if double else 1e-2)  # Adam moves by the noise of zeros
 
 
 def test_a_checkpoint_of_another_run_is_refused_by_all(tmp_path: Path) -> None:

@@ -24,9 +24,6 @@ from kshot.randomness import seeded
 from kshot.ranks import everywhere, exchange, meeting
 from kshot.spec import Needs
 
-NONE = (0.0, 0.0)
-"""The sum of no values and of no weights."""
-
 
 @frozen(eq=False)
 class MetaBatch:
@@ -135,36 +132,40 @@ class MetaGradient:
     def _sum(self, mean: _Mean, world: World, *, counts: bool) -> None:
         """Sum a part over all ranks, in one all_reduce of one flat tensor.
 
-        It ends with a number for each parameter (whether any rank has a gradient) and some for how the ranks are
-        doing. Metrics travel in it too, once their names are known; until then they are told apart.
+        It ends with a number for each parameter (whether any rank has a gradient), some for how the ranks are doing,
+        and the metrics by the names that are known. Where a rank has others, names are told, and it is summed again.
 
         Args:
             counts: whether this rank's figures are among those summed.
         """
         metrics = mean.metrics if counts else {}
-        unknown = not set(metrics) <= set(self._names)
-        told = [number for name in self._names for number in metrics.get(name, NONE)]
         tensors = mean.tensors(counts, first=world.rank == 0)
         marks = [float(counts and gradient is not None) for gradient in mean.gradients]
-        tail = [*marks, float(mean.answered), float(mean.ended), float(mean.more), float(unknown), *told]
         wide = [t.dtype for t in tensors if _averaged(t)]
         dtype = functools.reduce(torch.promote_types, wide, torch.float32)
         device = tensors[0].device if tensors else torch.device(self.backend.device)
         parts = [t.to_dense().flatten().to(dtype) for t in tensors]
-        flat = torch.cat([*parts, torch.tensor(tail, dtype=dtype, device=device)])
-        with meeting(world):
-            flat = world.all_reduce(flat)
-        *summed, end = torch.split(flat, [*(t.numel() for t in tensors), len(tail)])
-        n, tail = len(marks), end.real.tolist()
+        while True:
+            unknown = not set(metrics) <= set(self._names)
+            told = [number for name in self._names for number in metrics.get(name, (0.0, 0.0))]
+            # Always as long as this: by the length goes in what order ranks are summed, and a resumed run, which knows
+            # no names at first, would differ in its last bits from an unbroken one.
+            told += [0.0] * (16 - len(told) % 16)
+            tail = [*marks, float(mean.answered), float(mean.ended), float(mean.more), float(unknown), *told]
+            flat = torch.cat([*parts, torch.tensor(tail, dtype=dtype, device=device)])
+            with meeting(world):
+                flat = world.all_reduce(flat)
+            *summed, end = torch.split(flat, [*(t.numel() for t in tensors), len(tail)])
+            n, tail = len(marks), end.real.tolist()
+            answered, ended, more, strangers = (round(number) for number in tail[n : n + 4])
+            if not strangers:
+                break
+            everyones = exchange(world, list(metrics))
+            self._names = tuple(dict.fromkeys([*self._names, *(name for names in everyones for name in names)]))
+        mean.answered, mean.ended, mean.more = answered, ended, more
         mean.take(summed, tail[:n])
-        mean.answered, mean.ended, mean.more, strangers = (round(number) for number in tail[n : n + 4])
-        pairs = list(zip(tail[n + 4 :: 2], tail[n + 5 :: 2], strict=True))
-        if strangers:
-            everyones = exchange(world, metrics)
-            self._names = tuple(dict.fromkeys(name for each in everyones for name in each))
-            of = [[each.get(name, NONE) for each in everyones] for name in self._names]
-            pairs = [(sum(total for total, _ in each), sum(weight for _, weight in each)) for each in of]
-        mean.metrics = {name: pair for name, pair in zip(self._names, pairs, strict=True) if pair[1]}
+        told = tail[n + 4 :]
+        mean.metrics = {name: (told[2 * i], told[2 * i + 1]) for i, name in enumerate(self._names) if told[2 * i + 1]}
 
 
 class _Mean:

@@ -75,13 +75,18 @@ MemoryFactory = Callable[..., Memory]
 
 @runtime_checkable
 class World(Protocol):
-    """The processes that train together. One process is rank 0 of size 1."""
+    """The processes that train together. One process is rank 0 of size 1.
+
+    All ranks make the same calls in the same order, with tensors of the same type and shape, on the CPU or on the
+    backend's device; what comes back is there too, and what came may be overwritten. A call raises, whatever error,
+    where a rank is no longer there: it never waits for ever.
+    """
 
     rank: int
     size: int
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        """The sum over ranks, the same on each."""
+        """The sum over ranks, the same bits on each."""
 
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
         """Every rank's tensor, in order of rank."""
@@ -92,7 +97,10 @@ class World(Protocol):
 
 @runtime_checkable
 class Backend(Protocol):
-    """Where and how precisely things are computed. Built as ``factory(**options)``; may wrap another."""
+    """Where and how precisely things are computed. Built as ``factory(**options)``.
+
+    May wrap another: one of several processes says only who they are, and takes the rest from a local backend.
+    """
 
     device: torch.device
     world: World

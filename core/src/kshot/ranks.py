@@ -6,6 +6,7 @@ Every rank calls these at the same point of its run. Where there is only one pro
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -36,11 +37,11 @@ def meeting(world: World) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = re.sub(r"^\[\S*\]\s*", "", str(error).strip()).partition("\n")[0].partition(". ")[0]
         raise everywhere(
             TrainingError(
                 f"rank {world.rank} of {world.size} lost the other processes: one of them failed and says why itself, "
-                f"or was killed, or kept the others waiting for too long ({reason})"
+                f"or was killed, or kept the others waiting for too long ({reason or type(error).__name__})"
             )
         ) from error
 

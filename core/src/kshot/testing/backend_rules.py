@@ -1,4 +1,4 @@
-"""Rules for backends. They run in the one process that the tests run in."""
+"""Rules for backends. They run in the one process that the tests run in, or in each of several that do the same."""
 
 from __future__ import annotations
 
@@ -142,23 +142,59 @@ def autocast_is_a_context(subject: BackendSubject) -> None:
 
 @backend_rule()
 def world_is_consistent(subject: BackendSubject) -> None:
-    """``world`` has a rank within its size; in a world of one, reductions give back what came, and a gathering is
-    a list of ``size`` tensors.
+    """``world`` has a rank within its size; a gathering is every rank's tensor in order, a reduction their sum, and
+    what is broadcast is rank 0's; in a world of one, all of these are what came.
     """
     world, place = subject.backend.world, subject.backend.place
     if not 0 <= world.rank < world.size:
         broken(f"rank is {world.rank} of {world.size}, expected 0 <= rank < size")
-    tensor = place(torch.tensor([1.0, 2.0, 3.0]))
-    gathered = world.all_gather(tensor.clone())
+    everyones = [torch.tensor([1.0, 2.0, 4.0]) * (rank + 1) for rank in range(world.size)]
+    gathered = world.all_gather(place(everyones[world.rank].clone()))
     if len(gathered) != world.size:
         broken(f"all_gather gave {len(gathered)} tensors in a world of {world.size}")
-    if not torch.equal(gathered[world.rank].to(tensor), tensor):
-        broken(f"all_gather gave {gathered[world.rank].tolist()} for this rank's {tensor.tolist()}")
-    if world.size == 1:
-        for name in ("all_reduce", "broadcast"):
-            found = getattr(world, name)(tensor.clone())
-            if found is None or not torch.equal(found.to(tensor), tensor):
-                broken(f"{name} of [1, 2, 3] in a world of one gave {found}, expected the same")
+    for rank, (found, expected) in enumerate(zip(gathered, everyones, strict=True)):
+        if not torch.equal(found.cpu(), expected):
+            broken(f"all_gather gave {found.tolist()} for the {expected.tolist()} of rank {rank}")
+    for name, expected in (("all_reduce", torch.stack(everyones).sum(0)), ("broadcast", everyones[0])):
+        found = getattr(world, name)(place(everyones[world.rank].clone()))
+        if found is None or not torch.equal(found.cpu(), expected):
+            broken(
+                f"{name} of {everyones[world.rank].tolist()} on rank {world.rank} of {world.size} gave {found}, "
+                f"expected {expected.tolist()}"
+            )
+
+
+@backend_rule()
+def world_keeps_types_and_shapes(subject: BackendSubject) -> None:
+    """What ranks give one another keeps its type, its shape and its device, the CPU or the backend's: gradients and
+    statistics in any precision, counters, bytes; single numbers, empty tensors, and tensors in any memory format.
+    """
+    world, place = subject.backend.world, subject.backend.place
+    kinds = {
+        "float32": torch.ones(2, 3),
+        "float64": torch.full((2,), 1 / 3, dtype=torch.float64),
+        "int64": torch.tensor([2**40 + 1]),
+        "uint8": torch.tensor([7, 8], dtype=torch.uint8),
+        "a number": torch.tensor(3.0),
+        "an empty tensor": torch.zeros(0),
+        "a channels-last tensor": torch.arange(36.0).view(1, 3, 4, 3).to(memory_format=torch.channels_last),
+        "a transposed tensor": torch.arange(6.0).view(2, 3).t(),
+    }
+    for what, tensor in kinds.items():
+        for sent in (tensor, place(tensor)):
+            answers = {
+                "all_reduce": world.all_reduce(sent.clone()) if world.rank == 0 else world.all_reduce(sent * 0),
+                "broadcast": world.broadcast(sent.clone()),
+                **{f"all_gather [{r}]": found for r, found in enumerate(world.all_gather(sent.clone()))},
+            }
+            for name, found in answers.items():
+                if (found.dtype, found.shape, found.device) != (sent.dtype, sent.shape, sent.device):
+                    broken(
+                        f"{name} of {what} ({sent.dtype}, {tuple(sent.shape)}, on {sent.device}) gave {found.dtype}, "
+                        f"{tuple(found.shape)}, on {found.device}"
+                    )
+                if not torch.equal(found, sent):
+                    broken(f"{name} of {what} gave {found.tolist()}, expected {sent.tolist()}")
 
 
 @backend_rule()
