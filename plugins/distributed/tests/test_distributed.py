@@ -1,0 +1,302 @@
+"""Two processes under torchrun: the same as one, refusals, failures, and restarts."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+import kshot
+from kshot.errors import OptionError, Unavailable
+from kshot.run import load_checkpoint
+from kshot_distributed.distributed import session, torchrun_line, transport
+
+AT_WORK = Path(__file__).with_name("at_work.py")
+spec = importlib.util.spec_from_file_location("at_work", AT_WORK)
+assert spec is not None
+assert spec.loader is not None
+at_work: Any = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(at_work)
+
+
+def torchrun(folder: Path, *arguments: str | Path, restarts: int = 0) -> subprocess.CompletedProcess[str]:
+    """Two processes of at_work.py, in ``folder``."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", str(restarts)]
+    return subprocess.run(
+        [*launcher, "--", str(AT_WORK), *map(str, arguments)],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("two")
+
+
+@pytest.fixture(scope="module")
+def done(place: Path) -> subprocess.CompletedProcess[str]:
+    """Two processes that did all of at_work.py."""
+    ended = torchrun(place, place)
+    assert ended.returncode == 0, ended.stderr
+    return ended
+
+
+@pytest.fixture(scope="module")
+def two(done: subprocess.CompletedProcess[str], place: Path) -> list[dict[str, Any]]:
+    """What they found."""
+    return [torch.load(place / f"found-{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def one() -> Iterator[dict[str, Any]]:
+    """What one process finds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kshot.engine, "check_episode", lambda *_: None)
+        threads = torch.get_num_threads()
+        yield at_work.work(kshot.backend("cpu", keep_freed_memory=False))
+        torch.set_num_threads(threads)
+
+
+def farthest(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """The greatest difference; by how many batches a batch norm layer has seen nothing goes."""
+    assert a.keys() == b.keys()
+    return max(float((a[n].double() - b[n].double()).abs().max()) for n in a if "num_batches" not in n)
+
+
+# --- The same as one process ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("double", "within"), [(False, 1e-6), (True, 1e-12)], ids=["float32", "float64"])
+@pytest.mark.parametrize("meta_batch", at_work.META_BATCHES)
+@pytest.mark.parametrize("name", at_work.LEARNERS)
+def test_two_processes_learn_what_one_learns(
+    one: dict[str, Any], two: list[dict[str, Any]], name: str, meta_batch: int, double: bool, within: float
+) -> None:
+    """After 20 iterations: a loss and a pseudo-gradient, several outer steps on a meta-batch, coupled tasks; tasks that
+    two ranks can't share evenly, and too few for both."""
+    case = f"{name} {meta_batch} {double}"
+    first, second = (found[case] for found in two)
+    assert farthest(first["state"], second["state"]) == 0
+    assert farthest(first["state"], one[case]["state"]) < within
+    assert first["metrics"] == second["metrics"] == pytest.approx(one[case]["metrics"], rel=10 * within)
+
+
+def test_two_processes_report_the_figures_of_one(one: dict[str, Any], two: list[dict[str, Any]]) -> None:
+    """Every episode's scores, in order, bit for bit, on each rank."""
+    for found in two:
+        assert all(torch.equal(found["scores"][name], values) for name, values in one["scores"].items())
+
+
+def test_results_record_how_many_processes_there_were(two: list[dict[str, Any]]) -> None:
+    """And what each computed on."""
+    for found in two:
+        recorded = json.loads(found["recorded"])
+        assert (recorded["name"], recorded["processes"], recorded["transport"]) == ("distributed", 2, "gloo")
+        assert recorded["local"]["name"] == "cpu"
+        assert recorded["precision"] == recorded["local"]["precision"]
+
+
+def test_the_kit_s_rules_hold_in_a_world_of_two(two: list[dict[str, Any]]) -> None:
+    """On both ranks, among them those that say something of more than one process."""
+    for found in two:
+        assert found["kit"]
+        assert [rule for rule, outcome in found["kit"].items() if not outcome.startswith("passed")] == []
+
+
+def test_rank_0_alone_prints_and_nobody_warns(done: subprocess.CompletedProcess[str], place: Path) -> None:
+    """A figure once, where the run is once, and a silent end: the process group is destroyed."""
+    lines = done.stdout.splitlines()
+    assert [line.split()[-1] for line in lines[::2]] == ["inductive)", str(place / "undisturbed")]
+    assert len(lines) == 3
+    assert done.stderr == ""
+
+
+# --- Refusals ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("parameters", "learner.parameters.encoder.net.0.weight: rank 1 has '"),
+        ("tasks", "tasks.seed: rank 1 has 1, rank 0 0"),
+        ("option", "engine.meta_batch: rank 1 has 3, rank 0 2"),
+    ],
+)
+def test_ranks_that_disagree_are_refused_by_rank_and_field(two: list[dict[str, Any]], what: str, said: str) -> None:
+    """The same on both, before any compute."""
+    first, second = (found["disagreements"][what] for found in two)
+    assert first == second
+    assert first.startswith("MisfitError: the 2 processes disagree")
+    assert said in first
+
+
+@pytest.fixture
+def _apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that no launcher started."""
+    monkeypatch.setattr(dist, "is_initialized", lambda: False)
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("_apart")
+def test_without_torchrun_the_error_says_the_very_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What to type next, with the user's own arguments."""
+    monkeypatch.setattr(sys, "argv", ["/bin/kshot", "train", "a", "b", "--backend=distributed", "--tasks.x=a b"])
+    monkeypatch.setenv("RANK", "0")
+    line = r"torchrun --nproc-per-node 2 -m kshot train a b --backend=distributed '--tasks\.x=a b'\n"
+    with pytest.raises(Unavailable, match=rf"(?s)WORLD_SIZE, MASTER_ADDR, MASTER_PORT not set.*\n  {line}"):
+        kshot.backend("distributed")
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["/x/kshot", "evaluate", "runs/a"], "-m kshot evaluate runs/a"),
+        (["/x/kshot/__main__.py", "train", "a", "b"], "-m kshot train a b"),
+        (["/x/kshot", "train", "a", "b", "--run", "x"], "-m -- kshot train a b --run x"),
+        (["my script.py", "--fast"], "'my script.py' --fast"),
+    ],
+)
+def test_the_command_is_one_that_works(argv: list[str], line: str) -> None:
+    """torchrun has options --run-path; Python 3.11 takes a --run behind its script for half of one, unless told."""
+    assert torchrun_line(argv) == f"torchrun --nproc-per-node 2 {line}"
+
+
+def test_wrong_options_are_refused() -> None:
+    """Before anything is waited for."""
+    with pytest.raises(OptionError, match=r"timeout is -1\.0, expected a positive number"):
+        kshot.backend("distributed", timeout=-1)
+
+    class Several(kshot.Cpu):
+        class world:
+            rank, size = 0, 2
+
+    with pytest.raises(OptionError, match="is one of several processes itself"):
+        kshot.backend("distributed", local=Several())
+
+
+def test_a_group_that_can_not_carry_words_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script that made one of its own for nccl alone."""
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_backend_config", lambda: "cuda:nccl")
+    with pytest.raises(OptionError, match=r"carries cuda:nccl only.*make it with 'gloo'"):
+        kshot.backend("distributed")
+
+
+def test_what_is_on_the_gpu_travels_by_nccl() -> None:
+    """And what is on the CPU, as words between ranks are, by gloo."""
+    assert transport(torch.device("cpu")) == "gloo"
+    assert transport(torch.device("cuda", 1)) == "cpu:gloo,cuda:nccl"
+
+
+# --- Meeting ----------------------------------------------------------------------------------------------------------
+
+
+def meet(store: Any, size: int, timeout: float = 30, late: int = -1) -> list[Any]:
+    """What each rank calls the session, or what it raised; rank ``late`` comes a while after the others."""
+    found: list[Any] = [None] * size
+
+    def come(rank: int) -> None:
+        time.sleep(0.3 if rank == late else 0)
+        try:
+            found[rank] = session(store, rank, size, timeout)
+        except TimeoutError as error:
+            found[rank] = str(error)
+
+    threads = [threading.Thread(target=come, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return found
+
+
+@pytest.mark.parametrize("late", [-1, 0, 2])
+def test_processes_after_a_restart_do_not_meet_those_before_it(late: int) -> None:
+    """The launcher's store still has everything that the processes before the restart had put there."""
+    store = dist.HashStore()
+    names = [meet(store, 3, late=late) for _ in range(3)]
+    assert [len(set(each)) for each in names] == [1, 1, 1]
+    assert len({each[0] for each in names}) == 3
+
+
+def test_who_does_not_come_is_named() -> None:
+    """Rank 0 knows who is missing, and the others that it is rank 0."""
+    found = {}
+
+    def come(rank: int) -> None:
+        try:
+            session(store, rank, 4, 0.3)
+        except TimeoutError as error:
+            found[rank] = str(error)
+
+    for ranks, said in (((0, 2), {0: "rank 1, 3"}), ((1,), {1: "rank 0"})):
+        store = dist.HashStore()
+        threads = [threading.Thread(target=come, args=(rank,)) for rank in ranks]
+        [thread.start() for thread in threads]
+        [thread.join(60) for thread in threads]
+        for rank, who in said.items():
+            assert found[rank] == f"nothing was heard of {who}"
+
+
+# --- Failures ---------------------------------------------------------------------------------------------------------
+
+
+def parameters(run: Path) -> dict[str, torch.Tensor]:
+    newest = sorted((run / "checkpoints").glob("*.pt"))[-1]
+    state: dict[str, torch.Tensor] = load_checkpoint(newest)["learner"]
+    return state
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("done")
+def test_a_killed_worker_is_survived_by_a_restart_from_the_last_checkpoint(tmp_path: Path, place: Path) -> None:
+    """SIGKILL in the middle of an iteration; the same command goes on with its own run, to the bits of a run that
+    nothing disturbed, and prints its figure once."""
+    command = ["kshot", *at_work.UNDISTURBED, "--run=run", "--learner.fails=killed"]
+    ended = torchrun(tmp_path, *command, restarts=3)
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "killed").exists(), "nothing was killed"
+    assert "exitcode: -9" in ended.stderr
+    assert "going on after iteration 2" in ended.stderr
+    assert len(ended.stdout.splitlines()) == 3
+    assert farthest(parameters(tmp_path / "run"), parameters(place / "undisturbed")) == 0
+    log = "metrics.jsonl"
+    assert (tmp_path / "run" / log).read_bytes() == (place / "undisturbed" / log).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_rank_that_raises_is_named_and_takes_the_others_with_it(tmp_path: Path) -> None:
+    """Within seconds, not when a timeout of half an hour has passed."""
+    ended = torchrun(tmp_path, "kshot", *at_work.UNDISTURBED, "--run=run", "--learner.fails=raises", "--quiet")
+    assert time.time() - (tmp_path / "raises").stat().st_mtime < 30
+    assert ended.returncode != 0
+    assert "[rank1]: LookupError: no such thing on this rank" in ended.stderr
+    assert ended.stdout == ""
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_stuck_is_waited_for_as_long_as_the_user_says(tmp_path: Path) -> None:
+    """Then the others give up and say so."""
+    options = ["--backend.timeout=3", "--learner.fails=stuck", "--quiet"]
+    ended = torchrun(tmp_path, "kshot", *at_work.UNDISTURBED, "--run=run", *options)
+    assert time.time() - (tmp_path / "stuck").stat().st_mtime < 45
+    assert ended.returncode != 0
+    assert "kshot: rank 0 of 2 lost the other processes" in ended.stderr
+    assert "kept the others waiting for too long" in ended.stderr
