@@ -12,8 +12,6 @@ import pytest
 import torch
 
 from kshot import ClassificationTasks, Episode, Pool, TaskSpec
-from kshot.errors import DataError
-from kshot.randomness import episode_keys
 from kshot.registry import Plugin
 from kshot.testing import RuleViolation, rules, sample_tasks, suite
 from kshot.testing.subjects import Source

@@ -13,8 +13,8 @@ __all__ = [
     "Normalisation",
     "conv4",
     "encoder",
-    "memory",
     "evaluating",
+    "memory",
     "mlp",
     "network",
 ]
