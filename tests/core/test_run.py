@@ -311,6 +311,8 @@ def test_a_run_that_has_nothing_in_common_is_refused(tmp_path):
     assert all(torch.equal(before[n], t) for n, t in other.learner.state_dict().items())
     with pytest.raises(RunError, match="is no run folder"):
         other.init_from(tmp_path)
+    with pytest.raises(RunError, match="no such run or checkpoint to begin from; train it first"):
+        other.init_from(tmp_path / "b")
 
 
 def test_the_best_validated_parameters_are_taken(tmp_path):

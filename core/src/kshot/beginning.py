@@ -60,6 +60,8 @@ def trained(run: str | Path) -> tuple[str, int, dict[str, Tensor]]:
         RunError: no such run, no checkpoint, or an unusable one.
     """
     path = Path(run)
+    if not path.exists():
+        raise RunError(f"{path}: there is no such run or checkpoint to begin from; train it first, or correct the path")
     if path.is_dir():
         found = RunFolder.open(path).checkpoints()
         if not found:
