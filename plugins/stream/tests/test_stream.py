@@ -1,0 +1,149 @@
+"""Streams: what is shown when, what may not be known, and what can't be made a stream."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import kshot
+from kshot import ClassificationTasks, Pool
+from kshot.errors import DataError, OptionError
+from kshot.kinds import KINDS
+from kshot.testing import sample_tasks
+from kshot_stream import Stream
+
+
+def numbered(classes: int = 8, examples: int = 6, **shape: int) -> ClassificationTasks:
+    """Example j of class c is the picture [[100 c + j, 0]]: it says what it is."""
+    x = torch.zeros(classes * examples, 1, 1, 2)
+    x[:, 0, 0, 0] = (100 * torch.arange(classes)[:, None] + torch.arange(examples)).flatten()
+    pool = Pool.of(x, np.repeat(np.arange(classes), examples), names=[f"c{c}" for c in range(classes)])
+    return ClassificationTasks({"train": pool, "test": pool}, fingerprint="numbered", **shape)
+
+
+def test_a_step_shows_an_example_and_the_label_of_the_one_before():
+    """x_t = [flattened example, one-hot y_{t-1}], and no label at the first step; step by step, by hand."""
+    e = Stream(numbered(), way=3, instances=4).sample("test", [5, 6])
+    assert e.query.x.shape == (2, 12, 2 + 3)
+    for x, y in zip(e.query.x, e.query.y, strict=True):
+        for t in range(12):
+            before = [0.0, 0.0, 0.0]
+            if t > 0:
+                before[int(y[t - 1])] = 1.0
+            assert x[t, 2:].tolist() == before
+    assert e.support.x.shape == (2, 0, 5)
+    assert e.support.way == 3
+
+
+def test_a_stream_has_the_same_number_of_different_examples_of_each_class():
+    """By what the examples say of themselves, and the origin says the same."""
+    stream = Stream(numbered(), way=3, instances=4)
+    e = stream.sample("train", range(20))
+    for b in range(20):
+        shown = e.query.x[b, :, 0].int()
+        assert len(set(shown.tolist())) == 12
+        classes = e.origin.classes[b]
+        assert [int(v) // 100 for v in shown] == [classes[label] for label in e.query.y[b]]
+        assert torch.bincount(e.query.y[b]).tolist() == [4, 4, 4]
+        rows = stream.of.pool("train").x[torch.from_numpy(e.origin.query_ids[b])]
+        assert torch.equal(rows.flatten(1), e.query.x[b, :, :2])
+    assert e.origin.class_names[0] == tuple(f"c{c}" for c in e.origin.classes[0])
+
+
+def test_the_spec_says_it_is_a_stream():
+    """Kind, way, length and what is provided; the range takes in that of one-hot labels; the data stay the same."""
+    stream = Stream(numbered(), way=4, instances=3)
+    assert stream.fingerprint == "numbered"
+    spec = stream.spec
+    assert (spec.kind, spec.way, spec.query, spec.input_shape) == ("sequence", 4, 12, (6,))
+    assert spec.provides == {"stream", "identities"}
+    assert spec.input_range is None
+    pictures = sample_tasks.classification(input_shape=(1, 4, 4))
+    assert Stream(pictures, way=2, instances=2).spec.input_range == (0.0, 1.0)
+
+
+class Oracle:
+    """Knows which examples are of one class, remembers every label, and guesses the least label not yet shown."""
+
+    def __init__(self, way: int) -> None:
+        self.way = way
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        said = torch.zeros(*x.shape[:2], self.way)
+        for b, steps in enumerate(x.tolist()):
+            known: dict[int, int] = {}
+            last = -1
+            for t, (example, _, *before) in enumerate(steps):
+                if t > 0:
+                    known[last] = before.index(1.0)
+                last = int(example) // 100
+                unseen = [label for label in range(self.way) if label not in known.values()]
+                said[b, t, known[last] if last in known else unseen[0]] = 1.0
+        return said
+
+
+def test_a_perfect_memory_knows_no_more_than_the_labels_left():
+    """The first step is at 1/N; first instances at (1/5 + 1/4 + 1/3 + 1/2 + 1) / 5 = 45.7 %, within four standard
+    errors: a learner that is better at them has seen a leak. Every later instance is known.
+    """
+    e = Stream(numbered(), way=5, instances=3, seed=1).sample("test", range(1500))
+    scores = KINDS["sequence"].score(Oracle(5), e)
+    first = 1 - scores["error_by_step"][:, 0]
+    assert abs(float(first.mean()) - 0.2) < 4 * float(first.std()) / 1500**0.5
+    instances = scores["accuracy_by_instance"]
+    assert abs(float(instances[:, 0].mean()) - 0.4567) < 4 * float(instances[:, 0].std()) / 1500**0.5
+    assert torch.equal(instances[:, 1:], torch.ones(1500, 2))
+
+
+def test_classes_have_no_order_and_no_label_of_their_own():
+    """Each label stands for each class equally often, and each step shows each label equally often: four sigma."""
+    e = Stream(numbered(classes=4), way=4, instances=2).sample("train", range(1200))
+    table = np.zeros((4, 4))
+    for row in e.origin.classes:
+        table[row, np.arange(4)] += 1
+    assert np.abs(table - 300).max() < 4 * (1200 * 0.25 * 0.75) ** 0.5
+    by_step = F.one_hot(e.query.y, 4).sum(0)
+    assert (by_step - 300).abs().max() < 4 * (1200 * 0.25 * 0.75) ** 0.5
+
+
+def test_the_seed_is_the_views_own():
+    """Seed, way and shot of the tasks below change no stream; another seed of the view does."""
+    plain = Stream(numbered(), way=3, instances=2).sample("test", range(3))
+    other = Stream(numbered(seed=9, way=2, shot=3), way=3, instances=2).sample("test", range(3))
+    assert torch.equal(plain.query.x, other.query.x)
+    assert not torch.equal(
+        plain.query.x, Stream(numbered(), way=3, instances=2, seed=1).sample("test", range(3)).query.x
+    )
+
+
+def test_it_is_built_by_name_over_tasks_by_name():
+    """As the command line does: --tasks.of=toy --tasks.of.features=6."""
+    pytest.importorskip("kshot_toy")
+    stream = kshot.tasks("stream", of={"name": "toy", "features": 6}, way=2, instances=3)
+    assert stream.sample("val", [0]).query.x.shape == (1, 6, 8)
+
+
+class Unpooled:
+    spec = sample_tasks.classification().spec
+
+    def sample(self, split, indices):
+        raise AssertionError("not asked for")
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "said"),
+    [
+        (lambda: Stream(numbered(), way=1), OptionError, "way is 1, expected at least 2"),
+        (lambda: Stream(numbered(), instances=0), OptionError, "instances is 0"),
+        (lambda: Stream(numbered(), way=5, instances=7), DataError, "class 'c0' has 6 examples, but instances is 7"),
+        (lambda: Stream(numbered(), way=9, instances=2), DataError, "split 'train' has 8 classes, but way is 9"),
+        (lambda: Stream(sample_tasks.Lines()), DataError, "Lines are regression tasks without a pool"),
+        (lambda: Stream(Unpooled()), DataError, "Unpooled are classification tasks without a pool"),
+        (lambda: Stream(numbered(), 2, 2).sample("dev", [0]), DataError, "unknown split 'dev'"),
+        (lambda: Stream(numbered(), 2, 2).sample("test", []), DataError, "expected at least one"),
+    ],
+)
+def test_what_makes_no_stream_is_refused(make, error, said):
+    """Before anything is computed, with what came and what was expected."""
+    with pytest.raises(error, match=said):
+        make()
