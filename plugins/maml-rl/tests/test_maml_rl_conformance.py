@@ -1,4 +1,5 @@
-"""MAML for policies keeps every rule for learners: one update, several with the other estimator, and none."""
+"""MAML for policies keeps every rule for learners: one update, several with the other estimator, none, and
+steps within a trust region."""
 
 from kshot.testing import suite
 
@@ -6,3 +7,4 @@ small = {"hidden": (6,)}
 maml_rl = suite(learner="maml-rl", options=small)
 two_updates = suite(learner="maml-rl", options={**small, "inner_steps": 2, "estimator": "dice", "outer": "reinforce"})
 for_all_tasks = suite(learner="maml-rl", options={**small, "inner_steps": 0, "adapt_std": False})
+trust_region = suite(learner="maml-rl", options={**small, "outer": "trpo"})

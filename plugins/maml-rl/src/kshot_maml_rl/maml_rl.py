@@ -7,33 +7,19 @@ Letters: B meta-batch, E trajectories a task, T steps. Functions of one task car
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import attrs
 import torch
-from attrs import frozen
 from torch import Tensor, nn
 
 from kshot import Episode, Lift, Metrics, Needs, Rollout, Support, TaskSpec, Training
-from kshot.episode import register_value
 from kshot.errors import OptionError
 from kshot.inner import State, check_descent, sgd, take_steps
-from kshot_maml_rl import surrogates
+from kshot_maml_rl import surrogates, trust_region
 from kshot_maml_rl.policy import Activation, Family, Policy
-
-
-@frozen(eq=False)
-class Batch:
-    """What is learned from: of E trajectories a task, [B, E, T, ...], with the log-probabilities that they had."""
-
-    observations: Tensor
-    actions: Tensor
-    advantages: Tensor
-    running: Tensor
-    log_probability: Tensor
-
-
-register_value(Batch, *(f.name for f in attrs.fields(Batch)))
+from kshot_maml_rl.surrogates import Batch
 
 
 class MamlRL(nn.Module):
@@ -48,9 +34,11 @@ class MamlRL(nn.Module):
         inner_lr: alpha, for surrogates that are a mean over steps.
         inner_steps: updates while training; each plays a rollout of its own. 0 trains a policy for all tasks.
         test_steps: at evaluation and use; None is ``inner_steps``.
-        outer: ``ppo`` takes ``epochs`` steps on the clipped surrogate, ``reinforce`` one policy gradient step.
+        outer: ``ppo`` takes ``epochs`` steps on the clipped surrogate, ``reinforce`` one policy gradient step, ``trpo``
+            one within a trust region, as in the paper; its step is for plain gradient descent at a rate of 1.
         epochs: outer steps on one meta-batch's trajectories; the inner steps are repeated in each.
         clip: of the clipped surrogate.
+        radius: of the trust region, the greatest mean divergence.
         estimator: what the inner steps descend, and so what second derivatives they have: ``lvc`` or ``dice``, see
             ``surrogates``. Their gradients are the same.
         order: ``second`` differentiates through the inner steps; ``first`` takes the inner gradients as constants.
@@ -76,9 +64,10 @@ class MamlRL(nn.Module):
         inner_lr: float = 0.1,
         inner_steps: int = 1,
         test_steps: int | None = None,
-        outer: Literal["ppo", "reinforce"] = "ppo",
+        outer: Literal["ppo", "reinforce", "trpo"] = "ppo",
         epochs: int = 4,
         clip: float = 0.2,
+        radius: float = 0.01,
         estimator: Literal["lvc", "dice"] = "lvc",
         order: Literal["second", "first"] = "second",
         discount: float = 0.99,
@@ -94,15 +83,18 @@ class MamlRL(nn.Module):
         self.net = self.family.net(hidden, initial_std)
         self.adapt_std, self.inner_lr, self.second_order = adapt_std, inner_lr, order == "second"
         self.inner_steps, self.test_steps = inner_steps, inner_steps if test_steps is None else test_steps
-        self.outer, self.epochs, self.clip = outer, epochs if outer == "ppo" else 1, clip
+        self.outer, self.epochs, self.radius = outer, epochs if outer == "ppo" else 1, radius
+        self.gain = partial(surrogates.clipped, clip=clip) if outer == "ppo" else surrogates.lvc
         self.estimator = surrogates.dice if estimator == "dice" else surrogates.lvc
         self.advantages: Any = {"discount": discount, "gae": gae, "normalise": normalise}
         self.lift = Lift(strategy)
-        self.needs = attrs.evolve(type(self).needs, rollouts=self.test_steps)
+        self.needs = attrs.evolve(type(self).needs, rollouts=self.test_steps, couples_tasks=outer == "trpo")
+        if outer == "trpo":
+            self.training_defaults = attrs.evolve(type(self).training_defaults, optimizer="sgd", lr=1.0)
 
-    def theta(self) -> State:
+    def theta(self, parameters: Mapping[str, Tensor] | None = None) -> State:
         """What the inner steps change; a standard deviation that they don't is held as a buffer."""
-        changed = dict(self.net.named_parameters())
+        changed = dict(self.net.named_parameters() if parameters is None else parameters)
         fixed = {} if self.adapt_std or self.family.discrete else {"log_std": changed.pop("log_std")}
         return State(changed, fixed)
 
@@ -150,13 +142,11 @@ class MamlRL(nn.Module):
             states.append(after.detach())
         return states, batches, rollouts
 
-    def task(self, theta: State, batches: list[Batch], judged: Batch) -> tuple[Mapping[str, Tensor], State]:
+    def task(self, theta: State, batches: list[Batch], judged: Batch, *_: Any) -> tuple[Mapping[str, Tensor], State]:
         """The outer loss of one task: of theta', on trajectories that theta' played (lines 8 and 10)."""
         after, losses = self.adapted(theta, batches)
         log_ratio = self.log_ratio(after, judged)
-        gain = surrogates.clipped(log_ratio, judged.advantages, self.clip) if self.outer == "ppo" else None
-        gain = surrogates.lvc(log_ratio, judged.advantages) if gain is None else gain
-        return {"loss": -gain, "inner": losses}, after
+        return {"loss": -self.gain(log_ratio, judged.advantages), "inner": losses}, after
 
     def meta_gradient(self, episodes: Episode) -> Iterator[Metrics]:
         """Algorithm 3: play, update, play again; then ``epochs`` outer steps on what was played, theta' anew in each.
@@ -168,22 +158,31 @@ class MamlRL(nn.Module):
         judged = self.batch(states[-1], played)
         returns = {"return": mean_return(played), "return_before": mean_return((*rollouts, played)[0])}
         for _ in range(self.epochs):
-            metrics, _ = self.lift.mean_gradient(self.task, self.theta(), batches, judged)
-            check_descent(metrics.pop("inner"), "maml-rl", episodes.origin)
-            yield {"loss": metrics["loss"].mean(), **returns}
+            if self.outer == "trpo":
+                loss = trust_region.outer_step(self, batches, judged, states[-1], radius=self.radius)
+            else:
+                metrics, _ = self.lift.mean_gradient(self.task, self.theta(), batches, judged)
+                check_descent(metrics["inner"], "maml-rl", episodes.origin)
+                loss = metrics["loss"].mean()
+            yield {"loss": loss, **returns}
 
     def adapt(self, support: Support) -> Policy:
         """``test_steps`` updates, each on a rollout of its own; the policies that come of it draw their actions."""
         return self.policy(self.play(support, self.test_steps)[0][-1])
 
     @torch.no_grad()
-    def trace(self, episode: Episode) -> Mapping[str, Tensor]:
-        """How the policies play the query's rollout 0 after 0 to ``test_steps`` updates (ability ``Explains``):
-        ``observations`` [B, steps + 1, E, T, *o], ``rewards`` and ``running`` [B, steps + 1, E, T].
+    def trace(self, episode: Episode) -> Mapping[str, Any]:
+        """How the query's rollout 0 is played after 0 to ``test_steps`` updates (ability ``Explains``): the fields of
+        ``Rollout`` [B, steps + 1, E, T, ...]; where observations are points in the plane, ``trajectories`` that are NaN
+        after the end; and what the origin tells of the tasks, such as a goal.
         """
         states, _, _ = self.play(episode.support, self.test_steps)
         played = [episode.query.source.rollout(self.policy(theta)) for theta in states]
-        return {n: torch.stack([getattr(p, n) for p in played], 1) for n in ("observations", "rewards", "running")}
+        names = ("observations", "actions", "rewards", "running")
+        seen = {n: torch.stack([getattr(p, n) for p in played], 1) for n in names}
+        if self.family.spec.input_shape == (2,):
+            seen["trajectories"] = seen["observations"].masked_fill(~seen["running"][..., None], torch.nan)
+        return {**(episode.origin.fields if episode.origin else {}), **seen}
 
 
 def mean_return(played: Rollout) -> Tensor:

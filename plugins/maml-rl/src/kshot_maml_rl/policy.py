@@ -88,6 +88,15 @@ class Family:
         z = (((actions.to(found) - middle) / half).reshape(found.shape) - found) / parameters["log_std"].exp()
         return (-0.5 * z.square() - parameters["log_std"] - 0.5 * math.log(2 * math.pi)).sum(-1)
 
+    def divergence(self, old: Parameters, new: Parameters, observations: Tensor) -> Tensor:
+        """KL(pi_old || pi_new) of one task at observations [E, T, *o]: [E, T], in nats."""
+        p, q = self.distribution(old, observations), self.distribution(new, observations)
+        if self.discrete:
+            return (p.softmax(-1) * (p.log_softmax(-1) - q.log_softmax(-1))).sum(-1)
+        narrower = old["log_std"] - new["log_std"]
+        apart = (p - q) / new["log_std"].exp()
+        return (0.5 * ((2 * narrower).exp() + apart.square() - 1) - narrower).sum(-1)
+
     def action(self, parameters: Parameters, x: Tensor, noise: Tensor | None) -> Tensor:
         """Observations [B, E, *o] -> actions [B, E, *a]: the most likely ones, or drawn by ``noise`` [B, E, a].
 

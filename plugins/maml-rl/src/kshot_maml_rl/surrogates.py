@@ -6,8 +6,26 @@ mean over the E T steps of the rollout, as in the paper's code: the return divid
 
 from __future__ import annotations
 
+import attrs
 import torch
+from attrs import frozen
 from torch import Tensor
+
+from kshot.episode import register_value
+
+
+@frozen(eq=False)
+class Batch:
+    """What is learned from: of E trajectories a task, [B, E, T, ...], with the log-probabilities that they had."""
+
+    observations: Tensor
+    actions: Tensor
+    advantages: Tensor
+    running: Tensor
+    log_probability: Tensor
+
+
+register_value(Batch, *(f.name for f in attrs.fields(Batch)))
 
 
 def rewards_to_go(rewards: Tensor, discount: float) -> Tensor:
