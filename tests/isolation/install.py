@@ -5,7 +5,7 @@
 Each is built as a release is, an sdist and from it the wheel, so that a file missing from the sdist shows; once for
 each state of its files, in WORK_DIR/wheels. What they depend on comes from the package index, ours never do: one call
 of pip gets all of them as files. Torch and the like fill gigabytes, so they are installed once, in WORK_DIR/base-*,
-which a ``.pth`` file shows to every environment.
+which a ``.pth`` file shows to every environment. Environments may run at once: the first builds, the others wait.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -22,6 +21,8 @@ import tomllib
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "torchvision", "torchaudio", "numpy")
@@ -88,14 +89,10 @@ def share_base(work: Path) -> None:
     key = hashlib.sha256(" ".join([sys.version, *needs]).encode()).hexdigest()[:8]
     base = work / f"base-{key}"
     if not base.exists():
-        work.mkdir(parents=True, exist_ok=True)
-        half = Path(tempfile.mkdtemp(prefix="base-half-", dir=work))
+        half = Path(tempfile.mkdtemp(prefix="base-half-", dir=work))  # what is cut short is never taken for the whole
         # pip unpacks in TMPDIR and moves: within one file system that costs nothing.
         run(sys.executable, "-m", "pip", "install", "--quiet", "--target", str(half), *needs, TMPDIR=str(work))
-        try:
-            half.rename(base)  # at once, so that a second process sees all of it or nothing
-        except OSError:  # the second process was faster
-            shutil.rmtree(half)
+        half.rename(base)
     (Path(sysconfig.get_path("purelib")) / "kshot-base.pth").write_text(f"{base}\n", encoding="utf-8")
 
 
@@ -117,21 +114,21 @@ def build(folder: Path, work: Path) -> Path:
         out.parent.mkdir(parents=True, exist_ok=True)
         half = Path(tempfile.mkdtemp(prefix="half-", dir=out.parent))
         run(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(half), str(folder))
-        try:
-            half.rename(out)
-        except OSError:  # a second process was faster
-            shutil.rmtree(half)
+        half.rename(out)
     (wheel,) = out.glob(f"{table(folder)['name'].replace('-', '_')}-*.whl")
     return wheel
 
 
 def main(work: Path, proof: str) -> None:
     folders = under_proof(proof)
-    share_base(work)
+    work.mkdir(parents=True, exist_ok=True)
+    with FileLock(work / "install.lock"):
+        share_base(work)
+        wheels = {folder: build(folder, work) for folder in folders}
     installed = [d.name for d in metadata.distributions(path=[sysconfig.get_path("purelib")])]
     if ours := [name for name in installed if re.match(r"kshot($|[-_.])", name)]:
         run(sys.executable, "-m", "pip", "uninstall", "--quiet", "--yes", *ours)
-    files = [f"{table(f)['name']}[test] @ {build(f, work).as_uri()}" for f in folders]
+    files = [f"{table(f)['name']}[test] @ {wheels[f].as_uri()}" for f in folders]
     run(sys.executable, "-m", "pip", "install", "--quiet", *files)
     run(sys.executable, "-m", "pip", "check")
 
