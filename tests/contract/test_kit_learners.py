@@ -168,7 +168,8 @@ class LearnedRate(nn.Module):
             points = self.descend(source, steps, create_graph=True)
             loss = source.loss(points[:, -1]).mean()
             loss.backward()
-            yield {"loss": loss.detach()}
+            score = kshot.kinds.objective(self.adapt(episodes.support), episodes)["loss"]
+            yield {"loss": loss.detach(), "score": score.mean()}
 
     def adapt(self, support: Support) -> Callable[[Tensor], Tensor]:
         source = attrs.evolve(support.source, initial=support.source.initial.clone())
@@ -746,6 +747,12 @@ def test_every_rule_for_learners_has_a_learner_that_breaks_it() -> None:
     control = {"budget-kept", "plays-from-own-chance"}  # test_kit_control.py
     per_task = {"task-losses-part-the-gradient"}  # test_kit_per_task.py
     assert tested | control | per_task == {rule.name for rule in rules("learners")}
+
+
+def test_chunks_that_can_not_advance_together_are_told_by_their_numbers() -> None:
+    """A generator that gives more outer steps to more tasks would stop in the middle of a meta-batch."""
+    with pytest.raises(RuleViolation, match=r"on 3 tasks together it takes 2 outer steps, on each alone 1"):
+        suite(learner=MoreForMore, tasks=OBJECTIVES).verify("batch-equals-singles")
 
 
 def test_a_manifest_that_says_other_kinds_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
