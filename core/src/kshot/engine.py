@@ -2,7 +2,7 @@
 
 Under several processes each has an engine, and all call the same methods in the same order. They share the work: a
 rank trains on its part of a meta-batch and evaluates its part of the episodes, and every rank has the whole outcome.
-Rank 0 alone has hooks and a run folder, and reads checkpoints for all.
+Rank 0 alone has hooks and a run folder, and reads its checkpoints for all.
 """
 
 from __future__ import annotations

@@ -1,0 +1,92 @@
+"""Every installed learner, trained in this process: what test_distributed_learners.py compares between processes.
+
+Started by torchrun as ``learners_at_work.py FOLDER``, each process saves what it trained in FOLDER/RANK.pt.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import kshot.engine
+
+Case = tuple[str, dict[str, Any], str, dict[str, Any]]
+
+CASES: dict[str, Case] = {
+    "protonet": ("protonet", {}, "toy", {}),
+    "maml": ("maml", {}, "sinusoid", {}),
+    "first-order maml": ("maml", {"order": "first", "inner_steps": 3}, "toy", {"shot": 5}),
+    "reptile": ("reptile", {"test_steps": 5}, "sinusoid", {}),
+    "gradient-agreement of maml": ("gradient-agreement", {"inner": "maml"}, "sinusoid", {}),
+    "gradient-agreement of reptile": ("gradient-agreement", {"inner": {"name": "reptile"}}, "sinusoid", {}),
+    "semi-protonet": ("semi-protonet", {"refine": "masked"}, "semi-supervised", {"of": "toy", "labelled": 0.5}),
+    "mann": ("mann", {"hidden": 30}, "stream", {"of": "toy", "instances": 4}),
+    "ntm": ("ntm", {}, "copy", {"length": (1, 5), "block": 30}),
+    "lstm": ("lstm", {"hidden": 30}, "stream", {"of": "toy", "instances": 4}),
+    "l2l": ("l2l", {"unroll": 4}, "quadratics", {"steps": 12}),
+    "maml-rl": ("maml-rl", {"hidden": (20,)}, "bandits", {}),
+    "maml-rl, one step": ("maml-rl", {"hidden": (20,), "outer": "reinforce"}, "navigation2d", {"horizon": 20}),
+}
+META_BATCHES = (5, 1)
+"""More tasks than two ranks share evenly, and fewer than there are ranks."""
+
+ITERATIONS = 20
+
+
+def installed(case: Case) -> bool:
+    """Whether everything that a case names is a plugin here."""
+    names = {plugin.name for plugin in kshot.plugins() if plugin.state == "ok"}
+    learner, options, tasks, task_options = case
+    nested = [*options.values(), *task_options.values()]
+    inner = [v["name"] if isinstance(v, dict) else v for v in nested if isinstance(v, str | dict)]
+    return {learner, tasks, *(name for name in inner if name in ("maml", "reptile", "toy"))} <= names
+
+
+class InFloat64:
+    """The tasks below, in float64."""
+
+    def __init__(self, of: Any) -> None:
+        self.of, self.spec = of, of.spec
+
+    def sample(self, split: str, indices: Any) -> kshot.Episode:
+        episode = self.of.sample(split, indices)
+        return kshot.episode.map_tensors(lambda t: t.double() if t.is_floating_point() else t, episode)
+
+
+def train(name: str, meta_batch: int, double: bool, backend: Any) -> dict[str, Any]:
+    """The parameters before and after, and the last metrics.
+
+    In float32 by plain gradient steps: an adaptive optimizer makes of a rounding error, where the true gradient is
+    zero, a whole step. In float64 by the learner's own optimizer.
+    """
+    learner_name, learner_options, tasks_name, task_options = CASES[name]
+    tasks = kshot.tasks(tasks_name, **task_options)
+    learner = kshot.learner(learner_name, tasks.spec, seed=1, **learner_options)
+    optimizer: Any = {"name": "sgd", "lr": 0.01}
+    if double:
+        tasks, learner, optimizer = InFloat64(tasks), learner.double(), None
+    before = {n: t.clone() for n, t in learner.state_dict().items()}
+    engine = kshot.Engine(learner, tasks, backend=backend, meta_batch=meta_batch, optimizer=optimizer)
+    metrics = dict(engine.train(ITERATIONS))
+    return {"before": before, "after": dict(learner.state_dict()), "metrics": metrics}
+
+
+def train_all(backend: Any) -> dict[str, Any]:
+    """Everything that is installed, by name, meta-batch and whether in float64."""
+    torch.set_num_threads(1)
+    kshot.engine.check_episode = lambda *_: None  # the door asks for float32
+    names = [name for name, case in CASES.items() if installed(case)]
+    return {
+        f"{name}, {meta_batch}, {double}": train(name, meta_batch, double, backend)
+        for name in names
+        for meta_batch in META_BATCHES
+        for double in (False, True)
+    }
+
+
+if __name__ == "__main__":
+    backend = kshot.backend("distributed")
+    torch.save(train_all(backend), Path(sys.argv[1]) / f"{backend.world.rank}.pt")
