@@ -8,7 +8,7 @@ any leading axes, B among them.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import attrs
 import torch
@@ -22,14 +22,6 @@ from kshot.nn import EncoderChoice, Normalisation
 from kshot.nn import encoder as build_encoder
 
 Refine = Literal["none", "soft", "cluster", "masked"]
-
-UNLABELLED: dict[str, Literal["no", "optional", "required"]] = {
-    "none": "no",
-    "soft": "optional",
-    "cluster": "required",
-    "masked": "required",
-}
-"""The need of each refinement: a radius and a mask are learned from unlabelled examples."""
 
 
 def soft_assignments(distances: Tensor) -> Tensor:
@@ -113,7 +105,10 @@ class SemiProtoNet(nn.Module):
         exact_gradient=True,
         invariant={"labels", "order"},
     )
-    training_defaults = Training(lr=8e-3, schedule="linear", warmup=100, iterations=1000, tasks={"way": 30, "query": 1})
+    # A few minutes for a first good result; 5 unlabelled examples a class while training are the paper's.
+    training_defaults = Training(
+        lr=8e-3, schedule="linear", warmup=100, iterations=600, tasks={"way": 20, "query": 1, "unlabelled": 5}
+    )
 
     def __init__(
         self,
@@ -126,7 +121,7 @@ class SemiProtoNet(nn.Module):
         normalisation: Normalisation = "inductive",
     ) -> None:
         super().__init__()
-        if refine not in UNLABELLED:
+        if refine not in get_args(Refine):
             raise OptionError(f"semi-protonet: refine is {refine!r}, expected 'none', 'soft', 'cluster' or 'masked'")
         self.refine: Refine = refine
         self.encoder = build_encoder(encoder, spec.input_shape, normalisation, width).requires_grad_(train_encoder)
@@ -136,7 +131,11 @@ class SemiProtoNet(nn.Module):
         nn.init.normal_(last.weight, std=0.01)  # beta and gamma begin near 1: near points count a little more
         nn.init.zeros_(last.bias)
         self.mask = nn.Sequential(nn.Linear(5, 20), nn.Tanh(), last)
-        self.needs = attrs.evolve(type(self).needs, queries=self.encoder.queries, unlabelled=UNLABELLED[refine])
+        self.needs = attrs.evolve(
+            type(self).needs,
+            queries=self.encoder.queries,
+            unlabelled="no" if refine == "none" else "optional" if refine == "soft" else "required",  # to learn from
+        )
 
     def weights(self, prototypes: Tensor, z: Tensor) -> Tensor:
         """How much each unlabelled example ``z`` [B, U, D] counts for each prototype [B, N, D]: [B, U, N]."""
