@@ -14,7 +14,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from kshot import Episode, Lift, Metrics, Needs, Rollout, Support, TaskSpec, Training
+from kshot import Episode, Lift, Metrics, Needs, Predictor, Rollout, Support, TaskSpec, Training
 from kshot.errors import OptionError
 from kshot.inner import State, check_descent, sgd, take_steps
 from kshot_maml_rl import surrogates, trust_region
@@ -34,6 +34,7 @@ class MamlRL(nn.Module):
         inner_lr: alpha, for surrogates that are a mean over steps.
         inner_steps: updates while training; each plays a rollout of its own. 0 trains a policy for all tasks.
         test_steps: at evaluation and use; None is ``inner_steps``.
+        greedy: whether adapted policies then take their most likely actions; else they draw them, as in the paper.
         outer: ``ppo`` takes ``epochs`` steps on the clipped surrogate, ``reinforce`` one policy gradient step, ``trpo``
             one within a trust region, as in the paper; its step is for plain gradient descent at a rate of 1.
         epochs: outer steps on one meta-batch's trajectories; the inner steps are repeated in each.
@@ -64,6 +65,7 @@ class MamlRL(nn.Module):
         inner_lr: float = 0.1,
         inner_steps: int = 1,
         test_steps: int | None = None,
+        greedy: bool = False,
         outer: Literal["ppo", "reinforce", "trpo"] = "ppo",
         epochs: int = 4,
         clip: float = 0.2,
@@ -87,7 +89,7 @@ class MamlRL(nn.Module):
         self.gain = partial(surrogates.clipped, clip=clip) if outer == "ppo" else surrogates.lvc
         self.estimator = surrogates.dice if estimator == "dice" else surrogates.lvc
         self.advantages: Any = {"discount": discount, "gae": gae, "normalise": normalise}
-        self.lift = Lift(strategy)
+        self.greedy, self.lift = greedy, Lift(strategy)
         self.needs = attrs.evolve(type(self).needs, rollouts=self.test_steps, couples_tasks=outer == "trpo")
         if outer == "trpo":
             self.training_defaults = attrs.evolve(type(self).training_defaults, optimizer="sgd", lr=1.0)
@@ -143,20 +145,21 @@ class MamlRL(nn.Module):
         return states, batches, rollouts
 
     def task(self, theta: State, batches: list[Batch], judged: Batch, *_: Any) -> tuple[Mapping[str, Tensor], State]:
-        """The outer loss of one task: of theta', on trajectories that theta' played (lines 8 and 10)."""
+        """The outer loss of one task: of theta', on trajectories that theta' played (line 10)."""
         after, losses = self.adapted(theta, batches)
-        log_ratio = self.log_ratio(after, judged)
-        return {"loss": -self.gain(log_ratio, judged.advantages), "inner": losses}, after
+        return {"loss": -self.gain(self.log_ratio(after, judged), judged.advantages), "inner": losses}, after
+
+    def played(self, episodes: Episode) -> tuple[list[State], list[Batch], Batch, Metrics]:
+        """Lines 5 to 8: policies, what their updates learned from, what is judged, and the returns before and after."""
+        states, batches, rollouts = self.play(episodes.support, self.inner_steps)
+        last = episodes.query.source.rollout(self.policy(states[-1]))
+        returns = {"return": mean_return(last), "return_before": mean_return((*rollouts, last)[0])}
+        return states, batches, self.batch(states[-1], last), returns
 
     def meta_gradient(self, episodes: Episode) -> Iterator[Metrics]:
         """Algorithm 3: play, update, play again; then ``epochs`` outer steps on what was played, theta' anew in each.
-
-        Metrics are the outer loss, and the returns of the policies before and after the updates.
-        """
-        states, batches, rollouts = self.play(episodes.support, self.inner_steps)
-        played = episodes.query.source.rollout(self.policy(states[-1]))
-        judged = self.batch(states[-1], played)
-        returns = {"return": mean_return(played), "return_before": mean_return((*rollouts, played)[0])}
+        Metrics are the outer loss, and the returns of the policies before and after the updates."""
+        states, batches, judged, returns = self.played(episodes)
         for _ in range(self.epochs):
             if self.outer == "trpo":
                 loss = trust_region.outer_step(self, batches, judged, states[-1], radius=self.radius)
@@ -166,9 +169,16 @@ class MamlRL(nn.Module):
                 loss = metrics["loss"].mean()
             yield {"loss": loss, **returns}
 
-    def adapt(self, support: Support) -> Policy:
-        """``test_steps`` updates, each on a rollout of its own; the policies that come of it draw their actions."""
-        return self.policy(self.play(support, self.test_steps)[0][-1])
+    def task_losses(self, episodes: Episode) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Outer losses [B] with their graph, and theta - theta' of each task (ability ``PerTask``)."""
+        _, batches, judged, _ = self.played(episodes)
+        metrics, after = self.lift.map(self.task, self.theta(), batches, judged)
+        return metrics["loss"], after.away_from(self.theta())
+
+    def adapt(self, support: Support) -> Predictor:
+        """``test_steps`` updates, each on a rollout of its own; the policies that come of it."""
+        adapted = self.policy(self.play(support, self.test_steps)[0][-1])
+        return adapted.__call__ if self.greedy else adapted
 
     @torch.no_grad()
     def trace(self, episode: Episode) -> Mapping[str, Any]:

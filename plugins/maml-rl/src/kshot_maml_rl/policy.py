@@ -68,15 +68,17 @@ class Family:
         return (low + high) / 2, (high - low) / 2
 
     def distribution(self, parameters: Parameters, x: Tensor) -> Tensor:
-        """Observations [B, .., *o] -> means in the net's units, or logits [B, .., a]."""
+        """Observations [B, .., *o] -> means in the net's units, or logits [B, .., a]; never in a lower precision, in
+        which the ratios of probabilities would be noise."""
         stacked = parameters["bias0"].ndim == 2
         x = x.to(parameters["bias0"].dtype)
         lead = x.shape[: x.ndim - len(self.spec.input_shape)]
         x = x.reshape(lead[0], -1, math.prod(self.spec.input_shape)) if stacked else x.reshape(*lead, -1)
-        for i in range(self.layers):
-            weight, bias = parameters[f"weight{i}"], parameters[f"bias{i}"]
-            x = torch.baddbmm(bias[:, None], x, weight.mT) if stacked else F.linear(x, weight, bias)
-            x = ACTIVATIONS[self.activation](x) if i < self.layers - 1 else x
+        with torch.autocast(x.device.type, enabled=False):
+            for i in range(self.layers):
+                weight, bias = parameters[f"weight{i}"], parameters[f"bias{i}"]
+                x = torch.baddbmm(bias[:, None], x, weight.mT) if stacked else F.linear(x, weight, bias)
+                x = ACTIVATIONS[self.activation](x) if i < self.layers - 1 else x
         return x.reshape(*lead, self.outputs)
 
     def log_probability(self, parameters: Parameters, observations: Tensor, actions: Tensor) -> Tensor:
