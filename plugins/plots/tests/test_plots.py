@@ -12,6 +12,7 @@ from kshot import Engine, Needs, Result
 from kshot.errors import OptionError
 from kshot.testing import sample_tasks
 from kshot_plots import Plots, curves, fit, of_result, of_trace, trajectories, weights, write
+from kshot_plots.figures import slots_in_use
 
 
 def result(kind: str, **scores) -> Result:
@@ -63,7 +64,17 @@ def test_weights_show_every_head_and_only_slots_in_use():
     shown = panels[2].images[0].get_array()
     assert shown.shape == (3, 6)
     assert shown[2, 2] == 0.5
-    assert panels[0].images[0].get_extent() == [-0.5, 5.5, 5.5, 2.5]
+    assert [t.get_text() for t in panels[0].get_yticklabels()] == ["3", "4", "5"]
+
+
+def test_a_memory_is_cut_open_where_nobody_was():
+    """Heads move in a circle: slots 8, 9, 0 and 1 of ten are one stretch, and shown as one."""
+    greatest = np.zeros(10)
+    greatest[[8, 0, 1]] = 1
+    assert slots_in_use(greatest).tolist() == [8, 9, 0, 1]
+    assert slots_in_use(np.zeros(3)).tolist() == [0, 1, 2]
+    assert slots_in_use(np.ones(3)).tolist() == [0, 1, 2]
+    assert slots_in_use(np.eye(4)[2]).tolist() == [2]
 
 
 def test_trajectories_have_a_panel_for_each_number_of_updates():

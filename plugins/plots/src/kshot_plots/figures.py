@@ -82,18 +82,31 @@ def weights(trace: Trace, task: int = 0) -> Figure:
     ]
     figure = Figure(figsize=(7, 0.6 + 1.9 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
-    used = np.flatnonzero(np.max([w.max(1) for _, w in panels], axis=0) > 0.05)  # of 128 slots most stay untouched
-    low, high = (used[0], used[-1] + 1) if len(used) else (0, panels[0][1].shape[0])
+    slots = slots_in_use(np.max([w.max(1) for _, w in panels], axis=0))
     for ax, (title, w) in zip(axes, panels, strict=True):
-        image = ax.imshow(
-            w[low:high], aspect="auto", cmap="magma", vmin=0, vmax=1, interpolation="nearest",
-            extent=(-0.5, w.shape[1] - 0.5, high - 0.5, low - 0.5),
-        )  # fmt: skip
+        image = ax.imshow(w[slots], aspect="auto", cmap="magma", vmin=0, vmax=1, interpolation="nearest")
+        ticks = np.unique(np.linspace(0, len(slots) - 1, min(6, len(slots))).round().astype(int))
+        ax.set_yticks(ticks, [str(slots[t]) for t in ticks])
         ax.set_title(title, fontsize="medium")
         ax.set_ylabel("slot")
     axes[-1].set_xlabel("time")
     figure.colorbar(image, ax=list(axes), label="weight")
     return figure
+
+
+def slots_in_use(greatest: Array, least: float = 0.1) -> NDArray[np.int64]:
+    """The numbers of the slots to draw, by the ``greatest`` weight [M] that each ever had.
+
+    Most of 128 slots stay untouched. A memory may go on from its last slot to its first, so it is cut open where the
+    longest stretch of it is untouched.
+    """
+    M, used = len(greatest), np.flatnonzero(greatest > least)
+    if not len(used):
+        return np.arange(M)
+    gaps = np.diff(np.append(used, used[0] + M))
+    widest = len(gaps) - 1 - int(gaps[::-1].argmax())
+    first = used[(widest + 1) % len(used)]
+    return np.asarray(first + np.arange(M - gaps[widest] + 1)) % M
 
 
 def trajectories(trace: Trace, task: int = 0) -> Figure:
