@@ -1,0 +1,282 @@
+"""Neural Turing machines: the wiring of the paper, any memory, any length, and that they learn."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import kshot
+from kshot import Engine, Episode, Examples, Support, TaskSpec
+from kshot.errors import DataError, MisfitError, OptionError
+from kshot.testing import sample_tasks
+from kshot_ntm import NTM
+from kshot_ntm_memory import NTMMemory
+
+
+def small(slots: int = 8, width: int = 4, reads: int = 1) -> NTMMemory:
+    """A memory that makes tests quick, whatever sizes the learner would choose."""
+    return NTMMemory(8, 4, 2)
+
+
+def bits(*target: int) -> TaskSpec:
+    return TaskSpec(kind="sequence", input_shape=(3,), target_shape=target, query=2, split_by="index")
+
+
+def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+class Copies:
+    """Bits to copy, of lengths that vary by block of four: the kit's own sequences, end to end.
+
+    Args:
+        least, most: vectors.
+        width: bits of one.
+    """
+
+    def __init__(self, least: int, most: int, width: int) -> None:
+        self.parts = [sample_tasks.Copying(length=n, bits=width) for n in range(least, most + 1)]
+        spec = self.parts[0].spec.to_dict()
+        self.spec = TaskSpec.from_dict({**spec, "query": (2 * least + 1, 2 * most + 1), "block": 16})
+        self.seed = 0
+
+    def sample(self, split: str, indices: object) -> Episode:
+        numbers = list(indices)  # type: ignore[call-overload]
+        return self.parts[numbers[0] // 16 % len(self.parts)].sample(split, numbers)
+
+
+# --- The wiring ------------------------------------------------------------------------------------------------------
+
+
+def test_a_feed_forward_machine_is_the_papers():
+    """h_t = tanh(U x_t + V r_{t-1}), the memory's step, o_t = O [h_t, r_t]; step by step, in float64."""
+    learner = NTM(bits(2), memory=small, hidden=5).double()
+    x = numbers(2, 4, 3)
+    c, read, state = learner.controller, torch.zeros(2, 8, dtype=torch.float64), learner.memory.initial_state(2)
+    for t in range(4):
+        h = torch.tanh(x[:, t] @ c.see.weight.T + c.see.bias + read @ c.recall.weight.T)
+        read, state = learner.memory.step(h @ learner.emit.weight.T + learner.emit.bias, state)
+        said = torch.cat([h, read], 1) @ learner.say.weight.T + learner.say.bias
+        assert torch.allclose(learner.unroll(x)[0][:, t], said, atol=1e-12)
+
+
+def test_an_lstm_machine_is_torchs_cell_over_inputs_and_reads():
+    """Against nn.LSTMCell with the same weights, whose forget gate is biased by 1 to remember at first."""
+    learner = NTM(bits(2), memory=small, controller="lstm", hidden=5).double()
+    cell = nn.LSTMCell(3 + 8, 5).double()
+    see, recall = learner.controller.see, learner.controller.recall
+    with torch.no_grad():
+        cell.weight_ih.copy_(torch.cat([see.weight, recall.weight[:, :8]], 1))
+        cell.weight_hh.copy_(recall.weight[:, 8:])
+        cell.bias_ih.copy_(see.bias)
+        cell.bias_hh.zero_()
+        cell.bias_hh[5:10] = 1
+    x = numbers(2, 4, 3)
+    read, state, carry = torch.zeros(2, 8, dtype=torch.float64), learner.memory.initial_state(2), None
+    for t in range(4):
+        carry = cell(torch.cat([x[:, t], read], 1), carry)
+        read, state = learner.memory.step(learner.emit(carry[0]), state)
+        said = learner.say(torch.cat([carry[0], read], 1))
+        assert torch.allclose(learner.unroll(x)[0][:, t], said, atol=1e-12)
+
+
+@pytest.mark.parametrize("controller", ["feedforward", "lstm"])
+def test_the_output_sees_what_is_read_at_the_same_step(controller):
+    """In a sequence of one step the memory is good for nothing else: it must have a gradient."""
+    learner = NTM(bits(2), memory=small, controller=controller, hidden=5)
+    learner.unroll(torch.ones(1, 1, 3))[0].sum().backward()
+    assert learner.emit.weight.grad.abs().sum() > 0
+
+
+def test_the_metrics_are_loss_and_share_of_wrong_bits():
+    """The gradient is that of the mean cross-entropy of scored bits."""
+    learner = NTM(bits(2), memory=small, hidden=5)
+    x, y = torch.ones(1, 3, 3), torch.tensor([[[math.nan, math.nan], [1.0, 0.0], [1.0, 1.0]]])
+    episode = Episode(Support(x[:, :0], y[:, :0]), Examples(x, y))
+    metrics = learner.meta_gradient(episode)
+    logits = learner.unroll(x)[0][0, 1:]
+    expected = -torch.where(y[0, 1:] == 1, logits.sigmoid().log(), (1 - logits.sigmoid()).log()).mean()
+    assert float(metrics["error"]) == pytest.approx(float(((logits > 0) != (y[0, 1:] == 1)).float().mean()))
+    (grad,) = torch.autograd.grad(expected, learner.say.weight)
+    assert torch.allclose(learner.say.weight.grad, grad, atol=1e-6)
+    assert float(metrics["loss"]) == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("spec", "shape"),
+    [
+        (bits(2), (2,)),
+        (bits(2, 3), (2, 3)),
+        (bits(), ()),
+        (TaskSpec(kind="sequence", input_shape=(3,), way=5, query=4, split_by="index"), (5,)),
+    ],
+)
+def test_outputs_have_the_shape_of_the_targets(spec, shape):
+    """Bits of any shape; for labels a logit a class."""
+    assert NTM(spec, memory=small).unroll(torch.zeros(2, 4, 3))[0].shape == (2, 4, *shape)
+
+
+# --- Any memory ------------------------------------------------------------------------------------------------------
+
+
+class Latch(nn.Module):
+    """What the interface says if a number of it is positive, else what was; its state is one bare tensor."""
+
+    def __init__(self, slots: int, width: int, reads: int) -> None:
+        super().__init__()
+        self.interface_size, self.read_size = width + 1, width
+
+    def initial_state(self, batch_size: int) -> torch.Tensor:
+        return torch.zeros(batch_size, self.read_size)
+
+    def step(self, interface: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        new = torch.lerp(state, interface[:, 1:], interface[:, :1].sigmoid())
+        return new, new
+
+
+class Watched(Latch):
+    """The same, with a dict for a state that names where it read."""
+
+    def initial_state(self, batch_size: int) -> dict:
+        return {"row": super().initial_state(batch_size), "read_weights": torch.zeros(batch_size, 1, 1)}
+
+    def step(self, interface: torch.Tensor, state: dict) -> tuple[torch.Tensor, dict]:
+        read, row = super().step(interface, state["row"])
+        return read, {"row": row, "read_weights": state["read_weights"] + 1}
+
+
+def test_a_trace_shows_what_was_said_and_where_the_heads_were():
+    """Plain arrays [B, T, ...]; the outputs are the predictions, the weights those of the states."""
+    tasks = sample_tasks.Copying(length=3, bits=2)
+    learner = kshot.learner("ntm", tasks.spec, memory=small, hidden=5)
+    episode = tasks.sample("test", [0, 1])
+    traced = learner.trace(episode)
+    shapes = {name: array.shape for name, array in traced.items()}
+    assert shapes == {
+        "inputs": (2, 7, 3),
+        "outputs": (2, 7, 2),
+        "targets": (2, 7, 2),
+        "read_weights": (2, 7, 2, 8),
+        "write_weights": (2, 7, 1, 8),
+    }
+    assert all(isinstance(array, np.ndarray) for array in traced.values())
+    assert np.array_equal(traced["outputs"], learner.adapt(episode.support)(episode.query.x).detach().numpy())
+    _, states = learner.unroll(episode.query.x[:, :2])
+    assert np.allclose(traced["read_weights"][:, 1], states[1].read_weights.detach().numpy(), atol=1e-6)
+
+
+def test_it_runs_in_bfloat16():
+    """As where the processor has it: the controller is rounded, memory and loss are not, and numpy has no bfloat16."""
+    tasks = sample_tasks.Copying(length=2, bits=2)
+    learner = kshot.learner("ntm", tasks.spec, memory=small, hidden=5)
+    engine = Engine(learner, tasks, hooks=(), backend=kshot.Cpu(precision="bfloat16"))
+    assert math.isfinite(engine.train(2)["loss"])
+    episode = tasks.sample("test", [0])
+    exact = learner.trace(episode)
+    with engine.backend.autocast():
+        rounded = learner.trace(episode)
+    for name, array in exact.items():
+        assert rounded[name].dtype == array.dtype
+        assert np.allclose(rounded[name], array, atol=0.02, equal_nan=True)
+
+
+def test_of_another_memory_a_trace_shows_what_its_state_names():
+    """By the Memory protocol: fields of a named tuple or keys of a dict; else there is nothing to draw."""
+    tasks = sample_tasks.Copying()
+    episode = tasks.sample("test", [0])
+    assert set(NTM(tasks.spec, memory=Latch).trace(episode)) == {"inputs", "outputs", "targets"}
+    traced = NTM(tasks.spec, memory=Watched).trace(episode)
+    assert traced["read_weights"][0, :, 0, 0].tolist() == [1, 2, 3, 4, 5, 6, 7]
+    assert "write_weights" not in traced
+
+
+@pytest.mark.parametrize("tasks", [sample_tasks.Copying(), sample_tasks.LabelStream()])
+def test_any_memory_serves_for_bits_and_labels(tasks):
+    """The controller asks the memory for its sizes, and the tasks for the outputs; here it learns one meta-batch."""
+    learner = kshot.learner("ntm", tasks.spec, memory=Latch)
+    episodes = tasks.sample("train", range(4))
+    optimizer = torch.optim.Adam(learner.parameters(), 1e-2)
+    losses = []
+    for _ in range(40):
+        optimizer.zero_grad()
+        losses.append(float(learner.meta_gradient(episodes)["loss"]))
+        optimizer.step()
+    assert losses[-1] < losses[0] / 2
+
+
+def test_a_memory_is_chosen_by_name_with_its_options():
+    """As --learner.memory=ntm-memory --learner.memory.slots=16 does; its sizes are the user's."""
+    spec = bits(2)
+    memory = {"name": "ntm-memory", "slots": 16, "width": 6}
+    learner = kshot.learner("ntm", spec, memory=memory, hidden=7)
+    assert (learner.memory.slots, learner.memory.width, learner.memory.reads) == (16, 6, 1)
+    assert tuple(learner.say.weight.shape) == (2, 7 + 6)
+    plain = kshot.learner("ntm", spec).memory
+    assert (plain.slots, plain.width, plain.reads) == (128, 20, 1)
+
+
+# --- Any length ------------------------------------------------------------------------------------------------------
+
+
+def test_lengths_vary_in_training_and_go_beyond_it_in_testing():
+    """Meta-batches of 3 to 7 steps; then 21."""
+    tasks = Copies(1, 3, width=2)
+    learner = kshot.learner("ntm", tasks.spec, memory=small, hidden=5)
+    engine = Engine(learner, tasks, hooks=())
+    engine.train(4)
+    assert engine.evaluate(48).scores["error_by_step"].shape == (48, 3)
+    longer = engine.evaluate(8, tasks=sample_tasks.Copying(length=10, bits=2))
+    assert longer.scores["error_by_step"].shape == (8, 10)
+    assert 0 <= longer.mean <= 1
+
+
+# --- Bad input -------------------------------------------------------------------------------------------------------
+
+
+def test_a_sequence_of_length_0_is_refused():
+    """There is nothing to unroll."""
+    with pytest.raises(DataError, match=r"ntm: the sequences have length 0 \(inputs of shape \(2, 0, 3\)\)"):
+        NTM(bits(2), memory=small).adapt(Support(torch.zeros(2, 0, 3), torch.zeros(2, 0)))(torch.zeros(2, 0, 3))
+
+
+def test_inputs_that_are_not_finite_are_refused():
+    """One NaN would be in the memory for good; its place is told."""
+    x = torch.zeros(2, 5, 3)
+    x[1, 4, 2] = math.nan
+    with pytest.raises(DataError, match=r"ntm: inputs: 1 of 30 values .* first at \(1, 4, 2\)"):
+        NTM(bits(2), memory=small).adapt(Support(x[:, :0], x[:, :0, 0]))(x)
+
+
+def test_a_memory_whose_sizes_disagree_is_refused():
+    """When the machine is built, with the sizes."""
+
+    class Short(Latch):
+        def step(self, interface, state):
+            return super().step(torch.cat(interface.split([1, 3], -1), -1), state)
+
+    with pytest.raises(MisfitError, match=r"Short says interface_size 21 and read_size 20, but .* \(2, 21\) raised"):
+        kshot.learner("ntm", bits(2), memory=Short)
+
+
+def test_options_that_make_no_machine_are_refused():
+    """Heads and slots are the memory's to judge, units the controller's."""
+    with pytest.raises(OptionError, match="hidden is 0"):
+        kshot.learner("ntm", bits(2), hidden=0)
+    with pytest.raises(OptionError, match="controller: expected one of 'feedforward', 'lstm', got 'gru'"):
+        kshot.learner("ntm", bits(2), controller="gru")
+    with pytest.raises(OptionError, match="9 read and 1 write heads came for 4 slots"):
+        kshot.learner("ntm", bits(2), memory={"name": "ntm-memory", "slots": 4, "reads": 9})
+
+
+# --- Learning --------------------------------------------------------------------------------------------------------
+
+
+def test_it_learns_to_copy():
+    """4 bits, lengths 1 to 4; chance is 50 %. Held to 5 %: 5 seeds have 0.0 to 0.8 % (mean 0.2, sigma 0.3)."""
+    tasks = Copies(1, 4, width=4)
+    learner = kshot.learner("ntm", tasks.spec, seed=0, memory={"name": "ntm-memory", "slots": 16, "width": 12})
+    engine = Engine(learner, tasks, optimizer={"lr": 4e-3, "schedule": "linear"}, hooks=())
+    engine.train(400)
+    assert engine.evaluate(128).mean < 0.05

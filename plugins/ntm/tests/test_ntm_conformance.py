@@ -1,0 +1,10 @@
+"""Neural Turing machines keep every rule for learners, on a stream of labels and on bits, with both controllers."""
+
+from kshot.testing import suite
+
+conformance = suite(learner="ntm", options={"memory": {"name": "ntm-memory", "slots": 12, "width": 6}, "hidden": 12})
+lstm = suite(
+    learner="ntm",
+    options={"memory": {"name": "ntm-memory", "slots": 12, "width": 6}, "hidden": 12, "controller": "lstm"},
+)
+as_it_comes = suite(learner="ntm")
