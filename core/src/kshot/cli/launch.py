@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 
 
 def processes() -> int:
@@ -22,4 +21,8 @@ def launch() -> str | None:
     That is the job's id, which torchrun invents where the user gives none; older ones call it 'none'.
     """
     given = os.environ.get("TORCHELASTIC_RUN_ID")
-    return f"{socket.gethostname()}:{os.getppid()}" if given in ("", "none") else given
+    if given not in ("", "none"):
+        return given
+    import socket
+
+    return f"{socket.gethostname()}:{os.getppid()}"
