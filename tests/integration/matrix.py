@@ -4,7 +4,7 @@
     torchrun --nproc-per-node 2 tests/integration/matrix.py distributed
 
 Made from the registry alone: what a learner or a view can be composed with, its options say. Prints the table, and as
-its last line a JSON object {"learner | tasks | memory": outcome}. Exits with 1 where a pair neither runs nor is refused.
+its last line a JSON object {"learner | tasks | memory": outcome}. Exits with 1 where one neither runs nor is refused.
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ def cells() -> Iterator[Cell]:
         for tasks in by_group.get("tasks", []):
             view = nested(tasks).get("TaskDistribution")
             tasks_options = {view: {"name": OF}} if view else {}
-            yield Cell(called, f"{tasks}({OF})" if view else tasks, memory, {"": name, **learner_options}, tasks_options)
+            yield Cell(
+                called, f"{tasks}({OF})" if view else tasks, memory, {"": name, **learner_options}, tasks_options
+            )
 
 
 def reason_of(misfit: MisfitError) -> str:

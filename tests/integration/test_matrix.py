@@ -1,18 +1,31 @@
-"""Everything composes: every learner x tasks x memory runs or is refused with a reason."""
+"""Everything composes: every learner x tasks x memory x backend runs or is refused with a reason."""
+
+from __future__ import annotations
 
 import json
 import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).with_name("matrix.py")
+import pytest
+
+SCRIPT = str(Path(__file__).with_name("matrix.py"))
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+LAUNCH = {
+    "cpu": [sys.executable, SCRIPT, "cpu"],
+    "distributed": [sys.executable, *TORCHRUN, SCRIPT, "distributed"],
+}
 
 
-def test_every_combination_runs_or_is_refused_with_a_reason():
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", LAUNCH)
+def test_every_combination_runs_or_is_refused_with_a_reason(backend: str) -> None:
     """Made from the registry; a combination that crashes, or trains nothing, fails here by name."""
-    done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, check=False)
+    if backend == "distributed":
+        pytest.importorskip("kshot_distributed")
+    done = subprocess.run(LAUNCH[backend], capture_output=True, text=True, check=False)
     print(done.stdout)
     assert done.returncode == 0, done.stderr[-4000:] + done.stdout
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{")))
     assert any(outcome.startswith("ran") for outcome in found.values())
     assert all(len(outcome) > len("refused: ") for outcome in found.values())
