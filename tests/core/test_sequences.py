@@ -144,10 +144,16 @@ def test_a_memory_is_tried_before_it_is_used() -> None:
 
 
 def test_what_a_memory_itself_refuses_is_passed_on() -> None:
-    """It says better what is wrong."""
+    """It says better what is wrong, when it is made and when it is tried."""
 
-    def refusing(slots: int, width: int, reads: int) -> Row:
+    class Refusing(Row):
+        def step(self, interface: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+            raise OptionError("a head is missing")
+
+    def impossible(slots: int, width: int, reads: int) -> Row:
         raise OptionError("too few slots")
 
-    with pytest.raises(OptionError, match="too few slots"):
-        kshot.nn.memory(refusing, 3, 5, 1)
+    with pytest.raises(OptionError, match="^a head is missing"):
+        kshot.nn.memory(Refusing, 3, 5, 1)
+    with pytest.raises(OptionError, match="^too few slots"):
+        kshot.nn.memory(impossible, 3, 5, 1)
