@@ -153,7 +153,7 @@ def test_what_a_memory_itself_refuses_is_passed_on() -> None:
     def impossible(slots: int, width: int, reads: int) -> Row:
         raise OptionError("too few slots")
 
-    with pytest.raises(OptionError, match="^a head is missing"):
+    with pytest.raises(OptionError, match=r"^a head is missing"):
         kshot.nn.memory(Refusing, 3, 5, 1)
-    with pytest.raises(OptionError, match="^too few slots"):
+    with pytest.raises(OptionError, match=r"^too few slots"):
         kshot.nn.memory(impossible, 3, 5, 1)
