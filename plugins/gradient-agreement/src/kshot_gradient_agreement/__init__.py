@@ -1,0 +1,5 @@
+"""Gradient agreement (Eshratifar, Eigen & Pedram 2018) around any learner whose meta-gradient parts by task."""
+
+from kshot_gradient_agreement.agreement import GradientAgreement, agreement
+
+__all__ = ["GradientAgreement", "agreement"]

@@ -1,0 +1,6 @@
+"""Learned optimizers (Andrychowicz et al. 2016), and the tuned hand-made ones that they have to beat."""
+
+from kshot_l2l.l2l import L2L
+from kshot_l2l.tuned import TunedOptimizer
+
+__all__ = ["L2L", "TunedOptimizer"]

@@ -1,0 +1,293 @@
+"""The learned optimizer: the formulas of the paper, what its gradients are, what it refuses, and that it learns."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import attrs
+import pytest
+import torch
+from torch import Tensor, nn
+
+import kshot
+from kshot import Episode, Examples, Objective, Support
+from kshot.errors import DataError, OptionError, TrainingError
+from kshot.testing import sample_tasks
+from kshot_l2l import L2L
+from kshot_l2l.l2l import preprocess, start, step
+
+
+def objectives(B: int = 2, P: int = 3, seed: int = 0) -> Objective:
+    """|W p - y|^2 in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    initial, W, y = (torch.randn(B, *shape, generator=generator, dtype=torch.float64) for shape in ((P,), (P, P), (P,)))
+    return Objective(initial, (W, y), lambda p, d: (d[0] @ p - d[1]).square().sum())
+
+
+def episode(objective: Objective, steps: int) -> Episode:
+    B = len(objective.initial)
+    x = torch.arange(1.0, steps + 1, dtype=objective.initial.dtype).repeat(B, 1)
+    empty = torch.zeros(B, 0)
+    support = Support(empty, empty, source=objective, key=torch.arange(B))
+    return Episode(support, Examples(x, torch.ones_like(x), source=objective))
+
+
+def learner(P: int = 3, **options: Any) -> L2L:
+    """In float64, with updates large enough to matter."""
+    spec = kshot.TaskSpec(kind="objective", input_shape=(), target_shape=(P,), query=4, split_by="index")
+    made: L2L = kshot.learner("l2l", spec, seed=1, **{"hidden": 4, "output_scale": 1.0, **options}).double()
+    return made
+
+
+class Linear(nn.Module):
+    """Minus alpha times the gradient, in the place of the LSTM."""
+
+    def __init__(self, alpha: float) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.tensor(alpha, dtype=torch.float64))
+
+    def forward(self, gradient: Tensor, state: Any) -> tuple[Tensor, Any]:
+        return -self.alpha * gradient, ()
+
+
+# --- The formulas ---------------------------------------------------------------------------------
+
+
+def test_preprocessing_by_hand_on_both_branches():
+    """p = 10: (log|g| / 10, sign g) from e^-10 on, below it (-1, e^10 g); at the border both give (-1, 1)."""
+    g = torch.tensor([math.e**-5, -1.0, math.e**10, -(math.e**-11), math.e**-12, 0.0, math.e**-10], dtype=torch.float64)
+    expected = [(-0.5, 1), (0, -1), (1, 1), (-1, -math.exp(-1)), (-1, math.exp(-2)), (-1, 0), (-1, 1)]
+    assert torch.allclose(preprocess(g, 10.0), torch.tensor(expected, dtype=torch.float64), atol=1e-12)
+
+
+def test_a_linear_optimizer_is_sgd():
+    """torch.optim.SGD on each task alone, in float64: the same points after each of 30 steps."""
+    problems = objectives()
+    l2l = learner()
+    l2l.optimizer = Linear(0.03)
+    x = torch.arange(31.0).repeat(2, 1)
+    points = l2l.adapt(episode(problems, 30).support)(x)
+    for b in range(2):
+        p = problems.initial[b].clone().requires_grad_()
+        sgd = torch.optim.SGD([p], lr=0.03)
+        for t in range(31):
+            assert torch.allclose(points[b, t], p, atol=1e-12)
+            sgd.zero_grad()
+            (problems.data[0][b] @ p - problems.data[1][b]).square().sum().backward()
+            sgd.step()
+
+
+def test_permuted_coordinates_are_optimized_to_permuted_points():
+    """One network for all coordinates: it can't know which is which."""
+    problems, order = objectives(P=5), torch.tensor([3, 0, 4, 1, 2])
+    W, y = problems.data
+    permuted = Objective(problems.initial[:, order], (W[:, :, order], y), problems.function)
+    l2l = learner(P=5)
+    x = torch.arange(1.0, 9).repeat(2, 1)
+    plain, other = (l2l.adapt(episode(o, 8).support)(x) for o in (problems, permuted))
+    assert torch.allclose(plain[:, :, order], other, atol=1e-12)
+    assert not torch.allclose(plain, other, atol=1e-3)
+
+
+def naive(l2l: L2L, problems: Objective, steps: int, b: int, state: dict[str, Any], second_order: bool) -> list[Tensor]:
+    """The losses of ``steps`` updates of task b, coordinate by coordinate, the gradient 2 W^T (W p - y) by hand.
+
+    ``state`` is the point and each coordinate's two (h, c); it is left at the end of the unroll.
+    """
+    W, y = (t[b] for t in problems.data)
+    losses = []
+    for _ in range(steps):
+        gradient = 2 * W.T @ (W @ state["point"] - y)
+        gradient = gradient if second_order else gradient.detach()
+        moved = []
+        for i in range(len(gradient)):
+            g, size = gradient[i], gradient[i].abs()
+            if size >= math.exp(-10):
+                inputs = torch.stack([size.log() / 10, g.sign()])
+            else:
+                inputs = torch.stack([-torch.ones_like(g), math.exp(10) * g])
+            first, second = state[f"lstm {i}"]
+            first = l2l.optimizer.cells[0](inputs[None], first)
+            second = l2l.optimizer.cells[1](first[0], second)
+            state[f"lstm {i}"] = (first, second)
+            moved.append(l2l.optimizer.head(second[0])[0, 0])
+        state["point"] = state["point"] + torch.stack(moved)
+        losses.append((W @ state["point"] - y).square().sum())
+    return losses
+
+
+@pytest.mark.parametrize("second_order", [False, True])
+def test_outer_steps_are_those_of_a_naive_truncated_unroll(second_order):
+    """Seven steps in unrolls of three: three outer steps of Adam, the state handed on as a constant; to 1e-10."""
+    problems = objectives(B=2, P=2)
+    fast, slow = (learner(P=2, unroll=3, second_order=second_order) for _ in range(2))
+    adam = torch.optim.Adam(fast.parameters(), lr=0.05)
+    reported = []
+    for metrics in fast.meta_gradient(episode(problems, 7)):
+        reported.append(float(metrics["loss"]))
+        adam.step()
+        adam.zero_grad()
+    adam = torch.optim.Adam(slow.parameters(), lr=0.05)
+    zero = (torch.zeros(1, 4, dtype=torch.float64),) * 2
+    states = [{"point": problems.initial[b], "lstm 0": (zero, zero), "lstm 1": (zero, zero)} for b in range(2)]
+    expected = []
+    for steps in (3, 3, 1):
+        loss = torch.stack([torch.stack(naive(slow, problems, steps, b, states[b], second_order)) for b in range(2)])
+        loss.mean().backward()
+        expected.append(float(loss.mean().detach()))
+        adam.step()
+        adam.zero_grad()
+        states = [kshot.episode.map_tensors(Tensor.detach, state) for state in states]
+    assert reported == pytest.approx(expected, rel=1e-10)
+    for mine, other in zip(fast.parameters(), slow.parameters(), strict=True):
+        assert torch.allclose(mine, other, atol=1e-10)
+
+
+def test_with_second_order_the_gradient_is_that_of_the_unroll():
+    """Central differences of the loss by every single parameter, in float64; without it they disagree."""
+    problems = objectives()
+
+    def loss(l2l: L2L) -> float:
+        with torch.no_grad():
+            at, losses = start(problems), []
+            for _ in range(4):
+                at = step(l2l.optimizer, problems, at)
+                losses.append(at.loss)
+            return float(torch.stack(losses).mean())
+
+    gaps = {}
+    for second_order in (True, False):
+        l2l = learner(hidden=2, preprocessing=1.0, second_order=second_order)
+        next(l2l.meta_gradient(episode(problems, 4)))
+        claimed = torch.cat([p.grad.flatten() for p in l2l.parameters()])
+        slopes = []
+        for p in l2l.parameters():
+            flat = p.data.view(-1)
+            for i in range(len(flat)):
+                value, ends = flat[i].item(), []
+                for change in (1e-6, -1e-6):
+                    flat[i] = value + change
+                    ends.append(loss(l2l))
+                flat[i] = value
+                slopes.append((ends[0] - ends[1]) / 2e-6)
+        apart = (claimed - torch.tensor(slopes, dtype=torch.float64)).abs().max()
+        gaps[second_order] = float(apart / claimed.abs().max())
+    assert gaps[True] < 1e-8
+    assert gaps[False] > 1e-4
+    assert [learner(second_order=s).needs.exact_gradient for s in (True, False)] == [True, False]
+
+
+def test_the_engine_takes_an_outer_step_an_unroll():
+    """Six steps in unrolls of two: three steps of the outer optimizer on each of four meta-batches."""
+    tasks = sample_tasks.Quadratics(steps=6)
+    engine = kshot.Engine(L2L(tasks.spec, unroll=2), tasks, meta_batch=2, hooks=())
+    engine.train(4)
+    assert {int(s["step"]) for s in engine.optimizer.state.values()} == {12}
+
+
+# --- Use ------------------------------------------------------------------------------------------
+
+
+def test_a_predictor_is_asked_for_any_steps_and_keeps_no_graph():
+    """Step 0 is the initial point; the order is the question's; gradients may be enabled or not."""
+    problems = objectives()
+    l2l = learner()
+    predict = l2l.adapt(episode(problems, 5).support)
+    whole = predict(torch.arange(6.0).repeat(2, 1))
+    asked = torch.tensor([[5.0, 0.0], [2.0, 2.0]])
+    some = predict(asked)
+    assert torch.equal(whole[:, 0], problems.initial)
+    assert torch.equal(some, torch.stack([whole[0, [5, 0]], whole[1, [2, 2]]]))
+    assert not whole.requires_grad
+    with torch.no_grad():
+        assert torch.equal(predict(asked), some)
+
+
+def test_it_runs_on_more_coordinates_than_it_was_built_for():
+    """The network is a coordinate's own: ten-dimensional quadratics may train it for networks with thousands."""
+    found = learner(P=3).adapt(episode(objectives(P=7), 2).support)(torch.ones(2, 1))
+    assert found.shape == (2, 1, 7)
+
+
+def test_in_bfloat16_points_and_losses_stay_float32():
+    """Only the network may be rounded; what it optimizes is not."""
+    tasks = sample_tasks.Quadratics(steps=6)
+    l2l, given = L2L(tasks.spec, unroll=3), tasks.sample("test", [0, 1])
+    exact = l2l.adapt(given.support)(given.query.x)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = l2l.adapt(given.support)(given.query.x)
+        metrics = list(l2l.meta_gradient(given))
+    assert rounded.dtype == torch.float32
+    assert torch.allclose(rounded, exact, atol=2e-2)
+    assert all(m["loss"].dtype == torch.float32 for m in metrics)
+
+
+def test_its_trace_is_what_it_did():
+    """Losses of the points it gives, gradients there, and the updates between them."""
+    problems = objectives()
+    l2l, given = learner(), episode(objectives(), 4)
+    found = l2l.trace(given)
+    points = l2l.adapt(given.support)(torch.arange(5.0).repeat(2, 1))
+    assert torch.equal(found["point"], points)
+    W, y = problems.data
+    residuals = torch.einsum("bij,btj->bti", W, points) - y[:, None]
+    assert torch.allclose(found["loss"], residuals.square().sum(-1), atol=1e-12)
+    assert torch.allclose(found["gradient"], 2 * torch.einsum("bij,bti->btj", W, residuals), atol=1e-12)
+    assert torch.allclose(found["update"], points[:, 1:] - points[:, :-1], atol=1e-12)
+
+
+# --- What it refuses ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", ["hidden", "preprocessing", "output_scale", "unroll"])
+def test_options_that_are_not_positive_are_refused(option):
+    """All at once, before anything is built."""
+    with pytest.raises(OptionError, match=f"l2l: {option} is 0.*expected positive"):
+        learner(**{option: 0})
+
+
+@pytest.mark.parametrize("x", [[[-1.0]], [[0.5]], [[]]], ids=["negative", "between", "none"])
+def test_steps_that_are_no_numbers_of_updates_are_refused(x):
+    """A point after half an update does not exist."""
+    with pytest.raises(DataError, match="whole numbers of updates"):
+        learner().adapt(episode(objectives(B=1), 2).support)(torch.tensor(x))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"function": lambda p, d: p.square()}, r"gave shape \[3\].*expected a scalar"),
+        ({"function": lambda p, d: d[1].sum()}, "does not depend on the point"),
+        ({"initial": torch.zeros(3, 3)}, r"points have shape \[3, 3\]"),
+    ],
+    ids=["vector", "ignores", "other B"],
+)
+def test_malformed_objectives_are_told_at_the_first_step(changed, message):
+    """In training and in use alike."""
+    wrong = episode(attrs.evolve(objectives(), **changed), 2)
+    with pytest.raises(DataError, match=message):
+        next(learner().meta_gradient(wrong))
+    with pytest.raises(DataError, match=message):
+        learner().adapt(wrong.support)(wrong.query.x)
+
+
+def test_a_loss_that_is_not_finite_is_told_by_task_and_step():
+    """log p by steps of 0.4 / p: from 1 to 0.6 and to -0.07, where there is no logarithm; from 10 there is."""
+    logs = Objective(torch.tensor([[10.0], [1.0]]), (), lambda p, d: p.log().sum())
+    l2l = learner(P=1, unroll=1)
+    l2l.optimizer = Linear(0.4)
+    given = attrs.evolve(episode(logs, 3), origin=kshot.Origin("train", (7, 8), 0))
+    with pytest.raises(TrainingError, match="the loss of task 1, episode 8 is nan at step 2"):
+        list(l2l.meta_gradient(given))
+
+
+# --- It learns ------------------------------------------------------------------------------------
+
+
+def test_it_learns_to_descend_on_quadratics_it_has_not_seen():
+    """Held to mean + 3 sigma of 5 seeds; standing still stays at 7."""
+    tasks = sample_tasks.Quadratics(steps=10)
+    engine = kshot.Engine(kshot.learner("l2l", tasks.spec, seed=0), tasks, meta_batch=32, hooks=())
+    engine.train(40)
+    print(engine.evaluate(100).mean)

@@ -1,0 +1,10 @@
+"""Both learners keep every rule for learners: on streams, on bits and on classification, and with either reading."""
+
+from kshot.testing import suite
+
+mann = suite(learner="mann", options={"hidden": 12, "slots": 6, "width": 5, "reads": 2})
+strength = suite(
+    learner="mann",
+    options={"hidden": 12, "slots": 6, "width": 5, "reads": 2, "memory": {"name": "lrua-memory", "strength": 10.0}},
+)
+lstm = suite(learner="lstm", options={"hidden": 12})

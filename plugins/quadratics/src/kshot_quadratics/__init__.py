@@ -1,0 +1,6 @@
+"""Functions to be minimised: random quadratics, and small networks on real digits."""
+
+from kshot_quadratics.digits import DigitsMlp
+from kshot_quadratics.quadratics import Quadratics
+
+__all__ = ["DigitsMlp", "Quadratics"]

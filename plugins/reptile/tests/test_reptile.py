@@ -1,0 +1,288 @@
+"""Reptile: the identities of the paper in float64, against plain loops of torch.optim, and that it learns."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import kshot
+from kshot import Episode, Outer, Support
+from kshot.errors import DataError, OptionError, TrainingError
+from kshot.testing import sample_tasks
+from kshot_reptile import Reptile
+from kshot_reptile.reptile import minibatches
+
+LINES = sample_tasks.Lines(shot=7, query=4)
+IMAGES = sample_tasks.classification(way=3, shot=4, query=2, input_shape=(1, 16, 16))
+
+
+def doubled(episode: Episode) -> Episode:
+    return kshot.episode.map_tensors(lambda t: t.double() if t.is_floating_point() else t, episode)
+
+
+def smooth(kind: str) -> nn.Module:
+    """Nets without kinks; that for images has batch norm."""
+    torch.manual_seed(0)
+    if kind == "regression":
+        return nn.Sequential(nn.Linear(2, 6), nn.Tanh(), nn.Linear(6, 1))
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 5, stride=3, bias=False), nn.BatchNorm2d(4), nn.Softplus(), nn.Flatten(), nn.Linear(4 * 16, 3)
+    )
+
+
+def learner(kind: str, **options: Any) -> Reptile:
+    spec = (LINES if kind == "regression" else IMAGES).spec
+    return Reptile(spec, network=smooth(kind), **{"inner_lr": 0.03, "inner_batch": 3, **options}).double().train()
+
+
+def episodes(kind: str, indices: Sequence[int] = (0, 1, 2), split: str = "train") -> Episode:
+    return doubled((LINES if kind == "regression" else IMAGES).sample(split, indices))
+
+
+def loss_of(outputs: Tensor, y: Tensor) -> Tensor:
+    return F.mse_loss(outputs, y) if y.is_floating_point() else F.cross_entropy(outputs, y)
+
+
+def by_torch(net: nn.Module, support: Support, b: int, order: Tensor, optimizer: str, lr: float = 0.03) -> nn.Module:
+    """theta~ of task b: a copy of the net, trained by torch's own optimizer."""
+    module = copy.deepcopy(net).train()
+    for m in module.modules():
+        if isinstance(m, nn.BatchNorm2d):  # each minibatch by its own statistics
+            m.track_running_stats, m.running_mean, m.running_var = False, None, None
+    made = {"sgd": torch.optim.SGD, "adam": lambda p, lr: torch.optim.Adam(p, lr, betas=(0.0, 0.999))}[optimizer]
+    inner = made(module.parameters(), lr=lr)
+    for chosen in order[b]:
+        inner.zero_grad()
+        loss_of(module(support.x[b][chosen]), support.y[b][chosen]).backward()
+        inner.step()
+    return module
+
+
+# --- The meta-gradient ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["regression", "classification"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("strategy", ["vmap", "loop"])
+def test_grad_is_how_far_torch_s_own_optimizer_goes(kind, optimizer, strategy):
+    """theta - theta~, averaged over tasks, by torch.optim on copies of the module: SGD, and Adam with beta1 = 0."""
+    reptile, e = learner(kind, inner_optimizer=optimizer, inner_steps=6, strategy=strategy), episodes(kind)
+    order = minibatches(e.support, 3, 6)
+    copies = [by_torch(reptile.net.net, e.support, b, order, optimizer) for b in range(3)]
+    assert not reptile.needs.exact_gradient
+    reptile.meta_gradient(e)
+    for name, p in reptile.net.net.named_parameters():
+        ends = torch.stack([c.get_parameter(name) for c in copies])
+        assert torch.allclose(p.grad, p - ends.mean(0), rtol=0, atol=1e-12), name
+        assert p.grad.abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("kind", ["regression", "classification"])
+def test_one_step_of_sgd_on_the_whole_support_is_joint_training(kind):
+    """Section 3: for k = 1, theta - theta~ = lr * grad E[L], the gradient of the mean loss over all tasks."""
+    reptile, e = learner(kind, inner_optimizer="sgd", inner_batch=99, inner_steps=1), episodes(kind)
+    reptile.meta_gradient(e)
+    net = copy.deepcopy(reptile.net.net)
+    joint = sum(loss_of(net(x), y) for x, y in zip(e.support.x, e.support.y, strict=True)) / 3
+    for p, slope in zip(reptile.parameters(), torch.autograd.grad(joint, list(net.parameters())), strict=True):
+        assert torch.allclose(p.grad, 0.03 * slope, rtol=0, atol=1e-12)
+
+
+def test_several_steps_of_sgd_give_the_sum_of_the_gradients_on_the_way():
+    """Section 5: g = g_1 + ... + g_k (times lr), each taken at the point that the earlier ones led to."""
+    reptile, e = learner("regression", inner_optimizer="sgd", inner_steps=4), episodes("regression", [5])
+    reptile.meta_gradient(e)
+    theta = [p.detach().clone() for p in reptile.parameters()]
+    total = [torch.zeros_like(p) for p in theta]
+    for chosen in minibatches(e.support, 3, 4)[0]:
+        at = [p.requires_grad_() for p in theta]
+        names = [n for n, _ in reptile.net.net.named_parameters()]
+        outputs = torch.func.functional_call(
+            reptile.net.net, dict(zip(names, at, strict=True)), (e.support.x[0][chosen],)
+        )
+        slopes = torch.autograd.grad(F.mse_loss(outputs, e.support.y[0][chosen]), at)
+        total = [t + g for t, g in zip(total, slopes, strict=True)]
+        theta = [(p - 0.03 * g).detach() for p, g in zip(at, slopes, strict=True)]
+    for p, summed in zip(reptile.parameters(), total, strict=True):
+        assert torch.allclose(p.grad, 0.03 * summed, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("meta_batch", [1, 3])
+def test_training_is_the_paper_s_algorithms(meta_batch):
+    """Algorithm 1 (serial, a meta-batch of 1) and 2 (batched): phi + eps * mean(phi~ - phi), eps falling linearly."""
+    reptile = learner("regression", inner_optimizer="adam")
+    phi = copy.deepcopy(reptile.net.net)
+    outer = Outer.of(reptile.training_defaults, lr=0.5)
+    optimizer = outer.make(reptile.parameters())
+    for iteration in range(4):
+        e = episodes("regression", range(iteration * meta_batch, (iteration + 1) * meta_batch))
+        optimizer.param_groups[0]["lr"] = outer.rate(iteration, 4)
+        optimizer.zero_grad()
+        reptile.meta_gradient(e)
+        optimizer.step()
+        order = minibatches(e.support, 3, 5)
+        ends = [by_torch(phi, e.support, b, order, "adam") for b in range(meta_batch)]
+        eps = 0.5 * (1 - iteration / 4)
+        with torch.no_grad():
+            for name, p in phi.named_parameters():
+                p += eps * sum(end.get_parameter(name) - p for end in ends) / meta_batch
+    for mine, naive in zip(reptile.net.net.parameters(), phi.parameters(), strict=True):
+        assert torch.allclose(mine, naive, rtol=0, atol=1e-12)
+
+
+def test_what_adam_remembers_stays_within_a_task():
+    """Each task of a meta-batch goes as it does alone, and again; neither a neighbour nor an earlier call is felt."""
+    reptile = learner("regression", inner_optimizer="adam")
+    together, _ = reptile.displacement(episodes("regression"))
+    again, _ = reptile.displacement(episodes("regression"))
+    for b in range(3):
+        alone, _ = reptile.displacement(episodes("regression", [b]))
+        for name, d in together.items():
+            assert torch.allclose(d[b], alone[name][0], rtol=0, atol=1e-13)
+            assert torch.equal(d, again[name])
+
+
+def test_queries_only_measure():
+    """Whatever their labels, the meta-gradient is the same; the loss is that of theta~ on them."""
+    found = []
+    for shift in (0.0, 100.0):
+        reptile, e = learner("regression", inner_optimizer="sgd"), episodes("regression")
+        e = attrs.evolve(e, query=attrs.evolve(e.query, y=e.query.y + shift))
+        metrics = reptile.meta_gradient(e)
+        found.append([p.grad.clone() for p in reptile.parameters()])
+        order = minibatches(e.support, 3, 5)
+        ends = [by_torch(reptile.net.net, e.support, b, order, "sgd") for b in range(3)]
+        by_hand = sum(F.mse_loss(end(e.query.x[b]), e.query.y[b]) for b, end in enumerate(ends)) / 3
+        assert float(metrics["loss"]) == pytest.approx(by_hand.item(), rel=1e-12)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_task_losses_have_the_displacement_for_their_gradient():
+    """Ability ``PerTask``: of each task alone; their values are the losses on the queries."""
+    reptile, e = learner("classification"), episodes("classification")
+    losses, away = reptile.task_losses(e)
+    for b in range(3):
+        slopes = torch.autograd.grad(losses[b], list(reptile.net.net.parameters()), retain_graph=True)
+        for (name, _), slope in zip(reptile.net.net.named_parameters(), slopes, strict=True):
+            assert torch.equal(slope, away[name][b])
+            assert not away[name].requires_grad
+        alone = learner("classification")
+        metrics = alone.meta_gradient(episodes("classification", [b]))
+        assert losses[b].item() == pytest.approx(metrics["loss"].item(), rel=1e-12)
+
+
+# --- Minibatches ----------------------------------------------------------------------------------
+
+
+def support(shot: int, indices: Sequence[int]) -> Support:
+    return sample_tasks.Lines(shot=shot).sample("train", indices).support
+
+
+def test_minibatches_are_passes_over_the_support_cut_in_pieces():
+    """As the authors' code draws them: every example once before any comes again, in another order."""
+    order = minibatches(support(6, range(4)), 4, 6)
+    assert order.shape == (4, 6, 4)
+    passes = order.flatten(1).view(4, 4, 6)
+    assert torch.equal(passes.sort(-1).values, torch.arange(6).expand(4, 4, 6))
+    assert not torch.equal(passes[:, 0], passes[:, 1])
+
+
+def test_minibatches_are_a_function_of_the_episode_s_own_key():
+    """Whatever else is in the meta-batch, and however many steps follow."""
+    together = minibatches(support(9, [3, 7, 8]), 4, 5)
+    assert torch.equal(minibatches(support(9, [7]), 4, 5)[0], together[1])
+    assert torch.equal(minibatches(support(9, [7]), 4, 50)[0, :5], together[1])
+    assert not torch.equal(together[0], together[1])
+
+
+def test_a_small_support_is_taken_whole():
+    """One-shot five-way: five examples a step, in any order the same."""
+    assert minibatches(support(5, [0, 1]), 10, 2).tolist() == [[[0, 1, 2, 3, 4]] * 2] * 2
+    assert minibatches(support(5, [0, 1]), 3, 0).shape == (2, 0, 3)
+
+
+# --- Adapting -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["regression", "classification"])
+@pytest.mark.parametrize("strategy", ["vmap", "loop"])
+def test_predictions_are_those_of_a_net_trained_on_the_support(kind, strategy):
+    """``test_steps`` steps by torch's own Adam; queries of images by the support's statistics, the default policy."""
+    reptile = learner(kind, inner_optimizer="adam", test_steps=9, strategy=strategy).eval()
+    e = episodes(kind, split="test")
+    order = minibatches(e.support, 3, 9)
+    predicted = reptile.adapt(e.support)(e.query.x)
+    for b in range(3):
+        net = by_torch(reptile.net.net, e.support, b, order, "adam")
+        for m in net.modules():
+            if isinstance(m, nn.BatchNorm2d):
+                m.track_running_stats, m.momentum = True, 1.0
+                m.running_mean, m.running_var = torch.zeros(4).double(), torch.ones(4).double()
+        with torch.no_grad():
+            net(e.support.x[b])
+            assert torch.allclose(predicted[b], net.eval()(e.query.x[b]), rtol=0, atol=1e-10)
+
+
+def test_no_step_is_no_adaptation():
+    """``test_steps`` 0, to compare with."""
+    reptile, e = learner("regression", test_steps=0).eval(), episodes("regression", split="test")
+    with torch.no_grad():
+        assert torch.allclose(reptile.adapt(e.support)(e.query.x), reptile.net.net(e.query.x), rtol=0, atol=1e-13)
+
+
+def test_inductive_statistics_are_those_of_the_trained_nets():
+    """Running means move a tenth of the way to the mean over tasks of what the queries show theta~; else they stay."""
+    for policy, moves in (("inductive", True), ("support", False), ("transductive", False)):
+        reptile, e = learner("classification", inner_optimizer="sgd", normalisation=policy), episodes("classification")
+        assert reptile.needs.queries == ("joint" if policy == "transductive" else "independent")
+        order = minibatches(e.support, 3, 5)
+        seen = []
+        for b in range(3):
+            end = by_torch(reptile.net.net, e.support, b, order, "sgd")
+            with torch.no_grad():
+                seen.append(end[0](e.query.x[b]).mean((0, 2, 3)))
+        reptile.meta_gradient(e)
+        expected = 0.1 * torch.stack(seen).mean(0) if moves else torch.zeros(4).double()
+        assert torch.allclose(reptile.net.net[1].running_mean, expected, rtol=0, atol=1e-12)
+
+
+# --- Defaults and errors --------------------------------------------------------------------------
+
+
+def test_the_paper_s_settings_go_by_the_tasks():
+    """Adam at 1e-3 for classification, 5e-4 from 20 ways on; SGD at 0.02 for sinusoids."""
+    vectors = kshot.TaskSpec(kind="classification", input_shape=(2,), way=5, shot=1, query=1)
+    gradients = {"w": torch.tensor([4.0])}
+    for spec, step in ((vectors, 1e-3), (attrs.evolve(vectors, way=20), 5e-4), (LINES.spec, 0.08)):
+        after, _ = Reptile(spec).update({"w": torch.zeros(1)}, gradients, None)
+        assert float(after["w"]) == pytest.approx(-step)
+    assert Reptile(vectors).training_defaults.tasks == {"shot": 10, "query": 1}
+
+
+@pytest.mark.parametrize("options", [{"inner_batch": 0}, {"inner_steps": 0}, {"test_steps": -1}])
+def test_bad_options_are_refused(options):
+    """What came and what was expected, before any compute."""
+    (name,) = options
+    with pytest.raises(OptionError, match=f"{name} {options[name]}.*at least 1, 1 and 0"):
+        Reptile(LINES.spec, **options)
+
+
+def test_an_empty_support_and_a_diverging_inner_loop_are_named():
+    """Who, what, where, and what to do about it."""
+    empty = attrs.evolve(support(5, [0]), x=torch.zeros(1, 0, 2), y=torch.zeros(1, 0, 1))
+    with pytest.raises(DataError, match=r"reptile: the support .* is empty, expected at least one"):
+        learner("regression").adapt(empty)
+    wild = learner("regression", inner_optimizer="sgd", inner_lr=1e300)
+    with pytest.raises(
+        TrainingError, match=r"reptile: the inner loss of episode 40 of split 'train' .* lower inner_lr"
+    ):
+        wild.meta_gradient(episodes("regression", [40, 41]))
+    with pytest.raises(TrainingError, match="reptile: the inner loss of task 0"):
+        wild.adapt(episodes("regression", [40, 41]).support)
