@@ -186,9 +186,9 @@ def test_an_example_of_the_support_counts_once_and_an_unlabelled_one_by_its_weig
     """Also where classes have different numbers of examples: 3 at mean 1, and weight 1/2 at 8."""
     p = refined(torch.tensor([[1.0], [5.0]]), torch.tensor([3.0, 1.0]), torch.tensor([[8.0]]), torch.tensor([[0.5, 0]]))
     assert p[:, 0].tolist() == pytest.approx([(3 + 4) / 3.5, 5.0])
-    s = Support.of([[0.0], [2.0], [1.0], [9.0]], [0, 0, 0, 1], unlabelled=[[1.0]])
+    s = Support.of([[0.0], [2.0], [1.0], [9.0]], [0, 0, 0, 1], unlabelled=[[2.0]])
     made = one_d("soft").float()
-    assert made.prototypes(made.seen(s), s)[0, :, 0].tolist() == pytest.approx([1.0, 9.0], abs=1e-5)
+    assert made.prototypes(made.seen(s), s)[0, :, 0].tolist() == pytest.approx([(3 * 1 + 2) / 4, 9.0], abs=1e-5)
 
 
 def test_assignments_are_shares() -> None:
