@@ -114,24 +114,24 @@ def test_dice_has_the_returns_second_derivative_and_lvc_only_where_actions_lead_
 @pytest.mark.parametrize("steps", [1, 2])
 def test_the_meta_gradient_is_that_of_the_exact_meta_objective(outer, steps):
     """J(theta + alpha grad J(theta)) by enumeration, differenced along random directions; two updates too."""
-    T, alpha = 2, 2.0
-    learner = learner_of(inner_lr=alpha, inner_steps=steps, outer=outer, epochs=1)
+    T, rates = 2, (2.0, 1.5)
+    learner = learner_of(inner_lr=rates[0], later_lr=rates[1], inner_steps=steps, outer=outer, epochs=1)
     names = list(learner.net)
 
-    def update(parameters):
+    def update(parameters, alpha):
         tied = {n: p.detach().clone().requires_grad_() for n, p in parameters.items()}
         slopes = torch.autograd.grad(exact_return(learner, tied, T) / T, [tied[n] for n in names])
         return {n: tied[n].detach() + alpha * g for n, g in zip(names, slopes, strict=True)}
 
     def objective(parameters):
-        for _ in range(steps):
-            parameters = update(parameters)
+        for alpha in rates[:steps]:
+            parameters = update(parameters, alpha)
         return float(exact_return(learner, parameters, T) / T)
 
     theta = {n: p.detach().clone() for n, p in learner.net.items()}
     states = [theta]
-    for _ in range(steps):
-        states.append(update(states[-1]))
+    for alpha in rates[:steps]:
+        states.append(update(states[-1], alpha))
     batches = [exact_batch(learner, s, T, baseline=0.4) for s in states]
     stacked = kshot.episode.map_tensors(lambda t: t[None], batches)
     learner.lift.mean_gradient(learner.task, learner.theta(), stacked[:-1], stacked[-1])
@@ -178,7 +178,7 @@ def test_log_probabilities_are_those_of_torch_distributions():
     p = learner.net
     means = 0.1 + 0.2 * (torch.relu(x @ p["weight0"].T + p["bias0"]) @ p["weight1"].T + p["bias1"])
     expected = torch.distributions.Normal(means, 0.2 * p["log_std"].exp()).log_prob(a).sum(-1) + 3 * math.log(0.2)
-    assert torch.allclose(learner.log_probability(learner.theta(), x, a), expected, atol=1e-10)
+    assert torch.allclose(learner.family.log_probability(learner.theta(), x, a), expected, atol=1e-10)
 
 
 @pytest.mark.parametrize("tasks", [sample_tasks.Points, sample_tasks.Corridors])
@@ -223,9 +223,9 @@ def test_policies_are_never_evaluated_in_half_precision():
     t = sample_tasks.Points()
     learner = MamlRL(t.spec)
     x, a = torch.randn(2, 4, 6, 2, generator=torch.Generator().manual_seed(0))
-    plain = learner.log_probability(learner.theta(), x, a)
+    plain = learner.family.log_probability(learner.theta(), x, a)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(learner.log_probability(learner.theta(), x, a), plain)
+        assert torch.equal(learner.family.log_probability(learner.theta(), x, a), plain)
 
 
 def test_greedy_policies_take_their_most_likely_actions():
@@ -361,19 +361,47 @@ def test_epochs_use_the_trajectories_of_the_first():
 
 
 def test_an_update_goes_up_the_policy_gradient():
-    """theta' = theta + alpha grad (sum of log pi times advantages, a mean over steps), on the task's trajectories."""
+    """theta' = theta + alpha grad (sum of log pi times advantages, a mean over steps), on the task's trajectories; from
+    the second update on at half the rate (appendix A.2)."""
     t = sample_tasks.Points()
     learner = kshot.learner("maml-rl", t.spec, inner_lr=0.3, hidden=(6,)).double()
     e = kshot.episode.map_tensors(lambda x: x.double() if x.is_floating_point() else x, t.sample("test", [0, 1]))
-    states, batches, rollouts = learner.play(e.support, 1)
-    for b in range(2):
-        theta = {n: p.detach().clone().requires_grad_() for n, p in learner.net.items()}
-        h = torch.tanh(rollouts[0].observations[b] @ theta["weight0"].T + theta["bias0"])
+    states, batches, rollouts = learner.play(e.support, 3)
+    for b, (k, alpha) in itertools.product(range(2), enumerate((0.3, 0.15, 0.15))):
+        theta = {n: p[b].detach().clone().requires_grad_() for n, p in states[k].parameters.items()}
+        h = torch.tanh(rollouts[k].observations[b] @ theta["weight0"].T + theta["bias0"])
         normal = torch.distributions.Normal(h @ theta["weight1"].T + theta["bias1"], theta["log_std"].exp())
-        logp = normal.log_prob(rollouts[0].actions[b]).sum(-1)
-        slopes = torch.autograd.grad((logp * batches[0].advantages[b]).mean(), list(theta.values()))
+        logp = normal.log_prob(rollouts[k].actions[b]).sum(-1)
+        slopes = torch.autograd.grad((logp * batches[k].advantages[b]).mean(), list(theta.values()))
         for (n, p), slope in zip(theta.items(), slopes, strict=True):
-            assert torch.allclose(states[1].parameters[n][b], p + 0.3 * slope, atol=1e-10)
+            assert torch.allclose(states[k + 1].parameters[n][b], p + alpha * slope, atol=1e-10)
+
+
+def test_each_update_is_played_by_the_policy_before_it():
+    """Rollout k is that of the policy after k updates; another policy plays otherwise under the same chance."""
+    t = sample_tasks.Points()
+    learner = kshot.learner("maml-rl", t.spec, inner_lr=0.5)
+    support = t.sample("test", [0, 1]).support
+    states, _, rollouts = learner.play(support, 3)
+    for k, played in enumerate(rollouts):
+        again = support.source.rollout(learner.policy(states[k]), k)
+        assert torch.equal(again.actions, played.actions)
+        assert not torch.equal(support.source.rollout(learner.policy(states[k + 1]), k).actions, played.actions)
+
+
+def test_steps_after_the_end_count_nowhere():
+    """Not in ratios, whatever the policy would have done there, and not in advantages."""
+    t = sample_tasks.Corridors(shot=20)
+    learner = kshot.learner("maml-rl", t.spec)
+    support = t.sample("train", [0]).support
+    states, batches, _ = learner.play(support, 1)
+    ended = ~batches[0].running
+    assert ended.any()
+    assert (batches[0].advantages[ended] == 0).all()
+    other = State({n: p[0] + 0.1 for n, p in states[0].parameters.items()}, {})
+    ratio = learner.log_ratio(other, kshot.episode.one_task(batches[0], 0))
+    assert (ratio[ended[0]] == 0).all()
+    assert (ratio[~ended[0]] != 0).all()
 
 
 def test_without_updates_it_is_a_policy_for_all_tasks():
@@ -389,7 +417,7 @@ def test_without_updates_it_is_a_policy_for_all_tasks():
     judged = learner.batch(states[0], episodes.query.source.of.rollout(learner.policy(states[0])))
     theta = {n: p.detach().clone().requires_grad_() for n, p in learner.net.items()}
     logp = torch.stack(
-        [learner.log_probability(State(theta, {}), judged.observations[b], judged.actions[b]) for b in (0, 1)]
+        [learner.family.log_probability(State(theta, {}), judged.observations[b], judged.actions[b]) for b in (0, 1)]
     )
     slopes = torch.autograd.grad(-(logp * judged.advantages).mean(), list(theta.values()))
     for (n, p), slope in zip(learner.net.items(), slopes, strict=True):

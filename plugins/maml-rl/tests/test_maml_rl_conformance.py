@@ -7,4 +7,8 @@ small = {"hidden": (6,)}
 maml_rl = suite(learner="maml-rl", options=small)
 two_updates = suite(learner="maml-rl", options={**small, "inner_steps": 2, "estimator": "dice", "outer": "reinforce"})
 for_all_tasks = suite(learner="maml-rl", options={**small, "inner_steps": 0, "adapt_std": False})
-trust_region = suite(learner="maml-rl", options={**small, "outer": "trpo"})
+trust_region = suite(
+    learner="maml-rl",
+    options={**small, "outer": "trpo"},
+    expected_failures={"task-losses-part-the-gradient": "a step within a trust region is no sum over tasks"},
+)

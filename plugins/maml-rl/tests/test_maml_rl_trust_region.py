@@ -5,6 +5,8 @@ import torch
 
 import kshot
 from kshot import Engine, TaskSpec
+from kshot.errors import OptionError
+from kshot.inner import State
 from kshot.testing import sample_tasks
 from kshot_maml_rl import MamlRL, trust_region
 
@@ -100,7 +102,7 @@ def test_the_step_is_the_natural_gradient_within_the_region():
         return {n: v.view_as(p) for (n, p), v in zip(learner.net.items(), parts, strict=True)}
 
     def gain(values):
-        ratio = learner.family.log_probability(named(values), judged.observations, judged.actions)
+        ratio = learner.family.log_probability(State(named(values), {}), judged.observations, judged.actions)
         return ((ratio - judged.log_probability).exp() * judged.advantages).mean()
 
     def divergence(values):
@@ -125,6 +127,8 @@ def test_it_is_trained_by_plain_steps_of_whole_meta_batches():
     t = sample_tasks.Points()
     learner = kshot.learner("maml-rl", t.spec, hidden=(8,), outer="trpo")
     assert learner.needs.couples_tasks
+    with pytest.raises(OptionError, match="no sum over tasks"):
+        learner.task_losses(t.sample("train", [0]))
     engine = Engine(learner, t, meta_batch=4)
     assert (engine.outer.name, engine.outer.lr) == ("sgd", 1.0)
     with pytest.raises(kshot.errors.MisfitError, match="couples the tasks"):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kshot import Episode, Lift, Metrics, Needs, Predictor, Rollout, Support, TaskSpec, Training
 from kshot.errors import OptionError
-from kshot.inner import State, check_descent, sgd, take_steps
+from kshot.inner import State, check_descent, descend
 from kshot_maml_rl import surrogates, trust_region
 from kshot_maml_rl.policy import Activation, Family, Policy
 from kshot_maml_rl.surrogates import Batch
@@ -27,24 +27,21 @@ class MamlRL(nn.Module):
 
     Args:
         spec: the tasks'; fixes observations and actions.
-        hidden: units of the policy's hidden layers.
-        activation: ``tanh`` or ``relu``.
+        hidden, activation: units of the policy's hidden layers, and ``tanh`` or ``relu``.
         initial_std: standard deviation of continuous actions at the start, in units of half their range.
         adapt_std: whether the inner steps change it too, as in the paper.
         inner_lr: alpha, for surrogates that are a mean over steps.
+        later_lr: alpha from the second update on; None is half of the first, as in the paper's appendix A.2.
         inner_steps: updates while training; each plays a rollout of its own. 0 trains a policy for all tasks.
         test_steps: at evaluation and use; None is ``inner_steps``.
         greedy: whether adapted policies then take their most likely actions; else they draw them, as in the paper.
         outer: ``ppo`` takes ``epochs`` steps on the clipped surrogate, ``reinforce`` one policy gradient step, ``trpo``
             one within a trust region, as in the paper; its step is for plain gradient descent at a rate of 1.
         epochs: outer steps on one meta-batch's trajectories; the inner steps are repeated in each.
-        clip: of the clipped surrogate.
-        radius: of the trust region, the greatest mean divergence.
-        estimator: what the inner steps descend, and so what second derivatives they have: ``lvc`` or ``dice``, see
-            ``surrogates``. Their gradients are the same.
+        clip, radius: of the clipped surrogate; of the trust region, the greatest mean divergence.
+        estimator: what inner steps descend, ``lvc`` or ``dice``: they differ in second derivatives (``surrogates``).
         order: ``second`` differentiates through the inner steps; ``first`` takes the inner gradients as constants.
-        discount, gae: gamma, and lambda of the advantage estimates.
-        normalise: advantages to mean 0 and standard deviation 1 within each task.
+        discount, gae, normalise: of advantages: gamma, lambda, and whether each task's have mean 0 and deviation 1.
         strategy: how the tasks of a meta-batch run: ``vmap`` at once, ``loop`` one after another, ``auto`` chooses.
 
     Raises:
@@ -63,6 +60,7 @@ class MamlRL(nn.Module):
         initial_std: float = 1.0,
         adapt_std: bool = True,
         inner_lr: float = 0.1,
+        later_lr: float | None = None,
         inner_steps: int = 1,
         test_steps: int | None = None,
         greedy: bool = False,
@@ -83,7 +81,8 @@ class MamlRL(nn.Module):
             raise OptionError(f"maml-rl: {given}; expected no negative steps, an epoch or more, and a positive std")
         self.family = Family(spec, activation, len(hidden) + 1)
         self.net = self.family.net(hidden, initial_std)
-        self.adapt_std, self.inner_lr, self.second_order = adapt_std, inner_lr, order == "second"
+        self.inner_lr, self.later_lr = inner_lr, inner_lr / 2 if later_lr is None else later_lr
+        self.adapt_std, self.second_order = adapt_std, order == "second"
         self.inner_steps, self.test_steps = inner_steps, inner_steps if test_steps is None else test_steps
         self.outer, self.epochs, self.radius = outer, epochs if outer == "ppo" else 1, radius
         self.gain = partial(surrogates.clipped, clip=clip) if outer == "ppo" else surrogates.lvc
@@ -104,29 +103,31 @@ class MamlRL(nn.Module):
         """The policies of B tasks, theta [B, *]."""
         return Policy(self.family, {**theta.parameters, **theta.buffers})
 
-    def log_probability(self, theta: State, observations: Tensor, actions: Tensor) -> Tensor:
-        """log pi_theta(a | o) of one task's steps [E, T]."""
-        return self.family.log_probability({**theta.parameters, **theta.buffers}, observations, actions)
-
     def batch(self, theta: State, played: Rollout) -> Batch:
         """What is learned from a rollout of the policies theta [B, *]."""
         seen, done, running = played.observations, played.actions, played.running
-        old = self.lift.map(self.log_probability, theta, seen, done)
+        old = self.lift.map(self.family.log_probability, theta, seen, done)
         found = surrogates.advantages(seen, played.rewards, running, **self.advantages)
         return Batch(seen, done, found.to(old), running, old)
 
     def log_ratio(self, theta: State, batch: Batch) -> Tensor:
         """log pi_theta - log pi_played of one task's steps [E, T]; 0 after the end."""
-        now = self.log_probability(theta, batch.observations, batch.actions)
+        now = self.family.log_probability(theta, batch.observations, batch.actions)
         return (now - batch.log_probability) * batch.running
 
     def inner_loss(self, theta: State, batch: Batch) -> Tensor:
         """L of one task (eq. 4): minus the surrogate, whose gradient is the policy gradient."""
         return -self.estimator(self.log_ratio(theta, batch), batch.advantages)
 
-    def adapted(self, theta: State, batches: list[Batch]) -> tuple[State, Tensor]:
-        """theta' = theta - alpha grad L(theta) on each of ``batches`` in turn (line 7) of one task; and the losses."""
-        return take_steps(self.inner_loss, theta, batches, sgd(self.inner_lr), second_order=self.second_order)
+    def adapted(self, theta: State, batches: list[Batch], first: int = 0) -> tuple[State, Tensor]:
+        """theta' = theta - alpha grad L(theta) (line 7) of one task, on ``batches`` in turn, and the losses. The first
+        batch is that of update ``first``."""
+        losses = [torch.zeros(0)]
+        for k, batch in enumerate(batches, first):
+            lr = self.later_lr if k else self.inner_lr
+            theta, loss = descend(self.inner_loss, theta, batch, lr=lr, steps=1, second_order=self.second_order)
+            losses.append(loss)
+        return theta, torch.cat(losses)
 
     @torch.no_grad()
     def play(self, support: Support, steps: int) -> tuple[list[State], list[Batch], list[Rollout]]:
@@ -139,7 +140,8 @@ class MamlRL(nn.Module):
         for number in range(steps):
             rollouts.append(support.source.rollout(self.policy(states[-1]), number))
             batches.append(self.batch(states[-1], rollouts[-1]))
-            after, losses = self.lift.map(lambda t, batch: self.adapted(t, [batch]), states[-1], batches[-1])
+            update = lambda theta, batch, k=number: self.adapted(theta, [batch], k)  # noqa: E731
+            after, losses = self.lift.map(update, states[-1], batches[-1])
             check_descent(losses, "maml-rl")
             states.append(after.detach())
         return states, batches, rollouts
@@ -153,7 +155,8 @@ class MamlRL(nn.Module):
         """Lines 5 to 8: policies, what their updates learned from, what is judged, and the returns before and after."""
         states, batches, rollouts = self.play(episodes.support, self.inner_steps)
         last = episodes.query.source.rollout(self.policy(states[-1]))
-        returns = {"return": mean_return(last), "return_before": mean_return((*rollouts, last)[0])}
+        both = {"return": last, "return_before": (*rollouts, last)[0]}
+        returns = {name: played.rewards.sum(-1).mean() for name, played in both.items()}
         return states, batches, self.batch(states[-1], last), returns
 
     def meta_gradient(self, episodes: Episode) -> Iterator[Metrics]:
@@ -171,6 +174,8 @@ class MamlRL(nn.Module):
 
     def task_losses(self, episodes: Episode) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Outer losses [B] with their graph, and theta - theta' of each task (ability ``PerTask``)."""
+        if self.outer == "trpo":
+            raise OptionError("maml-rl: a step within a trust region is no sum over tasks; choose another outer=")
         _, batches, judged, _ = self.played(episodes)
         metrics, after = self.lift.map(self.task, self.theta(), batches, judged)
         return metrics["loss"], after.away_from(self.theta())
@@ -193,8 +198,3 @@ class MamlRL(nn.Module):
         if self.family.spec.input_shape == (2,):
             seen["trajectories"] = seen["observations"].masked_fill(~seen["running"][..., None], torch.nan)
         return {**(episode.origin.fields if episode.origin else {}), **seen}
-
-
-def mean_return(played: Rollout) -> Tensor:
-    """The mean return of a rollout's trajectories, not discounted."""
-    return played.rewards.sum(-1).mean()

@@ -17,6 +17,7 @@ from attrs import frozen
 from torch import Tensor, nn
 
 from kshot import TaskSpec, control
+from kshot.inner import State
 
 Parameters = Mapping[str, Tensor]
 Activation = Literal["tanh", "relu"]
@@ -81,8 +82,9 @@ class Family:
                 x = ACTIVATIONS[self.activation](x) if i < self.layers - 1 else x
         return x.reshape(*lead, self.outputs)
 
-    def log_probability(self, parameters: Parameters, observations: Tensor, actions: Tensor) -> Tensor:
+    def log_probability(self, theta: State, observations: Tensor, actions: Tensor) -> Tensor:
         """log pi(a | o) for one task: [E, T, *o] and [E, T, *a] -> [E, T]; densities are those in the net's units."""
+        parameters = {**theta.parameters, **theta.buffers}
         found = self.distribution(parameters, observations)
         if self.discrete:
             return found.log_softmax(-1).gather(-1, actions[..., None])[..., 0]
