@@ -17,6 +17,7 @@ from kshot.episode import Environment, Metered, Policy, map_tensors, one_task, r
 from kshot.errors import DataError, MisfitError, TrainingError
 from kshot.fit import mismatches
 from kshot.kinds import KINDS
+from kshot.sampling import check_episode
 from kshot.testing import sample_tasks
 
 KEY = torch.tensor([3, -5, 2**62])
@@ -200,6 +201,17 @@ def test_the_score_is_the_mean_return_and_what_the_environment_judges() -> None:
     episode = attrs.evolve(episode, query=attrs.evolve(episode.query, source=Fixed()))
     scores = KINDS["control"].score(still, episode)
     assert {name: values.tolist() for name, values in scores.items()} == {"return": [4.0], "success": [0.5]}
+
+
+@pytest.mark.parametrize("part", ["support", "query"])
+def test_an_episode_without_environments_is_refused_at_the_door(part: str) -> None:
+    """Before a learner asks for a rollout of what has none."""
+    tasks = sample_tasks.Points()
+    episode = tasks.sample("train", [0])
+    check_episode(episode, tasks.spec, "points")
+    spoilt = attrs.evolve(episode, **{part: attrs.evolve(getattr(episode, part), source=None)})
+    with pytest.raises(DataError, match=f"points: {part}.source is NoneType, expected an environment"):
+        check_episode(spoilt, tasks.spec, "points")
 
 
 # --- What fits ------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from kshot import randomness
-from kshot.episode import Episode, Examples, Origin, Support, as_inputs, check_finite
+from kshot.episode import Environment, Episode, Examples, Origin, Support, as_inputs, check_finite
 from kshot.errors import DataError
 from kshot.spec import Count, TaskSpec, bounds
 
@@ -343,6 +343,13 @@ def check_episode(episode: Episode, spec: TaskSpec, who: str) -> None:
     elif spec.kind == "regression":
         check_finite(support.y, f"{who}: support.y")
         check_finite(query.y, f"{who}: query.y")
+    elif spec.kind == "control":
+        for name, source in (("support", support.source), ("query", query.source)):
+            if not isinstance(source, Environment):
+                raise DataError(
+                    f"{who}: {name}.source is {type(source).__name__}, expected an environment: an object with "
+                    "rollout(policy, number=0), see kshot.episode.Environment"
+                )
 
 
 def check_class_labels(episode: Episode, who: str) -> None:

@@ -351,7 +351,7 @@ def test_epochs_use_the_trajectories_of_the_first():
         losses.append(float(metrics["loss"]))
         with torch.no_grad():
             for p in learner.parameters():
-                p -= 0.02 * p.grad
+                p -= 0.005 * p.grad
                 p.grad = None
     assert (len(losses), support, query) == (3, [0, 1], [0])
     assert losses[0] == pytest.approx(0, abs=1e-5)  # advantages have mean 0, ratios are 1
@@ -549,10 +549,10 @@ def test_a_trace_ends_where_the_trajectory_does_and_names_the_goal():
 
 
 def test_it_learns_to_learn():
-    """Points to be moved to a goal: held to mean - 3 sigma of 5 seeds (-3.27, sigma 0.01; before the update -6.0)."""
+    """Points to be moved to a goal: held to mean - 3 sigma of 5 seeds (-3.23, sigma 0.01; before the update -5.9)."""
     t = sample_tasks.Points(shot=20, query=20)
     engine = Engine(kshot.learner("maml-rl", t.spec, hidden=(20,), seed=0), t, meta_batch=20, optimizer={"lr": 1e-2})
     engine.train(30)
     before, after = (engine.evaluate(100, learner_options={"test_steps": k}).mean for k in (0, 1))
     assert before < -5.5
-    assert after > -3.3
+    assert after > -3.27

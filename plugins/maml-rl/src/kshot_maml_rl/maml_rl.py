@@ -49,7 +49,7 @@ class MamlRL(nn.Module):
     """
 
     needs = Needs(kinds=("control",), rollouts=0)
-    training_defaults = Training(lr=1e-3, meta_batch=20, iterations=200)
+    training_defaults = Training(lr=2e-3, schedule="linear", meta_batch=20, iterations=100)
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class MamlRL(nn.Module):
         *,
         hidden: tuple[int, ...] = (100, 100),
         activation: Activation = "tanh",
-        initial_std: float = 1.0,
+        initial_std: float = 0.5,
         adapt_std: bool = True,
         inner_lr: float = 0.1,
         later_lr: float | None = None,
