@@ -55,9 +55,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(SOURCES, sources)
     wheels.mkdir()
     folders = sorted(map(str, sources.iterdir()))
-    subprocess.run(
-        [sys.executable, "-c", BUILD, str(wheels), *folders], check=True, capture_output=True, text=True
-    )
+    subprocess.run([sys.executable, "-c", BUILD, str(wheels), *folders], check=True, capture_output=True, text=True)
     install = [
         "-m",
         "pip",
@@ -87,9 +85,7 @@ class Observer:
         path = os.pathsep.join(filter(None, [str(self.site), os.environ.get("PYTHONPATH", "")]))
         env = {**os.environ, "KSHOT_DISABLE": "", **environment, "PYTHONPATH": path}
         program = "\n".join([OBSERVE, *lines, "print(json.dumps(result))"])
-        done = subprocess.run(
-            [sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False
-        )
+        done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
@@ -155,9 +151,7 @@ def test_manifest_is_read_without_importing(observe: Observer) -> None:
     assert result == ["good", "1.0", "Tasks of no content", ["classification"], ["fine"], False]
 
 
-def test_import_that_raises_is_broken_and_its_cause_is_chained(
-    listed: dict[str, Any], observe: Observer
-) -> None:
+def test_import_that_raises_is_broken_and_its_cause_is_chained(listed: dict[str, Any], observe: Observer) -> None:
     """Asking for it raises the original cause; the list then remembers it with the traceback."""
     assert state(listed, "raising")[0] == "ok"  # nothing but importing it could tell
     error, after, again = observe(
@@ -191,9 +185,7 @@ def test_entry_point_to_a_missing_attribute_is_broken(observe: Observer) -> None
     assert "has no attribute 'Tusks'" in error["cause"]
 
 
-def test_newer_api_level_is_incompatible_and_never_imported(
-    listed: dict[str, Any], observe: Observer
-) -> None:
+def test_newer_api_level_is_incompatible_and_never_imported(listed: dict[str, Any], observe: Observer) -> None:
     """What a newer manifest says besides is not ours to judge; the way out is a newer kshot."""
     assert state(listed, "newer") == (
         "incompatible",
@@ -212,9 +204,7 @@ def test_older_api_level_is_incompatible(listed: dict[str, Any]) -> None:
     assert reason.endswith("pip install -U kshot-older")
 
 
-def test_name_claimed_by_two_distributions_is_refused_for_both(
-    listed: dict[str, Any], observe: Observer
-) -> None:
+def test_name_claimed_by_two_distributions_is_refused_for_both(listed: dict[str, Any], observe: Observer) -> None:
     """Never first or last wins, which would hang on the order of installation; both are named."""
     rows = [row for row in listed["rows"] if row[0] == "twice"]
     assert sorted(row[1] for row in rows) == ["kshot-first", "kshot-second"]
@@ -230,9 +220,7 @@ def test_name_claimed_by_two_distributions_is_refused_for_both(
 
 def test_disabling_one_distribution_ends_the_duplicate(observe: Observer) -> None:
     """The way out that the message offers, where both must stay installed."""
-    result = observe(
-        "result = [registry.load('twice').__module__, state_of('twice')]", KSHOT_DISABLE="kshot-second"
-    )
+    result = observe("result = [registry.load('twice').__module__, state_of('twice')]", KSHOT_DISABLE="kshot-second")
     assert result == ["kshot_first", [["ok", ""], ["disabled", "KSHOT_DISABLE names it"]]]
 
 
@@ -326,9 +314,7 @@ def test_unknown_key_of_a_manifest_is_broken(listed: dict[str, Any]) -> None:
     assert "plugin.toml, line 4: unknown key 'sumary' in [tasks.slip]; did you mean 'summary'?" in reason
 
 
-def test_missing_requirement_is_unavailable_with_the_install_line(
-    listed: dict[str, Any], observe: Observer
-) -> None:
+def test_missing_requirement_is_unavailable_with_the_install_line(listed: dict[str, Any], observe: Observer) -> None:
     """The manifest names what must be there, so the list can tell without importing."""
     found, reason = state(listed, "needy")
     assert found == "unavailable"

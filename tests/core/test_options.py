@@ -255,11 +255,7 @@ def test_text_of_a_flag_is_read_by_the_type_of_the_option(name: str, text: str, 
 def test_text_of_a_flag_that_does_not_fit_is_refused() -> None:
     """With the value as it was read."""
     assert refused(width=Raw("5.5")).splitlines()[0] == "learner 'it': width: expected int, got 5.5 (float)"
-    assert (
-        refused(fast=Raw("yes"))
-        .splitlines()[0]
-        .endswith("fast: expected bool (true or false), got 'yes' (str)")
-    )
+    assert refused(fast=Raw("yes")).splitlines()[0].endswith("fast: expected bool (true or false), got 'yes' (str)")
 
 
 def test_class_gives_the_options_of_its_init() -> None:

@@ -173,9 +173,7 @@ def test_impossible_name_is_refused() -> None:
 
 def test_taken_name_is_refused(registry: Registry) -> None:
     """By another object, in any group, and by a built-in."""
-    with pytest.raises(
-        PluginError, match=r"'plain' is taken by learner 'plain' \(registered from .*:Plain\)"
-    ):
+    with pytest.raises(PluginError, match=r"'plain' is taken by learner 'plain' \(registered from .*:Plain\)"):
         registry.register(Few, name="plain")
     with pytest.raises(PluginError, match=r"'cpu' is taken by backend 'cpu' \(kshot"):
         registry.register(Few, name="cpu")
@@ -270,9 +268,7 @@ def test_error_of_a_nested_component_says_where_it_is_nested(registry: Registry)
         UnknownPluginError, match=r"^option inner of .*: 'few' is tasks, not a learner: kshot.tasks\('few'\)"
     ):
         registry.learner("wrapper", SPEC, inner="few")
-    with pytest.raises(
-        OptionError, match=r"option inner takes a plugin's name and its options.*got {'lr': 1}"
-    ):
+    with pytest.raises(OptionError, match=r"option inner takes a plugin's name and its options.*got {'lr': 1}"):
         registry.learner("wrapper", SPEC, inner={"lr": 1})
     with pytest.raises(OptionError, match=r"inner: expected Learner, got 5 \(int\)"):
         registry.learner("wrapper", SPEC, inner=5)
@@ -395,15 +391,11 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         del sys.modules[name]
 
 
-def distribution(
-    site: Path, name: str, entry_points: str, *, version: str = "1.0", metadata: bool = True
-) -> Path:
+def distribution(site: Path, name: str, entry_points: str, *, version: str = "1.0", metadata: bool = True) -> Path:
     info = site / f"{name.replace('-', '_')}-{version}.dist-info"
     info.mkdir()
     if metadata:
-        (info / "METADATA").write_text(
-            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n\nName: not this\n"
-        )
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n\nName: not this\n")
     (info / "entry_points.txt").write_text(entry_points)
     importlib.invalidate_caches()
     return info
@@ -442,9 +434,7 @@ def test_distribution_without_metadata_is_listed_by_its_folder(site: Path) -> No
     assert plugin.reason.startswith("stale entry point: module handmade_gone is not there")
 
 
-def test_distribution_found_twice_counts_once(
-    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_distribution_found_twice_counts_once(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An editable install beside its source tree is one: the first on sys.path, whose code is imported."""
     (site / "handmade_b.py").write_text("class Tasks:\n    pass\n")
     later = tmp_path / "later"
@@ -471,9 +461,7 @@ def test_manifest_of_a_name_without_entry_point_is_shown(site: Path) -> None:
     package = site / "handmade_d"
     package.mkdir()
     (package / "__init__.py").write_text("class Tasks:\n    pass\n")
-    (package / "plugin.toml").write_text(
-        "api_level = 1\n[tasks.d]\nsummary = 'D'\n[tasks.later]\nsummary = 'L'\n"
-    )
+    (package / "plugin.toml").write_text("api_level = 1\n[tasks.d]\nsummary = 'D'\n[tasks.later]\nsummary = 'L'\n")
     points = "[kshot.tasks]\nd = handmade_d:Tasks\n[kshot.manifest]\nd = handmade_d:plugin.toml\n"
     distribution(site, "handmade-d", points)
     found = handmade(Registry())
@@ -536,10 +524,15 @@ def test_importing_the_registry_imports_no_torch() -> None:
 
 def test_every_first_party_name_has_group_and_distribution() -> None:
     """The table answers for all of ours, the distribution `kshot-NAME` wherever the two are alike."""
-    table = tomllib.loads(
-        Path(kshot.registry.__file__).with_name("first_party.toml").read_text(encoding="utf-8")
-    )
-    elsewhere = {"toy-sinusoids": "kshot-toy", "caml": "kshot-cavia"}
+    table = tomllib.loads(Path(kshot.registry.__file__).with_name("first_party.toml").read_text(encoding="utf-8"))
+    elsewhere = {
+        "toy-sinusoids": "kshot-toy",
+        "caml": "kshot-cavia",
+        "lstm": "kshot-mann",
+        "tuned-optimizer": "kshot-l2l",
+        "associative-recall": "kshot-copy",
+        "digits-mlp": "kshot-quadratics",
+    }
     for name, row in table.items():
         assert row["group"] in kshot.registry.GROUPS
         assert row["distribution"] == elsewhere.get(name, f"kshot-{name}")

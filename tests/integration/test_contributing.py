@@ -51,11 +51,7 @@ class Newcomer:
 
     def __init__(self, home: Path) -> None:
         (home / "kshot").symlink_to(ROOT, target_is_directory=True)
-        kept = {
-            k: v
-            for k, v in os.environ.items()
-            if not k.startswith(("VIRTUAL_ENV", "TOX_", "PYTEST_", "KSHOT_"))
-        }
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("VIRTUAL_ENV", "TOX_", "PYTEST_", "KSHOT_"))}
         self.folder, self._ended = home, home / "ended-in"
         self.environment = {
             **kept,
@@ -125,9 +121,7 @@ def test_the_plugin_is_listed_as_ok(typed: dict[str, str]) -> None:
 def test_the_plugin_trains_on_toy_and_learns(typed: dict[str, str], newcomer: Newcomer) -> None:
     """Chance is 20 % in five ways; a learner that runs and learns nothing would not be worth five minutes."""
     trained = output_of(typed, "kshot train")
-    found = re.search(
-        r"^(\d+\.\d+) ± (\d+\.\d+) % accuracy \(600 episodes, test, 5-way 1-shot\)$", trained, re.M
-    )
+    found = re.search(r"^(\d+\.\d+) ± (\d+\.\d+) % accuracy \(600 episodes, test, 5-way 1-shot\)$", trained, re.M)
     assert found, trained
     assert float(found[1]) > 30
     assert (newcomer.folder / "runs" / "nearest-mean-toy-0" / "result.json").is_file()

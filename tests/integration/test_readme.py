@@ -40,9 +40,7 @@ def test_the_examples_run(number: int, tmp_path: Path) -> None:
     command = [sys.executable, "-W", "error", "-c", code]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert re.search(
-        r"^\d+\.\d\d ± \d+\.\d\d % accuracy \(4 episodes, test, 5-way \d-shot", done.stdout, re.MULTILINE
-    )
+    assert re.search(r"^\d+\.\d\d ± \d+\.\d\d % accuracy \(4 episodes, test, 5-way \d-shot", done.stdout, re.MULTILINE)
 
 
 def test_every_plugin_is_in_the_table() -> None:
@@ -70,9 +68,7 @@ def test_the_first_command_ends_with_a_test_accuracy(tmp_path: Path) -> None:
         clone,
         ignore=shutil.ignore_patterns(".git", ".tox", ".venv*", ".*_cache", "runs", "__pycache__"),
     )
-    (command,) = [
-        b for b in blocks(README, "console") if "kshot train protonet omniglot\n" in b and "venv" in b
-    ]
+    (command,) = [b for b in blocks(README, "console") if "kshot train protonet omniglot\n" in b and "venv" in b]
     done = subprocess.run(["bash", "-ec", command], cwd=clone, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert re.search(r"^\d+\.\d\d ± \d+\.\d\d % accuracy \(600 episodes, test", done.stdout, re.MULTILINE)

@@ -184,7 +184,11 @@ WRONG: list[tuple[Any, int, str]] = [
     (('refine = "soft"', 'refine = "sotf"'), 2, "did you mean 'soft'"),
     (('refine = "soft"', "width = 8"), 2, "width 8 makes a learner of other parameters"),
     (('learner = {refine = "soft"}', 'learner = {refine = "masked"}\nunlabelled = 0'), 3, "requires unlabelled"),
-    (('run = "one-{seed}"', 'run = "one-{seed}"\ninit_from = "nowhere"'), 6, "nowhere: there is no such run or checkpoint to begin from"),
+    (
+        ('run = "one-{seed}"', 'run = "one-{seed}"\ninit_from = "nowhere"'),
+        6,
+        "nowhere: there is no such run",
+    ),
 ]
 
 

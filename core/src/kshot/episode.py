@@ -300,8 +300,8 @@ class Objective:
         if any(t.shape[:1] != point.shape[:1] for t in self.data):
             raise DataError(
                 f"Objective: the points have shape {list(point.shape)} and the data "
-                f"{[list(t.shape) for t in self.data]}; expected one B first everywhere: as many initial points as each "
-                "tensor of data has tasks"
+                f"{[list(t.shape) for t in self.data]}; expected one B first everywhere: as many initial "
+                "points as each tensor of data has tasks"
             )
         lifted: Callable[..., Tensor] = torch.func.vmap(self.function)
         with torch.autocast(point.device.type, enabled=False):

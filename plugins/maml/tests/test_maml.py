@@ -188,12 +188,12 @@ def test_bad_input_is_refused_before_any_compute():
 def test_a_diverging_inner_loop_names_task_and_step():
     """A NaN is met where it arises, not as a NaN loss of the whole meta-batch."""
     learner = MAML(SPEC, inner_lr=1e18, inner_steps=3)
-    with pytest.raises(TrainingError, match=r"maml: the inner loss of episode 0 of split 'train' .* before step \d of 3"):
+    with pytest.raises(TrainingError, match=r"maml: the inner loss of episode 0 of split 'train' .* step \d of 3"):
         learner.meta_gradient(Waves().sample("train", range(2)))
 
 
 def test_it_learns_to_fit_sine_waves_from_ten_points():
-    """600 iterations; without adapting 3.0 is the best there is. Held to mean + 3 sigma of 5 seeds (1.75 and 1.26, sigma .06)."""
+    """600 iterations; without adapting 3.0 is the best. Held to mean + 3 sigma of 5 seeds (1.75, 1.26, sigma .06)."""
     engine = Engine(kshot.learner("maml", SPEC, seed=0), Waves())
     engine.train(600)
     one = engine.evaluate(200)
