@@ -38,9 +38,9 @@ def result(accuracy: list[float], tasks: str) -> Result:
 def test_each_test_is_compared_with_the_first_on_the_same_episodes() -> None:
     """Two groups of episodes, interleaved; by hand; the first of each group is compared with nothing."""
     results = [result([0.5, 0.7], "x"), result([0.1, 0.1], "y"), result([0.6, 0.9], "x"), result([0.1, 0.3], "y")]
-    results.append(result([0.5, 0.5], "x"))
-    found = compare(results, ["a", "b", "c", "", "e"])
-    assert [(c.test, c.against) for c in found] == [("c", "a"), ("test 4", "b"), ("e", "a")]
-    assert [c.difference.mean for c in found] == pytest.approx([0.15, 0.1, -0.1])
+    results += [result([0.5, 0.5], "x"), result([0.5, 0.8], "x")]
+    found = compare(results, ["a", "b", "c", "", "e", "f"])
+    assert [(c.test, c.against) for c in found] == [("c", "a"), ("test 4", "b"), ("e", "a"), ("f", "a")]
+    assert [c.difference.mean for c in found] == pytest.approx([0.15, 0.1, -0.1, 0.05])
     assert str(found[0]) == "c against a: +15.00 ± 9.80 points of accuracy (2 paired episodes)"
     assert compare(results[:2], ["a", "b"]) == ()
