@@ -85,7 +85,7 @@ def test_the_divergence_is_torchs(tasks):
 def test_the_step_is_the_natural_gradient_within_the_region():
     """Against the dense Fisher matrix of the mean divergence by autograd, damped alike; in float64, one task."""
     t = sample_tasks.Points(shot=6, query=6)
-    options = {"hidden": (3,), "inner_steps": 0, "outer": "trpo", "radius": 0.01}
+    options = {"hidden": (3,), "inner_steps": 0, "initial_std": 1.0, "outer": "trpo", "radius": 0.01}
     learner = kshot.learner("maml-rl", t.spec, **options).double()
     episode = in_float64(t.sample("train", [0]))
     (metrics,) = learner.train().meta_gradient(episode)
