@@ -111,7 +111,7 @@ class L2L(nn.Module):
     """
 
     needs = Needs(kinds=("objective",))
-    training_defaults = Training(lr=3e-3, schedule="cosine", meta_batch=128, iterations=200)
+    training_defaults = Training(lr=1e-2, schedule="cosine", meta_batch=32, iterations=300)
 
     def __init__(
         self,

@@ -59,7 +59,7 @@ class TunedOptimizer(nn.Module):
     """
 
     needs = Needs(kinds=("objective",))
-    training_defaults = Training(meta_batch=128, iterations=4)
+    training_defaults = Training(meta_batch=512, iterations=4)
     losses: Tensor
 
     def __init__(
@@ -91,9 +91,13 @@ class TunedOptimizer(nn.Module):
         return self.grid[int(self.losses.argmin())]
 
     def meta_gradient(self, episodes: Episode) -> Metrics:
-        """Try each rate; ``loss`` is the score, on this meta-batch, of the one that is best so far."""
-        predictors = [self.predictor(episodes.support.source, lr) for lr in self.grid]
-        found = torch.stack([kinds.objective(predict, episodes)["loss"].mean() for predict in predictors])
+        """Try each rate that has not diverged yet; ``loss`` is the score, on these tasks, of the best one so far."""
+
+        def score(lr: float) -> Tensor:
+            return kinds.objective(self.predictor(episodes.support.source, lr), episodes)["loss"].mean()
+
+        tried = zip(self.grid, self.losses, strict=True)
+        found = torch.stack([score(lr) if bool(loss.isfinite()) else loss for lr, loss in tried])
         self.losses += found
         return {"loss": found[self.losses.argmin()], "lr": self.lr}
 
