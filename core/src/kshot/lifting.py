@@ -180,9 +180,10 @@ class Lift:
             return LOOP
         cost = _cost(function, *_task(state, dims, values, 0))
         heavy = cost.bytes / max(1, cost.operations) > LOOP_ABOVE
-        if self.strategy == "auto" and heavy and cost.device == "cpu":
+        chunk = self.chunk or max(1, CHUNK_BYTES // max(1, cost.bytes))
+        if self.strategy == "auto" and ((heavy and cost.device == "cpu") or chunk == 1):
             return LOOP
-        return Choice(self.chunk or max(1, CHUNK_BYTES // max(1, cost.bytes)), cost.apart)
+        return Choice(chunk, cost.apart)
 
     def _give_up(self, function: Callable[..., Any], error: Exception, alone: Callable[[], Any]) -> None:
         """After vmap refused: raise if it was told to vmap, or if the function fails by itself; else warn."""
