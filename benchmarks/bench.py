@@ -11,6 +11,7 @@ import inspect
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -124,6 +125,15 @@ def resident() -> dict[str, float]:
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     names = {"all": "VmRSS", "anonymous": "RssAnon", "file": "RssFile"}
     return {name: int(lines[key].split()[0]) / 1024 for name, key in names.items()}
+
+
+def peak() -> float:
+    """The most resident memory this process has had, in MB; unlike ru_maxrss, which exec keeps."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return int(lines["VmHWM"].split()[0]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 # -------------------- telling

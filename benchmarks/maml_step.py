@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import copy
 import json
-import resource
 from collections.abc import Callable
 from typing import Any
 
-from bench import Report, alternate, arguments, find_omniglot, fresh, ratio_of, spread
+from bench import Report, alternate, arguments, find_omniglot, fresh, peak, ratio_of, spread
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "sinusoid": {"meta_batch": 25, "lr": 0.01, "shape": {"shot": 10, "query": 10}},
@@ -195,23 +194,23 @@ def gradients(arm: Arm) -> Any:
     return torch.cat([p.grad.flatten() for p in net.parameters()])
 
 
-def peak(arm: str, meta_batch: int, steps: int) -> dict[str, float]:
+def memory_of(arm: str, meta_batch: int, steps: int) -> dict[str, float]:
     """Peak resident memory in MB of some meta-steps on Omniglot, above what the process had before."""
     import torch
 
     torch.set_num_threads(1)
     work = Work("omniglot", meta_batch)
     block = steps_of(ARMS[arm](work), steps)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    before = peak()
     block()
-    return {"before": before, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return {"before": before, "peak": peak()}
 
 
 def main() -> None:
     options = arguments(__doc__, part=True)
     _, data = find_omniglot()
     if options.part:
-        print(json.dumps(peak(**json.loads(options.options))))
+        print(json.dumps(memory_of(**json.loads(options.options))))
         return
     import torch
 

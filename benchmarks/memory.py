@@ -1,16 +1,14 @@
 """Peak resident memory of training steps (20-way) and of an evaluation (5w1s15q), conv4-64, kshot against easyfsl.
 
-Each in a process of its own, by ``resource.getrusage``. easyfsl reads PNG files one by one without workers, the least
-memory it can have, so no copy of the images counts against it. kshot's figures hold its mapped table of drawings (as
-far as its pages were touched), and the freed blocks it tells malloc to keep.
+Each in a process of its own, by the kernel's high-water mark. easyfsl reads PNG files one by one without workers, the
+least memory it can have, so no copy of the images counts against it. kshot's figures hold its mapped table of drawings
+(as far as its pages were touched), and the freed blocks it tells malloc to keep.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import resource
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -25,14 +23,10 @@ from bench import (
     easyfsl_step,
     find_omniglot,
     fresh,
+    peak,
     picture_folders,
     spread,
 )  # fmt: skip
-
-
-def peak() -> float:
-    """MB. A child's figure begins with its parent's size at the start, so the parent must import nothing large."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def part_kshot(what: str, number: int, keep: bool) -> dict[str, Any]:

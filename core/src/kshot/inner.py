@@ -138,9 +138,21 @@ def take_steps(
             slope = torch.func.grad(partial(value, data), has_aux=True)
             gradients, (buffers, before) = slope(state.parameters, copies)
         parameters, memory = update(state.parameters, gradients, memory)
-        state = State(parameters, buffers)
+        state = State({n: _laid_out_as(state.parameters[n], p) for n, p in parameters.items()}, buffers)
         losses.append(before)
     return state, torch.stack(losses) if losses else torch.zeros(0)
+
+
+def _laid_out_as(before: Tensor, after: Tensor) -> Tensor:
+    """``after``, with its channels innermost again where those of a one-channel convolution ``before`` were.
+
+    Arithmetic forgets the stride of a dimension of size 1, and with it that the net's images are channels-last. Under
+    vmap strides are not what a convolution sees, and nothing is done.
+    """
+    one_channel = before.ndim == 4 and before.shape[1] == 1 and before.stride(1) == 1
+    if not one_channel or after.stride(1) == 1 or torch._C._functorch.is_batchedtensor(after):
+        return after
+    return after.squeeze(1).unsqueeze(-1).permute(0, 3, 1, 2)
 
 
 def check_descent(losses: Tensor, who: str, origin: Origin | None = None) -> None:
