@@ -122,17 +122,20 @@ def fresh(script: str, part: str, **options: Any) -> dict[str, Any]:
 
 def resident() -> dict[str, float]:
     """This process's resident memory in MB: all, anonymous (its own) and file (shared with the page cache)."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     names = {"all": "VmRSS", "anonymous": "RssAnon", "file": "RssFile"}
-    return {name: int(lines[key].split()[0]) / 1024 for name, key in names.items()}
+    return {name: _status(key) for name, key in names.items()}
+
+
+def _status(key: str) -> float:
+    """A size of /proc/self/status, in MB."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[key].split()[0]) / 1024
 
 
 def peak() -> float:
     """The most resident memory this process has had, in MB; unlike ru_maxrss, which exec keeps."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        return int(lines["VmHWM"].split()[0]) / 1024
+    if Path("/proc/self/status").exists():
+        return _status("VmHWM")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
