@@ -1,6 +1,7 @@
 """The inner loop and its lifting over tasks: identities in float64, and the ways of running it against each other."""
 
 import copy
+import gc
 import warnings
 
 import pytest
@@ -280,3 +281,19 @@ def test_a_one_channel_convolution_keeps_its_layout_through_inner_steps():
         assert seen == [1 if layout is torch.channels_last else 9]
     for name, p in ends[torch.contiguous_format].items():
         torch.testing.assert_close(ends[torch.channels_last][name], p, rtol=1e-12, atol=1e-12)
+
+
+def test_tasks_that_are_looped_leave_no_tensor_of_their_own():
+    """However many have gone before, as many tensors live: what is left between large blocks splits the memory."""
+    point, living = Point(rand(3)), []
+
+    def task(state, x):
+        gc.collect()
+        living.append(sum(type(o) is Tensor for o in gc.get_objects()))
+        theta = state.parameters["theta"]
+        return {"loss": (theta * x).sum(), "more": x * 2}, state
+
+    metrics, _ = Lift("loop").mean_gradient(task, State.of(point), rand(6, 3))
+    assert metrics["more"].shape == (6, 3)
+    assert torch.equal(metrics["more"], 2 * rand(6, 3))
+    assert len(set(living[2:])) == 1, living
