@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from kshot.result import Result
     from kshot.sampling import ClassificationTasks, Pool
     from kshot.spec import Needs, TaskSpec, Training
+    from kshot.trained import Trained
 
 _WHERE = {
     "kshot.backends": ("Cpu",),
@@ -44,6 +45,7 @@ _WHERE = {
     "kshot.result": ("Result",),
     "kshot.sampling": ("ClassificationTasks", "Pool"),
     "kshot.spec": ("Needs", "TaskSpec", "Training"),
+    "kshot.trained": ("Trained",),
 }
 _MODULES = ("control", "episode", "errors", "functional", "inner", "kinds", "nn", "randomness", "sampling", "testing")
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
@@ -71,6 +73,7 @@ __all__ = [
     "Support",
     "TaskDistribution",
     "TaskSpec",
+    "Trained",
     "Training",
     "World",
     "backend",

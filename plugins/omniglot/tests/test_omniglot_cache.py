@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kshot import tables as tables_of_kshot
 from kshot_omniglot import files, omniglot, table
 from kshot_omniglot.files import locate
 from kshot_omniglot.table import Originals, Table
@@ -242,8 +243,8 @@ def test_cache_that_is_only_readable_is_used(
     def forbidden(*_: Any) -> None:
         raise PermissionError(errno.EACCES, "read-only")
 
-    monkeypatch.setattr(table, "_write_whole", forbidden)
-    monkeypatch.setattr(table, "FileLock", forbidden)
+    monkeypatch.setattr(tables_of_kshot, "write_whole", forbidden)
+    monkeypatch.setattr(tables_of_kshot, "FileLock", forbidden)
     assert load(tmp_path / "another place", tmp_path / "c").file == first.file
 
 
@@ -313,6 +314,6 @@ def test_rebuilding_is_told_in_the_log(
     load(root, tmp_path / "c")
     (path,) = tables(tmp_path / "c")
     path.write_bytes(path.read_bytes()[:-1])
-    with caplog.at_level(logging.WARNING, "kshot_omniglot"):
+    with caplog.at_level(logging.WARNING, "kshot.tables"):
         load(root, tmp_path / "c")
     assert any("built anew" in r.message for r in caplog.records)

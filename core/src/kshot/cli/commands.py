@@ -202,6 +202,72 @@ def evaluate(ctx: click.Context, run: Path, output: Path | None, quiet: bool, js
     tell_outcome(outcome, json_)
 
 
+RUN = click.option("--run", type=PATH, required=True, metavar="RUN", help="The folder of a finished training.")
+
+
+@main.command()
+@RUN
+@click.option(
+    "--support", type=PATH, required=True, metavar="FOLDER", help="The known examples: a folder for each class."
+)
+@click.argument("files", nargs=-1, required=True, type=PATH, metavar="FILE...")
+@as_json
+def predict(run: Path, support: Path, files: tuple[Path, ...], json_: bool) -> None:
+    """The class of each FILE, by a few known examples; nothing is trained."""
+    from kshot.cli.use import predict as do
+
+    made = do(run, support, files)
+    if json_:
+        print_json(made)
+        return
+    widths = [max(len(str(p[key])) for p in made["predictions"]) for key in ("file", "class")]
+    for p in made["predictions"]:
+        tell(f"{p['file']:<{widths[0]}}  {p['class']:<{widths[1]}}  {p['probability']:.3f}")
+    for same in made["repeats"]:
+        say(f"note: {same['file']} has the same bytes as {same['support']} of the support")
+
+
+@main.command()
+@RUN
+@click.option("--output", type=PATH, required=True, metavar="FILE.npz", help="Where to write.")
+@click.argument("files", nargs=-1, required=True, type=PATH, metavar="FILE...")
+def embed(run: Path, output: Path, files: tuple[Path, ...]) -> None:
+    """Write the embedding of each FILE: arrays 'embeddings' and 'files'."""
+    from kshot.cli.use import embed as do
+
+    number, size = do(run, files, output)
+    tell(f"{output}: {number} embeddings of {size} numbers")
+
+
+@main.command()
+@RUN
+@click.option("--threshold", type=float, help="The greatest distance that counts as the same.")
+@click.argument("a", type=PATH)
+@click.argument("b", type=PATH)
+@as_json
+def verify(run: Path, a: Path, b: Path, threshold: float | None, json_: bool) -> None:
+    """Whether A and B are of one class, of which nothing need be known.
+
+    The distance of their embeddings is held against a threshold that is chosen on pairs of the validation classes,
+    unless one is given.
+    """
+    from kshot.cli.use import verify as do
+
+    made = do(run, a, b, threshold)
+    if json_:
+        print_json(made)
+        return
+    at = made["threshold"]
+    chosen = (
+        "as given"
+        if at["chosen"] == "given"
+        else f"chosen on {at['genuine']} pairs of one and {at['imposter']} of two classes of split {at['chosen']}, "
+        f"{100 * at['accuracy']:.1f} % of them right"
+    )
+    tell(f"{'the same' if made['same'] else 'different'}: distance {made['distance']:.4g}, threshold {at['value']:.4g}")
+    tell(f"threshold {chosen}")
+
+
 def finish(ctx: click.Context, work: Callable[[], Outcome], run: Path | None, json_: bool) -> None:
     """Do the training and tell its outcome; Ctrl-C says how to go on."""
     try:

@@ -1,10 +1,8 @@
 """All drawings as one uint8 table in a memory-mapped file, built once.
 
-A file is a header (magic, length and digest of a JSON text, the text) padded to a page, then the pixels
-``[turns, num, 1, size, size]``: first all drawings as they are, then all of them turned by 90 degrees, and so on, so
-that an episode with rotated classes is a single index gather. It is written beside its place under another name,
-flushed to the disk and renamed: under its own name it is always whole. It is named by what it is made from, so a
-changed source is another file.
+The pixels are ``[turns, num, 1, size, size]``: first all drawings as they are, then all of them turned by 90 degrees,
+and so on, so that an episode with rotated classes is a single index gather. The file is one of ``kshot.tables``, named
+by what it is made from, so a changed source is another file.
 """
 
 from __future__ import annotations
@@ -15,23 +13,20 @@ import itertools
 import json
 import logging
 import os
-import struct
 import subprocess
 import sys
-import tempfile
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import attrs
 import numpy as np
-import platformdirs
 from attrs import frozen
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from kshot import tables
 from kshot.errors import DataError
 from kshot_omniglot import files
 from kshot_omniglot.decode import EX_DATAERR, Job, decode
@@ -39,11 +34,8 @@ from kshot_omniglot.files import Character
 
 log = logging.getLogger("kshot_omniglot")
 
-MAGIC = b"kshotOM1"  # the last byte is the version of file and decoding: raise it when either changes
-_HEAD = struct.Struct("<8sI16s")  # magic, length of the text, digest of the text
-_PAGE = 4096
+VERSION = 2  # of the decoding: raise it when it changes
 _FEW = 2000  # drawings that one process decodes in less time than a worker needs to start
-_PATIENCE = 600.0  # seconds to wait for another builder before building without the lock
 
 Check = Callable[[Sequence[Character]], None]
 
@@ -120,12 +112,6 @@ class Originals:
         return decode_all(self.listing().job, size, workers)
 
 
-def cache_folder(cache: Path | str | None = None) -> Path:
-    """Where tables are kept: ``omniglot`` in ``cache``, else ``KSHOT_CACHE``, else the system's cache for kshot."""
-    base = cache or os.environ.get("KSHOT_CACHE") or platformdirs.user_cache_path("kshot", appauthor=False)
-    return Path(base).expanduser().absolute() / "omniglot"
-
-
 def load(source: Source, *, size: int, turns: int, folder: Path, check: Check, workers: int | None = None) -> Table:
     """The table of a source: from the cache, or built and put there.
 
@@ -140,71 +126,24 @@ def load(source: Source, *, size: int, turns: int, folder: Path, check: Check, w
     """
     place = source.place_key()
     alias = folder / f"place-{place}-{size}px-{turns}.json" if place else None
-    if alias and (known := _read_alias(alias)) and (table := open_table(folder / known)):
-        check(table.characters)
-        return table
+    if alias and (known := _read_alias(alias)):
+        found = tables.open_table(folder / known, name="omniglot", version=VERSION)
+        if found:
+            table = _table(found)
+            check(table.characters)
+            return table
     key = source.content_key()
     check(source.characters())
     path = folder / f"drawings-{key[:20]}-{size}px-{turns}.u8"
-    table = open_table(path)
-    if table is None:
-        table = _build(source, path, size, turns, workers)
+    make = partial(_make, source, size, turns, workers)
+    table = _table(tables.open_or_build(path, make, name="omniglot", version=VERSION))
     if alias and table.file:
         with contextlib.suppress(OSError):  # the cache may be readable only; then the next load looks again
-            _write_whole(alias, [json.dumps({"table": path.name}).encode()])
+            tables.write_whole(alias, [json.dumps({"table": path.name}).encode()])
     return table
 
 
-def _build(source: Source, path: Path, size: int, turns: int, workers: int | None) -> Table:
-    made = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(path) as alone:
-            if table := open_table(path):  # someone else has built it while this process waited
-                return table
-            if alone:
-                _sweep(path)
-            made = header, pixels = _make(source, size, turns, workers)
-            log.info("writing %s", path)
-            _write_whole(path, itertools.chain(_head(header), _turned(pixels, turns)))
-        if table := open_table(path):
-            return table
-        raise OSError(f"{path} can't be read back")
-    except OSError as error:
-        reason = f"{type(error).__name__}: {error}"
-    header, pixels = made or _make(source, size, turns, workers)
-    x = np.concatenate(list(_turned(pixels, turns)))
-    warnings.warn(
-        f"omniglot: the cache folder {path.parent} can't be used ({reason}), so {x.nbytes >> 20} MB of drawings are "
-        "held in memory and decoded anew next time; name a folder that can be written by cache= or KSHOT_CACHE",
-        UserWarning,
-        stacklevel=4,
-    )
-    return _table(header, x, None)
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[bool]:
-    """Lets one process build at a time, and says whether it could. If not, the work is done twice, nothing worse."""
-    lock = FileLock(path.with_name(path.name + ".lock"))
-    try:
-        lock.acquire(timeout=_PATIENCE)
-    except (Timeout, NotImplementedError):  # a file system without locks
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
-
-
-def _sweep(path: Path) -> None:
-    """Removes what a killed builder of the same table has left. Called under the lock: nobody is writing it."""
-    for left in path.parent.glob(f"{path.name}.*.tmp"):
-        left.unlink(missing_ok=True)
-
-
-def _make(source: Source, size: int, turns: int, workers: int | None) -> tuple[dict[str, Any], NDArray[np.uint8]]:
+def _make(source: Source, size: int, turns: int, workers: int | None) -> tables.Made:
     pixels = source.pixels(size, workers)
     characters = source.characters()
     if len(pixels) != sum(c.drawings for c in characters):
@@ -212,67 +151,17 @@ def _make(source: Source, size: int, turns: int, workers: int | None) -> tuple[d
     told = [list(attrs.astuple(c)) for c in characters]
     digest = hashlib.blake2b(json.dumps(told).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(pixels).data)
-    header = {"characters": told, "digest": digest.hexdigest(), "shape": [turns * len(pixels), 1, size, size]}
-    return header, pixels
+    facts = {"characters": told, "digest": digest.hexdigest()}
+    return tables.Made(facts, "uint8", (turns * len(pixels), 1, size, size), _turned(pixels, turns))
 
 
-def _turned(pixels: NDArray[np.uint8], turns: int) -> Iterator[NDArray[np.uint8]]:
-    """``pixels`` [num, size, size] turned anticlockwise by 0, 90, .. degrees, each [num, 1, size, size]."""
-    for r in range(turns):
-        yield np.ascontiguousarray(np.rot90(pixels, r, axes=(1, 2)))[:, None]
+def _turned(pixels: NDArray[np.uint8], turns: int) -> list[NDArray[np.uint8]]:
+    """``pixels`` [num, size, size] turned anticlockwise by 0, 90, .. degrees, each a view [num, 1, size, size]."""
+    return [np.rot90(pixels, r, axes=(1, 2))[:, None] for r in range(turns)]
 
 
-def _head(header: dict[str, Any]) -> list[bytes]:
-    text = json.dumps(header).encode()
-    head = _HEAD.pack(MAGIC, len(text), hashlib.blake2b(text, digest_size=16).digest())
-    return [head, text, bytes(-(len(head) + len(text)) % _PAGE)]
-
-
-def _write_whole(path: Path, chunks: Iterable[Any]) -> None:
-    """Puts a file in its place at once: whole under its name, or not at all."""
-    number, name = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(number, "wb") as file:
-            for chunk in chunks:
-                file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # a cache may be shared; mkstemp's files are their owner's only
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
-
-
-def open_table(path: Path) -> Table | None:
-    """The table in a file, mapped and not read; None where there is none or not a whole one."""
-    try:
-        with open(path, "rb") as file:
-            magic, length, digest = _HEAD.unpack(file.read(_HEAD.size))
-            text = file.read(length) if magic == MAGIC else b""
-            have = os.fstat(file.fileno()).st_size
-        if magic != MAGIC or hashlib.blake2b(text, digest_size=16).digest() != digest:
-            log.warning("%s is damaged or of another version; it is built anew", path)
-            return None
-        header = json.loads(text)
-        shape = tuple(header["shape"])
-        offset = -(-(_HEAD.size + length) // _PAGE) * _PAGE
-        if have != offset + int(np.prod(shape)):
-            log.warning("%s has %d bytes, expected %d; it is built anew", path, have, offset + int(np.prod(shape)))
-            return None
-        # Copy-on-write: torch wants memory that may be written, and nothing written may reach the file.
-        x = np.memmap(path, np.uint8, "c", offset, shape)
-    except FileNotFoundError:
-        return None
-    except (OSError, struct.error, ValueError) as error:
-        log.warning("%s can't be used (%s)", path, error)
-        return None
-    return _table(header, x, path)
-
-
-def _table(header: dict[str, Any], x: NDArray[np.uint8], file: Path | None) -> Table:
-    return Table(x, tuple(Character(*c) for c in header["characters"]), header["digest"], file)
+def _table(made: tables.Table) -> Table:
+    return Table(made.x, tuple(Character(*c) for c in made.facts["characters"]), made.facts["digest"], made.file)
 
 
 def _read_alias(path: Path) -> str | None:

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from kshot import ClassificationTasks, Pool
 from kshot.errors import DataError
+from kshot.tables import cache_folder
 from kshot_omniglot import splits
 from kshot_omniglot.download import download as fetch
 from kshot_omniglot.embedded import ALPHABETS, Embedded
 from kshot_omniglot.files import PARTS, Character, check_complete, find_parts, locate
 from kshot_omniglot.prepare import prepare
-from kshot_omniglot.table import Originals, Source, Table, cache_folder, load
+from kshot_omniglot.table import Originals, Source, Table, load
 
 log = logging.getLogger("kshot_omniglot")
 
@@ -69,7 +70,7 @@ def omniglot(
         raise DataError(f"omniglot: size is {size}, expected at least 1 pixel a side; 28 is usual, 105 the original's")
     if workers is not None and workers < 1:
         raise DataError(f"omniglot: workers is {workers}, expected at least 1 process")
-    folder = cache_folder(cache)
+    folder = cache_folder("omniglot", cache)
     chosen, source = choose(root, download, protocol, folder)
     turned = chosen != "lake" if rotations is None else rotations
     needed = _most(shot) + _most(query)

@@ -1,0 +1,177 @@
+"""The cache of decoded examples: whole or not there, built once, never written through."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kshot import tables
+from kshot.tables import Made, Table, cache_folder, open_or_build, open_table, write_whole
+
+
+def made(dtype: str = "uint8") -> Made:
+    x = np.arange(24, dtype=dtype).reshape(2, 3, 4)
+    return Made(
+        {"names": ["a", "ü"], "pair": (1, 2)}, dtype, (4, 4, 3), [x.transpose(0, 2, 1), 2 * x.transpose(0, 2, 1)]
+    )
+
+
+def build(path: Path, count: list[int] | None = None, **more: Any) -> Table:
+    def make() -> Made:
+        if count is not None:
+            count.append(1)
+        return made()
+
+    return open_or_build(path, make, **{"name": "test", "version": 1, **more})
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32", "int64"])
+def test_what_was_made_comes_back(tmp_path: Path, dtype: str) -> None:
+    """Any type of number, views in any order, facts as JSON; the second time from the file."""
+    path = tmp_path / "c" / "t.table"
+    expected = np.concatenate(made(dtype).parts)
+    for _ in range(2):
+        table = open_or_build(path, lambda: made(dtype), name="test", version=1)
+        assert table.file == path
+        assert table.x.dtype == np.dtype(dtype)
+        assert np.array_equal(table.x, expected)
+        assert table.facts == {"names": ["a", "ü"], "pair": [1, 2]}
+
+
+def test_it_is_built_once(tmp_path: Path) -> None:
+    count: list[int] = []
+    for _ in range(3):
+        build(tmp_path / "t.table", count)
+    assert count == [1]
+
+
+@pytest.mark.parametrize("more", [{"version": 2}, {"name": "another"}])
+def test_another_version_or_name_is_built_anew(tmp_path: Path, more: dict[str, Any]) -> None:
+    count: list[int] = []
+    build(tmp_path / "t.table", count)
+    build(tmp_path / "t.table", count, **more)
+    assert count == [1, 1]
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "shorter": lambda b: b[:-1],
+    "longer": lambda b: b + b"x",
+    "cut in its head": lambda b: b[:10],
+    "another magic": lambda b: b"X" + b[1:],
+    "another text": lambda b: b[:40] + b"?" + b[41:],
+    "empty": lambda b: b"",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_file_is_built_anew_and_told(tmp_path: Path, damage: Any, caplog: pytest.LogCaptureFixture) -> None:
+    count: list[int] = []
+    path = tmp_path / "t.table"
+    build(path, count)
+    path.write_bytes(damage(path.read_bytes()))
+    with caplog.at_level(logging.WARNING, "kshot.tables"):
+        table = build(path, count)
+    assert count == [1, 1]
+    assert np.array_equal(table.x, np.concatenate(made().parts))
+    assert str(path) in caplog.text
+
+
+def test_writing_to_the_array_does_not_reach_the_file(tmp_path: Path) -> None:
+    table = build(tmp_path / "t.table")
+    before = int(table.x[0, 0, 0])
+    table.x[0, 0, 0] = before + 1
+    again = build(tmp_path / "t.table")
+    assert int(again.x[0, 0, 0]) == before
+
+
+def test_without_a_usable_folder_it_is_in_memory(tmp_path: Path) -> None:
+    """With a warning that says what to do; here the folder can't be made, as its parent is a file."""
+    (tmp_path / "file").write_text("")
+    with pytest.warns(UserWarning, match=r"test: .* held in memory .* cache= or KSHOT_CACHE"):
+        table = build(tmp_path / "file" / "t.table")
+    assert table.file is None
+    assert np.array_equal(table.x, np.concatenate(made().parts))
+    assert table.facts["pair"] == [1, 2]
+
+
+def test_a_full_disk_leaves_nothing_and_builds_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(number: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    count: list[int] = []
+    with pytest.warns(UserWarning, match="No space left on device"):
+        table = build(tmp_path / "t.table", count)
+    assert count == [1]
+    assert table.x.shape == (4, 4, 3)
+    assert [p.suffix for p in tmp_path.iterdir()] in ([], [".lock"])
+
+
+def test_an_error_while_building_comes_out_and_leaves_nothing(tmp_path: Path) -> None:
+    def fail() -> Made:
+        raise ValueError("no such picture")
+
+    with pytest.raises(ValueError, match="no such picture"):
+        open_or_build(tmp_path / "t.table", fail, name="test", version=1)
+    assert [p.suffix for p in tmp_path.iterdir()] in ([], [".lock"])
+
+
+def test_what_a_killed_builder_left_is_removed(tmp_path: Path) -> None:
+    left = tmp_path / "t.table.xyz.tmp"
+    left.write_text("half")
+    other = tmp_path / "u.table.xyz.tmp"
+    other.write_text("of someone who is writing")
+    build(tmp_path / "t.table")
+    assert not left.exists()
+    assert other.exists()
+
+
+def test_two_processes_at_once_build_one(tmp_path: Path) -> None:
+    program = """
+import sys, time, numpy as np
+from pathlib import Path
+from kshot.tables import Made, open_or_build
+def make():
+    print("built", flush=True)
+    time.sleep(1)
+    return Made({}, "uint8", (2,), [np.array([1, 2])])
+print(open_or_build(Path(sys.argv[1]) / "t.table", make, name="test", version=1).x.tolist())
+"""
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [process.communicate(timeout=60)[0] for process in both]
+    assert [t.count("built") for t in told] in ([1, 0], [0, 1])
+    assert all("[1, 2]" in t for t in told)
+
+
+def test_writing_whole_keeps_the_old_file_where_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "f"
+    write_whole(path, [b"old"])
+
+    def broken() -> Any:
+        yield b"new"
+        raise RuntimeError("in between")
+
+    with pytest.raises(RuntimeError, match="in between"):
+        write_whole(path, broken())
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_cache_folder_is_what_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KSHOT_CACHE", str(tmp_path / "env"))
+    assert cache_folder("faces", tmp_path) == tmp_path / "faces"
+    assert cache_folder("faces") == tmp_path / "env" / "faces"
+    monkeypatch.delenv("KSHOT_CACHE")
+    assert cache_folder("faces").is_absolute()
+    assert open_table(tmp_path / "none", name="test", version=1) is None
+    assert tables.MAGIC.startswith(b"kshot")
