@@ -297,3 +297,28 @@ def test_tasks_that_are_looped_leave_no_tensor_of_their_own():
     assert metrics["more"].shape == (6, 3)
     assert torch.equal(metrics["more"], 2 * rand(6, 3))
     assert len(set(living[2:])) == 1, living
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(3), nn.InstanceNorm2d(3, affine=True), nn.GroupNorm(1, 3)])
+@pytest.mark.parametrize("training", [True, False])
+def test_normalisation_is_vmapped_in_half_precision_too(norm, training):
+    """Where the processor has bfloat16 that is how everything runs; without a warning, and to its three digits."""
+    net = nn.Sequential(nn.Conv2d(2, 3, 3), norm, nn.Flatten(), nn.Linear(3 * 16, 2)).train(training)
+    x, y = rand(4, 5, 2, 6, 6).float(), rand(4, 5, 2, seed=1).float()
+
+    def task(state, x, y):
+        def loss(s, _):
+            return (torch.func.functional_call(net, (s.parameters, s.buffers), (x,)).float() - y).square().mean()
+
+        end, _ = descend(loss, state, None, lr=0.1, steps=2, second_order=True)
+        return {"loss": loss(end, None)}, end
+
+    found = {}
+    for strategy in ("loop", "vmap"):
+        net.zero_grad()
+        with warnings.catch_warnings(), torch.autocast("cpu", torch.bfloat16):
+            warnings.simplefilter("error")
+            metrics, _ = Lift(strategy).mean_gradient(task, State.of(net), x, y)
+        found[strategy] = torch.cat([p.grad.flatten() for p in net.parameters()]), metrics["loss"]
+    for looped, vmapped in zip(*found.values(), strict=True):
+        assert float((looped - vmapped).norm() / looped.norm()) < 0.05

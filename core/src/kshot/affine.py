@@ -2,7 +2,8 @@
 
 ``torch.func.vmap`` differentiates ``batch_norm``, ``layer_norm`` and ``instance_norm`` wrongly twice where their
 weights are batched (pytorch/functorch issue 534): values are right, second-order gradients are off by a per cent or so.
-Inside ``AffineApart`` the layers compute the same function in two steps, which differentiate rightly.
+Inside ``AffineApart`` the layers compute the same function in two steps, which differentiate rightly; in float32 where
+autocast brings less, since ``batch_norm`` without weights refuses inputs of another type than its statistics.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from kshot.functional import full_precision
 
 
 def batch_norm(
@@ -25,7 +28,8 @@ def batch_norm(
     **named: Any,
 ) -> Tensor:
     """``F.batch_norm`` of [n, C, *], then ``weight`` and ``bias`` [C]."""
-    return _scaled(F.batch_norm(x, running_mean, running_var, None, None, *more, **named), weight, bias, x.ndim - 2)
+    normal = F.batch_norm(full_precision(x), running_mean, running_var, None, None, *more, **named)
+    return _scaled(normal, weight, bias, x.ndim - 2).to(x.dtype)
 
 
 def instance_norm(
@@ -38,14 +42,15 @@ def instance_norm(
     **named: Any,
 ) -> Tensor:
     """``F.instance_norm`` of [n, C, *], then ``weight`` and ``bias`` [C]."""
-    return _scaled(F.instance_norm(x, running_mean, running_var, None, None, *more, **named), weight, bias, x.ndim - 2)
+    normal = F.instance_norm(full_precision(x), running_mean, running_var, None, None, *more, **named)
+    return _scaled(normal, weight, bias, x.ndim - 2).to(x.dtype)
 
 
 def layer_norm(
     x: Tensor, normalized_shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor:
     """``F.layer_norm``, then ``weight`` and ``bias`` [*normalized_shape]."""
-    return _scaled(F.layer_norm(x, normalized_shape, None, None, eps), weight, bias, 0)
+    return _scaled(F.layer_norm(full_precision(x), normalized_shape, None, None, eps), weight, bias, 0).to(x.dtype)
 
 
 def _scaled(normal: Tensor, weight: Tensor | None, bias: Tensor | None, axes: int) -> Tensor:
