@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from kshot.evaluation import BUDGET
 from kshot.functional import full_precision
 from kshot.nn import evaluating
 from kshot.protocols import Backend, Embeds, Pooled
+from kshot.run import digest
 from kshot.spec import TaskSpec
 
 Prepare = Callable[[Any], Tensor]
@@ -127,6 +129,11 @@ class Trained:
         made = backend if backend is not None else built(registry.backend, config["backend"])
         return cls(learner, tasks.spec, prepare=prepare, backend=made, tasks=tasks)
 
+    @cached_property
+    def digest(self) -> str:
+        """Of the learner's parameters and buffers: two with the same predict the same."""
+        return digest(self.learner.state_dict())
+
     def inputs(self, raw: Any) -> Tensor:
         """Raw examples as inputs [n, *input].
 
@@ -155,7 +162,7 @@ class Trained:
         names = tuple(support)
         if len(names) < 2:
             raise DataError(f"the support has {len(names)} classes ({', '.join(names)}), expected at least two")
-        self._check_way(len(names))
+        self.check_way(len(names))
         parts = [self.inputs(support[name]) for name in names]
         y = torch.arange(len(names)).repeat_interleave(torch.tensor([len(part) for part in parts]))
         x = self.inputs(queries)
@@ -229,7 +236,8 @@ class Trained:
             made = [full_precision(self.learner.embed(self.backend.place(p[None])))[0] for p in in_pieces(x)]
         return torch.cat(made).cpu()
 
-    def _check_way(self, way: int) -> None:
+    def check_way(self, way: int) -> None:
+        """Raises MisfitError where the learner takes another number of classes."""
         if not self.learner.needs.variable_way and way != self.spec.way:
             raise MisfitError(
                 f"the support has {way} classes, but {type(self.learner).__name__} was trained for {self.spec.way} and "
