@@ -1,0 +1,5 @@
+"""CIFAR-FS: few-shot tasks from CIFAR-100 (Bertinetto, Henriques, Torr & Vedaldi 2019)."""
+
+from kshot_cifar_fs.tasks import cifar_fs
+
+__all__ = ["cifar_fs"]
