@@ -7,7 +7,6 @@ from torch import nn
 
 import kshot
 from kshot import ClassificationTasks, Cpu, Engine, Pool
-from kshot.backends import has_bfloat16
 from kshot.errors import OptionError
 from kshot.nn import conv4, encoder
 
@@ -54,9 +53,19 @@ def test_precision_reaches_the_encoder_and_the_result(precision, dtype):
     assert engine.learner.seen == {dtype}
 
 
-def test_auto_precision_is_what_the_processor_multiplies_natively():
-    """Elsewhere bfloat16 would be many times slower."""
-    assert Cpu().describe()["precision"] == ("bfloat16" if has_bfloat16() else "float32")
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("net", [nn.Sequential(nn.Conv2d(1, 2, 3)), nn.Linear(2, 2)])
+def test_auto_precision_is_for_what_gains_by_it(net, native, monkeypatch):
+    """Convolutions on a processor that multiplies bfloat16 natively; elsewhere it costs time, or digits for nothing.
+
+    The first module that is placed settles it."""
+    monkeypatch.setattr("kshot.backends.has_bfloat16", lambda: native)
+    convolves = isinstance(net, nn.Sequential)
+    backend = Cpu()
+    backend.place(net)
+    assert backend.describe()["precision"] == ("bfloat16" if native and convolves else "float32")
+    backend.place(nn.Linear(2, 2) if convolves else nn.Conv2d(1, 1, 1))
+    assert backend.describe()["precision"] == ("bfloat16" if native and convolves else "float32")
 
 
 def test_channels_last_restrides_weights_in_place():

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from kshot.errors import OptionError
 from kshot.protocols import World
@@ -38,7 +39,8 @@ class Cpu:
 
     Args:
         precision: ``float32``, or ``bfloat16`` by autocast, which makes convolutions 2.4 to 2.7 times faster on
-            processors with bf16 instructions and many times slower elsewhere; ``auto`` looks at the processor.
+            processors with bf16 instructions and many times slower elsewhere. ``auto`` looks at the processor and, when
+            the first module is placed, at whether it convolves: others gain nothing and would lose digits.
         memory_format: of convolution weights; ``channels_last`` makes conv4 1.3 to 1.5 times faster.
         threads: torch threads, set for the process; None leaves them alone.
         keep_freed_memory: tell glibc to keep freed blocks for the next step instead of giving them back to the
@@ -57,16 +59,17 @@ class Cpu:
         if threads is not None and threads < 1:
             raise OptionError(f"cpu: threads is {threads}, expected at least 1")
         self.device = torch.device("cpu")
-        self.precision = "bfloat16" if precision == "auto" and has_bfloat16() else precision
-        self.precision = "float32" if self.precision == "auto" else self.precision
+        self.precision: str = "float32" if precision == "auto" and not has_bfloat16() else precision
         self.memory_format = memory_format
         if threads is not None:
             torch.set_num_threads(threads)
         self.keep_freed_memory = keep_freed_memory and keep_freed_blocks()
 
     def place(self, x: T) -> T:
-        """Modules take the memory format in place; values stay as they are."""
+        """Modules take the memory format in place, and the first settles the precision; values stay as they are."""
         if isinstance(x, nn.Module):
+            if self.precision == "auto":
+                self.precision = "bfloat16" if any(isinstance(m, _ConvNd) for m in x.modules()) else "float32"
             # Module.to restrides even one-channel weights, which tensor.contiguous would take for channels-last already
             return x.to(memory_format=torch.channels_last) if self.memory_format == "channels_last" else x
         return x
@@ -76,7 +79,7 @@ class Cpu:
         return torch.autocast("cpu", torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
 
     def describe(self) -> Mapping[str, Any]:
-        """Name, precision, memory format, threads, and whether freed memory is kept."""
+        """Name, precision (``auto`` until it is settled), memory format, threads, and whether freed memory is kept."""
         return {
             "name": "cpu",
             "precision": self.precision,

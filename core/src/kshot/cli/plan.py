@@ -164,6 +164,7 @@ def build(plan: Plan, training: Any, tests: Iterable[Any], backend: Any) -> Part
     hooks = {name: registry.hook(name, **options) for name, options in plan.hooks.items()}
     options = without_name(plan.learner)
     learner = registry.learner(str(plan.learner["name"]), training.spec, seed=plan.seed, **options)
+    backend.place(learner)  # which may settle what the backend chooses, and a run records
     return Parts(learner, training, tuple(tests), backend, hooks)
 
 
