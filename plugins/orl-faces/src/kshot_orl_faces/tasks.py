@@ -1,0 +1,160 @@
+"""The AT&T (ORL) faces as few-shot tasks."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+from torch import Tensor
+
+from kshot import ClassificationTasks, Pool
+from kshot.errors import DataError
+from kshot.randomness import purpose_key
+from kshot_orl_faces.changes import Changed
+from kshot_orl_faces.download import download as fetch
+from kshot_orl_faces.files import ARCHIVE, PICTURES, locate, read
+from kshot_orl_faces.pictures import decode, digest, prepare, table
+
+log = logging.getLogger("kshot_orl_faces")
+
+
+def orl_faces(
+    way: int | tuple[int, int] = 5,
+    shot: int | tuple[int, int] = 1,
+    query: int | tuple[int, int] = 5,
+    seed: int = 0,
+    *,
+    root: Path | str | None = None,
+    download: bool = False,
+    size: tuple[int, int] = (56, 46),
+    people: tuple[int, int, int] = (20, 10, 10),
+    split_seed: int = 0,
+    augment: float = 0.0,
+    cache: Path | str | None = None,
+    block: int = 1,
+) -> ClassificationTasks | Changed:
+    """Few-shot recognition of people by the AT&T (ORL) database of faces (Samaria & Harter 1994).
+
+    Inputs are [1, height, width], black 0 and white 1. The splits are by person: train, val, test, and trainval (train
+    and val together, for a last training with settled options).
+
+    Args:
+        way, shot, query, seed, block: of the episodes, see ``kshot.ClassificationTasks``. A person has 10 pictures.
+        root: att_faces.zip, or a folder that has it, or the folder of s1 to s40; by default the environment variable
+            KSHOT_ORL_FACES.
+        download: fetch the zip from the AT&T archive into the cache (4 MB), once.
+        size: height and width in pixels; the originals have (112, 92).
+        people: how many people train, val and test have; a split of 0 is left out.
+        split_seed: which people those are; another number splits them otherwise.
+        augment: strength of small geometric changes of the training images, 0 for none. At 1 each image is turned by
+            up to 6 degrees, zoomed by up to 6 % and shifted by up to 3 % of its sides, and every second one mirrored.
+        cache: kshot's cache folder, for the download; by default KSHOT_CACHE, or the system's.
+
+    Raises:
+        DataError: the data are missing, incomplete or malformed, or there are too few people or pictures.
+    """
+    if min(size) < 1:
+        raise DataError(f"orl-faces: size is {size}, expected a height and a width of at least 1; originals: (112, 92)")
+    if not (math.isfinite(augment) and augment >= 0):
+        raise DataError(f"orl-faces: augment is {augment}, expected a strength of at least 0; 1 is moderate, 0 is none")
+    needed = _most(shot) + _most(query)
+    if needed > PICTURES:
+        raise DataError(
+            f"orl-faces: shot + query is {_most(shot)} + {_most(query)} = {needed}, but a person has {PICTURES} "
+            "pictures; lower shot or query"
+        )
+    place = choose(root, download, cache)
+    files = read(place)
+    held = split(tuple(files), people, split_seed)
+    pixels = decode(files, place)
+    names = f"{'-'.join(map(str, people))}-split{split_seed}"
+    fingerprint = f"orl-faces-{size[0]}x{size[1]}-{names}-{digest(files, pixels)[:16]}"
+    log.info("%d people of %s; %s", len(files), place, fingerprint)
+    tasks = ClassificationTasks(
+        pools(table(pixels, size), tuple(files), held),
+        way=way,
+        shot=shot,
+        query=query,
+        block=block,
+        seed=seed,
+        prepare=partial(prepare, size=size),
+        fingerprint=fingerprint,
+    )
+    return Changed(tasks, augment) if augment else tasks
+
+
+def _most(count: int | tuple[int, int]) -> int:
+    return count if isinstance(count, int) else max(count)
+
+
+def cache_folder(cache: Path | str | None = None) -> Path:
+    """Where the download is kept: ``orl-faces`` in ``cache``, else in ``KSHOT_CACHE``, else in the system's cache."""
+    base = cache or os.environ.get("KSHOT_CACHE") or platformdirs.user_cache_path("kshot", appauthor=False)
+    return Path(base).expanduser().absolute() / "orl-faces"
+
+
+def choose(root: Path | str | None, download: bool, cache: Path | str | None) -> Path:
+    """The zip or folder to read, by what was asked for and what is there.
+
+    Raises:
+        DataError: what was asked for contradicts itself or isn't there.
+    """
+    if root is not None and download:
+        raise DataError("orl-faces: both root and download came; give root to use files of your own, or download alone")
+    folder = cache_folder(cache)
+    if download:
+        return fetch(folder)
+    if given := root or os.environ.get("KSHOT_ORL_FACES"):
+        return locate(Path(given))
+    if (folder / ARCHIVE).is_file():
+        return folder / ARCHIVE
+    raise DataError(
+        f"orl-faces: the faces aren't here, and may not be shipped with this package; give {ARCHIVE} or the folder it "
+        "unpacks to by root= or KSHOT_ORL_FACES, or fetch it with download=True"
+    )
+
+
+def split(names: Sequence[str], people: tuple[int, int, int], split_seed: int) -> dict[str, tuple[str, ...]]:
+    """Who goes where: people in the order of a hash of seed and name; the first are the test's, then val's and train's.
+
+    So other numbers of train and val leave the test people as they are. Each split is in the order of ``names``.
+
+    Raises:
+        DataError: there are fewer people than asked for, or no people to train on or to test.
+    """
+    train, val, test = people
+    if min(people) < 0 or train == 0 or test == 0:
+        raise DataError(f"orl-faces: people is {people}, expected numbers for train, val and test; only val may be 0")
+    if sum(people) > len(names):
+        raise DataError(
+            f"orl-faces: people is {people}, {sum(people)} in all, but there are {len(names)}; ask for fewer"
+        )
+    order = sorted(names, key=lambda name: (purpose_key(f"orl-faces/{split_seed}/{name}"), name))
+    chosen = {
+        "train": order[test + val : sum(people)],
+        "val": order[test : test + val],
+        "test": order[:test],
+        "trainval": order[test : sum(people)],
+    }
+    if not val:
+        del chosen["val"], chosen["trainval"]
+    return {name: tuple(n for n in names if n in held) for name, held in chosen.items()}
+
+
+def pools(x: Tensor, names: Sequence[str], held: dict[str, tuple[str, ...]]) -> dict[str, Pool]:
+    """A pool for each split, all over the one table."""
+    rows = np.arange(len(x), dtype=np.int64).reshape(len(names), PICTURES)
+    number = {name: i for i, name in enumerate(names)}
+
+    def pool(people: Sequence[str]) -> Pool:
+        counts = np.full(len(people), PICTURES, np.int64)
+        chosen = np.array([number[name] for name in people], np.int64)
+        return Pool(x, rows[chosen], counts, names=tuple(people), input_range=(0.0, 1.0))
+
+    return {split: pool(people) for split, people in held.items()}

@@ -1,0 +1,109 @@
+"""Decoding, resizing and a user's own pictures, against plain numpy."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from kshot.errors import DataError
+from kshot_orl_faces import orl_faces
+from kshot_orl_faces.pictures import decode, digest, prepare
+
+Small = Callable[..., Path]
+PEOPLE = (2, 1, 1)
+
+
+def raw(path: Path) -> np.ndarray[Any, Any]:
+    """A picture as its file has it: the last 92 x 112 bytes."""
+    return np.frombuffer(path.read_bytes()[-112 * 92 :], np.uint8).reshape(112, 92)
+
+
+def test_inputs_are_the_means_of_the_pixels_they_cover(small: Small) -> None:
+    """The default is half the original: means of 2 x 2, worked out naively; rounded by rows and by columns."""
+    folder = small(unpacked=True)
+    pool = orl_faces(root=folder, people=PEOPLE).pool("train")
+    for c, name in enumerate(pool.names):
+        for i in range(10):
+            original = raw(folder / name / f"{i + 1}.pgm").astype(np.float64)
+            naive = original.reshape(56, 2, 46, 2).mean((1, 3))
+            found = pool.gather(pool.rows[c, i : i + 1])[0, 0].numpy() * 255
+            assert np.abs(found - naive).max() <= 1 + 1e-3
+
+
+def test_the_originals_are_left_as_they_are(small: Small) -> None:
+    """At (112, 92) nothing is resized."""
+    folder = small(unpacked=True)
+    pool = orl_faces(root=folder, people=PEOPLE, size=(112, 92)).pool("test")
+    assert pool.x.dtype == torch.uint8
+    assert np.array_equal(pool.x[pool.rows[0, 3], 0].numpy(), raw(folder / pool.names[0] / "4.pgm"))
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"P5\n92 112\n255\n" + bytes(1000), "can't be decoded"),
+        (b"GIF89a", "can't be decoded"),
+        (b"", "can't be decoded"),
+        (b"P5\n112 92\n255\n" + bytes(112 * 92), "has 112 x 92 pixels of mode L, expected 92 x 112 grey"),
+        (b"P6\n92 112\n255\n" + bytes(3 * 112 * 92), "has 92 x 112 pixels of mode RGB"),
+    ],
+)
+def test_file_that_is_no_such_picture_is_named(small: Small, data: bytes, told: str) -> None:
+    """Cut off, of another format, of another size or colour."""
+    path = small(change=lambda content: content.update({"s2/3.pgm": data}))
+    with pytest.raises(DataError, match=rf"att_faces\.zip: s2/3\.pgm {told}"):
+        orl_faces(root=path, people=PEOPLE)
+
+
+def test_the_digest_is_of_the_pictures_and_not_of_the_file() -> None:
+    """A comment in a header changes nothing, a pixel or a name does."""
+    pixels = bytes(range(92)) * 112
+    plain, remarked = b"P5\n92 112\n255\n" + pixels, b"P5\n# by xv\n92 112\n255\n" + pixels
+    made = [digest(["s1"], decode({"s1": [data]}, "here")) for data in (plain, remarked)]
+    assert made[0] == made[1]
+    assert digest(["s1"], decode({"s1": [plain[:-1] + b"x"]}, "here")) != made[0]
+    assert digest(["s2"], decode({"s2": [plain]}, "here")) != made[0]
+
+
+def test_own_pictures_are_prepared_as_the_data_are(small: Small, tmp_path: Path) -> None:
+    """A path, an image, arrays and a mixture: all the same inputs."""
+    folder = small(unpacked=True)
+    tasks = orl_faces(root=folder, people=PEOPLE)
+    pool = tasks.pool("train")
+    expected = pool.gather(pool.rows[0, :1])
+    path = folder / pool.names[0] / "1.pgm"
+    pixels = raw(path)
+    for given in (path, str(path), Image.open(path), pixels, pixels[None, None], torch.from_numpy(pixels.copy())):
+        assert torch.equal(tasks.prepare(given), expected)
+    assert torch.equal(tasks.prepare([path, pixels]), expected.expand(2, -1, -1, -1))
+    assert torch.equal(tasks.prepare(expected), expected)
+    colours = Image.merge("RGB", [Image.fromarray(pixels)] * 3)
+    made = io.BytesIO()
+    colours.save(made, "PNG")
+    (tmp_path / "mine.png").write_bytes(made.getvalue())
+    assert torch.allclose(tasks.prepare(tmp_path / "mine.png"), expected, atol=1.5 / 255)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (np.zeros((2, 1, 5, 5), np.float32), r"can't prepare floats of shape \[2, 1, 5, 5\]"),
+        (np.full((1, 1, 56, 46), 2.0, np.float32), "within"),
+        (np.zeros((2, 3, 5, 5), np.uint8), "can't prepare uint8"),
+        (np.zeros((5, 5), np.int64), "can't prepare int64"),
+        (7, "can't prepare int"),
+        ([], "can't prepare list"),
+        ("no-such-file.png", "can't be read as a picture"),
+    ],
+)
+def test_what_cannot_be_prepared_is_told(given: Any, told: str) -> None:
+    """Before a learner meets it."""
+    with pytest.raises(DataError, match=told):
+        prepare(given, (56, 46))

@@ -1,0 +1,5 @@
+"""Relation networks (Sung et al. 2018)."""
+
+from kshot_relationnet.relationnet import RelationNet
+
+__all__ = ["RelationNet"]

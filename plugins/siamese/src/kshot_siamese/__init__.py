@@ -1,0 +1,5 @@
+"""Siamese networks (Hadsell, Chopra & LeCun 2006; Koch, Zemel & Salakhutdinov 2015), and the verification of pairs."""
+
+from kshot_siamese.siamese import Siamese
+
+__all__ = ["Siamese"]
