@@ -119,6 +119,15 @@ def test_prepare_makes_inputs_of_what_comes() -> None:
     assert np.array_equal(model.distances(["a", "abc"], ["abc", "abc"]), [4.0, 0.0])
 
 
+def test_a_learner_s_own_distance_is_used() -> None:
+    class Taxi(Nearest):
+        def distance(self, a: Tensor, b: Tensor) -> Tensor:
+            return (a - b).abs().sum(-1) - 1
+
+    model = Trained(Taxi(), SPEC)
+    assert np.array_equal(model.distances([[0.0, 0.0], [1.0, 1.0]], [[1.0, 2.0], [1.0, 1.0]]), [3.0, -1.0])
+
+
 def test_threshold_of_hand_made_distances() -> None:
     """Two of three genuine pairs are nearer than any imposter: (2/3 + 1) / 2, half way to the next distance."""
     made = best_threshold(np.array([1.0, 2.0, 9.0]), np.array([4.0, 5.0, 10.0, 11.0]), "val")

@@ -153,6 +153,14 @@ class Embeds(Protocol):
 
 
 @runtime_checkable
+class Compares(Embeds, Protocol):
+    """A learner with a distance of its own between embeddings; without it, theirs is Euclidean."""
+
+    def distance(self, a: Tensor, b: Tensor) -> Tensor:
+        """How unlike two inputs are, by their embeddings ``a`` and ``b`` [.., D] -> [..]; any real numbers."""
+
+
+@runtime_checkable
 class Explains(Protocol):
     """A learner that can show how it came to its predictions."""
 

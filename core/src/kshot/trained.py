@@ -24,7 +24,7 @@ from kshot.errors import DataError, MisfitError, RunError
 from kshot.evaluation import BUDGET
 from kshot.functional import full_precision
 from kshot.nn import evaluating
-from kshot.protocols import Backend, Embeds, Pooled
+from kshot.protocols import Backend, Compares, Embeds, Pooled
 from kshot.run import digest
 from kshot.spec import TaskSpec
 
@@ -190,7 +190,9 @@ class Trained:
         return made
 
     def distances(self, a: Any, b: Any) -> NDArray[np.float64]:
-        """Euclidean distances [n] of the embeddings of raw examples ``a`` and ``b``, pair by pair.
+        """Distances [n] of raw examples ``a`` and ``b``, pair by pair.
+
+        They are the learner's own (``kshot.protocols.Compares``), or else Euclidean ones of the embeddings.
 
         Raises:
             DataError: there are not as many of one as of the other.
@@ -199,8 +201,8 @@ class Trained:
         first, second = self.inputs(a), self.inputs(b)
         if len(first) != len(second):
             raise DataError(f"distances: {len(first)} examples and {len(second)}; expected pairs")
-        z = self._embed(torch.cat([first, second])).double()
-        made: NDArray[np.float64] = (z[: len(first)] - z[len(first) :]).norm(dim=-1).numpy()
+        z = self._embed(torch.cat([first, second]))
+        made: NDArray[np.float64] = self._apart(z[: len(first)], z[len(first) :]).numpy()
         return made
 
     def threshold(self, split: str = "val", *, episodes: int = 20) -> Threshold:
@@ -218,10 +220,10 @@ class Trained:
         far: list[NDArray[np.float64]] = []
         for i in range(episodes):
             episode = self.tasks.sample(split, [i])
-            z = self._embed(torch.cat([episode.support.x, episode.query.x], 1)[0]).double()
+            z = self._embed(torch.cat([episode.support.x, episode.query.x], 1)[0])
             y = torch.cat([episode.support.y, episode.query.y], 1)[0]
             upper = torch.ones(len(y), len(y), dtype=torch.bool).triu(1)
-            apart, same = torch.cdist(z, z), y[:, None] == y
+            apart, same = self._apart(z[:, None], z[None]), y[:, None] == y
             near.append(apart[upper & same].numpy())
             far.append(apart[upper & ~same].numpy())
         return best_threshold(np.concatenate(near), np.concatenate(far), split)
@@ -235,6 +237,13 @@ class Trained:
         with self._computing():
             made = [full_precision(self.learner.embed(self.backend.place(p[None])))[0] for p in in_pieces(x)]
         return torch.cat(made).cpu()
+
+    def _apart(self, a: Tensor, b: Tensor) -> Tensor:
+        if not isinstance(self.learner, Compares):
+            return (a.double() - b.double()).norm(dim=-1)
+        with self._computing():
+            made: Tensor = self.learner.distance(self.backend.place(a), self.backend.place(b))
+        return made.double().cpu()
 
     def check_way(self, way: int) -> None:
         """Raises MisfitError where the learner takes another number of classes."""
