@@ -240,7 +240,7 @@ class Trained:
 
     def _apart(self, a: Tensor, b: Tensor) -> Tensor:
         if not isinstance(self.learner, Compares):
-            return (a.double() - b.double()).norm(dim=-1)
+            return torch.linalg.vector_norm(a.double() - b.double(), dim=-1)
         with self._computing():
             made: Tensor = self.learner.distance(self.backend.place(a), self.backend.place(b))
         return made.double().cpu()
