@@ -240,7 +240,8 @@ class Trained:
 
     def _apart(self, a: Tensor, b: Tensor) -> Tensor:
         if not isinstance(self.learner, Compares):
-            return torch.linalg.vector_norm(a.double() - b.double(), dim=-1)
+            euclidean: Tensor = torch.linalg.vector_norm(a.double() - b.double(), dim=-1)
+            return euclidean
         with self._computing():
             made: Tensor = self.learner.distance(self.backend.place(a), self.backend.place(b))
         return made.double().cpu()
