@@ -116,11 +116,14 @@ def test_a_full_disk_leaves_nothing_and_builds_once(tmp_path: Path, monkeypatch:
     assert [p.suffix for p in tmp_path.iterdir()] in ([], [".lock"])
 
 
-def test_an_error_while_building_comes_out_and_leaves_nothing(tmp_path: Path) -> None:
-    def fail() -> Made:
-        raise ValueError("no such picture")
+@pytest.mark.parametrize("error", [ValueError, OSError])
+def test_an_error_while_building_comes_out_and_leaves_nothing(tmp_path: Path, error: type[Exception]) -> None:
+    """One of the disk's too: the source's trouble is not the cache's."""
 
-    with pytest.raises(ValueError, match="no such picture"):
+    def fail() -> Made:
+        raise error("no such picture")
+
+    with pytest.raises(error, match="no such picture"):
         open_or_build(tmp_path / "t.table", fail, name="test", version=1)
     assert [p.suffix for p in tmp_path.iterdir()] in ([], [".lock"])
 

@@ -88,7 +88,7 @@ def open_or_build(path: Path, make: Callable[[], Made], *, name: str, version: i
     """
     if table := open_table(path, name=name, version=version):
         return table
-    made = None
+    made, making = None, False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _lock(path) as alone:
@@ -96,7 +96,9 @@ def open_or_build(path: Path, make: Callable[[], Made], *, name: str, version: i
                 return table
             if alone:
                 _sweep(path)
+            making = True
             made = make()
+            making = False
             log.info("writing %s", path)
             bytes_of = (np.ascontiguousarray(part, np.dtype(made.dtype)).data for part in made.parts)
             write_whole(path, itertools.chain(_head(made, name, version), bytes_of))
@@ -104,6 +106,8 @@ def open_or_build(path: Path, make: Callable[[], Made], *, name: str, version: i
             return table
         raise OSError(f"{path} can't be read back")
     except OSError as error:
+        if making:
+            raise
         reason = f"{type(error).__name__}: {error}"
     made = made or make()
     x = np.concatenate([np.asarray(part, np.dtype(made.dtype)) for part in made.parts]).reshape(made.shape)

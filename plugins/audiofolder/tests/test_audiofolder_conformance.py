@@ -1,0 +1,19 @@
+"""The conformance kit, on a folder divided by class and by sound."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kshot
+
+
+@pytest.mark.parametrize("split_by", ["class", "example"])
+def test_it_keeps_the_rules_for_tasks(small: Callable[..., Path], split_by: str) -> None:
+    """Built by name, as the command line does."""
+    options: dict[str, Any] = {"root": small(12, 20), "rate": 8000, "seconds": 0.1, "way": 2, "query": 2}
+    report = kshot.testing.suite(tasks="audiofolder", options={**options, "n_mels": 20, "split_by": split_by}).run()
+    assert report.ok, str(report)

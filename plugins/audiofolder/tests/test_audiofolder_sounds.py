@@ -1,0 +1,245 @@
+"""What becomes of a sound, worked out by hand, by plain numpy, or by torchaudio's own transform."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import pytest
+import soundfile
+import torch
+import torchaudio
+
+from kshot.errors import DataError
+from kshot_audiofolder.sounds import Form, fitted, prepare, resampled, suffixes
+
+FORM = Form(16000, 0.2, "start", "repeat", "mfcc", 20, 40, 0.025, 0.01, 0.0, None, "none")
+RNG = np.random.default_rng(0)
+
+
+def tone(hertz: float, rate: int, seconds: float = 0.2, channels: int = 1) -> np.ndarray[Any, Any]:
+    t = np.arange(round(seconds * rate)) / rate
+    return np.repeat(0.5 * np.sin(2 * np.pi * hertz * t)[:, None], channels, 1)
+
+
+def written(path: Path, samples: Any, rate: int = 16000, **how: Any) -> Path:
+    soundfile.write(path, samples, rate, **how)
+    return path
+
+
+@pytest.mark.parametrize("f_max", [None, 6000.0])
+def test_coefficients_are_torchaudio_s(f_max: float | None) -> None:
+    """``torchaudio.transforms.MFCC`` and ``MelSpectrogram`` with the same options, to the bit or nearly."""
+    form = attrs.evolve(FORM, f_min=50.0, f_max=f_max, n_mfcc=13)
+    wave = torch.from_numpy(RNG.normal(size=form.samples).astype(np.float32))
+    wave[: form.samples // 2] *= 1e-3  # parts are more than 60 dB below the loudest, and some more than 80
+    wave[: form.samples // 4] *= 1e-3
+    options = {"n_fft": 400, "hop_length": 160, "n_mels": 40, "f_min": 50.0, "f_max": f_max}
+    reference = torchaudio.transforms.MFCC(16000, 13, melkwargs=options)(wave)
+    assert form.shape == (1, *reference.shape)
+    assert torch.allclose(form.transform(wave), reference, atol=1e-4)
+    mel = torchaudio.transforms.AmplitudeToDB(top_db=80.0)(torchaudio.transforms.MelSpectrogram(16000, **options)(wave))
+    found = attrs.evolve(form, features="mel").transform(wave)
+    assert torch.allclose(found, mel, atol=1e-4)
+
+
+def test_a_clip_s_normalisation_takes_its_loudness_away() -> None:
+    """Log mel to mean 0 and deviation 1 over the clip: twice as loud is the same, and so in the coefficients."""
+    wave = torch.from_numpy(RNG.normal(size=FORM.samples).astype(np.float32)) * 0.1
+    mel = attrs.evolve(FORM, features="mel", normalise="clip").transform(wave)
+    assert abs(float(mel.mean())) < 1e-5
+    assert abs(float(mel.std(correction=0)) - 1) < 1e-5
+    for features in ("mel", "mfcc"):
+        form = attrs.evolve(FORM, features=features, normalise="clip")
+        assert torch.allclose(form.transform(wave), form.transform(wave * 4), atol=1e-3)
+    plain = attrs.evolve(FORM, features="mel")
+    naive = plain.transform(wave).double()
+    naive = (naive - naive.mean()) / naive.std(correction=0)
+    assert torch.allclose(mel.double(), naive, atol=1e-4)
+
+
+def test_a_band_s_normalisation_takes_the_mean_spectrum_away() -> None:
+    wave = torch.from_numpy(RNG.normal(size=FORM.samples).astype(np.float32))
+    mel = attrs.evolve(FORM, features="mel", normalise="band").transform(wave)
+    assert mel.mean(1).abs().max() < 1e-4
+    assert (mel.std(1, correction=0) - 1).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("normalise", ["clip", "band", "none"])
+def test_silence_is_finite(normalise: Any) -> None:
+    """Nothing is divided by a deviation of 0."""
+    found = attrs.evolve(FORM, normalise=normalise).transform(torch.zeros(FORM.samples))
+    assert bool(found.isfinite().all())
+    assert normalise == "none" or float(found.abs().max()) == 0
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000])
+def test_a_sound_is_resampled(rate: int) -> None:
+    """A tone of 440 Hz is the same tone at another rate, but for its ends."""
+    wave = torch.from_numpy(tone(440, rate)[:, 0].astype(np.float32))
+    found = resampled(wave, rate, 16000, "tone")
+    assert len(found) == 3200
+    assert np.abs(found.numpy()[200:-200] - tone(440, 16000)[200:-200, 0]).max() < 0.01
+
+
+def test_channels_are_mixed_to_their_mean() -> None:
+    both = np.stack([tone(440, 16000)[:, 0], tone(1000, 16000)[:, 0]], 1)
+    assert np.allclose(FORM.of_samples(both, 16000, "x"), FORM.of_samples(both.mean(1), 16000, "x"), atol=1e-3)
+
+
+def test_a_long_clip_is_cut_and_a_short_one_filled() -> None:
+    """By hand."""
+    wave = torch.arange(10.0)
+    assert fitted(wave, 4, "start", "repeat").tolist() == [0, 1, 2, 3]
+    assert fitted(wave, 4, "centre", "repeat").tolist() == [3, 4, 5, 6]
+    assert fitted(wave, 5, "centre", "zeros").tolist() == [2, 3, 4, 5, 6]
+    assert fitted(wave[:3], 7, "centre", "repeat").tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert fitted(wave[:3], 5, "start", "zeros").tolist() == [0, 1, 2, 0, 0]
+    assert fitted(wave, 10, "start", "zeros").tolist() == wave.tolist()
+
+
+@pytest.mark.parametrize("crop", ["start", "centre"])
+def test_of_a_long_file_only_what_is_needed_is_read(tmp_path: Path, crop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same as cutting the whole; a recording of an hour would be a gigabyte."""
+    samples = RNG.uniform(-0.5, 0.5, 16000)
+    path = written(tmp_path / "x.wav", samples, subtype="FLOAT")
+    form = attrs.evolve(FORM, crop=crop)
+    read: list[int] = []
+    whole = soundfile.SoundFile.read
+    monkeypatch.setattr(soundfile.SoundFile, "read", lambda s, n, **o: (read.append(n), whole(s, n, **o))[1])
+    assert np.allclose(form.decode(path), form.of_samples(samples, 16000, "x"), atol=1e-2)
+    assert read == [3200]
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg", ".mp3", ".aiff", ".au"])
+def test_files_of_many_formats_are_read(tmp_path: Path, suffix: str) -> None:
+    """By libsndfile; a lossy one nearly the same."""
+    if suffix not in suffixes():
+        pytest.skip(f"this libsndfile has no {suffix}")
+    samples = tone(440, 16000, 0.5)
+    found = FORM.decode(written(tmp_path / f"x{suffix}", samples))
+    exact = FORM.of_samples(samples, 16000, "x")
+    assert found.shape == exact.shape == (1, *FORM.shape)
+    # Where a pure tone has nothing, lossy formats have noise, so the coefficients of its band alone are compared.
+    assert np.abs(found[0, 0, 0, 4:-4].argmax() - exact[0, 0, 0, 4:-4].argmax()) <= 20
+    assert suffix in (".ogg", ".mp3") or np.abs(found - exact).max() < 30
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"", "can't be read as a sound"),
+        (b"a text file named .wav", r"can't be read as a sound \(LibsndfileError"),
+        (b"RIFF\x24\x00\x00\x00WAVEfmt ", "can't be read as a sound"),
+    ],
+)
+def test_a_file_that_is_no_sound_is_named(tmp_path: Path, data: bytes, told: str) -> None:
+    """Empty, of text, only begun."""
+    path = tmp_path / "x.wav"
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=rf"x\.wav: {told}"):
+        FORM.decode(path)
+
+
+def test_a_file_without_samples_or_with_impossible_ones_is_named(tmp_path: Path) -> None:
+    """A recorder that was stopped at once; a float file with a NaN."""
+    with pytest.raises(DataError, match=r"none\.wav: has samples of shape \[0, 1\], expected"):
+        FORM.decode(written(tmp_path / "none.wav", np.zeros(0)))
+    samples = tone(440, 16000)
+    samples[7] = np.nan
+    with pytest.raises(DataError, match=r"nan\.wav: has samples that are not finite"):
+        FORM.decode(written(tmp_path / "nan.wav", samples, subtype="FLOAT"))
+
+
+def test_a_file_that_was_cut_off_is_named(tmp_path: Path) -> None:
+    """Where its format tells: of a FLAC the decoder does."""
+    path = written(tmp_path / "x.flac", RNG.uniform(-0.5, 0.5, 16000))
+    path.write_bytes(path.read_bytes()[:4000])
+    with pytest.raises(DataError, match=r"x\.flac: (can't be read as a sound|ends after)"):
+        attrs.evolve(FORM, seconds=1.0).decode(path)
+
+
+def test_a_file_that_gives_less_than_it_promises_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an MP3 that was cut off does."""
+    path = written(tmp_path / "x.wav", RNG.uniform(-0.5, 0.5, 16000))
+    whole = soundfile.SoundFile.read
+    monkeypatch.setattr(soundfile.SoundFile, "read", lambda s, n, **o: whole(s, n, **o)[:1000])
+    with pytest.raises(DataError, match=r"x\.wav: ends after 1000 of 3200 samples"):
+        FORM.decode(path)
+
+
+def test_rates_that_do_not_go_together_are_told(tmp_path: Path) -> None:
+    """The kernel would have 700 million numbers."""
+    path = written(tmp_path / "x.wav", tone(440, 44101), 44101)
+    with pytest.raises(
+        DataError, match=r"x\.wav: is sampled at 44101 Hz, which has no large common divisor with rate 16000"
+    ):
+        FORM.decode(path)
+    assert attrs.evolve(FORM, rate=44101).decode(path).shape[1:3] == (1, 20)
+
+
+def test_suffixes_are_those_that_can_be_decoded() -> None:
+    assert {".wav", ".flac", ".ogg", ".aif", ".aiff", ".au"} <= suffixes()
+    assert not {".raw", ".txt", ".m4a"} & suffixes()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"rate": 0}, "rate is 0, expected more than 0"), ({"seconds": float("nan")}, "seconds is nan"),
+        ({"seconds": float("inf")}, "seconds is inf"), ({"hop": -1.0}, "hop is -1.0"),
+        ({"n_mfcc": 41}, "n_mfcc is 41, expected at most n_mels, 40"),
+        ({"seconds": 0.01}, "seconds 0.01 is 160 samples, window 0.025 is 400 .* more samples than half a window"),
+        ({"hop": 1e-6}, "hop 1e-06 is 0; expected a hop of at least 1"),
+        ({"f_max": 9000.0}, "f_max 9000.0; expected 0 <= f_min < f_max <= half the rate, 8000.0"),
+        ({"f_min": 500.0, "f_max": 400.0}, "f_min is 500.0 and f_max 400.0"), ({"f_min": -1.0}, "f_min is -1.0"),
+        ({"n_mels": 300}, "300 mel bands are too many for a window of 400 samples"),
+        ({"crop": "end"}, "crop is 'end', expected one of start, centre"), ({"pad": "edge"}, "pad is 'edge'"),
+        ({"features": "wave"}, "features is 'wave'"), ({"normalise": "all"}, "normalise is 'all'"),
+    ],
+)  # fmt: skip
+def test_impossible_options_are_told(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(DataError, match=f"audiofolder: .*{told}"):
+        attrs.evolve(FORM, **options)
+
+
+def test_other_options_have_another_name() -> None:
+    """Of the cache's file: a table of other features would be taken for these."""
+    changes: list[dict[str, Any]] = [
+        {}, {"rate": 8000}, {"seconds": 0.3}, {"crop": "centre"}, {"pad": "zeros"}, {"features": "mel"}, {"n_mfcc": 19},
+        {"n_mels": 39}, {"window": 0.03}, {"hop": 0.02}, {"f_min": 1.0}, {"f_max": 7000.0}, {"normalise": "clip"},
+    ]  # fmt: skip
+    assert len({attrs.evolve(FORM, **change).name for change in changes}) == len(attrs.fields(Form)) + 1
+
+
+def test_own_sounds_are_prepared_as_the_folder_s_are(tmp_path: Path) -> None:
+    """A path, samples with their rate, and some of them: all the same inputs."""
+    samples = tone(440, 8000, 0.3, 2)
+    path = written(tmp_path / "x.wav", samples, 8000, subtype="FLOAT")
+    expected = torch.from_numpy(FORM.decode(path))
+    for given in (path, str(path), soundfile.read(path), (samples[:, 0], 8000), (torch.from_numpy(samples), 8000)):
+        assert torch.allclose(prepare(given, FORM), expected, atol=1e-3)
+    assert prepare([path, (samples, 8000)], FORM).shape == (2, *FORM.shape)
+    assert prepare((path, path), FORM).shape == (2, *FORM.shape)
+    assert torch.equal(prepare(expected, FORM), expected)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (np.zeros(3200), r"can't prepare torch\.float64 of shape \[3200\]; .* or samples with their rate"),
+        (np.full((1, *FORM.shape), np.nan), "can't prepare"),
+        ((np.zeros((2, 2, 2)), 16000), r"samples of shape \[2, 2, 2\]"),
+        ((np.zeros(0), 16000), r"samples of shape \[0\]"),
+        ((np.zeros(9), 0), "is sampled at 0 Hz"),
+        (7, "can't prepare int"),
+        ([], "can't prepare list"),
+        ("no-such-file.wav", r"no-such-file\.wav: can't be read as a sound"),
+    ],
+)
+def test_what_cannot_be_prepared_is_told(given: Any, told: str) -> None:
+    """Before a learner meets it."""
+    with pytest.raises(DataError, match=told):
+        prepare(given, FORM)

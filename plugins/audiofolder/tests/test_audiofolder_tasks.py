@@ -1,0 +1,149 @@
+"""A folder as tasks: the table, the cache, and what is refused."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import kshot
+from kshot.errors import DataError
+from kshot_audiofolder import audiofolder
+from kshot_audiofolder.sounds import Form
+
+Small = Callable[..., Path]
+SHORT: dict[str, Any] = {"rate": 8000, "seconds": 0.1, "n_mels": 20, "way": 2, "query": 1}
+
+
+def test_sounds_of_an_episode_are_of_the_class_they_are_named_after(small: Small) -> None:
+    """Told by what ``prepare`` makes of the files; classes of different sizes."""
+    root = small(sounds=(5, 6, 7, 5, 9, 5, 6, 7, 8, 5))
+    tasks = audiofolder(root=root, **{**SHORT, "query": 3})
+    for split in tasks.spec.splits:
+        episode = tasks.sample(split, [0])
+        assert episode.origin is not None
+        for x, y in zip(episode.query.x[0], episode.query.y[0], strict=True):
+            made = tasks.prepare(sorted((root / episode.origin.class_names[0][int(y)]).iterdir()))
+            assert any(torch.equal(x, file) for file in made)
+
+
+def test_sounds_of_any_rate_length_and_kind_stand_together(small: Small) -> None:
+    root = small(2, 2)
+    rng = np.random.default_rng(0)
+    for name, n, rate, channels in (("a.flac", 100, 8000, 1), ("b.ogg", 44100, 44100, 2), ("c.aiff", 3, 22050, 1)):
+        soundfile.write(root / "c0" / name, rng.uniform(-0.1, 0.1, (n, channels)), rate)
+    tasks = audiofolder(root=root, split=(0, 0, 1), **SHORT)
+    pool = tasks.pool("test")
+    assert pool.counts.tolist() == [5, 2]
+    assert pool.x.dtype == torch.float32
+    assert tuple(pool.x.shape) == (7, *tasks.spec.input_shape) == (7, 1, 20, 11)
+    assert bool(pool.x.isfinite().all())
+
+
+def test_it_is_decoded_once_and_not_before_it_is_needed(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    count: list[Path] = []
+    decode = Form.decode
+    monkeypatch.setattr(Form, "decode", lambda self, path, name="": (count.append(path), decode(self, path, name))[1])
+    root = small()
+    tasks = audiofolder(root=root, **SHORT)
+    tasks.prepare(root / "c0" / "0.wav")
+    assert len(count) == 1
+    first = tasks.sample("test", [0])
+    again = audiofolder(root=root, **SHORT)
+    assert torch.equal(again.sample("test", [0]).query.x, first.query.x)
+    assert len(count) == 41
+    assert audiofolder(root=root, **{**SHORT, "n_mfcc": 13}).sample("test", [0]).query.x.shape[3] == 13
+    assert len(count) == 81
+
+
+def test_the_fingerprint_is_of_contents_and_options(small: Small) -> None:
+    root = small()
+    first = audiofolder(root=root, **SHORT).fingerprint
+    os.utime(root / "c0" / "0.wav", ns=(1, 1))
+    assert audiofolder(root=root, **SHORT).fingerprint == first
+    others: list[dict[str, Any]] = [{"n_mfcc": 13}, {"normalise": "none"}, {"split_seed": 3}]
+    assert len({first, *(audiofolder(root=root, **{**SHORT, **other}).fingerprint for other in others)}) == 4
+
+
+def test_files_that_are_no_sounds_are_told_all_at_once(small: Small) -> None:
+    """A text named .wav, an empty file and one without samples."""
+    root = small()
+    (root / "c1" / "0.wav").write_text("this is no sound")
+    (root / "c3" / "2.wav").write_bytes(b"")
+    soundfile.write(root / "c4" / "1.wav", np.zeros(0), 8000)
+    with pytest.raises(
+        DataError, match=r"(?s)3 files can't be used:.*c1.0\.wav: can't .*c3.2\.wav.*c4.1\.wav: has samples"
+    ):
+        audiofolder(root=root, **SHORT).sample("train", [0])
+
+
+def test_copies_are_told(small: Small) -> None:
+    root = small()
+    (root / "c1" / "copy.wav").write_bytes((root / "c0" / "0.wav").read_bytes())
+    with pytest.warns(UserWarning, match=r"1 files are copies of others \(c0/0\.wav = c1/copy\.wav\)"):
+        audiofolder(root=root, **SHORT).pool("train")
+
+
+def test_classes_are_split_by_lists_or_examples_by_shares(small: Small) -> None:
+    root = small()
+    tasks = audiofolder(root=root, split={"train": ["c1", "c0"], "test": ["c2", "c3"]}, **SHORT)
+    assert (tasks.pool("train").names, tasks.pool("test").names) == (("c1", "c0"), ("c2", "c3"))
+    by_sound = audiofolder(root=root, split=(0.5, 0, 0.5), split_by="example", **SHORT)
+    assert by_sound.pool("test").counts.tolist() == [2] * 10
+    assert by_sound.spec.split_by == "example"
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"workers": 0}, "workers is 0"), ({"pad": "edge"}, "pad is 'edge'"),
+        ({"way": 9}, "split 'train' has 6 classes, but way is 9"),
+        ({"shot": 2, "query": 3}, r"class 'c\d' has 4 examples, but shot \+ query is 2 \+ 3 = 5"),
+        ({"root": "nowhere"}, "nowhere: there is no such folder; .* a folder of sounds for each class"),
+        ({"split": {"test": ["a/b"]}}, "there is no class 'a/b'"),
+    ],
+)  # fmt: skip
+def test_impossible_options_are_told(small: Small, options: dict[str, Any], told: str) -> None:
+    """Before anything is decoded."""
+    with pytest.raises(DataError, match=told):
+        audiofolder(**{"root": small(), **SHORT, **options})
+
+
+def test_a_class_of_other_files_is_told(small: Small) -> None:
+    root = small()
+    (root / "phone").mkdir()
+    (root / "phone" / "clip.m4a").write_bytes(b"...")
+    with pytest.raises(
+        DataError, match=r"phone: the class has no sounds; it has 1 other files, such as phone/clip\.m4a"
+    ):
+        audiofolder(root=root, **SHORT)
+
+
+def test_a_learner_tells_pitches_apart(small: Small) -> None:
+    """Through the engine's door: the nearest support of a tone is of its pitch."""
+    tasks = kshot.tasks("audiofolder", root=small(12, 6), **{**SHORT, "query": 3})
+
+    class Nearest(torch.nn.Module):
+        needs = kshot.Needs()
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(()))
+
+        @kshot.per_episode
+        def meta_gradient(self, episode: kshot.Episode) -> torch.Tensor:
+            return (self.scale * episode.query.x.mean() - 1).square()
+
+        @kshot.per_episode
+        def adapt(self, support: kshot.Support) -> kshot.Predictor:
+            return lambda x: -torch.cdist(x.flatten(1), support.x.flatten(1))
+
+    engine = kshot.Engine(Nearest(), tasks)
+    engine.train(2)
+    assert engine.evaluate(50).mean > 0.95

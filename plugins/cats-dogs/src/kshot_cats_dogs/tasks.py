@@ -1,0 +1,172 @@
+"""Recordings of cats and dogs as few-shot tasks."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kshot.errors import DataError
+from kshot.folders import FolderTasks, split_examples
+from kshot.tables import cache_folder
+from kshot_cats_dogs.download import SHA256
+from kshot_cats_dogs.download import download as fetch
+from kshot_cats_dogs.features import HOP, N_MFCC, WINDOW, cut, mfcc
+from kshot_cats_dogs.files import ARCHIVE, CLIPS, RATE, Clip, digest, locate, read, wav
+
+log = logging.getLogger("kshot_cats_dogs")
+
+SHORTEST = 15680
+"""Samples of the shortest recording, 0.98 s."""
+
+
+def cats_dogs(
+    way: int = 2,
+    shot: int | tuple[int, int] = 1,
+    query: int | tuple[int, int] = 2,
+    seed: int = 0,
+    *,
+    root: Path | str | None = None,
+    download: bool = False,
+    sub_dogs: bool = False,
+    seconds: float = SHORTEST / RATE,
+    crop: Literal["start", "centre"] = "start",
+    split: tuple[float, float, float] = (0.6, 0.2, 0.2),
+    split_seed: int = 0,
+    cache: Path | str | None = None,
+    block: int = 1,
+) -> FolderTasks:
+    """Cats against dogs by 28 or 42 recordings of 1 to 17 seconds.
+
+    Inputs are MFCC [1, 20, T]. All recordings are cut to the shortest, so nothing in an input tells how long it was.
+
+    There are two classes only, so no split by class: train, val, test and trainval (train and val together) all have
+    both, and divide the recordings of each. Such a test split has six recordings: a figure over its episodes says
+    little. Leave-one-out over all recordings says more, see the README.
+
+    Args:
+        way, shot, query, seed, block: of the episodes, see ``kshot.ClassificationTasks``.
+        root: audio_cats_dogs.zip, or a folder or zip that has the recordings somewhere; by default the environment
+            variable KSHOT_CATS_DOGS.
+        download: fetch the public set into the cache, once, and check it.
+        sub_dogs: take the 14 recordings of the folder Sub_dogs too, as dogs.
+        seconds: of a recording to take, at most 0.98, the length of the shortest.
+        crop: from its 'start' or its 'centre'.
+        split: shares of train, val and test within each class.
+        split_seed: which recordings go where.
+        cache: kshot's cache folder, for the download; by default KSHOT_CACHE, or the system's.
+
+    Raises:
+        DataError: the recordings are missing, incomplete or malformed, or an option is out of its range.
+    """
+    count = round(seconds * RATE)
+    if not WINDOW // 2 < count <= SHORTEST:
+        raise DataError(
+            f"cats-dogs: seconds is {seconds}, expected more than {WINDOW // 2 / RATE} and at most {SHORTEST / RATE}, "
+            "the length of the shortest recording: a longer one would have to be filled up, which tells its length"
+        )
+    if crop not in ("start", "centre"):
+        raise DataError(f"cats-dogs: crop is {crop!r}, expected 'start' or 'centre'")
+    clips, labels = of_classes(read(choose(root, download, cache)), sub_dogs)
+    names: dict[str, list[str]] = {"cats": [], "dogs": []}
+    for clip, label in zip(clips, labels, strict=True):
+        names[("cats", "dogs")[label]].append(clip.name)
+    return FolderTasks(
+        split_examples(names, split, split_seed),
+        partial(load, clips, count, crop),
+        input_shape=(1, N_MFCC, 1 + count // HOP),
+        input_range=None,
+        prepare=partial(prepare, count=count, crop=crop),
+        split_by="example",
+        way=way,
+        shot=shot,
+        query=query,
+        block=block,
+        seed=seed,
+    )
+
+
+def of_classes(clips: Sequence[Clip], sub_dogs: bool) -> tuple[list[Clip], list[int]]:
+    """The clips of cats (0) and dogs (1), with or without Sub_dogs; and their labels."""
+    chosen = [clip for clip in clips if sub_dogs or not clip.name.startswith("Sub_dogs/")]
+    return chosen, [int(not clip.name.startswith("Cats/")) for clip in chosen]
+
+
+def choose(root: Path | str | None, download: bool, cache: Path | str | None) -> Path:
+    """The zip or folder to read, by what was asked for and what is there.
+
+    Raises:
+        DataError: what was asked for contradicts itself or isn't there.
+    """
+    if root is not None and download:
+        raise DataError("cats-dogs: both root and download came; give root to use files of your own, or download alone")
+    folder = cache_folder("cats-dogs", cache)
+    if download:
+        return fetch(folder)
+    if given := root or os.environ.get("KSHOT_CATS_DOGS"):
+        return locate(Path(given))
+    if (folder / ARCHIVE).is_file():
+        return folder / ARCHIVE
+    raise DataError(
+        f"cats-dogs: the recordings aren't here, and may not be shipped with this package; give {ARCHIVE} or the "
+        "folder it unpacks to by root= or KSHOT_CATS_DOGS, or fetch them with download=True"
+    )
+
+
+def load(clips: Sequence[Clip], count: int, crop: str) -> tuple[Tensor, str]:
+    """Inputs [num, 1, 20, T] and their fingerprint."""
+    found = digest(list(clips))
+    if len(clips) == sum(map(len, CLIPS.values())) and found != SHA256:
+        log.warning("the recordings are not the known ones: their SHA-256 is %s, expected %s", found, SHA256)
+    x = torch.cat([prepare((clip.samples, RATE), count, crop) for clip in clips])
+    fingerprint = f"cats-dogs-{len(clips)}-{count}-{crop}-{found[:16]}"
+    log.info("%d recordings; %s", len(clips), fingerprint)
+    return x, fingerprint
+
+
+def prepare(raw: Any, count: int, crop: str) -> Tensor:
+    """Sounds as inputs [n, 1, 20, T].
+
+    Args:
+        raw: the path of a wav of 16 bits, 16 kHz and one channel; a pair of samples [n] (int16, or floats within -1
+            and 1) and their rate, 16000; or a sequence of these. Float arrays [n, 1, 20, T] are left alone.
+
+    Raises:
+        DataError: a file is missing, of another kind, or shorter than what is taken of each; names it.
+    """
+    if isinstance(raw, str | os.PathLike):
+        path = Path(raw)
+        try:
+            clip = wav(path.read_bytes(), str(path))
+        except OSError as error:
+            raise DataError(f"{path}: can't be read ({type(error).__name__}: {error})") from error
+        return _input(clip, count, crop, str(path))
+    if isinstance(raw, tuple) and len(raw) == 2 and isinstance(raw[1], int | np.integer):
+        if raw[1] != RATE:
+            raise DataError(f"cats-dogs: samples came at {raw[1]} Hz, expected {RATE}; resample them")
+        return _input(np.asarray(raw[0]), count, crop, "samples")
+    if isinstance(raw, Tensor | np.ndarray):
+        made = torch.as_tensor(raw)
+        if tuple(made.shape[1:]) == (1, N_MFCC, 1 + count // HOP) and made.is_floating_point():
+            return made.to(torch.float32)
+        raise DataError(
+            f"cats-dogs: can't prepare {made.dtype} of shape {list(made.shape)}; expected inputs [n, 1, {N_MFCC}, "
+            f"{1 + count // HOP}], or samples with their rate, (samples, {RATE})"
+        )
+    if isinstance(raw, Sequence) and raw:
+        return torch.cat([prepare(item, count, crop) for item in raw])
+    raise DataError(f"cats-dogs: can't prepare {type(raw).__name__}; expected a path or a pair (samples, {RATE})")
+
+
+def _input(samples: Any, count: int, crop: str, name: str) -> Tensor:
+    if samples.ndim != 1 or len(samples) < count:
+        raise DataError(f"{name}: has samples of shape {list(samples.shape)}, expected [n] with n at least {count}")
+    scale = 32768.0 if samples.dtype == np.int16 else 1.0
+    return mfcc(cut(torch.from_numpy(samples.astype(np.float32) / scale), count, crop))[None, None]

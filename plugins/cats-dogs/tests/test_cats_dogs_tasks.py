@@ -1,0 +1,186 @@
+"""Who goes where, what an input is, and that it doesn't tell how long its recording was."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchaudio
+
+import kshot
+from kshot.errors import DataError
+from kshot_cats_dogs import cats_dogs
+from kshot_cats_dogs.features import cut, log_mel, mfcc
+from kshot_cats_dogs.files import read
+from kshot_cats_dogs.tasks import of_classes
+
+Small = Callable[..., Path]
+
+
+def test_coefficients_are_torchaudio_s() -> None:
+    """``torchaudio.transforms.MFCC`` by the same options; normalised, those of a standardised log mel spectrogram."""
+    wave = torch.from_numpy(np.random.default_rng(0).normal(size=8000).astype(np.float32)) * 0.1
+    reference = torchaudio.transforms.MFCC(16000, 20, melkwargs={"n_fft": 400, "hop_length": 160, "n_mels": 40})
+    assert torch.allclose(mfcc(wave, normalise=False), reference(wave), atol=1e-4)
+    mel = log_mel(wave)
+    by_hand = reference.dct_mat.T @ ((mel - mel.mean()) / mel.std(correction=0))
+    assert torch.allclose(mfcc(wave), by_hand, atol=1e-4)
+
+
+def test_inputs_do_not_depend_on_what_lies_beyond_the_cut() -> None:
+    """From the start: however long the recording, and whatever comes later; and however loud it was recorded."""
+    samples = torch.from_numpy(np.random.default_rng(0).normal(size=50000).astype(np.float32)) * 0.1
+    first = mfcc(cut(samples, 15680, "start"))
+    assert torch.equal(mfcc(cut(samples[:20000], 15680, "start")), first)
+    assert torch.equal(mfcc(samples[:15680]), first)
+    assert torch.allclose(mfcc(cut(samples * 4, 15680, "start")), first, atol=1e-3)
+    assert torch.equal(cut(samples, 15680, "centre"), samples[17160:32840])
+
+
+def test_recordings_are_divided_within_each_class(small: Small) -> None:
+    """Every split has both classes, no two a recording; trainval is train and val."""
+    root = small()
+    for sub_dogs, counts in ((False, ([8, 8], [3, 3], [3, 3], [11, 11])), (True, ([8, 17], [3, 5], [3, 6], [11, 22]))):
+        tasks = cats_dogs(root=root, sub_dogs=sub_dogs, seconds=0.1)
+        assert tasks.spec.split_by == "example"
+        assert tasks.spec.splits == ("train", "val", "test", "trainval")
+        assert tuple(tasks.pool(split).counts.tolist() for split in tasks.spec.splits) == counts
+        rows = {split: set(tasks.pool(split).table()[0].tolist()) for split in tasks.spec.splits}
+        assert rows["trainval"] == rows["train"] | rows["val"]
+        assert len(rows["train"] | rows["val"] | rows["test"]) == (42 if sub_dogs else 28)
+        assert all(tasks.pool(split).names == ("cats", "dogs") for split in tasks.spec.splits)
+
+
+def test_inputs_of_an_episode_are_of_the_animal_they_are_named_after(small: Small) -> None:
+    """Told by the recordings."""
+    root = small()
+    clips, labels = of_classes(read(root), True)
+    tasks = cats_dogs(root=root, sub_dogs=True)
+    made = tasks.prepare([(clip.samples, 16000) for clip in clips])
+    assert made.shape[1:] == tasks.spec.input_shape == (1, 20, 99)
+    for split in tasks.spec.splits:
+        episode = tasks.sample(split, range(4))
+        assert episode.origin is not None
+        for b in range(4):
+            for x, y in zip(episode.query.x[b], episode.query.y[b], strict=True):
+                (i,) = [i for i, m in enumerate(made) if torch.equal(m, x)]
+                assert episode.origin.class_names[b][int(y)] == ("cats", "dogs")[labels[i]]
+
+
+def test_own_recordings_are_prepared_as_the_data_are(small: Small) -> None:
+    root = small(unpacked=True)
+    tasks = cats_dogs(root=root, seconds=0.5)
+    clip = read(root)[0]
+    expected = tasks.prepare((clip.samples, 16000))
+    path = root / clip.name
+    floats = clip.samples.astype(np.float32) / 32768
+    for given in (path, str(path), (floats, 16000), (torch.from_numpy(floats), 16000), expected):
+        assert torch.allclose(tasks.prepare(given), expected, atol=1e-5)
+    assert tasks.prepare([path, path]).shape == (2, 1, 20, 51)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ((np.zeros(100), 16000), r"samples of shape \[100\], expected \[n\] with n at least 15680"),
+        ((np.zeros((20000, 2)), 16000), r"samples of shape \[20000, 2\]"),
+        ((np.zeros(20000), 8000), "came at 8000 Hz, expected 16000"),
+        (np.zeros((2, 1, 20, 5)), r"can't prepare torch\.float64 of shape \[2, 1, 20, 5\]; expected inputs"),
+        (7, "can't prepare int"),
+        ([], "can't prepare list"),
+        ("none.wav", r"none\.wav: can't be read \(FileNotFoundError"),
+    ],
+)
+def test_what_cannot_be_prepared_is_told(small: Small, given: Any, told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        cats_dogs(root=small()).prepare(given)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"seconds": 1.0}, "seconds is 1.0, expected more than 0.0125 and at most 0.98"),
+        ({"seconds": 0.01}, "seconds is 0.01"), ({"crop": "end"}, "crop is 'end'"),
+        ({"way": 3}, "split 'train' has 2 classes, but way is 3"),
+        ({"shot": 10, "query": 2}, r"class 'cats' has 8 examples, but shot \+ query is 10 \+ 2 = 12"),
+        ({"split": (0.5, 0.5, 0.5)}, "expected shares of train, val and test that sum to 1"),
+        ({"download": True}, "both root and download"),
+    ],
+)  # fmt: skip
+def test_impossible_options_are_told(small: Small, options: dict[str, Any], told: str) -> None:
+    """A longer clip would have to be filled up, by which a learner could tell how long it was."""
+    with pytest.raises(DataError, match=told):
+        cats_dogs(root=small(), **options)
+
+
+def test_missing_data_are_told_with_the_ways_to_them(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the environment names them."""
+    with pytest.raises(DataError, match="root= or KSHOT_CATS_DOGS, or fetch them with download=True"):
+        cats_dogs()
+    monkeypatch.setenv("KSHOT_CATS_DOGS", str(small()))
+    assert cats_dogs().spec.way == 2
+
+
+def test_recordings_that_are_not_the_known_ones_are_logged(small: Small, caplog: pytest.LogCaptureFixture) -> None:
+    """They may be used, and the fingerprint tells them apart."""
+    with caplog.at_level(logging.WARNING, "kshot_cats_dogs"):
+        cats_dogs(root=small(), sub_dogs=True).pool("train")
+    assert "the recordings are not the known ones" in caplog.text
+
+
+def test_the_fingerprint_tells_options_apart(small: Small) -> None:
+    root = small()
+    options: list[dict[str, Any]] = [{}, {"seconds": 0.5}, {"crop": "centre"}, {"sub_dogs": True}, {"split_seed": 1}]
+    assert len({cats_dogs(root=root, **each).fingerprint for each in options}) == 5
+
+
+def nearest(features: torch.Tensor, y: torch.Tensor) -> int:
+    """How many have their nearest other in their own class."""
+    apart = torch.cdist(features, features).fill_diagonal_(float("inf"))
+    return int((y[apart.argmin(1)] == y).sum())
+
+
+def test_real_recordings_are_told_apart_by_more_than_their_length(real: Path) -> None:
+    """Leave-one-out by the nearest mean and deviation of MFCC: the known 23 of 28 and 37 of 42 of whole recordings,
+    and no fewer of the first 0.98 s, where lengths are equal; by length alone it is 16 and 31."""
+    found = []
+    for sub_dogs in (False, True):
+        clips, labels = of_classes(read(real / "audio_cats_dogs.zip"), sub_dogs)
+        y = torch.tensor(labels)
+        waves = [torch.from_numpy(clip.samples.astype(np.float32)) / 32768 for clip in clips]
+        made = [[mfcc(w[:n]) for w in waves] for n in (None, 15680)]
+        features = [torch.stack([torch.cat([m.mean(1), m.std(1)]) for m in each]) for each in made]
+        lengths = torch.tensor([[float(len(w))] for w in waves]).log()
+        found.append([nearest(each, y) for each in (lengths, *features)])
+    assert [row[:2] for row in found] == [[16, 23], [31, 37]]
+    assert found[0][2] >= 23
+    assert found[1][2] >= 37
+
+
+def test_a_learner_trains_on_them(small: Small) -> None:
+    """Through the engine's door: generated cats are high and dogs low."""
+    tasks = kshot.tasks("cats-dogs", root=small())
+
+    class Nearest(torch.nn.Module):
+        needs = kshot.Needs()
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(()))
+
+        @kshot.per_episode
+        def meta_gradient(self, episode: kshot.Episode) -> torch.Tensor:
+            return (self.scale * episode.query.x.mean() - 1).square()
+
+        @kshot.per_episode
+        def adapt(self, support: kshot.Support) -> kshot.Predictor:
+            return lambda x: -torch.cdist(x.flatten(1), support.x.flatten(1))
+
+    engine = kshot.Engine(Nearest(), tasks)
+    engine.train(2)
+    assert engine.evaluate(50).mean == 1.0

@@ -1,0 +1,18 @@
+"""The conformance kit, on a folder divided by class and by image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import kshot
+
+
+@pytest.mark.parametrize("split_by", ["class", "example"])
+def test_it_keeps_the_rules_for_tasks(small: Callable[..., Path], split_by: str) -> None:
+    """Built by name, as the command line does."""
+    options = {"root": small(12, 20), "size": 5, "way": 2, "query": 2, "split_by": split_by}
+    report = kshot.testing.suite(tasks="imagefolder", options=options).run()
+    assert report.ok, str(report)
