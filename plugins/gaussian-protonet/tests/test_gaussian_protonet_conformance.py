@@ -1,0 +1,11 @@
+"""Gaussian prototypical networks keep every rule for learners: each precision and transform, on vectors and images."""
+
+from kshot.testing import sample_tasks, suite
+
+conformance = suite(learner="gaussian-protonet")
+diagonal = suite(learner="gaussian-protonet", options={"precision": "diagonal", "transform": "learned"})
+constant = suite(learner="gaussian-protonet", options={"precision": "constant", "transform": "sigmoid"})
+images = sample_tasks.classification(input_shape=(1, 16, 16))
+inductive = suite(learner="gaussian-protonet", tasks=images, options={"width": 8, "transform": "sigmoid4"})
+support = suite(learner="gaussian-protonet", tasks=images, options={"width": 8, "normalisation": "support"})
+transductive = suite(learner="gaussian-protonet", tasks=images, options={"width": 8, "normalisation": "transductive"})
