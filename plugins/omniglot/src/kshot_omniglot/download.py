@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import http.client
-import logging
 import os
-import tempfile
-import urllib.request
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
+from kshot.downloads import fetch
 from kshot.errors import DataError
-
-log = logging.getLogger("kshot_omniglot")
 
 URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
 MD5 = {
@@ -22,6 +17,8 @@ MD5 = {
     "images_evaluation.zip": "6b91aef0f799c5bb55b94e3f2daec811",
 }
 """Checksums of the originals, those that torchvision checks too."""
+
+BY_HAND = f"or fetch it by hand and give its folder as root= (from {URL})"
 
 
 def download(folder: Path, *, url: str | None = None, md5: Mapping[str, str] = MD5, timeout: float = 30.0) -> None:
@@ -39,37 +36,15 @@ def download(folder: Path, *, url: str | None = None, md5: Mapping[str, str] = M
     base = (url or os.environ.get("KSHOT_OMNIGLOT_URL") or URL).rstrip("/")
     for name, checksum in md5.items():
         if not (folder / name).exists():
-            _fetch(f"{base}/{name}", folder / name, checksum, timeout)
+            check = partial(_check, checksum=checksum)
+            fetch(f"{base}/{name}", folder / name, check, name="omniglot", otherwise=BY_HAND, timeout=timeout)
 
 
-def _fetch(url: str, target: Path, checksum: str, timeout: float) -> None:
-    log.info("fetching %s to %s", url, target)
-    by_hand = f"or fetch it by hand and give its folder as root= (from {URL})"
-    temporary: str | None = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        number, temporary = tempfile.mkstemp(prefix=f"{target.name}.", suffix=".tmp", dir=target.parent)
-        digest, received = hashlib.md5(usedforsecurity=False), 0
-        with os.fdopen(number, "wb") as file, urllib.request.urlopen(url, timeout=timeout) as answer:
-            while chunk := answer.read(1 << 16):
-                file.write(chunk)
-                digest.update(chunk)
-                received += len(chunk)
-            file.flush()
-            os.fsync(file.fileno())
-        if digest.hexdigest() != checksum:
-            raise DataError(
-                f"omniglot: {url} came with {received} bytes and MD5 {digest.hexdigest()}, expected {checksum}; it is "
-                f"cut off or another file, and was thrown away: try again, {by_hand}"
-            )
-        os.replace(temporary, target)
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
+def _check(path: Path, came: str, checksum: str) -> None:
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
+    if found != checksum:
         raise DataError(
-            f"omniglot: can't fetch {url} to {target.parent} ({type(error).__name__}: {error}); try again, {by_hand}"
-        ) from error
-    finally:
-        if temporary:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
+            f"{came} and MD5 {found}, expected {checksum}; it is cut off or another file, and was thrown away: try "
+            f"again, {BY_HAND}"
+        )
