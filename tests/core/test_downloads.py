@@ -48,7 +48,7 @@ def test_a_file_arrives_whole_and_readable_for_all(url: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("file", "check", "largest", "words"),
     [
-        ("none.bin", is_whole, 1 << 20, r"test: can't fetch .*/none.bin .* 404 .*; try again, or not"),
+        ("none.bin", is_whole, 1 << 20, r"test: can't fetch .*/none.bin .* 404: .*; try again, or not"),
         ("data.bin", is_whole, 100_000, r"has more than 100000 bytes, which it should not; or not"),
         ("data.bin", refuse, 1 << 20, r"test: .* came with 200000 bytes, which are others"),
     ],

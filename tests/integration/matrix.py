@@ -39,8 +39,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("KSHOT_SHARED", ROOT.parent / "shared" / "data"))
 
 
-def data(scratch: Path) -> dict[str, dict[str, Any]]:
-    """The options of tasks that need data: files made here, and real ones where they are there."""
+def write_files(scratch: Path) -> None:
+    """Folders of class folders, of images and of sounds."""
     rng = np.random.default_rng(0)
     for c in range(15):
         for i in range(2):
@@ -54,8 +54,12 @@ def data(scratch: Path) -> dict[str, dict[str, Any]]:
             with wave.open(str(sound.with_suffix(".wav")), "wb") as made:
                 made.setparams((1, 2, 8000, 1600, "NONE", "not compressed"))
                 made.writeframes(rng.integers(-9999, 9999, 1600, np.int16).tobytes())
+
+
+def data(scratch: Path) -> dict[str, dict[str, Any]]:
+    """The options of tasks that need data: files made here, and real ones where they are there."""
     thirds = {"split": (0.4, 0.3, 0.3), "way": 3, "query": 1, "cache": scratch / "cache"}
-    given: dict[str, dict[str, Any]] = {
+    return {
         "imagefolder": {"root": scratch / "images", "size": 16, "mode": "L", **thirds},
         "audiofolder": {"root": scratch / "sounds", "seconds": 0.2, **thirds},
         "semantics": {"of": {"name": "omniglot", "protocol": "embedded"}, "table": "drawings"},
@@ -64,7 +68,6 @@ def data(scratch: Path) -> dict[str, dict[str, Any]]:
         "cats-dogs": {"root": SHARED / "audio_cats_dogs" / "audio_cats_dogs.zip"},
         "cifar-fs": {},
     }
-    return given
 
 
 @attrs.frozen
@@ -148,7 +151,10 @@ def main(backend_name: str) -> int:
     backend = kshot.backend(backend_name)
     speaks = backend.world.rank == 0
     found, failed = {}, 0
-    scratch = Path(tempfile.mkdtemp(prefix="kshot-matrix-"))
+    scratch = Path(tempfile.gettempdir()) / f"kshot-matrix-{os.environ.get('MASTER_PORT') or os.getpid()}"
+    if speaks:
+        write_files(scratch)
+    backend.world.all_reduce(torch.zeros(1))  # the files are there
     for cell in cells(data(scratch)):
         name = " | ".join(part for part in (cell.learner, cell.tasks, cell.memory) if part)
         started = time.perf_counter()
@@ -160,9 +166,10 @@ def main(backend_name: str) -> int:
             traceback.print_exc()
         if speaks:
             print(f"{name:<60} {time.perf_counter() - started:5.1f} s  {found[name]}", flush=True)
+    backend.world.all_reduce(torch.zeros(1))  # nobody needs them any more
     if speaks:
         print(json.dumps(found))
-    shutil.rmtree(scratch)
+        shutil.rmtree(scratch)
     return 1 if failed else 0
 
 
