@@ -132,7 +132,7 @@ def test_the_networks_are_those_of_figure_2() -> None:
 
 @pytest.mark.parametrize("map_shape", [(64, 5, 5), (64,)])
 def test_the_relation_module_keeps_its_units_alive(map_shape: tuple[int, ...]) -> None:
-    """Two layers of batch norm and biases of 1, as in the authors' code: without them it collapses to a constant."""
+    """Two layers of batch norm and biases of 1: without them it collapses to a constant."""
     _, rest = relation_module(map_shape)
     assert sum(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in rest) == 2
     assert rest[-3].bias.tolist() == [1.0] * 8
