@@ -59,7 +59,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_classification_targets(y)
         self.classes_, labels = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
-            raise ValueError(f"y has only one class, {self.classes_.tolist()[0]!r}; expected examples of at least two classes")
+            (only,) = self.classes_.tolist()
+            raise ValueError(f"y has only one class, {only!r}; expected examples of at least two classes")
         self.X_, self.y_ = X, labels.astype(np.int64)
         self._trained = self._load()
         if self._trained is not None:
