@@ -243,6 +243,19 @@ def test_nested_tasks_are_built_by_name(registry: Registry) -> None:
     assert made.of.root == Path("a/b")
 
 
+def test_a_path_to_what_is_there_is_recorded_as_found_from_any_folder(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run is resumed, and predicts, from other folders than it was begun in; nested components too."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    for root, recorded in (("here", str(tmp_path / "here")), ("not here", "not here"), ("/", "/")):
+        made = registry.tasks("view", of={"name": "few", "root": root})
+        how = registry.built(made)
+        assert how is not None
+        assert how.plain()["of"]["root"] == recorded
+
+
 def test_memory_sizes_among_the_options_win_over_the_learners_choice(registry: Registry) -> None:
     """``--learner.memory.slots=128`` is the user's word; without it the learner's sizes hold."""
     made: Any = registry.learner("remembering", SPEC)

@@ -169,3 +169,35 @@ def test_a_run_of_other_tasks_or_made_in_python_is_refused(tmp_path: Path, drawi
     assert done.exit_code == 6
     assert "made in Python" in done.stderr
     assert not (tmp_path / "z.npz").exists()
+
+
+def test_a_folder_of_one_s_own_is_trained_on_and_predicted_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Classes by colour: trained from one folder, by a relative path, and used from another."""
+    pytest.importorskip("kshot_imagefolder")
+    rng = np.random.default_rng(0)
+
+    def picture(colour: np.ndarray, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noisy = np.clip(colour + rng.normal(0, 8, (16, 16, 3)), 0, 255)
+        Image.fromarray(noisy.astype(np.uint8)).save(path)
+
+    for c in range(12):
+        colour = rng.integers(0, 256, 3)
+        for i in range(4):
+            picture(colour, tmp_path / "own" / f"class {c}" / f"{i}.png")
+    for name, colour in (("rot", [200, 20, 20]), ("grün", [20, 200, 20])):
+        picture(np.array(colour), tmp_path / "known" / name / "a.png")
+        picture(np.array(colour), tmp_path / f"{name}.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KSHOT_CACHE", str(tmp_path / "cache"))
+    sizes = ("--tasks.size=16", "--tasks.way=2", "--tasks.query=2", "--training.way=4", "--training.query=2")
+    few = ("--iterations=20", "--evaluate.episodes=5", "--backend.threads=1", "--quiet")
+    done = cli("train", "protonet", "imagefolder", "--tasks.root=own", *sizes, *few, "--run=run")
+    assert done.exit_code == 0, done.output
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    done = cli("predict", "--run=../run", "--support=../known", "../rot.png", "../grün.png", "--json")
+    assert done.exit_code == 0, done.output
+    assert [p["class"] for p in json.loads(done.stdout)["predictions"]] == ["rot", "grün"]

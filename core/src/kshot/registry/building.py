@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
@@ -96,11 +97,13 @@ class Builder:
             component = _initialised(plugin, factory, spec, seed or 0, values)
         else:
             component = _made(plugin, factory, **values)
-        remember(self.ledger, component, self._how(plugin, values, seed))
+        paths = {option.name for option in options_of(factory, skip_positional=skip) if "Path" in option.type}
+        remember(self.ledger, component, self._how(plugin, values, seed, paths))
         return component
 
-    def _how(self, plugin: Plugin, values: Mapping[str, Any], seed: int | None) -> Built:
-        options = {name: plain(self.ledger, value) for name, value in values.items()}
+    def _how(self, plugin: Plugin, values: Mapping[str, Any], seed: int | None, paths: set[str]) -> Built:
+        lasting = {name: _from_anywhere(value) if name in paths else value for name, value in values.items()}
+        options = {name: plain(self.ledger, value) for name, value in lasting.items()}
         return Built(
             group=plugin.group,
             name=plugin.name,
@@ -109,7 +112,7 @@ class Builder:
             version=plugin.version,
             portable=all(whole for _, whole in options.values()),
             seed=seed,
-            given=dict(values),
+            given=lasting,
         )
 
     def rebuild(self, component: object, spec: TaskSpec | None, changed: Mapping[str, Any]) -> Any:
@@ -130,6 +133,13 @@ class Builder:
         if (how := recall(self.ledger, value)) is not None:
             return {"name": how.name, **{name: self._again(given) for name, given in how.given.items()}}
         return copy.deepcopy(value) if hasattr(value, "state_dict") else value
+
+
+def _from_anywhere(value: Any) -> Any:
+    """A path to what is there, as it is found from any folder: a run is taken up, and used, from others too."""
+    if isinstance(value, str | Path) and not Path(value).is_absolute() and Path(value).exists():
+        return type(value)(Path(value).absolute())
+    return value
 
 
 def _overlay(old: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
