@@ -28,6 +28,7 @@ def test_a_curve_is_the_mean_over_episodes_with_its_interval():
     band = axes.collections[0].get_paths()[0].vertices[:, 1]
     assert (band.min(), band.max()) == pytest.approx((2 - 1.96, 10.0))
     assert axes.get_yscale() == "log"
+    assert axes.get_ylabel() == "loss"
 
 
 def test_curves_of_several_results_share_a_picture_and_are_named():

@@ -44,7 +44,7 @@ def curves(results: Mapping[str, Result], score: str) -> Figure:
     elif first.kind == "sequence":
         axes.set_ylim(-0.02, 1.02)
     axes.set_xlabel({"accuracy_by_instance": "instance of a class"}.get(score, "step"))
-    axes.set_ylabel(score.replace("_", " "))
+    axes.set_ylabel({"curve": first.headline}.get(score, score.replace("_", " ")))
     axes.set_title(f"{first.episodes} episodes, {first.split}", fontsize="medium")
     if len(results) > 1:
         axes.legend(frameon=False)
