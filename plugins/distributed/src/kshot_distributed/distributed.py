@@ -11,6 +11,7 @@ import shlex
 import sys
 import time
 import uuid
+from collections import deque
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from datetime import timedelta
@@ -79,6 +80,12 @@ class Distributed:
         }
 
 
+HELD: deque[list[Tensor]] = deque(maxlen=2)
+"""The tensors of the last calls. gloo's threads drop theirs a moment after a call has returned. Whoever drops a tensor
+last needs the interpreter; a thread that asks for it while the process ends takes the process with it ("terminate
+called without an active exception")."""
+
+
 class Group:
     """The processes of torch.distributed's default group."""
 
@@ -88,18 +95,22 @@ class Group:
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """The sum over ranks; what came is overwritten."""
         tensor = tensor.contiguous()
+        HELD.append([tensor])
         dist.all_reduce(tensor)
         return tensor
 
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
         """Every rank's tensor, in order of rank; they have the same shape."""
         gathered = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(self.size)]
-        dist.all_gather(gathered, tensor.contiguous())
+        tensor = tensor.contiguous()
+        HELD.append([tensor, *gathered])
+        dist.all_gather(gathered, tensor)
         return gathered
 
     def broadcast(self, tensor: Tensor) -> Tensor:
         """Rank 0's tensor; what came is overwritten."""
         tensor = tensor.contiguous()
+        HELD.append([tensor])
         dist.broadcast(tensor, 0)
         return tensor
 
@@ -172,9 +183,14 @@ def session(store: Any, rank: int, size: int, timeout: float) -> str:
 
 
 def leave() -> None:
-    """At the end of the process."""
+    """At the end of the process; a moment later where a thread of gloo still has a tensor of ours, see ``HELD``."""
     if dist.is_initialized():
         dist.destroy_process_group()
+    until = time.monotonic() + 0.5
+    while any(t._use_count() > 1 for tensors in HELD for t in tensors if hasattr(t, "_use_count")):
+        if time.monotonic() > until:
+            break
+        time.sleep(0.001)
 
 
 def transport(device: torch.device) -> str:
