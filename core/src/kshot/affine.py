@@ -71,10 +71,15 @@ class AffineApart(TorchFunctionMode):
     """Inside, the three layers take their weights apart from the normalisation; all else is as it was.
 
     ``met`` says whether there were any, for those who would save the tenth that a mode costs a small net.
+
+    Args:
+        only_look: leave the layers as they are, and say whether they were met.
     """
 
-    met = False
+    def __init__(self, only_look: bool = False) -> None:
+        super().__init__()
+        self.only_look, self.met = only_look, False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.met = self.met or func in _APART
-        return _APART.get(func, func)(*args, **(kwargs or {}))
+        return (func if self.only_look else _APART.get(func, func))(*args, **(kwargs or {}))
