@@ -15,10 +15,10 @@ import torch
 
 import kshot
 from kshot.errors import DataError
+from kshot.folder_tasks import FolderTasks
 from kshot.folders import (
     Decoded,
     Folder,
-    FolderTasks,
     contents,
     listed_classes,
     rows_of,

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from kshot import tables
 from kshot.errors import DataError
-from kshot.folders import Decoded, Folder, FolderTasks, contents, scan, splits_of, tell_copies
+from kshot.folder_tasks import FolderTasks
+from kshot.folders import Decoded, Folder, contents, scan, splits_of, tell_copies
 from kshot_audiofolder.sounds import VERSION, Form, prepare, suffixes
 
 log = logging.getLogger("kshot_audiofolder")

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from kshot.errors import DataError
-from kshot.folders import FolderTasks, split_examples
+from kshot.folder_tasks import FolderTasks
+from kshot.folders import split_examples
 from kshot.tables import cache_folder
 from kshot_cats_dogs.download import SHA256
 from kshot_cats_dogs.download import download as fetch

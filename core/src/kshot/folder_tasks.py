@@ -1,0 +1,123 @@
+"""Tasks over the files of a folder, decoded when the first episode is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kshot.episode import Episode
+from kshot.errors import DataError
+from kshot.folders import Splits
+from kshot.sampling import ClassificationTasks, Pool, check_enough
+from kshot.spec import Count, TaskSpec, bounds
+
+log = logging.getLogger("kshot.folders")
+
+
+class FolderTasks:
+    """N-way K-shot episodes over examples that are only loaded when the first is asked for.
+
+    So a spec, a check and ``prepare`` cost no decoding. Episodes are those of ``kshot.ClassificationTasks``.
+
+    Args:
+        splits: rows of each class of each split.
+        load: -> all examples [num, *input], uint8 or float32, and the data's fingerprint; called once.
+        input_shape, input_range: of an input.
+        split_by: what no two splits share.
+        way, shot, query, block, seed: see ``kshot.ClassificationTasks``.
+        prepare: raw examples -> inputs [n, *input].
+
+    Raises:
+        DataError: there is no split of which such episodes can be drawn. One of which none can, beside others, is
+            logged, and refused when it is sampled.
+    """
+
+    def __init__(
+        self,
+        splits: Splits,
+        load: Callable[[], tuple[Tensor, str]],
+        *,
+        input_shape: tuple[int, ...],
+        input_range: tuple[float, float] | None,
+        prepare: Callable[[Any], Tensor],
+        split_by: Literal["class", "example"] = "class",
+        way: Count = 5,
+        shot: Count = 1,
+        query: Count = 5,
+        block: int = 1,
+        seed: int = 0,
+    ) -> None:
+        self.spec = TaskSpec(
+            kind="classification",
+            input_shape=input_shape,
+            input_range=input_range,
+            way=way,
+            shot=shot,
+            query=query,
+            block=block,
+            splits=tuple(splits),
+            split_by=split_by,
+            provides={"identities"},
+        )
+        self.seed = seed
+        self._splits, self._load, self._prepare = dict(splits), load, prepare
+        needed = {name: bounds(count)[1] or 0 for name, count in (("way", way), ("shot", shot), ("query", query))}
+        failed: list[DataError] = []
+        for split in splits:
+            try:
+                check_enough(split, self._pool(split, torch.empty(0)), **needed)
+            except DataError as error:
+                failed.append(error)
+        if len(failed) == len(splits):
+            raise failed[0]
+        for told in failed:
+            log.warning("%s", told)
+
+    @property
+    def fingerprint(self) -> str:
+        """What identifies the data and their splits. Loads them."""
+        return self._loaded.fingerprint
+
+    def pool(self, split: str) -> Pool:
+        """The labelled examples of a split (ability ``Pooled``)."""
+        return self._loaded.pool(split)
+
+    def prepare(self, raw: Any) -> Tensor:
+        """Raw examples as inputs [n, *input] (ability ``Pooled``). Loads nothing else."""
+        return self._prepare(raw)
+
+    def sample(self, split: str, indices: Sequence[int]) -> Episode:
+        """Episodes ``indices`` of ``split``, stacked."""
+        return self._loaded.sample(split, indices)
+
+    @cached_property
+    def _loaded(self) -> ClassificationTasks:
+        x, fingerprint = self._load()
+        spec, made = self.spec, hashlib.blake2b(digest_size=4)
+        for split, classes in self._splits.items():
+            for name, rows in classes.items():
+                made.update(f"{split}\0{name}\0{rows.tolist()}\n".encode())
+        return ClassificationTasks(
+            {split: self._pool(split, x) for split in self._splits},
+            way=spec.way or 0,
+            shot=spec.shot or 0,
+            query=spec.query or 0,
+            block=spec.block,
+            seed=self.seed,
+            fingerprint=f"{fingerprint}-split-{made.hexdigest()}",
+        )
+
+    def _pool(self, split: str, x: Tensor) -> Pool:
+        classes = self._splits[split]
+        counts = np.array([len(rows) for rows in classes.values()], np.int64)
+        padded = np.full((len(classes), int(counts.max())), -1, np.int64)
+        for row, rows in zip(padded, classes.values(), strict=True):
+            row[: len(rows)] = rows
+        return Pool(x, padded, counts, names=tuple(classes), input_range=self.spec.input_range)
