@@ -147,14 +147,29 @@ def test_threshold_equals_a_search_through_all() -> None:
     assert ((near <= made.value).mean() + (far > made.value).mean()) / 2 == pytest.approx(best)
 
 
+def blobs(classes: int, each: int = 4) -> Pool:
+    """Classes far apart, on a line."""
+    rng = np.random.default_rng(1)
+    centres = 10 * np.arange(classes)[:, None, None]
+    x = (centres + rng.normal(size=(classes, each, 2))).reshape(-1, 2).astype(np.float32)
+    return Pool.of(x, np.repeat(np.arange(classes), each))
+
+
 def test_threshold_is_chosen_on_pairs_of_a_split() -> None:
     """Blobs far apart are told apart without error, by pairs that are within episodes and never of one with itself."""
-    rng = np.random.default_rng(1)
-    x = (10 * np.arange(12)[:, None, None] + rng.normal(size=(12, 4, 2))).reshape(-1, 2).astype(np.float32)
-    pools = {s: Pool.of(x, np.repeat(np.arange(12), 4)) for s in ("train", "val", "test")}
-    tasks = ClassificationTasks(pools, way=3, shot=1, query=2)
+    tasks = ClassificationTasks({s: blobs(12) for s in ("train", "val", "test")}, way=3, shot=1, query=2)
     made = Trained(Nearest(), tasks.spec, tasks=tasks).threshold(episodes=5)
-    assert made.pairs == (5 * 9, 5 * 27)
+    assert made.pairs == (5 * 12 * 6, 5 * 66 * 16)
     assert made.accuracy == 1
     assert 5 < made.value < 20
     assert kshot.Trained is Trained
+
+
+def test_threshold_needs_no_split_as_large_as_the_one_trained_on() -> None:
+    """A folder of 18 classes has 6 to validate on."""
+    tasks = ClassificationTasks({"train": blobs(18), "val": blobs(6, each=2)}, way=18, shot=1, query=3)
+    assert Trained(Nearest(), tasks.spec, tasks=tasks).threshold(episodes=5).pairs == (5 * 6, 5 * 15 * 4)
+    for pool in (blobs(1), blobs(6, each=1)):
+        tasks = ClassificationTasks({"train": blobs(18), "val": pool}, way=18, shot=1, query=3)
+        with pytest.raises(DataError, match="expected at least 2 classes with 2 examples each to choose a threshold"):
+            Trained(Nearest(), tasks.spec, tasks=tasks).threshold()

@@ -171,7 +171,8 @@ def test_a_folder_with_anything_in_it_is_refused_and_left_alone() -> None:
         (["protonet", "toys"], 4, "did you mean 'toy'?"),
         (["protonet", "toy-sinusoids"], 3, "the tasks are regression"),
         (["protonet", "toy", "--tasks.way=61"], 5, "60 classes"),
-        (["protonet", "toy", "--tasks.classes=10"], 5, "--training.way="),
+        (["protonet", "toy", "--tasks.classes=10", "--training.way=11"], 5, "10 classes, but way is 11"),
+        (["protonet", "toy", "--tasks.classes=10", "--training.classes=8"], 5, "--training.way="),
         (["protonet", "toy", "--tasks.shot=40"], 5, "40"),
         (["protonet", "toy", "--evaluate.split=tset"], 5, "unknown split 'tset'"),
         (["protonet", "toy", "--engine.split=tset"], 5, "unknown split 'tset'"),
@@ -202,6 +203,21 @@ def test_check_answers_without_computing() -> None:
     assert done.exit_code == 3
     assert json.loads(done.stdout)["reasons"] == ["the tasks are regression, the learner learns classification"]
     assert not list(Path().iterdir())
+
+
+def test_the_learner_s_own_way_of_training_is_held_to_the_data(caplog: pytest.LogCaptureFixture) -> None:
+    """A folder of few classes trains without a word from its owner, and the run says and records what was done."""
+    wanted = ["protonet", "toy", "--tasks.classes=10", "--iterations=3", "--evaluate.episodes=5"]
+    assert cli("check", *wanted[:3]).stdout == "protonet fits toy (the learner's own way 10, query 1)\n"
+    done = cli("train", *wanted, "--run=run")
+    assert done.exit_code == 0, done.output
+    assert "the learner's own way 10, query 1" in done.stderr
+    assert "training with way 10, which is all that 'train' has, instead of way 30" in caplog.text
+    recorded = json.loads(Path("run/config.json").read_text())["cli"]
+    assert recorded["training"]["way"] == recorded["own"]["way"] == 10
+    caplog.clear()
+    assert cli("evaluate", "run").exit_code == 0
+    assert not caplog.text
 
 
 def test_info_of_a_learner_shows_what_it_needs_and_how_it_is_trained() -> None:

@@ -78,7 +78,7 @@ class FolderTasks:
         if len(failed) == len(splits):
             raise failed[0]
         for told in failed:
-            log.warning("%s", told)
+            log.info("%s", told)  # to train on, one split is enough
 
     @property
     def fingerprint(self) -> str:

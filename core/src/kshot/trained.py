@@ -26,6 +26,7 @@ from kshot.functional import full_precision
 from kshot.nn import evaluating
 from kshot.protocols import Backend, Compares, Embeds, Pooled
 from kshot.run import digest
+from kshot.sampling import ClassificationTasks
 from kshot.spec import TaskSpec
 
 Prepare = Callable[[Any], Tensor]
@@ -208,7 +209,9 @@ class Trained:
     def threshold(self, split: str = "val", *, episodes: int = 20) -> Threshold:
         """The distance that best tells pairs of one class from pairs of two, on episodes of ``split``.
 
-        Genuine and imposter pairs weigh the same in all, though there are more of the latter.
+        Where the tasks are ``Pooled`` an episode has up to 20 classes with up to 6 examples, as many as the split
+        holds: it need not hold what was trained with. Genuine and imposter pairs weigh the same in all, though there
+        are more of the latter.
 
         Raises:
             MisfitError: there are no tasks, or see ``embed``.
@@ -216,10 +219,11 @@ class Trained:
         """
         if self.tasks is None:
             raise MisfitError("threshold: there are no tasks to choose pairs from; give Trained(tasks=...)")
+        tasks = held_by(self.tasks, split) if isinstance(self.tasks, Pooled) else self.tasks
         near: list[NDArray[np.float64]] = []
         far: list[NDArray[np.float64]] = []
         for i in range(episodes):
-            episode = self.tasks.sample(split, [i])
+            episode = tasks.sample(split, [i])
             z = self._embed(torch.cat([episode.support.x, episode.query.x], 1)[0])
             y = torch.cat([episode.support.y, episode.query.y], 1)[0]
             upper = torch.ones(len(y), len(y), dtype=torch.bool).triu(1)
@@ -258,6 +262,21 @@ class Trained:
     def _computing(self) -> Iterator[None]:
         with evaluating(self.learner), torch.no_grad(), self.backend.autocast():
             yield
+
+
+def held_by(tasks: Pooled, split: str) -> ClassificationTasks:
+    """Episodes of up to 20 classes with up to 6 examples of each, over the pool of a split.
+
+    Raises:
+        DataError: the split has no two classes, or a class without a pair.
+    """
+    pool = tasks.pool(split)
+    if pool.classes < 2 or pool.fewest < 2:
+        raise DataError(
+            f"split {split!r} has {pool.classes} classes, the smallest of {pool.fewest} examples; expected at least 2 "
+            "classes with 2 examples each to choose a threshold on: give one"
+        )
+    return ClassificationTasks({split: pool}, way=min(pool.classes, 20), shot=1, query=min(pool.fewest - 1, 5))
 
 
 def in_pieces(x: Tensor) -> tuple[Tensor, ...]:

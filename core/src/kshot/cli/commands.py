@@ -137,7 +137,7 @@ def check(ctx: click.Context, /, json_: bool, **given: Any) -> None:
     from kshot.cli.runner import misfits
 
     plan = Plan.of(config_of(ctx, **given))
-    training, tests = build_tasks(plan)
+    plan, training, tests = build_tasks(plan, new=True)
     reasons = misfits(plan, training, tests)
     if json_:
         specs = {"training": training.spec.to_dict(), "tests": [test.spec.to_dict() for test in tests]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,11 @@ from kshot.cli.config import Config, Table, overlay
 from kshot.cli.launch import processes
 from kshot.errors import DataError, OptionError, RunError
 from kshot.optim import Outer
+from kshot.protocols import Pooled
 from kshot.registry.options import options_of, validate
 from kshot.spec import Training
+
+log = logging.getLogger("kshot.cli")
 
 
 def _tuple(tables: Iterable[Table]) -> tuple[Table, ...]:
@@ -118,8 +122,11 @@ class Parts:
     hooks: Mapping[str, Any]
 
 
-def build_tasks(plan: Plan) -> tuple[Any, tuple[Any, ...]]:
-    """The tasks trained on and those of each test; equal ones are one object.
+def build_tasks(plan: Plan, *, new: bool = False) -> tuple[Plan, Any, tuple[Any, ...]]:
+    """The plan as its data can serve it, the tasks trained on and those of each test; equal ones are one object.
+
+    Args:
+        new: the plan is not yet a run's, so the learner's own choices still give way to the data, see ``within``.
 
     Raises PluginError, OptionError, DataError.
     """
@@ -133,8 +140,31 @@ def build_tasks(plan: Plan) -> tuple[Any, tuple[Any, ...]]:
         return made[-1][1]
 
     tests = tuple(once(options) for options in plan.tests)
+    if new:
+        plan = within(plan, tests[0])
     with blame_own(plan):
-        return once(plan.training), tests
+        return plan, once(plan.training), tests
+
+
+def within(plan: Plan, tasks: Any) -> Plan:
+    """The plan with the learner's own way and queries no more than the split to train on holds.
+
+    A learner that likes to train on 30 classes at once is none the worse for a folder of 18. What the user asked for
+    stays, and is refused where it is too much.
+    """
+    split = str(plan.engine.get("split", "train"))
+    if not plan.own.keys() & {"way", "query"} or not isinstance(tasks, Pooled) or split not in tasks.spec.splits:
+        return plan
+    pool, shot = tasks.pool(split), plan.training.get("shot", tasks.spec.shot)
+    most = {"way": pool.classes}
+    if isinstance(shot, int):
+        most["query"] = max(1, pool.fewest - shot)
+    fewer = {n: most[n] for n, value in plan.own.items() if isinstance(value, int) and value > most.get(n, value)}
+    if not fewer:
+        return plan
+    wanted = listed({name: plan.own[name] for name in fewer})
+    log.warning("training with %s, which is all that %r has, instead of %s", listed(fewer), split, wanted)
+    return attrs.evolve(plan, own={**plan.own, **fewer}, training={**plan.training, **fewer})
 
 
 def build_backend(plan: Plan) -> Any:

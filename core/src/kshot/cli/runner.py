@@ -163,7 +163,8 @@ def train(plan: Plan, run: Path | None, *, quiet: bool) -> Outcome:
     backend = build_backend(plan)
     world = backend.world
     begun = None if run is None else from_first(world, lambda: own_config(run))
-    parts = build(plan, *first_then_rest(world, lambda: build_tasks(plan)), backend)
+    plan, training, tests = first_then_rest(world, lambda: build_tasks(plan, new=True))
+    parts = build(plan, training, tests, backend)
     if run is not None and begun is not None:
         plan, parts = as_begun(plan, parts, run, begun)
     return begin(plan, parts, run, quiet=quiet, resuming=begun is not None)
@@ -177,7 +178,8 @@ def resume(run: Path, *, quiet: bool) -> Outcome:
     """
     plan = Plan.of_run(run, RunFolder.open(run).config)
     backend = build_backend(plan)
-    parts = build(plan, *first_then_rest(backend.world, lambda: build_tasks(plan)), backend)
+    plan, training, tests = first_then_rest(backend.world, lambda: build_tasks(plan))
+    parts = build(plan, training, tests, backend)
     return begin(plan, parts, run, quiet=quiet, resuming=True)
 
 
@@ -260,7 +262,8 @@ def evaluate(run: Path, plan: Plan, *, quiet: bool) -> Outcome:
     if not RunFolder.open(run).checkpoints():
         raise RunError(f"{run} has no checkpoint yet; expected a trained run: go on with it: kshot resume {run}")
     backend = build_backend(plan)
-    parts = build(plan, *first_then_rest(backend.world, lambda: build_tasks(plan)), backend)
+    plan, training, tests = first_then_rest(backend.world, lambda: build_tasks(plan))
+    parts = build(plan, training, tests, backend)
     engine = make_engine(plan, parts, run=run, hooks=() if quiet else ("progress",))
     for tasks in parts.tests:
         engine.enter(tasks, plan.evaluate.get("split", "test"), 1)
