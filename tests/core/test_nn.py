@@ -127,11 +127,23 @@ def test_auto_chooses_by_input_shape(shape, has_norm):
     assert e(torch.zeros(2, 3, *shape)).shape[:2] == (2, 3)
 
 
+def test_a_linear_encoder_begins_at_the_distances_of_its_inputs():
+    """Exactly where it has room for them; as a projection where it has not. It is linear: 0 stays 0."""
+    x = torch.randn(1, 6, 2, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with torch.no_grad():
+        whole, part = (encoder("linear", (2, 5), width=width).double() for width in (16, 4))
+        assert torch.allclose(torch.cdist(whole(x), whole(x)), torch.cdist(x.flatten(2), x.flatten(2)), atol=1e-5)
+        assert (torch.cdist(part(x), part(x)) <= torch.cdist(x.flatten(2), x.flatten(2)) + 1e-5).all()
+        weight = part.net[1].weight
+        assert torch.allclose(weight @ weight.T, torch.eye(4, dtype=torch.float64), atol=1e-5)
+        assert not whole(0 * x).any()
+
+
 def test_unusable_encoders_are_refused():
     """With what was expected."""
     with pytest.raises(DataError, match=r"expected \(channels, height >= 16"):
         encoder("conv4", (20,))
-    with pytest.raises(OptionError, match=r"expected .auto., .conv4., .mlp. or an nn\.Module"):
+    with pytest.raises(OptionError, match=r"expected .auto., .conv4., .mlp., .linear. or an nn\.Module"):
         encoder("resnet", (1, 28, 28))  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="'inductive', 'support' or 'transductive'"):
         encoder("conv4", (1, 28, 28), "batch")  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ import pytest
 
 from kshot import tables
 from kshot.tables import Made, Table, cache_folder, open_or_build, open_table, write_whole
+from kshot.whole import beside
 
 
 def made(dtype: str = "uint8") -> Made:
@@ -129,9 +130,9 @@ def test_an_error_while_building_comes_out_and_leaves_nothing(tmp_path: Path, er
 
 
 def test_what_a_killed_builder_left_is_removed(tmp_path: Path) -> None:
-    left = tmp_path / "t.table.xyz.tmp"
+    left = beside(tmp_path / "t.table")
     left.write_text("half")
-    other = tmp_path / "u.table.xyz.tmp"
+    other = beside(tmp_path / "u.table")
     other.write_text("of someone who is writing")
     build(tmp_path / "t.table")
     assert not left.exists()
@@ -142,6 +143,7 @@ def test_two_processes_at_once_build_one(tmp_path: Path) -> None:
     program = """
 import sys, time, numpy as np
 from pathlib import Path
+from kshot.whole import beside
 from kshot.tables import Made, open_or_build
 def make():
     print("built", flush=True)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from click.testing import CliRunner, Result
 
 import kshot
 from kshot.cli import main
+from kshot.errors import DataError
 from kshot.run import load_checkpoint
 
 OWN = pytest.importorskip("kshot_protonet").ProtoNet.training_defaults
@@ -203,6 +205,22 @@ def test_check_answers_without_computing() -> None:
     assert done.exit_code == 3
     assert json.loads(done.stdout)["reasons"] == ["the tasks are regression, the learner learns classification"]
     assert not list(Path().iterdir())
+
+
+def test_a_warning_is_a_line_for_people_and_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the file and line of whoever gave it; other programs' warnings are left as they are."""
+
+    def warn(plan: Any, **more: Any) -> Any:
+        for _ in range(2):
+            warnings.warn("2 files are copies", UserWarning, stacklevel=1)
+        warnings.warn("old", DeprecationWarning, stacklevel=1)
+        raise DataError("stop")
+
+    monkeypatch.setattr("kshot.cli.plan.build_tasks", warn)
+    with pytest.warns(DeprecationWarning, match="old") as others:
+        done = cli("check", "protonet", "toy")
+    assert done.stderr == "kshot: warning: 2 files are copies\nkshot: stop\n"
+    assert len(others) == 1
 
 
 def test_the_learner_s_own_way_of_training_is_held_to_the_data(caplog: pytest.LogCaptureFixture) -> None:

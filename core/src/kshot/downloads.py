@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import logging
-import os
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 from kshot.errors import DataError
+from kshot.whole import writing
 
 log = logging.getLogger("kshot.downloads")
 
@@ -41,22 +39,20 @@ def fetch(
             written. What was in the folder stays as it was.
     """
     log.info("fetching %s to %s", url, target)
-    temporary: str | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        number, temporary = tempfile.mkstemp(prefix=f"{target.name}.", suffix=".tmp", dir=target.parent)
         received = 0
-        with os.fdopen(number, "wb") as file, urllib.request.urlopen(url, timeout=timeout) as answer:
-            while chunk := answer.read(1 << 16):
-                received += len(chunk)
-                if received > largest:
-                    raise DataError(f"{name}: {url} has more than {largest} bytes, which it should not; {otherwise}")
-                file.write(chunk)
+        with writing(target) as file:
+            with urllib.request.urlopen(url, timeout=timeout) as answer:
+                while chunk := answer.read(1 << 16):
+                    received += len(chunk)
+                    if received > largest:
+                        raise DataError(
+                            f"{name}: {url} has more than {largest} bytes, which it should not; {otherwise}"
+                        )
+                    file.write(chunk)
             file.flush()
-            os.fsync(file.fileno())
-        check(Path(temporary), f"{name}: {url} came with {received} bytes")
-        os.chmod(temporary, 0o644)  # a cache may be shared; mkstemp's files are their owner's only
-        os.replace(temporary, target)
+            check(Path(file.name), f"{name}: {url} came with {received} bytes")
     except (OSError, http.client.HTTPException, ValueError) as error:
         if isinstance(error, DataError):
             raise
@@ -65,7 +61,3 @@ def fetch(
         raise DataError(
             f"{name}: can't fetch {url} to {target.parent} ({type(error).__name__}: {error}); try again, {otherwise}"
         ) from error
-    finally:
-        if temporary:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)

@@ -11,12 +11,9 @@ A file appears under its name complete or not at all: it is written beside it, f
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import pickle
-import uuid
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,6 +24,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from kshot.errors import RunError
+from kshot.whole import beside, writing
 
 FORMAT = "kshot-checkpoint"
 VERSION = 1
@@ -38,38 +36,14 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     Raises:
         RunError: the disk is full or can't be written; nothing that was there is lost.
     """
-    temporary = None
     try:
-        temporary = _beside(path)
-        with temporary.open("xb") as file:
+        with writing(path) as file:
             write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        temporary = None
-        _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
         raise RunError(
-            f"could not write {path}: {error}; what was there before is untouched: free some space and resume"
+            f"could not write {path}: {error}; what was there before is untouched: free some space, and resume the "
+            "run or try again"
         ) from error
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-
-
-def _beside(path: Path) -> Path:
-    """A new hidden name in the same folder, for what is not whole yet."""
-    return path.with_name(f".{path.name}-{uuid.uuid4().hex}.part")
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -151,7 +125,7 @@ class RunFolder:
             )
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            made = _beside(folder)
+            made = beside(folder)
             (made / "checkpoints").mkdir(parents=True)
             write_json(made / "config.json", config)
             made.rename(folder)

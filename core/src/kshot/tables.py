@@ -17,7 +17,6 @@ import logging
 import math
 import os
 import struct
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +27,8 @@ import platformdirs
 from attrs import frozen
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
+
+from kshot.whole import left_beside, writing
 
 log = logging.getLogger("kshot.tables")
 
@@ -156,19 +157,9 @@ def write_whole(path: Path, chunks: Iterable[Any]) -> None:
     Raises:
         OSError: the disk is full, or the folder can't be written.
     """
-    number, name = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(number, "wb") as file:
-            for chunk in chunks:
-                file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # a cache may be shared; mkstemp's files are their owner's only
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
+    with writing(path) as file:
+        for chunk in chunks:
+            file.write(chunk)
 
 
 @contextlib.contextmanager
@@ -188,7 +179,7 @@ def _lock(path: Path) -> Iterator[bool]:
 
 def _sweep(path: Path) -> None:
     """Removes what a killed builder of the same table has left. Called under the lock: nobody is writing it."""
-    for left in path.parent.glob(f"{path.name}.*.tmp"):
+    for left in left_beside(path):
         left.unlink(missing_ok=True)
 
 

@@ -161,6 +161,19 @@ def test_a_file_that_was_cut_off_is_named(tmp_path: Path) -> None:
         attrs.evolve(FORM, seconds=1.0).decode(path)
 
 
+def test_a_wav_that_was_cut_off_is_named_and_a_stream_is_not(tmp_path: Path) -> None:
+    """By the length that its header has, unless that says that nobody knew it."""
+    path = written(tmp_path / "x.wav", RNG.uniform(-0.5, 0.5, 16000))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9000])
+    with pytest.raises(DataError, match=r"x\.wav: was cut off: it holds 23000 of 32000 bytes of samples"):
+        FORM.decode(path)
+    where = whole.index(b"data") + 4
+    for unknown in (b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f"):
+        path.write_bytes(whole[:where] + unknown + whole[where + 4 :])
+        assert FORM.decode(path).shape[0] == 1
+
+
 def test_a_file_that_gives_less_than_it_promises_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As an MP3 that was cut off does."""
     path = written(tmp_path / "x.wav", RNG.uniform(-0.5, 0.5, 16000))

@@ -180,7 +180,7 @@ def test_two_processes_at_once_build_one_table(miniature: Path, tmp_path: Path) 
     assert len({re.search("digest .*", text)[0] for text in told}) == 1  # type: ignore[index]
     assert sum(text.count("LOG writing") for text in told) == 1
     assert len(tables(tmp_path / "c")) == 1
-    assert not list((tmp_path / "c").glob("*.tmp"))
+    assert not list((tmp_path / "c").glob(".*.part"))
 
 
 def test_killed_builder_leaves_nothing_harmful(small: Callable[..., Path], tmp_path: Path) -> None:
@@ -196,11 +196,11 @@ def test_killed_builder_leaves_nothing_harmful(small: Callable[..., Path], tmp_p
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert tables(folder) == []
-    assert len(list(folder.glob("*.tmp"))) == 1
+    assert len(list(folder.glob(".*.part"))) == 1
     began = time.perf_counter()
     assert load(root, folder).file == tables(folder)[0]
     assert time.perf_counter() - began < 30
-    assert not list(folder.glob("*.tmp"))
+    assert not list(folder.glob(".*.part"))
 
 
 def test_without_a_usable_cache_folder_drawings_are_in_memory(small: Callable[..., Path], tmp_path: Path) -> None:

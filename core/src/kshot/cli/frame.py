@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -37,11 +40,12 @@ KSHOT_DEBUG=1 shows tracebacks, KSHOT_DISABLE=a,b hides plugins."""
 
 
 class Group(click.Group):
-    """Turns kshot's own errors into one message on standard error and their exit code."""
+    """Turns kshot's own errors into one message on standard error and their exit code, and warnings into a line."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with plain_warnings():
+                return super().invoke(ctx)
         except KshotError as error:
             if os.environ.get("KSHOT_DEBUG", "") not in ("", "0"):
                 import traceback
@@ -55,6 +59,24 @@ class Group(click.Group):
         except KeyboardInterrupt:
             say("kshot: interrupted")
             ctx.exit(INTERRUPTED)
+
+
+@contextlib.contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Within it a warning to the user is a line on standard error, each said once; others are shown as they were."""
+    said: set[str] = set()
+    with warnings.catch_warnings():
+        before = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if category is not UserWarning:
+                before(message, category, *where, **more)
+            elif str(message) not in said:
+                said.add(str(message))
+                say(f"kshot: warning: {message}")
+
+        warnings.showwarning = show
+        yield
 
 
 class SectionCommand(click.Command):

@@ -152,10 +152,10 @@ def within(plan: Plan, tasks: Any) -> Plan:
     A learner that likes to train on 30 classes at once is none the worse for a folder of 18. What the user asked for
     stays, and is refused where it is too much.
     """
-    split = str(plan.engine.get("split", "train"))
-    if not plan.own.keys() & {"way", "query"} or not isinstance(tasks, Pooled) or split not in tasks.spec.splits:
+    split, spec = str(plan.engine.get("split", "train")), tasks.spec
+    if not plan.own.keys() & {"way", "query"} or not isinstance(tasks, Pooled) or split not in spec.splits:
         return plan
-    pool, shot = tasks.pool(split), plan.training.get("shot", tasks.spec.shot)
+    pool, shot = tasks.pool(split), plan.training.get("shot", spec.shot)
     most = {"way": pool.classes}
     if isinstance(shot, int):
         most["query"] = max(1, pool.fewest - shot)

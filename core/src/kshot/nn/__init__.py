@@ -1,6 +1,6 @@
 """Encoders, nets that adapt, memories tried before they are used, and the policy of normalisation."""
 
-from kshot.nn.encoders import Encoder, EncoderChoice, conv4, encoder, mlp
+from kshot.nn.encoders import Encoder, EncoderChoice, conv4, encoder, linear, mlp
 from kshot.nn.memories import memory
 from kshot.nn.networks import Network, NetworkChoice, network
 from kshot.nn.normalisation import Normalisation, evaluating
@@ -14,6 +14,7 @@ __all__ = [
     "conv4",
     "encoder",
     "evaluating",
+    "linear",
     "memory",
     "mlp",
     "network",

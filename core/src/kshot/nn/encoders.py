@@ -21,7 +21,7 @@ from kshot.nn.normalisation import (
     with_statistics_of,
 )
 
-EncoderChoice = Literal["auto", "conv4", "mlp"] | nn.Module
+EncoderChoice = Literal["auto", "conv4", "mlp", "linear"] | nn.Module
 
 
 class Encoder(nn.Module):
@@ -144,6 +144,16 @@ def mlp(input_shape: tuple[int, ...], hidden: tuple[int, ...] = (64, 64), out: i
     return nn.Sequential(*layers, nn.Linear(sizes[-1], out))
 
 
+def linear(input_shape: tuple[int, ...], out: int = 64) -> nn.Sequential:
+    """One linear map W: [n, *input] -> [n, ``out``], under which distances are Mahalanobis', by the matrix W^T W.
+
+    It begins orthogonal, so that training begins at the distances of the inputs, or of their projection.
+    """
+    layer = nn.Linear(math.prod(input_shape), out, bias=False)
+    nn.init.orthogonal_(layer.weight)
+    return nn.Sequential(nn.Flatten(), layer)
+
+
 def encoder(
     choice: EncoderChoice, input_shape: tuple[int, ...], normalisation: Normalisation = "inductive", width: int = 64
 ) -> Encoder:
@@ -163,4 +173,6 @@ def encoder(
         return Encoder(conv4(input_shape, width), normalisation, input_shape)
     if choice == "mlp":
         return Encoder(mlp(input_shape, (width, width), width), normalisation, input_shape)
-    raise OptionError(f"encoder is {choice!r}, expected 'auto', 'conv4', 'mlp' or an nn.Module of yours")
+    if choice == "linear":
+        return Encoder(linear(input_shape, width), normalisation, input_shape)
+    raise OptionError(f"encoder is {choice!r}, expected 'auto', 'conv4', 'mlp', 'linear' or an nn.Module of yours")

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import warnings
 from collections.abc import Iterable
 from functools import cached_property
@@ -32,6 +33,7 @@ VERSION = 1
 TOP_DB = 80.0
 """Decibels below a clip's loudest cell where its mel spectrogram is cut off, as by ``torchaudio.transforms.MFCC``."""
 
+_UNKNOWN_LENGTH = 0x7FFF0000  # and above, what programs write as the length of a WAV that they could not know yet
 _LARGEST_KERNEL = 1 << 24  # numbers of a resampling kernel; rates without a common divisor would need gigabytes
 
 
@@ -140,6 +142,7 @@ class Form:
         name = name or str(source)
         try:
             with soundfile.SoundFile(source if not isinstance(source, Path) else str(source)) as file:
+                promised = re.search(r"^data : (\d+) \(should be (\d+)\)$", file.extra_info, re.MULTILINE)
                 # Only what is needed: a recording of an hour is a gigabyte.
                 rate, needed = file.samplerate, math.ceil(self.seconds * file.samplerate)
                 if self.crop == "centre" and file.frames > needed:
@@ -150,6 +153,10 @@ class Form:
             raise DataError(
                 f"{name}: can't be read as a sound ({type(error).__name__}: {error}); mend it or take it away"
             ) from error
+        if promised is not None and int(promised[2]) < int(promised[1]) < _UNKNOWN_LENGTH:
+            raise DataError(
+                f"{name}: was cut off: it holds {promised[2]} of {promised[1]} bytes of samples; mend it or remove it"
+            )
         if len(samples) < expected:
             raise DataError(f"{name}: ends after {len(samples)} of {expected} samples; mend it or take it away")
         return self.of_samples(samples, rate, name)

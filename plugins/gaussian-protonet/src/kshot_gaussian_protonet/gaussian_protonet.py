@@ -77,8 +77,8 @@ class GaussianProtoNet(nn.Module):
             learned temperature and without the square).
         transform: of raw precisions to positive ones: ``softplus``, ``sigmoid``, ``sigmoid4`` or ``learned``, see
             ``positive``.
-        encoder: ``auto``, ``conv4``, ``mlp`` or a module from [n, *input] to [n, D].
-        width: channels of conv4, units of mlp.
+        encoder: ``auto``, ``conv4``, ``mlp``, ``linear`` or a module from [n, *input] to [n, D].
+        width: channels of conv4, units of mlp, outputs of linear.
         normalisation: whose batch statistics serve at evaluation: ``inductive``, ``support`` or ``transductive``.
 
     Raises:

@@ -102,8 +102,8 @@ class MatchingNet(nn.Module):
             paper's, with which no probability exceeds e / (e + N - 1) at one shot where cosines are 0 to 1.
         full_context: embed each example in the context of the support; the order of the support then matters.
         steps: processing steps of a query's embedding in full context.
-        encoder: ``auto``, ``conv4``, ``mlp`` or a module from [n, *input] to [n, D].
-        width: channels of conv4, units of mlp.
+        encoder: ``auto``, ``conv4``, ``mlp``, ``linear`` or a module from [n, *input] to [n, D].
+        width: channels of conv4, units of mlp, outputs of linear.
         normalisation: whose batch statistics serve at evaluation: ``inductive``, ``support`` or ``transductive``.
 
     Raises:

@@ -25,8 +25,8 @@ class ProtoNet(nn.Module):
 
     Args:
         spec: the tasks'; fixes the input shape and, where semantics are provided, the class vectors' length.
-        encoder: ``auto``, ``conv4``, ``mlp`` or a module from [n, *input] to [n, D].
-        width: channels of conv4, units of mlp.
+        encoder: ``auto``, ``conv4``, ``mlp``, ``linear`` or a module from [n, *input] to [n, D].
+        width: channels of conv4, units of mlp, outputs of linear.
         normalisation: whose batch statistics serve at evaluation: ``inductive``, ``support`` or ``transductive``.
 
     Raises:

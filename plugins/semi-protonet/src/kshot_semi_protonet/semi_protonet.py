@@ -88,8 +88,8 @@ class SemiProtoNet(nn.Module):
             a learned threshold, count less).
         train_encoder: False trains the distractor cluster's radius or the mask alone, over the encoder as it is at
             evaluation: a second stage on classes that the encoder was not trained on.
-        encoder: ``auto``, ``conv4``, ``mlp`` or a module from [n, *input] to [n, D].
-        width: channels of conv4, units of mlp.
+        encoder: ``auto``, ``conv4``, ``mlp``, ``linear`` or a module from [n, *input] to [n, D].
+        width: channels of conv4, units of mlp, outputs of linear.
         normalisation: whose batch statistics serve at evaluation: ``inductive``, ``support`` (labelled and unlabelled)
             or ``transductive``.
 

@@ -84,8 +84,8 @@ class Siamese(nn.Module):
         margin: contrastive: how far apart imposters are pushed.
         average: over which pairs: ``active``, ``balanced``, ``all``, see ``mean_over``; ``auto`` is active for
             contrastive and balanced for koch.
-        encoder: ``auto``, ``conv4``, ``mlp`` or a module from [n, *input] to [n, D].
-        width: channels of conv4, units of mlp.
+        encoder: ``auto``, ``conv4``, ``mlp``, ``linear`` or a module from [n, *input] to [n, D].
+        width: channels of conv4, units of mlp, outputs of linear.
         normalisation: whose batch statistics serve at evaluation: ``inductive``, ``support`` or ``transductive``.
 
     Raises:

@@ -1,0 +1,62 @@
+"""A file is whole or not there, and nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from kshot.whole import beside, left_beside, writing
+
+
+def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
+    """Until then what was there is there, and the new one has another name in the same folder."""
+    path = tmp_path / "x.bin"
+    path.write_bytes(b"old")
+    with writing(path) as file:
+        file.write(b"new")
+        assert path.read_bytes() == b"old"
+        assert Path(file.name).parent == tmp_path
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [OSError, ValueError, KeyboardInterrupt])
+def test_a_failure_leaves_what_was_there_and_nothing_else(tmp_path: Path, error: type[BaseException]) -> None:
+    path = tmp_path / "x.bin"
+    path.write_bytes(b"old")
+
+    def interrupted() -> None:
+        with writing(path) as file:
+            file.write(b"half")
+            raise error
+
+    with pytest.raises(error):
+        interrupted()
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_others_may_read_it_as_far_as_the_user_lets_them(tmp_path: Path) -> None:
+    """A cache may be shared: it is no secret of its maker's, unless the umask says so."""
+    before = os.umask(0o022)
+    try:
+        with writing(tmp_path / "x.bin") as file:
+            file.write(b"x")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x.bin").stat().st_mode & 0o777 == 0o644
+
+
+def test_what_was_left_is_found_by_the_name_it_would_have_had(tmp_path: Path) -> None:
+    """And not what would have been another file."""
+    left, others = beside(tmp_path / "x"), [beside(tmp_path / "xy"), beside(tmp_path / "x-y"), tmp_path / "x"]
+    for path in (left, *others):
+        path.touch()
+    assert left_beside(tmp_path / "x") == [left]
+
+
+def test_a_missing_folder_is_the_system_s_own_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), writing(tmp_path / "none" / "x"):
+        pass
