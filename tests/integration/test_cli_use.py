@@ -102,6 +102,23 @@ def test_a_file_that_is_in_the_support_is_reported(run: Path, drawings: Path, tm
     assert done.stderr.count("note:") == 1
 
 
+def test_a_file_that_stands_for_two_classes_is_reported(run: Path, drawings: Path, tmp_path: Path) -> None:
+    """A slip of whoever sorted them; two copies in one class are none."""
+    support = tmp_path / "support"
+    shutil.copytree(drawings / "support", support)
+    first = sorted((support / "C").iterdir())[0]
+    shutil.copy(first, support / "C" / "again.png")
+    shutil.copy(sorted((support / "B").iterdir())[0], support / "A" / "slip.png")
+    done = cli("predict", "--run", run, "--support", support, drawings / "new" / "A.png")
+    assert done.exit_code == 0, done.output
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("note: ")
+    assert line.endswith("have the same bytes, but are of several classes")
+    assert str(support / "A" / "slip.png") in line
+    told = json.loads(cli("predict", "--run", run, "--support", support, first, "--json").stdout)
+    assert len(told["contradictions"]) == 1
+
+
 def test_embeddings_are_written_whole(run: Path, drawings: Path, tmp_path: Path) -> None:
     files = sorted((drawings / "new").iterdir())
     done = cli("embed", "--run", run, "--output", tmp_path / "z.npz", *files)
@@ -117,7 +134,7 @@ def test_verify_says_distance_threshold_and_decision(run: Path, drawings: Path) 
     a, b = drawings / "new" / "A.png", drawings / "new" / "B.png"
     told = json.loads(cli("verify", "--run", run, a, a, "--json").stdout)
     assert (told["distance"], told["same"]) == (0, True)
-    assert told["threshold"]["chosen"] == "val"
+    assert (told["threshold"]["chosen"], told["threshold"]["trained_on"]) == ("val", "train")
     assert 0.6 < told["threshold"]["accuracy"] <= 1
     distance = json.loads(cli("verify", "--run", run, a, b, "--json").stdout)["distance"]
     assert distance == pytest.approx(float(kshot.Trained.of_run(run).distances([a], [b])[0]))

@@ -225,6 +225,8 @@ def predict(run: Path, support: Path, files: tuple[Path, ...], json_: bool) -> N
         tell(f"{p['file']:<{widths[0]}}  {p['class']:<{widths[1]}}  {p['probability']:.3f}")
     for same in made["repeats"]:
         say(f"note: {same['file']} has the same bytes as {same['support']} of the support")
+    for paths in made["contradictions"]:
+        say(f"note: {' and '.join(paths)} have the same bytes, but are of several classes")
 
 
 @main.command()
@@ -266,6 +268,11 @@ def verify(run: Path, a: Path, b: Path, threshold: float | None, json_: bool) ->
     )
     tell(f"{'the same' if made['same'] else 'different'}: distance {made['distance']:.4g}, threshold {at['value']:.4g}")
     tell(f"threshold {chosen}")
+    if at.get("trained_on", "train") != "train":
+        say(
+            f"note: the run was trained on split {at['trained_on']!r}, which may have these classes: then the "
+            "threshold is too small; give one with --threshold, or train on 'train'"
+        )
 
 
 def finish(ctx: click.Context, work: Callable[[], Outcome], run: Path | None, json_: bool) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from kshot.errors import DataError
 from kshot.folders import scan
-from kshot.run import write_atomically
+from kshot.run import RunFolder, write_atomically
 from kshot.trained import Trained
 
 
@@ -29,17 +29,36 @@ def predict(run: Path, support: Path, files: Sequence[Path]) -> dict[str, Any]:
         {"file": str(file), "class": label, "probability": float(p.max()), "probabilities": p.tolist()}
         for file, label, p in zip(files, made.labels, made.probabilities, strict=True)
     ]
-    repeated = [{"file": str(file), "support": str(same)} for file, same in repeats(files, shown)]
-    counts = {name: len(paths) for name, paths in shown.items()}
-    names = list(made.names)
-    return {"run": str(run), "classes": names, "support": counts, "predictions": predictions, "repeats": repeated}
+    known = digests(shown)
+    repeated = [{"file": str(file), "support": str(same)} for file, same in repeats(files, known)]
+    return {
+        "run": str(run),
+        "classes": list(made.names),
+        "support": {name: len(paths) for name, paths in shown.items()},
+        "predictions": predictions,
+        "repeats": repeated,
+        "contradictions": [[str(path) for path in paths] for paths in contradictions(shown, known)],
+    }
 
 
-def repeats(files: Sequence[Path], support: Mapping[str, Sequence[Path]]) -> list[tuple[Path, Path]]:
+def digests(support: Mapping[str, Sequence[Path]]) -> dict[str, list[Path]]:
+    """The files of the support by their contents."""
+    known: dict[str, list[Path]] = {}
+    for path in (path for paths in support.values() for path in paths):
+        known.setdefault(_digest(path), []).append(path)
+    return known
+
+
+def repeats(files: Sequence[Path], known: Mapping[str, Sequence[Path]]) -> list[tuple[Path, Path]]:
     """Files whose very bytes are in the support too, each with the one it repeats: their prediction proves nothing."""
-    known = {_digest(path): path for paths in support.values() for path in paths}
     found = [(file, known.get(_digest(file))) for file in files]
-    return [(file, same) for file, same in found if same is not None]
+    return [(file, same[0]) for file, same in found if same is not None]
+
+
+def contradictions(support: Mapping[str, Sequence[Path]], known: Mapping[str, Sequence[Path]]) -> list[Sequence[Path]]:
+    """Files of the support that have the same bytes and are of several classes."""
+    class_of = {path: name for name, paths in support.items() for path in paths}
+    return [paths for paths in known.values() if len({class_of[path] for path in paths}) > 1]
 
 
 def embed(run: Path, files: Sequence[Path], output: Path) -> tuple[int, int]:
@@ -76,6 +95,7 @@ def verify(run: Path, a: Path, b: Path, threshold: float | None) -> dict[str, An
         value = chosen.value
         genuine, imposter = chosen.pairs
         how = {"chosen": chosen.split, "accuracy": chosen.accuracy, "genuine": genuine, "imposter": imposter}
+        how["trained_on"] = RunFolder.open(run).config["cli"]["engine"].get("split", "train")
     return {"run": str(run), "distance": distance, "threshold": {"value": value, **how}, "same": distance <= value}
 
 
