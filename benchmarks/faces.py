@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import nn
 
 import kshot
 from kshot_siamese import Siamese
-from kshot_siamese.verification import balanced_accuracy, best_threshold, equal_error_rate, pairs_of, roc_auc
+from kshot_siamese.verification import Pairs, balanced_accuracy, best_threshold, equal_error_rate, pairs_of, roc_auc
 
 SIZE, ITERATIONS = (28, 23), 100
 OPTIMIZER = {"lr": 3e-3, "schedule": "linear", "warmup": 20}
@@ -69,21 +70,31 @@ Judged = tuple[Siamese, Any]
 """A learner and its tasks."""
 
 
-def judged(final: Judged, first: Judged, episodes: int) -> dict[str, float]:
-    """A learner on the test people. The accuracy of verification is that of ``first``, which has not seen the
-    validation people, at the threshold that is best on their pairs."""
-    test = pairs_of(final[0], final[1].pool("test"))
+def of_people(pairs: Pairs, y: np.ndarray[Any, Any]) -> list[float]:
+    """For each person the area under the ROC curve over the pairs that have a picture of this person."""
+    of_first, of_second = y[pairs.first], y[pairs.second]
+    each = [(of_first == person) | (of_second == person) for person in np.unique(y)]
+    return [roc_auc(pairs.distance[mine], pairs.genuine[mine]) for mine in each]
+
+
+def judged(final: Judged, first: Judged, episodes: int) -> tuple[dict[str, float], dict[str, float]]:
+    """A learner on the test people, in all and person by person. The accuracy of verification is that of ``first``,
+    which has not seen the validation people, at the threshold that is best on their pairs."""
+    pool = final[1].pool("test")
+    test = pairs_of(final[0], pool)
     val, then = (pairs_of(first[0], first[1].pool(split)) for split in ("val", "test"))
     threshold = best_threshold(val.distance, val.genuine)
-    return {
+    people = dict(zip(pool.names, of_people(test, pool.table()[1]), strict=True))
+    made = {
         "ROC AUC": roc_auc(test.distance, test.genuine),
         "equal error rate": equal_error_rate(test.distance, test.genuine),
         "balanced accuracy, threshold of val": balanced_accuracy(then.distance, then.genuine, threshold),
         "10-way 1-shot accuracy": kshot.Engine(*final).evaluate(episodes).mean,
     }
+    return made, people
 
 
-def of_split(split_seed: int, iterations: int, episodes: int) -> tuple[list[str], list[dict[str, float]]]:
+def of_split(split_seed: int, iterations: int, episodes: int) -> tuple[list[str], list[Any]]:
     """The settings chosen for each net, and what the nets and raw pixels reach."""
     chosen, arms = [], []
     for net, offered in SETTINGS.items():
@@ -107,6 +118,17 @@ def shown(values: np.ndarray[Any, Any], sign: str = "") -> str:
     return f"{values.mean():{sign}.3f} ± {half:.3f}"
 
 
+def shown_over_people(values: np.ndarray[Any, Any], sign: str = "") -> str:
+    """The mean over people and half its 95 % interval, as of independent ones: 1.96 standard errors."""
+    return f"{values.mean():{sign}.3f} ± {1.96 * values.std(ddof=1) / np.sqrt(len(values)):.3f}"
+
+
+def over_people(arms: Sequence[Sequence[dict[str, float]]]) -> np.ndarray[Any, Any]:
+    """Arms of splits' people -> [arms, people], each person's mean over the splits that tested this one."""
+    names = sorted({name for split in arms[0] for name in split})
+    return np.array([[np.mean([split[n] for split in arm if n in split]) for n in names] for arm in arms])
+
+
 def main() -> None:
     options = arguments(__doc__)
     find_faces()
@@ -121,18 +143,27 @@ def main() -> None:
             f"AT&T faces at {SIZE[0]} x {SIZE[1]}; {splits} splits by person, of 30 people to train on and 10 to test",
             f"{iterations} episodes; chosen on validation people:",
             *(f"  {times} times {text}" for text, times in sorted(counted.items())),
-            "± is the 95 % interval of the mean over splits, which share people (Nadeau & Bengio 2003)",
+            "± is the 95 % interval of the mean over splits, which share people (Nadeau & Bengio 2003);",
+            "  in the last row it is that over people, each judged by networks that never saw this one",
         ],
     )
     rates: list[tuple[float, str]] = []
-    for measure in found[0][0]:
-        linear, conv, raw, whole = (np.array([split[arm][measure] for split in found]) for arm in range(4))
-        row = {"measure": measure, "linear": shown(linear), "conv4": shown(conv)}
-        row |= {"pixels": shown(raw), "pixels 112 x 92": shown(whole)}
-        row |= {"linear - pixels": shown(linear - raw, "+"), "conv4 - pixels": shown(conv - raw, "+")}
-        report.rows.append(row)
+
+    def add(measure: str, arms: Sequence[np.ndarray[Any, Any]], show: Callable[..., str]) -> None:
+        linear, conv, raw, whole = arms
+        row = {"measure": measure, "linear": show(linear), "conv4": show(conv)}
+        row |= {"pixels": show(raw), "pixels 112 x 92": show(whole)}
+        row |= {"linear - pixels": show(linear - raw, "+"), "linear - 112 x 92": show(linear - whole, "+")}
+        report.rows.append({**row, "conv4 - pixels": show(conv - raw, "+")})
+
+    for measure in found[0][0][0]:
+        arms = [np.array([split[arm][0][measure] for split in found]) for arm in range(4)]
+        add(measure, arms, shown)
+        linear, conv, raw, _ = arms
         if measure == "equal error rate":
             rates = [(float(raw.mean() / arm.mean()), name) for arm, name in ((conv, "conv4"), (linear, "linear"))]
+    people = over_people([[split[arm][1] for split in found] for arm in range(4)])
+    add(f"a person's ROC AUC, over {people.shape[1]} people", people, shown_over_people)
     for ratio, name in rates:
         report.ratios.append(
             (ratio, f"the equal error rate of raw pixels is {{}} x that of the siamese network ({name})")

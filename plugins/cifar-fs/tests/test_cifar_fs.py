@@ -152,6 +152,15 @@ def test_own_pictures_become_inputs(tmp_path: Path, mode: str) -> None:
     assert torch.equal(tasks.prepare(wide), tasks.prepare(Image.fromarray(wide)))
 
 
+def test_what_is_transparent_is_white_and_16_bits_are_scaled(tmp_path: Path) -> None:
+    """Not black, and not cut off at 255."""
+    Image.new("RGBA", (32, 32), (9, 9, 9, 0)).save(tmp_path / "clear.png")
+    Image.fromarray(np.full((32, 32), 128 * 257, np.uint16)).save(tmp_path / "deep.png")
+    made = tasks.prepare([tmp_path / "clear.png", tmp_path / "deep.png"])
+    assert (made[0] == 1).all()
+    assert torch.allclose(made[1], torch.full((), 128 / 255))
+
+
 @pytest.mark.parametrize("raw", [np.zeros((4, 4)), np.zeros((2, 3, 32, 32)) + 2, 5, []])
 def test_what_is_no_picture_is_refused(raw: Any) -> None:
     with pytest.raises(DataError, match="can't prepare"):
@@ -160,5 +169,5 @@ def test_what_is_no_picture_is_refused(raw: Any) -> None:
 
 def test_a_text_file_is_no_picture(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("no")
-    with pytest.raises(DataError, match=r"a\.png: can't be read as a picture"):
+    with pytest.raises(DataError, match=r"a\.png: can't be read as an image"):
         tasks.prepare(tmp_path / "a.png")

@@ -57,9 +57,9 @@ def test_images_of_any_size_and_kind_stand_together(small: Small) -> None:
 
 def test_it_is_decoded_once_and_not_before_it_is_needed(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither for a spec nor for a prediction on files, though a file is no image; a new file makes a new table."""
-    count: list[Path] = []
-    decode = Form.decode
-    monkeypatch.setattr(Form, "decode", lambda self, path: (count.append(path), decode(self, path))[1])
+    count: list[Any] = []
+    pixels = Form.pixels
+    monkeypatch.setattr(Form, "pixels", lambda self, image: (count.append(image), pixels(self, image))[1])
     root = small()
     tasks = imagefolder(root=root, size=4, query=1, way=2)
     assert count == []

@@ -89,6 +89,8 @@ def test_own_pictures_are_prepared_as_the_data_are(small: Small, tmp_path: Path)
     colours.save(made, "PNG")
     (tmp_path / "mine.png").write_bytes(made.getvalue())
     assert torch.allclose(tasks.prepare(tmp_path / "mine.png"), expected, atol=1.5 / 255)
+    Image.fromarray(pixels.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    assert torch.equal(tasks.prepare(tmp_path / "deep.png"), expected)
 
 
 @pytest.mark.parametrize(
@@ -96,11 +98,11 @@ def test_own_pictures_are_prepared_as_the_data_are(small: Small, tmp_path: Path)
     [
         (np.zeros((2, 1, 5, 5), np.float32), r"can't prepare floats of shape \[2, 1, 5, 5\]"),
         (np.full((1, 1, 56, 46), 2.0, np.float32), "within"),
-        (np.zeros((2, 3, 5, 5), np.uint8), "can't prepare uint8"),
+        (np.zeros((2, 2, 5, 5), np.uint8), "can't prepare uint8"),
         (np.zeros((5, 5), np.int64), "can't prepare int64"),
         (7, "can't prepare int"),
         ([], "can't prepare list"),
-        ("no-such-file.png", "can't be read as a picture"),
+        ("no-such-file.png", "can't be read as an image"),
     ],
 )
 def test_what_cannot_be_prepared_is_told(given: Any, told: str) -> None:

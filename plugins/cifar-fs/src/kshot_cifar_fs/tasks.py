@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.datasets import CIFAR100
 
-from kshot import ClassificationTasks, Pool
+from kshot import ClassificationTasks, Pool, pictures
 from kshot.errors import DataError
 from kshot.tables import Made, Table, cache_folder, open_or_build
 from kshot_cifar_fs.splits import SPLITS
@@ -125,48 +124,17 @@ def pools(table: Table) -> dict[str, Pool]:
 
 
 def prepare(raw: Any) -> Tensor:
-    """A user's own pictures as inputs [n, 3, 32, 32].
+    """A user's own pictures as inputs [n, 3, 32, 32]. What isn't square is cut to its middle.
 
     Args:
-        raw: a path, a Pillow image, a uint8 array [h, w, 3], or a sequence of these. Float arrays [n, 3, 32, 32]
-            within [0, 1] are inputs already. What isn't square is cut to its middle.
+        raw: paths, images, uint8 arrays, or some of them, see ``kshot.pictures.inputs``.
 
     Raises:
         DataError: a file is missing or no picture, or an array has another shape or type; names it.
     """
-    if isinstance(raw, str | Path):
-        return _input(_read(Path(raw)))
-    if isinstance(raw, Image.Image):
-        return _input(raw)
-    if isinstance(raw, Tensor | np.ndarray):
-        values = np.asarray(raw)
-        if values.dtype == np.uint8 and values.ndim == 3 and values.shape[2] == 3:
-            return _input(Image.fromarray(values))
-        inside = values.size and float(values.min()) >= 0 and float(values.max()) <= 1
-        if values.dtype.kind == "f" and values.shape[1:] == (3, SIZE, SIZE) and inside:
-            return torch.from_numpy(np.array(values, np.float32))
-        if values.dtype != np.uint8 or values.ndim != 4:
-            raise DataError(
-                f"cifar-fs: can't prepare {values.dtype} of shape {list(values.shape)}; expected uint8 [h, w, 3] or "
-                f"[n, h, w, 3], or inputs [n, 3, {SIZE}, {SIZE}] within [0, 1]"
-            )
-        raw = list(values)
-    if isinstance(raw, Iterable):
-        made = [prepare(item) for item in raw]
-        if made:
-            return torch.cat(made)
-    raise DataError(f"cifar-fs: can't prepare {type(raw).__name__}; expected paths, pictures or uint8 arrays")
 
+    def made(image: Image.Image) -> NDArray[np.uint8]:
+        square = ImageOps.fit(image.convert("RGB"), (SIZE, SIZE), Image.Resampling.BOX)
+        return np.asarray(square).transpose(2, 0, 1)
 
-def _read(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return ImageOps.exif_transpose(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: can't be read as a picture ({type(error).__name__}: {error})") from error
-
-
-def _input(image: Image.Image) -> Tensor:
-    square = ImageOps.fit(image.convert("RGB"), (SIZE, SIZE), Image.Resampling.BOX)
-    return torch.from_numpy(np.asarray(square).transpose(2, 0, 1)[None].astype(np.float32)).div_(255)
+    return pictures.inputs(raw, made, (3, SIZE, SIZE), who="cifar-fs")

@@ -15,7 +15,8 @@ from kshot import tables
 from kshot.errors import DataError
 from kshot.folder_tasks import FolderTasks
 from kshot.folders import Decoded, Folder, contents, scan, splits_of, tell_copies
-from kshot_imagefolder.images import VERSION, Fit, Form, Mode, formats, prepare
+from kshot.pictures import formats
+from kshot_imagefolder.images import VERSION, Fit, Form, Mode, prepare
 
 log = logging.getLogger("kshot_imagefolder")
 

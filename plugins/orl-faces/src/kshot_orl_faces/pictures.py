@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
+from kshot import pictures
 from kshot.errors import DataError
 
 HEIGHT, WIDTH = 112, 92
@@ -74,54 +75,14 @@ def prepare(raw: Any, size: Size) -> Tensor:
     """Pictures of faces as inputs [n, 1, *size], black 0 and white 1.
 
     Args:
-        raw: a path, a Pillow image, a uint8 array or tensor [h, w], [n, h, w] or [n, 1, h, w], or a sequence of any
-            of these. Float arrays [n, 1, *size] within [0, 1] are taken for inputs already and left alone.
+        raw: paths, images, uint8 arrays, or some of them, see ``kshot.pictures.inputs``.
         size: height and width. A picture of another shape is squeezed: crop it to the face as the originals are.
 
     Raises:
         DataError: a file is missing or no picture, or an array has another shape or type; names it.
     """
-    if isinstance(raw, str | Path):
-        return _inputs([_open(Path(raw))], size)
-    if isinstance(raw, Image.Image):
-        return _inputs([raw], size)
-    if isinstance(raw, Tensor | np.ndarray):
-        return _array(raw.detach().cpu().numpy() if isinstance(raw, Tensor) else raw, size)
-    if isinstance(raw, Iterable):
-        parts = [prepare(item, size) for item in raw]
-        if parts:
-            return torch.cat(parts)
-    raise DataError(
-        f"orl-faces: can't prepare {type(raw).__name__}; expected a path, an image, a uint8 array, or some of them"
-    )
 
+    def made(image: Image.Image) -> NDArray[np.uint8]:
+        return resized(image.convert("L"), size)[None]
 
-def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return ImageOps.exif_transpose(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: can't be read as a picture ({type(error).__name__}: {error})") from error
-
-
-def _array(values: Any, size: Size) -> Tensor:
-    if np.issubdtype(values.dtype, np.floating):
-        if values.ndim == 4 and values.shape[1:] == (1, *size) and (np.abs(values - 0.5) <= 0.5).all():
-            return torch.from_numpy(np.array(values, np.float32))
-        raise DataError(
-            f"orl-faces: can't prepare floats of shape {list(values.shape)}; expected inputs [n, 1, {size[0]}, "
-            f"{size[1]}] within [0, 1], or grey pictures as uint8"
-        )
-    stack = values[None] if values.ndim == 2 else values[:, 0] if values.ndim == 4 and values.shape[1] == 1 else values
-    if values.dtype != np.uint8 or stack.ndim != 3 or 0 in stack.shape:
-        raise DataError(
-            f"orl-faces: can't prepare {values.dtype} of shape {list(values.shape)}; expected grey uint8 [h, w], "
-            "[n, h, w] or [n, 1, h, w]"
-        )
-    return _inputs([Image.fromarray(np.ascontiguousarray(picture)) for picture in stack], size)
-
-
-def _inputs(images: list[Image.Image], size: Size) -> Tensor:
-    pixels = np.stack([resized(image.convert("L"), size) for image in images])[:, None]
-    return torch.from_numpy(pixels.astype(np.float32)).div_(255)
+    return pictures.inputs(raw, made, (1, *size), who="orl-faces")
