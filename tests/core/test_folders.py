@@ -481,6 +481,28 @@ def test_a_split_that_is_too_small_is_logged_and_refused(caplog: pytest.LogCaptu
         made.sample("val", [0])
 
 
+@pytest.mark.parametrize(
+    ("sizes", "shot", "expected"),
+    [
+        ((20,) * 40, 1, (5, 5)),
+        ((5,) * 10, 1, (2, 4)),  # 2 classes to test
+        ((5,) * 10, (1, 3), (2, 2)),
+        ((20,) * 14 + (3,), 1, (3, 2)),
+        ((8,) * 4, 1, (2, 5)),  # 1 class to test: refused where it is sampled
+        ((3,) * 20, 3, (4, 1)),  # no query left: refused
+    ],
+)
+def test_way_and_query_are_by_default_what_the_data_hold(sizes: tuple[int, ...], shot: Any, expected: Any) -> None:
+    """Five images a class, and few classes, are enough to begin."""
+    if sizes[0] == 3:
+        with pytest.raises(DataError, match=r"has 3 examples, but shot \+ query is 3 \+ 1 = 4"):
+            tasks([], sizes, way=None, query=None, shot=shot)
+        return
+    made = tasks([], sizes, way=None, query=None, shot=shot)
+    assert (made.spec.way, made.spec.query) == expected
+    assert made.sample("train", [0]).query.y.unique().tolist() == list(range(expected[0]))
+
+
 @pytest.mark.parametrize("by", ["class", "example"])
 def test_they_keep_the_rules_for_tasks(by: str) -> None:
     report = kshot.testing.suite(tasks=tasks([], sizes=(20,) * 10, split_by=by, query=2)).run()

@@ -31,7 +31,8 @@ class FolderTasks:
         load: -> all examples [num, *input], uint8 or float32, and the data's fingerprint; called once.
         input_shape, input_range: of an input.
         split_by: what no two splits share.
-        way, shot, query, block, seed: see ``kshot.ClassificationTasks``.
+        way, shot, query, block, seed: see ``kshot.ClassificationTasks``. A way or query of None is 5, or as many as the
+            smallest split has classes, or as the smallest class leaves examples: at least 2, and 1.
         prepare: raw examples -> inputs [n, *input].
 
     Raises:
@@ -48,12 +49,17 @@ class FolderTasks:
         input_range: tuple[float, float] | None,
         prepare: Callable[[Any], Tensor],
         split_by: Literal["class", "example"] = "class",
-        way: Count = 5,
+        way: Count | None = None,
         shot: Count = 1,
-        query: Count = 5,
+        query: Count | None = None,
         block: int = 1,
         seed: int = 0,
     ) -> None:
+        if way is None:
+            way = max(2, min(5, *(len(classes) for classes in splits.values())))
+        if query is None:
+            fewest = min(len(rows) for classes in splits.values() for rows in classes.values())
+            query = max(1, min(5, fewest - (bounds(shot)[1] or 0)))
         self.spec = TaskSpec(
             kind="classification",
             input_shape=input_shape,

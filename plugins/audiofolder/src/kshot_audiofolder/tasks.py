@@ -21,9 +21,9 @@ log = logging.getLogger("kshot_audiofolder")
 
 
 def audiofolder(
-    way: int | tuple[int, int] = 5,
+    way: int | tuple[int, int] | None = None,
     shot: int | tuple[int, int] = 1,
-    query: int | tuple[int, int] = 5,
+    query: int | tuple[int, int] | None = None,
     seed: int = 0,
     *,
     root: Path | str,
@@ -53,7 +53,8 @@ def audiofolder(
 
     Args:
         way, shot, query, seed, block: of the episodes, see ``kshot.ClassificationTasks``. Classes may have different
-            numbers of sounds, each at least shot + query.
+            numbers of sounds, each at least shot + query. By default way is 5, or as many classes as the smallest split
+            has; query is 5, or as many sounds as the smallest class leaves.
         root: the folder, see ``kshot.folders.scan``.
         rate: to which sounds are resampled, in Hz. Channels are mixed to one before.
         seconds: of a clip.

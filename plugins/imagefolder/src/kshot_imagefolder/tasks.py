@@ -22,9 +22,9 @@ log = logging.getLogger("kshot_imagefolder")
 
 
 def imagefolder(
-    way: int | tuple[int, int] = 5,
+    way: int | tuple[int, int] | None = None,
     shot: int | tuple[int, int] = 1,
-    query: int | tuple[int, int] = 5,
+    query: int | tuple[int, int] | None = None,
     seed: int = 0,
     *,
     root: Path | str,
@@ -45,7 +45,8 @@ def imagefolder(
 
     Args:
         way, shot, query, seed, block: of the episodes, see ``kshot.ClassificationTasks``. Classes may have different
-            numbers of images, each at least shot + query.
+            numbers of images, each at least shot + query. By default way is 5, or as many classes as the smallest split
+            has; query is 5, or as many images as the smallest class leaves.
         root: the folder, see ``kshot.folders.scan``.
         size: pixels a side, or height and width.
         mode: 'RGB' (C = 3) or 'L' (grey, C = 1).
