@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from click.testing import CliRunner, Result
 
 import kshot
 from kshot.cli import main
+from kshot.errors import DataError
 
 pytest.importorskip("kshot_protonet")
 pytest.importorskip("kshot_omniglot")
@@ -142,6 +144,28 @@ def test_verify_says_distance_threshold_and_decision(run: Path, drawings: Path) 
         done = cli("verify", "--run", run, a, b, f"--threshold={threshold}")
         assert done.stdout.startswith(f"{word}: distance {distance:.4g}"), done.output
         assert "as given" in done.stdout
+
+
+def test_predictions_need_no_data(run: Path, drawings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was brought elsewhere predicts and embeds alike; a threshold is chosen on data, or given."""
+    files = sorted((drawings / "new").iterdir())
+    args = ("predict", "--run", run, "--support", drawings / "support", *files, "--json")
+    expected = json.loads(cli(*args).stdout)
+
+    def gone(*args: Any, **options: Any) -> Any:
+        raise DataError("the data are elsewhere")
+
+    monkeypatch.setattr("kshot.registry.tasks", gone)
+    done = cli(*args)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout) == expected
+    assert cli("verify", "--run", run, *files[:2], "--threshold=1").exit_code == 0
+    done = cli("verify", "--run", run, *files[:2])
+    assert (done.exit_code, "elsewhere" in done.stderr) == (5, True)
+    hidden = (run / "inputs.pt").rename(run / "hidden")
+    done = cli(*args)  # a run of before: by its tasks
+    hidden.rename(run / "inputs.pt")
+    assert (done.exit_code, "elsewhere" in done.stderr) == (5, True)
 
 
 def test_what_is_wrong_is_said(run: Path, drawings: Path, tmp_path: Path) -> None:

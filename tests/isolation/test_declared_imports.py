@@ -162,7 +162,8 @@ LAYERS = {
     "kshot.vocabulary": set(),
     "kshot.spec": {"kshot.errors", "kshot.vocabulary", "attrs"},
     "kshot.episode": {"kshot.errors", "attrs", "numpy", "torch"},
-    "kshot.protocols": {"kshot.episode", "kshot.spec", "torch"},
+    "kshot.preparing": {"kshot.errors", "kshot.registry", "attrs", "torch"},  # the registry when a run is read
+    "kshot.protocols": {"kshot.episode", "kshot.preparing", "kshot.spec", "torch"},
     "kshot.functional": {"kshot.functional", "torch"},
 }
 """What the lowest layers may import beside the standard library; a package stands for all its modules."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from kshot.episode import Episode
 from kshot.errors import DataError
 from kshot.folders import Splits
+from kshot.preparing import Preparation
 from kshot.sampling import ClassificationTasks, Pool, check_enough
 from kshot.spec import Count, TaskSpec, bounds
 
@@ -98,6 +99,11 @@ class FolderTasks:
     def prepare(self, raw: Any) -> Tensor:
         """Raw examples as inputs [n, *input] (ability ``Pooled``). Loads nothing else."""
         return self._prepare(raw)
+
+    @property
+    def preparation(self) -> Preparation | None:
+        """What ``prepare`` does, as a value (ability ``Portable``); None where it was given as another callable."""
+        return self._prepare if isinstance(self._prepare, Preparation) else None
 
     def sample(self, split: str, indices: Sequence[int]) -> Episode:
         """Episodes ``indices`` of ``split``, stacked."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kshot.episode import Episode, Predictor, Support
+from kshot.preparing import Preparation
 from kshot.spec import Needs, TaskSpec
 
 T = TypeVar("T")
@@ -142,6 +143,15 @@ class Pooled(Protocol):
 
     def prepare(self, raw: Any) -> Tensor:
         """Raw examples (paths, images) as inputs [n, *input] in the spec's range."""
+
+
+@runtime_checkable
+class Portable(Protocol):
+    """Tasks whose ``prepare`` can be written down, so that a run predicts on files where the data are not."""
+
+    @property
+    def preparation(self) -> Preparation | None:
+        """What ``prepare`` does, as a value; None where it can't be one."""
 
 
 @runtime_checkable

@@ -5,6 +5,7 @@
         metrics.jsonl        a line an iteration or evaluation
         checkpoints/N.pt     after N outer steps; the newest few, atomic, loadable with ``weights_only=True``
         result.json          what the evaluation found
+        inputs.pt            what inputs the learner takes and how files become them
 
 A file appears under its name complete or not at all: it is written beside it, flushed to the disk, and renamed.
 """

@@ -19,6 +19,7 @@ from torch import Tensor
 from kshot import randomness
 from kshot.episode import Environment, Episode, Examples, Origin, Support, as_inputs, check_finite
 from kshot.errors import DataError
+from kshot.preparing import Preparation
 from kshot.spec import Count, TaskSpec, bounds
 
 AHEAD = 64
@@ -146,7 +147,8 @@ class ClassificationTasks:
         shot, query: examples a class in support and query, or ranges.
         block: episodes with the same i // block have the same shape.
         seed: fixes all episodes.
-        prepare: turns raw examples into inputs [n, *input], for prediction on files.
+        prepare: turns raw examples into inputs [n, *input], for prediction on files; a ``kshot.preparing.Preparation``
+            travels with a run, another callable does not.
         fingerprint: what identifies the data; results record it.
 
     Raises:
@@ -201,6 +203,13 @@ class ClassificationTasks:
     def prepare(self, raw: Any) -> Tensor:
         """Raw examples as inputs [n, *input] in the spec's range (ability ``Pooled``)."""
         return as_inputs(raw) if self._prepare is None else self._prepare(raw)
+
+    @property
+    def preparation(self) -> Preparation | None:
+        """What ``prepare`` does, as a value (ability ``Portable``); None where it was given as another callable."""
+        if self._prepare is None:
+            return Preparation.of(as_inputs)
+        return self._prepare if isinstance(self._prepare, Preparation) else None
 
     def sample(self, split: str, indices: Sequence[int]) -> Episode:
         """Episodes ``indices`` of ``split``, stacked."""

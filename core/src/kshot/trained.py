@@ -24,10 +24,14 @@ from kshot.errors import DataError, MisfitError, RunError
 from kshot.evaluation import BUDGET
 from kshot.functional import full_precision
 from kshot.nn import evaluating
-from kshot.protocols import Backend, Compares, Embeds, Pooled
-from kshot.run import digest
+from kshot.preparing import Preparation
+from kshot.protocols import Backend, Compares, Embeds, Pooled, Portable
+from kshot.run import digest, write_atomically
 from kshot.sampling import ClassificationTasks
 from kshot.spec import TaskSpec
+
+INPUTS, INPUTS_FILE = "kshot-inputs", "inputs.pt"
+"""Format and name of the file in a run folder that says what its learner's inputs are."""
 
 Prepare = Callable[[Any], Tensor]
 """Raw examples (paths, images, arrays) -> inputs [n, *input], see ``kshot.protocols.Pooled``."""
@@ -76,7 +80,7 @@ class Trained:
         spec: of the tasks it was built for.
         prepare: raw examples -> inputs; by default they must be inputs already.
         backend: where to compute; the learner is placed there.
-        tasks: that ``threshold`` chooses pairs from, or None.
+        tasks: that ``threshold`` chooses pairs from, or a function that makes them when they are needed, or None.
     """
 
     def __init__(
@@ -97,16 +101,24 @@ class Trained:
                 f"the learner was trained on {spec.kind} tasks; predictions on files need one of classification tasks"
             )
         self.learner = backend.place(learner)
-        self.spec, self.backend, self.tasks = spec, backend, tasks
-        self._prepare = prepare
+        self.spec, self.backend = spec, backend
+        self._tasks, self._prepare = tasks, prepare
+
+    @cached_property
+    def tasks(self) -> Any:
+        """The tasks that ``threshold`` chooses pairs from, or None."""
+        return self._tasks() if callable(self._tasks) else self._tasks
 
     @classmethod
     def of_run(cls, run: str | Path, *, backend: Backend | None = None) -> Trained:
         """What a run of ``kshot train`` ended with: its best validated parameters, else its last.
 
+        The data it was trained on need not be here, but for ``threshold``, and where its tasks can't write down how
+        they prepare examples (``kshot.protocols.Portable``).
+
         Raises:
             RunError: there is no such run, it has no checkpoint, or it was made in Python.
-            KshotError: its learner or its tasks can't be built here.
+            KshotError: its learner, or its tasks where they are needed, can't be built here.
         """
         from kshot import registry
         from kshot.run import RunFolder
@@ -123,12 +135,19 @@ class Trained:
             options = {name: value for name, value in component.items() if name != "name"}
             return make(str(component["name"]), *args, **options, **more)
 
-        tasks = built(registry.tasks, config["training"])
-        learner = built(registry.learner, config["learner"], tasks.spec, seed=config["seed"])
+        def tasks() -> Any:
+            return built(registry.tasks, config["training"])
+
+        prepare: Prepare | None
+        if (written := load_inputs(Path(run))) is not None:
+            spec, prepare = written
+        else:
+            there = tasks()
+            spec, prepare = there.spec, there.prepare if isinstance(there, Pooled) else None
+        learner = built(registry.learner, config["learner"], spec, seed=config["seed"])
         learner.load_state_dict(parameters)
-        prepare = tasks.prepare if isinstance(tasks, Pooled) else None
         made = backend if backend is not None else built(registry.backend, config["backend"])
-        return cls(learner, tasks.spec, prepare=prepare, backend=made, tasks=tasks)
+        return cls(learner, spec, prepare=prepare, backend=made, tasks=tasks)
 
     @cached_property
     def digest(self) -> str:
@@ -262,6 +281,40 @@ class Trained:
     def _computing(self) -> Iterator[None]:
         with evaluating(self.learner), torch.no_grad(), self.backend.autocast():
             yield
+
+
+def save_inputs(run: Path, tasks: Any) -> None:
+    """Put into a run folder what inputs its learner takes and how they are made of files, if ``tasks`` can say so.
+
+    Raises:
+        RunError: it can't be written.
+    """
+    preparation = tasks.preparation if isinstance(tasks, Portable) else None
+    if preparation is not None:
+        value = {"format": INPUTS, "version": 1, "spec": tasks.spec.to_dict(), "prepare": preparation.to_dict()}
+        write_atomically(run / INPUTS_FILE, lambda file: torch.save(value, file))
+
+
+def load_inputs(run: Path) -> tuple[TaskSpec, Preparation] | None:
+    """What ``save_inputs`` put there; None where it put nothing.
+
+    Raises:
+        RunError: it is damaged, of another version, or names a plugin that isn't here.
+    """
+    path, advice = run / INPUTS_FILE, "remove it to prepare files by the data the run was trained on"
+    try:
+        value = torch.load(path, weights_only=True)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise RunError(f"{path}: can't be read ({type(error).__name__}: {error}); {advice}") from error
+    except Exception as error:  # what it raises on damaged bytes is of many kinds
+        raise RunError(
+            f"{path}: is no whole file of names, numbers and tensors ({type(error).__name__}); {advice}"
+        ) from error
+    if not isinstance(value, dict) or (value.get("format"), value.get("version")) != (INPUTS, 1):
+        raise RunError(f"{path}: is not of format {INPUTS!r}, version 1; {advice}")
+    return TaskSpec.from_dict(value["spec"]), Preparation.from_dict(value["prepare"])
 
 
 def held_by(tasks: Pooled, split: str) -> ClassificationTasks:

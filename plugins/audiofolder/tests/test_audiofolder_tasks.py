@@ -14,6 +14,7 @@ import torch
 
 import kshot
 from kshot.errors import DataError
+from kshot.preparing import Preparation
 from kshot_audiofolder import audiofolder
 from kshot_audiofolder.sounds import Form
 
@@ -30,6 +31,8 @@ def test_sounds_of_an_episode_are_of_the_class_they_are_named_after(small: Small
         assert episode.origin is not None
         for x, y in zip(episode.query.x[0], episode.query.y[0], strict=True):
             made = tasks.prepare(sorted((root / episode.origin.class_names[0][int(y)]).iterdir()))
+            written = Preparation.from_dict(tasks.preparation.to_dict())
+            assert torch.equal(written(sorted((root / episode.origin.class_names[0][int(y)]).iterdir())), made)
             assert any(torch.equal(x, file) for file in made)
 
 

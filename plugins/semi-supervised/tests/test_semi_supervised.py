@@ -273,6 +273,7 @@ def test_raw_examples_are_prepared_by_the_tasks_below() -> None:
     """``predict`` on files goes through the view."""
     v = SemiSupervised(tasks(prepare=lambda raw: torch.full((1, 1), float(raw))))
     assert v.prepare(3).tolist() == [[3.0]]
+    assert v.preparation is None  # a closure can't be written down
 
 
 PINNED = {

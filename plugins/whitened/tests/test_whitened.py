@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import kshot
 from kshot import ClassificationTasks, Needs, Pool, Support
 from kshot.errors import DataError, MisfitError, OptionError
+from kshot.preparing import Preparation
 from kshot.testing import sample_tasks
 from kshot_whitened import Whitened
 from kshot_whitened.whitening import principal_components, whitening
@@ -115,6 +116,16 @@ class More(sample_tasks.WithMore):
     def __init__(self) -> None:
         super().__init__(tasks(), unlabelled=5, external=4)
         self.pool, self.prepare = self.of.pool, self.of.prepare
+
+
+def test_what_prepares_examples_can_be_written_down() -> None:
+    """With the components, and what the tasks below do; a closure can't be."""
+    of = ClassificationTasks({"train": tasks().pool("train")}, way=3, query=3)
+    view = Whitened(of, 4)
+    again = Preparation.from_dict(view.preparation.to_dict())
+    pixels = of.pool("train").gather(of.pool("train").rows[0, :2])
+    assert torch.equal(again(pixels), view.prepare(pixels))
+    assert Whitened(tasks(), 4).preparation is None
 
 
 def test_unlabelled_and_external_examples_and_class_vectors_come_along() -> None:

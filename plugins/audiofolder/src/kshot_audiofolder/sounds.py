@@ -252,3 +252,8 @@ def prepare(raw: Any, form: Form) -> Tensor:
     raise DataError(
         f"audiofolder: can't prepare {type(raw).__name__}; expected a path, a pair (samples, rate), or some of them"
     )
+
+
+def prepare_as(raw: Any, **form: Any) -> Tensor:
+    """``prepare`` by the fields of a form, plain values that can be written down."""
+    return prepare(raw, Form(**form))

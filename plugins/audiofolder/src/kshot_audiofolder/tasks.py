@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import attrs
 import torch
 from torch import Tensor
 
@@ -15,7 +16,8 @@ from kshot import tables
 from kshot.errors import DataError
 from kshot.folder_tasks import FolderTasks
 from kshot.folders import Decoded, Folder, contents, scan, splits_of, tell_copies
-from kshot_audiofolder.sounds import VERSION, Form, prepare, suffixes
+from kshot.preparing import Preparation
+from kshot_audiofolder.sounds import VERSION, Form, prepare_as, suffixes
 
 log = logging.getLogger("kshot_audiofolder")
 
@@ -92,7 +94,7 @@ def audiofolder(
         partial(load, folder, form, cache, workers),
         input_shape=form.shape,
         input_range=None,
-        prepare=partial(prepare, form=form),
+        prepare=Preparation.of(prepare_as, **attrs.asdict(form)),
         split_by=split_by,
         way=way,
         shot=shot,

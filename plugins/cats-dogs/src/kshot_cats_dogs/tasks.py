@@ -16,6 +16,7 @@ from torch import Tensor
 from kshot.errors import DataError
 from kshot.folder_tasks import FolderTasks
 from kshot.folders import split_examples
+from kshot.preparing import Preparation
 from kshot.tables import cache_folder
 from kshot_cats_dogs.download import SHA256
 from kshot_cats_dogs.download import download as fetch
@@ -84,7 +85,7 @@ def cats_dogs(
         partial(load, clips, count, crop),
         input_shape=(1, N_MFCC, 1 + count // HOP),
         input_range=None,
-        prepare=partial(prepare, count=count, crop=crop),
+        prepare=Preparation.of(prepare, count=count, crop=crop),
         split_by="example",
         way=way,
         shot=shot,

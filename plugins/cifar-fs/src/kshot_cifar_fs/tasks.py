@@ -17,6 +17,7 @@ from torchvision.datasets import CIFAR100
 
 from kshot import ClassificationTasks, Pool, pictures
 from kshot.errors import DataError
+from kshot.preparing import Preparation
 from kshot.tables import Made, Table, cache_folder, open_or_build
 from kshot_cifar_fs.splits import SPLITS
 
@@ -63,7 +64,7 @@ def cifar_fs(
         query=query,
         block=block,
         seed=seed,
-        prepare=prepare,
+        prepare=Preparation.of(prepare),
         fingerprint=f"cifar-fs-{table.facts['digest']}",
     )
 

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from kshot import ClassificationTasks, Episode, Pool, TaskDistribution
 from kshot.errors import DataError, MisfitError, OptionError
-from kshot.protocols import Pooled
+from kshot.preparing import Preparation
+from kshot.protocols import Pooled, Portable
 from kshot.randomness import episode_keys, uniform
 from kshot_degraded.ways import WAYS, How
 
@@ -133,6 +134,11 @@ class Degraded:
     def prepare(self, raw: Any) -> Tensor:
         """Raw examples as inputs, as the tasks below do it: not degraded (ability ``Pooled``)."""
         return self.of.prepare(raw)
+
+    @property
+    def preparation(self) -> Preparation | None:
+        """That of the tasks below, as a value (ability ``Portable``)."""
+        return self.of.preparation if isinstance(self.of, Portable) else None
 
     def sample(self, split: str, indices: Sequence[int]) -> Episode:
         """Episodes ``indices`` of ``split``: support [B, N K, *input] and query [B, N Q, *input]."""

@@ -75,3 +75,8 @@ def prepare(raw: Any, form: Form) -> Tensor:
         DataError: a file is missing or no image, or an array has another shape or type; names it.
     """
     return pictures.inputs(raw, form.pixels, form.shape, who="imagefolder")
+
+
+def prepare_as(raw: Any, **form: Any) -> Tensor:
+    """``prepare`` by the fields of a form, plain values that can be written down."""
+    return prepare(raw, Form(**form))

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import attrs
 import torch
 from torch import Tensor
 
@@ -16,7 +17,8 @@ from kshot.errors import DataError
 from kshot.folder_tasks import FolderTasks
 from kshot.folders import Decoded, Folder, contents, scan, splits_of, tell_copies
 from kshot.pictures import formats
-from kshot_imagefolder.images import VERSION, Fit, Form, Mode, prepare
+from kshot.preparing import Preparation
+from kshot_imagefolder.images import VERSION, Fit, Form, Mode, prepare_as
 
 log = logging.getLogger("kshot_imagefolder")
 
@@ -79,7 +81,7 @@ def imagefolder(
         partial(load, folder, form, cache, workers),
         input_shape=form.shape,
         input_range=(0.0, 1.0),
-        prepare=partial(prepare, form=form),
+        prepare=Preparation.of(prepare_as, **attrs.asdict(form)),
         split_by=split_by,
         way=way,
         shot=shot,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Literal
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from kshot import ClassificationTasks, Pool
 from kshot.errors import DataError
+from kshot.preparing import Preparation
 from kshot.tables import cache_folder
 from kshot_omniglot import splits
 from kshot_omniglot.download import download as fetch
@@ -96,7 +96,7 @@ def omniglot(
         query=query,
         block=block,
         seed=seed,
-        prepare=partial(prepare, size=size),
+        prepare=Preparation.of(prepare, size=size),
         fingerprint=fingerprint,
     )
 

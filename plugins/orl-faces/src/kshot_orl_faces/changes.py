@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kshot import ClassificationTasks, Episode, Pool, TaskSpec
+from kshot.preparing import Preparation
+from kshot.protocols import Portable
 from kshot.randomness import U64, uniform
 
 TURN, ZOOM, SHIFT = 6.0, 0.06, 0.03
@@ -47,6 +49,11 @@ class Changed:
     def prepare(self, raw: Any) -> Tensor:
         """Raw examples as inputs, as they are (ability ``Pooled``)."""
         return self.of.prepare(raw)
+
+    @property
+    def preparation(self) -> Preparation | None:
+        """That of the tasks below, as a value (ability ``Portable``)."""
+        return self.of.preparation if isinstance(self.of, Portable) else None
 
     def sample(self, split: str, indices: Sequence[int]) -> Episode:
         """Episodes ``indices`` of ``split``, stacked."""

@@ -6,7 +6,6 @@ import logging
 import math
 import os
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from kshot import ClassificationTasks, Pool
 from kshot.errors import DataError
+from kshot.preparing import Preparation
 from kshot.randomness import purpose_key
 from kshot_orl_faces.changes import Changed
 from kshot_orl_faces.download import download as fetch
@@ -83,7 +83,7 @@ def orl_faces(
         query=query,
         block=block,
         seed=seed,
-        prepare=partial(prepare, size=size),
+        prepare=Preparation.of(prepare, size=size),
         fingerprint=fingerprint,
     )
     return Changed(tasks, augment) if augment else tasks

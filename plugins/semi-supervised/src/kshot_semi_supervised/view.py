@@ -17,7 +17,8 @@ from torch import Tensor
 
 from kshot import Episode, Examples, Origin, Pool, Support, TaskDistribution
 from kshot.errors import DataError, MisfitError, OptionError
-from kshot.protocols import Pooled
+from kshot.preparing import Preparation
+from kshot.protocols import Pooled, Portable
 from kshot.randomness import as_tensor, choose, episode_keys
 from kshot.sampling import shape_of_block
 from kshot.spec import bounds
@@ -101,6 +102,11 @@ class SemiSupervised:
     def prepare(self, raw: Any) -> Tensor:
         """Raw examples as inputs, as the tasks below do it (ability ``Pooled``)."""
         return self.of.prepare(raw)
+
+    @property
+    def preparation(self) -> Preparation | None:
+        """That of the tasks below, as a value (ability ``Portable``)."""
+        return self.of.preparation if isinstance(self.of, Portable) else None
 
     def sample(self, split: str, indices: Sequence[int]) -> Episode:
         """Episodes ``indices`` of ``split``: support [B, N K], ordered by class, unlabelled [B, U], query [B, N Q]."""

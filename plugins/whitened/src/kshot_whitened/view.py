@@ -15,7 +15,8 @@ from torch import Tensor
 
 from kshot import Episode, Pool, TaskDistribution, TaskSpec
 from kshot.errors import DataError, MisfitError, OptionError
-from kshot.protocols import Pooled
+from kshot.preparing import Preparation
+from kshot.protocols import Pooled, Portable
 from kshot_whitened.whitening import Whitening, whitening
 
 
@@ -88,6 +89,13 @@ class Whitened:
         """Raw examples as the tasks below prepare them, and then as their components (ability ``Pooled``)."""
         return self.components(self.of.prepare(raw))
 
+    @property
+    def preparation(self) -> Preparation | None:
+        """What ``prepare`` does, as a value (ability ``Portable``): that of the tasks below and the components."""
+        below = self.of.preparation if isinstance(self.of, Portable) else None
+        fields = attrs.asdict(self.components, recurse=False)
+        return None if below is None else Preparation.of(prepared, below=below, **fields)
+
     def sample(self, split: str, indices: Sequence[int]) -> Episode:
         """Episodes ``indices`` of ``split``: support [B, S, k], query [B, n, k], and what else they show."""
         episode = self._tasks.sample(split, indices)
@@ -103,6 +111,11 @@ class Whitened:
             query=attrs.evolve(query, x=seen(query.x)),
             external=None if external is None else attrs.evolve(external, x=seen(external.x)),
         )
+
+
+def prepared(raw: Any, below: Preparation, **components: Tensor) -> Tensor:
+    """Raw examples as the tasks below prepare them, and then as components by a ``Whitening``'s fields: [n, k]."""
+    return Whitening(**components)(below(raw))
 
 
 def fitted(pool: Pool, components: int, floor: float, examples: int, where: str) -> Whitening:
