@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from kshot import ClassificationTasks, Episode, Pool, TaskSpec
+from kshot.preparing import Preparation
 from kshot.registry import Plugin
 from kshot.testing import RuleViolation, rules, sample_tasks, suite
 from kshot.testing.subjects import Source
@@ -52,7 +53,7 @@ def test_varying_tasks_with_semantics_are_tried_by_every_rule() -> None:
     """Nothing applies to no tasks at all."""
     skipped = {rule: suite(tasks=GOOD[1][0], options=GOOD[1][1]).verify(rule) for rule in IN_THIS_PROCESS}
     left_out = {rule for rule, reason in skipped.items() if reason and "kind" not in reason}
-    assert left_out == {"manifest-is-true"}
+    assert left_out == {"manifest-is-true", "preparation-travels"}
     assert skipped["objectives-can-be-minimised"] == "their kind is classification"
 
 
@@ -150,6 +151,24 @@ class Lending(Spoilt):
         if key not in self.kept:
             self.kept[key] = self.of.sample(split, indices)
         return self.kept[key]
+
+
+class Unwritable(Spoilt):
+    """Prepares by an object that only this process has."""
+
+    preparation = Preparation("kshot.episode:as_inputs", {"size": object})
+
+
+class Nowhere(Spoilt):
+    """Prepares by a function that no module has."""
+
+    preparation = Preparation("kshot.episode:as_inputs.<locals>.made", {})
+
+
+class Foreign(Spoilt):
+    """Prepares by a function of no plugin."""
+
+    preparation = Preparation("os:getcwd", {})
 
 
 class AnySplit(Spoilt):
@@ -480,6 +499,9 @@ BROKEN: list[tuple[str, Any, set[str]]] = [
     ("same-episodes-in-another-process", ByHash, set()),
     ("other-seed-other-episodes", Seedless, set()),
     ("data-immutable", Lending, set()),
+    ("preparation-travels", Unwritable, set()),
+    ("preparation-travels", Nowhere, set()),
+    ("preparation-travels", Foreign, set()),
     ("unknown-split-refused", AnySplit, set()),
     ("unknown-split-refused", KeyErrors, set()),
     ("mixed-blocks-refused", Padding, set()),

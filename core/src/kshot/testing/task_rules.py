@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import io
 import math
+import pickle
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -12,7 +15,9 @@ import torch
 from torch import Tensor
 
 from kshot.episode import Episode, Objective, Origin, check_finite
-from kshot.errors import DataError
+from kshot.errors import DataError, RunError
+from kshot.preparing import Preparation
+from kshot.protocols import Portable
 from kshot.sampling import check_episode
 from kshot.spec import Count, TaskSpec, bounds
 from kshot.testing.compare import Facts, clones, difference, facts, rows
@@ -293,6 +298,29 @@ def manifest_is_true(subject: TasksSubject) -> None:
     plugin = subject.source.plugin
     if plugin is not None and plugin.kinds and subject.spec.kind not in plugin.kinds:
         broken(f"the manifest says {', '.join(plugin.kinds)}, but spec.kind is {subject.spec.kind}")
+
+
+def _no_preparation(subject: TasksSubject) -> str | None:
+    made = subject.tasks.preparation if isinstance(subject.tasks, Portable) else None
+    return "how they prepare examples is not written down" if made is None else None
+
+
+@tasks_rule(_no_preparation)
+def preparation_travels(subject: TasksSubject) -> None:
+    """What ``preparation`` writes down is names, numbers and tensors, and a function that another process finds."""
+    tasks: Any = subject.tasks
+    file = io.BytesIO()
+    torch.save(tasks.preparation.to_dict(), file)
+    file.seek(0)
+    try:
+        made = Preparation.from_dict(torch.load(file, weights_only=True))
+    except pickle.UnpicklingError as error:
+        broken(f"its options are more than names, numbers, tensors and preparations ({str(error)[-200:]})")
+    except RunError as error:
+        broken(str(error))
+    module, _, name = made.function.partition(":")
+    if not callable(getattr(importlib.import_module(module), name, None)):
+        broken(f"there is no function {made.function}; expected one of a module, by its name")
 
 
 # --- Classes and examples -------------------------------------------------------------------------
