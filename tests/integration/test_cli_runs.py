@@ -223,19 +223,19 @@ def test_a_warning_is_a_line_for_people_and_said_once(monkeypatch: pytest.Monkey
     assert len(others) == 1
 
 
-def test_the_learner_s_own_way_of_training_is_held_to_the_data(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_learner_s_own_way_of_training_is_held_to_the_data() -> None:
     """A folder of few classes trains without a word from its owner, and the run says and records what was done."""
     wanted = ["protonet", "toy", "--tasks.classes=10", "--iterations=3", "--evaluate.episodes=5"]
     assert cli("check", *wanted[:3]).stdout == "protonet fits toy (the learner's own way 10, query 1)\n"
     done = cli("train", *wanted, "--run=run")
     assert done.exit_code == 0, done.output
     assert "the learner's own way 10, query 1" in done.stderr
-    assert "training with way 10, which is all that 'train' has, instead of way 30" in caplog.text
+    assert "note: training with way 10, which is all that 'train' has, instead of way 30\n" in done.stderr
     recorded = json.loads(Path("run/config.json").read_text())["cli"]
     assert recorded["training"]["way"] == recorded["own"]["way"] == 10
-    caplog.clear()
-    assert cli("evaluate", "run").exit_code == 0
-    assert not caplog.text
+    done = cli("evaluate", "run")
+    assert done.exit_code == 0, done.output
+    assert "note:" not in done.stderr
 
 
 def test_info_of_a_learner_shows_what_it_needs_and_how_it_is_trained() -> None:

@@ -162,6 +162,7 @@ def test_predictions_need_no_data(run: Path, drawings: Path, monkeypatch: pytest
     assert cli("verify", "--run", run, *files[:2], "--threshold=1").exit_code == 0
     done = cli("verify", "--run", run, *files[:2])
     assert (done.exit_code, "elsewhere" in done.stderr) == (5, True)
+    assert "with --threshold none is needed" in done.stderr
     hidden = (run / "inputs.pt").rename(run / "hidden")
     done = cli(*args)  # a run of before: by its tasks
     hidden.rename(run / "inputs.pt")

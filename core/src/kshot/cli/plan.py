@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,13 @@ from attrs import field, frozen
 
 from kshot import registry
 from kshot.cli.config import Config, Table, overlay
+from kshot.cli.frame import say
 from kshot.cli.launch import processes
 from kshot.errors import DataError, OptionError, RunError
 from kshot.optim import Outer
 from kshot.protocols import Pooled
 from kshot.registry.options import options_of, validate
 from kshot.spec import Training
-
-log = logging.getLogger("kshot.cli")
 
 
 def _tuple(tables: Iterable[Table]) -> tuple[Table, ...]:
@@ -163,7 +161,7 @@ def within(plan: Plan, tasks: Any) -> Plan:
     if not fewer:
         return plan
     wanted = listed({name: plan.own[name] for name in fewer})
-    log.warning("training with %s, which is all that %r has, instead of %s", listed(fewer), split, wanted)
+    say(f"note: training with {listed(fewer)}, which is all that {split!r} has, instead of {wanted}")
     return attrs.evolve(plan, own={**plan.own, **fewer}, training={**plan.training, **fewer})
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kshot.errors import DataError
+from kshot.errors import DataError, KshotError
 from kshot.folders import scan
 from kshot.run import RunFolder, write_atomically
 from kshot.trained import Trained
@@ -91,7 +91,11 @@ def verify(run: Path, a: Path, b: Path, threshold: float | None) -> dict[str, An
     if threshold is not None:
         value, how = threshold, dict[str, Any](chosen="given")
     else:
-        chosen = model.threshold()
+        try:
+            chosen = model.threshold()
+        except KshotError as error:
+            error.add_note("while choosing a threshold on the data of the run: with --threshold none is needed")
+            raise
         value = chosen.value
         genuine, imposter = chosen.pairs
         how = {"chosen": chosen.split, "accuracy": chosen.accuracy, "genuine": genuine, "imposter": imposter}
