@@ -77,6 +77,7 @@ def test_train_writes_a_whole_run_and_ends_with_the_result_and_where_it_is() -> 
     assert sorted(path.name for path in Path("run").iterdir()) == [
         "checkpoints",
         "config.json",
+        "inputs.pt",
         "metrics.jsonl",
         "result.json",
     ]

@@ -26,7 +26,7 @@ from kshot.registry.options import validate
 from kshot.result import Result
 from kshot.run import RunFolder, write_json
 from kshot.spec import Needs
-from kshot.trained import save_inputs
+from kshot.trained import INPUTS_FILE, save_inputs
 
 ENGINE = ("meta_batch", "chunk")
 """Options of [engine] that the engine takes when it is made; the others are its ``train``'s."""
@@ -232,7 +232,7 @@ def finish(plan: Plan, parts: Parts, engine: Engine, run: Path | None) -> Outcom
     began = engine.iteration
     started = time.perf_counter()
     engine.train(**{name: value for name, value in plan.engine.items() if name not in ENGINE})
-    if run is not None and engine.backend.world.rank == 0:
+    if run is not None and engine.backend.world.rank == 0 and not (run / INPUTS_FILE).exists():
         save_inputs(run, parts.training)
     outcome = evaluate_tests(plan, parts, engine, run, {"training": time.perf_counter() - started})
     path = None if run is None else run / "result.json"
