@@ -125,6 +125,7 @@ def test_the_command_line_in_two_processes_does_what_it_does_in_one(tmp_path: Pa
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == [
         "checkpoints",
         "config.json",
+        "inputs.pt",
         "metrics.jsonl",
         "result.json",
     ]
