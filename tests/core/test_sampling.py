@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from kshot import ClassificationTasks, Pool
-from kshot.errors import DataError
-from kshot.sampling import AHEAD, check_episode, shape_of_block
+from kshot.errors import DataError, MisfitError
+from kshot.sampling import AHEAD, check_episode, pooled, shape_of_block
+from kshot.testing import sample_tasks
 
 
 def numbered_pool(classes: int = 12, examples: int = 9) -> Pool:
@@ -172,3 +173,13 @@ def test_the_door_refuses_malformed_episodes(spoil, message):
     spoil(e)
     with pytest.raises(DataError, match=message):
         check_episode(e, tasks.spec, "these tasks")
+
+
+def test_a_view_takes_classification_tasks_with_a_pool_and_says_what_else_came() -> None:
+    """Under the view's own name."""
+    tasks = sample_tasks.classification()
+    assert pooled(tasks, "mine") is tasks
+    with pytest.raises(MisfitError, match="mine: Lines are regression tasks without a pool of examples; exp"):
+        pooled(sample_tasks.Lines(), "mine")
+    with pytest.raises(MisfitError, match="mine: WithMore are classification tasks without a pool"):
+        pooled(sample_tasks.WithMore(tasks, unlabelled=1, external=0), "mine")

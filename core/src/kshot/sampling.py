@@ -18,8 +18,9 @@ from torch import Tensor
 
 from kshot import randomness
 from kshot.episode import Environment, Episode, Examples, Origin, Support, as_inputs, check_finite
-from kshot.errors import DataError
+from kshot.errors import DataError, MisfitError
 from kshot.preparing import Preparation
+from kshot.protocols import Pooled
 from kshot.spec import Count, TaskSpec, bounds
 
 AHEAD = 64
@@ -305,6 +306,24 @@ def draw(pool: Pool, keys: randomness.U64, way: int, shot: int, query: int) -> D
 def _labels(count: int, way: int, shot: int) -> Tensor:
     """Labels [count, S] of a support ordered by class."""
     return torch.from_numpy(np.arange(way).repeat(shot)[None].repeat(count, 0))
+
+
+def pooled(of: Any, who: str) -> Pooled:
+    """``of``, tasks that a view shows in another way: classification tasks with a pool of labelled examples.
+
+    Args:
+        who: the view's name, for the message.
+
+    Raises:
+        MisfitError: they are of another kind, or have no pool.
+    """
+    if of.spec.kind != "classification" or not isinstance(of, Pooled):
+        has = "with" if isinstance(of, Pooled) else "without"
+        raise MisfitError(
+            f"{who}: {type(of).__name__} are {of.spec.kind} tasks {has} a pool of examples; expected classification "
+            "tasks that have one, such as kshot.ClassificationTasks"
+        )
+    return of
 
 
 def check_enough(split: str, pool: Pool, way: int, shot: int, query: int) -> None:

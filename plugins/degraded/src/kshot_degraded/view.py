@@ -20,6 +20,7 @@ from kshot.errors import DataError, MisfitError, OptionError
 from kshot.preparing import Preparation
 from kshot.protocols import Pooled, Portable
 from kshot.randomness import episode_keys, uniform
+from kshot.sampling import pooled
 from kshot_degraded.ways import WAYS, How
 
 
@@ -101,12 +102,7 @@ class Degraded:
         where: Literal["all", "support"] = "all",
         block: int = 1,
     ) -> None:
-        if of.spec.kind != "classification" or not isinstance(of, Pooled):
-            pooled = "with" if isinstance(of, Pooled) else "without"
-            raise MisfitError(
-                f"degraded: {type(of).__name__} are {of.spec.kind} tasks {pooled} a pool of examples; expected "
-                "classification tasks that have one, such as kshot.ClassificationTasks"
-            )
+        self.of: Pooled = pooled(of, "degraded")
         check_options(how, fraction, strength, where)
         if WAYS[how].images and len(of.spec.input_shape) != 3:
             vectors = ", ".join(name for name, way_ in WAYS.items() if not way_.images)
@@ -114,12 +110,11 @@ class Degraded:
                 f"degraded: how is {how!r}, which is for images (channels, height, width), and these inputs have shape "
                 f"{of.spec.input_shape}; for these there are {vectors}"
             )
-        self.of: Pooled = of
         self.how: How = how
         self.seed, self.fraction, self.where = seed, fraction, where
         self.strength = WAYS[how].usual if strength is None else strength
         self.fingerprint = str(getattr(of, "fingerprint", ""))
-        self._pools = {split: self._over(of.pool(split)) for split in of.spec.splits}
+        self._pools = {split: self._over(self.of.pool(split)) for split in of.spec.splits}
         self._tasks = ClassificationTasks(self._pools, way=way, shot=shot, query=query, block=block, seed=seed)
         self.spec = attrs.evolve(self._tasks.spec, split_by=of.spec.split_by)
         if where == "all":

@@ -20,6 +20,7 @@ from kshot.errors import DataError, MisfitError, OptionError
 from kshot.preparing import Preparation
 from kshot.protocols import Pooled, Portable
 from kshot.randomness import episode_keys
+from kshot.sampling import pooled
 from kshot_semantics.drawings import ATTRIBUTES, attributes
 from kshot_semantics.table import read
 
@@ -67,13 +68,7 @@ class Semantics:
         described: int = 10,
         block: int = 1,
     ) -> None:
-        if of.spec.kind != "classification" or not isinstance(of, Pooled):
-            pooled = "with" if isinstance(of, Pooled) else "without"
-            raise MisfitError(
-                f"semantics: {type(of).__name__} are {of.spec.kind} tasks {pooled} a pool of examples; expected "
-                "classification tasks that have one, such as kshot.ClassificationTasks"
-            )
-        self.of: Pooled = of
+        self.of: Pooled = pooled(of, "semantics")
         self.seed, self.described, self.standardise = seed, described, standardise
         self.fingerprint = str(getattr(of, "fingerprint", ""))
         self._first = of.spec.splits[0]
@@ -86,7 +81,7 @@ class Semantics:
             A = len(ATTRIBUTES)
         else:
             given = read(table)
-            self._vectors = {split: given.take(of.pool(split).names, split) for split in of.spec.splits}
+            self._vectors = {split: given.take(self.of.pool(split).names, split) for split in of.spec.splits}
             A = given.vectors.shape[1]
         self.spec = attrs.evolve(
             of.spec,

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kshot import Episode, Examples, Origin, Pool, Support, TaskDistribution
-from kshot.errors import DataError, MisfitError, OptionError
+from kshot.errors import DataError, OptionError
 from kshot.preparing import Preparation
 from kshot.protocols import Pooled, Portable
 from kshot.randomness import as_tensor, choose, episode_keys
-from kshot.sampling import shape_of_block
+from kshot.sampling import pooled, shape_of_block
 from kshot.spec import bounds
 from kshot_semi_supervised.division import Divided, choose_others, shuffled
 
@@ -70,18 +70,12 @@ class SemiSupervised:
         distractors: int = 0,
         block: int = 1,
     ) -> None:
-        if of.spec.kind != "classification" or not isinstance(of, Pooled):
-            pooled = "with" if isinstance(of, Pooled) else "without"
-            raise MisfitError(
-                f"semi-supervised: {type(of).__name__} are {of.spec.kind} tasks {pooled} a pool of examples; expected "
-                "classification tasks that have one, such as kshot.ClassificationTasks"
-            )
+        self.of: Pooled = pooled(of, "semi-supervised")
         check_options(labelled, unlabelled, distractors)
-        self.of: Pooled = of
         self.seed = seed
         self.labelled, self.unlabelled, self.distractors = labelled, unlabelled, distractors
         self.fingerprint = str(getattr(of, "fingerprint", ""))
-        self._divided = {split: Divided.of(of.pool(split), labelled, seed) for split in of.spec.splits}
+        self._divided = {split: Divided.of(self.of.pool(split), labelled, seed) for split in of.spec.splits}
         least = min(int(d.labelled.min()) for d in self._divided.values())
         self.spec = attrs.evolve(
             of.spec,

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from kshot import Episode, Pool, TaskDistribution, TaskSpec
-from kshot.errors import DataError, MisfitError, OptionError
+from kshot.errors import DataError, OptionError
 from kshot.preparing import Preparation
 from kshot.protocols import Pooled, Portable
+from kshot.sampling import pooled
 from kshot_whitened.whitening import Whitening, whitening
 
 
@@ -52,12 +53,7 @@ class Whitened:
         fit: str = "train",
         examples: int = 2000,
     ) -> None:
-        if of.spec.kind != "classification" or not isinstance(of, Pooled):
-            pooled = "with" if isinstance(of, Pooled) else "without"
-            raise MisfitError(
-                f"whitened: {type(of).__name__} are {of.spec.kind} tasks {pooled} a pool of examples; expected "
-                "classification tasks that have one, such as kshot.ClassificationTasks"
-            )
+        self.of: Pooled = pooled(of, "whitened")
         if components < 1 or examples < 2:
             raise OptionError(
                 f"whitened: components is {components} and examples {examples}; expected at least 1 and at least 2"
@@ -66,10 +62,9 @@ class Whitened:
             raise OptionError(f"whitened: floor is {floor}, expected a share of the mean variance, 0 or more")
         if fit not in of.spec.splits:
             raise DataError(f"whitened: fit is {fit!r}, but these tasks have the splits {', '.join(of.spec.splits)}")
-        self.of: Pooled = of
         self._tasks = of
         self.seed = int(getattr(of, "seed", 0))
-        self.components = fitted(of.pool(fit), components, floor, examples, f"split {fit!r}")
+        self.components = fitted(self.of.pool(fit), components, floor, examples, f"split {fit!r}")
         self.fingerprint = f"{getattr(of, 'fingerprint', '')}-whitened-{components}-{floor}-{fit}-{examples}"
         self.spec: TaskSpec = attrs.evolve(of.spec, input_shape=(components,), input_range=None)
         self._pools: dict[str, Pool] = {}
