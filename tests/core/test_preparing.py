@@ -68,6 +68,16 @@ def test_only_functions_of_plugins_are_called(tmp_path: Path, function: str) -> 
         Preparation.from_dict(inside)
 
 
+class Mine:
+    """Runs what it likes where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
 @pytest.mark.parametrize("damage", ["cut", "text", "pickle", "other"])
 def test_a_damaged_file_is_named_and_runs_nothing(tmp_path: Path, damage: str) -> None:
     save_inputs(tmp_path, tasks())
@@ -77,8 +87,9 @@ def test_a_damaged_file_is_named_and_runs_nothing(tmp_path: Path, damage: str) -
     elif damage == "text":
         path.write_text("hello")
     elif damage == "pickle":
-        torch.save({"format": Preparation.of(as_inputs)}, path)
+        torch.save({"format": "kshot-inputs", "version": 1, "spec": Mine(tmp_path / "ran")}, path)
     else:
         torch.save({"format": "kshot-inputs", "version": 2}, path)
-    with pytest.raises(RunError, match=r"inputs\.pt: .*remove it to prepare files by the data"):
+    with pytest.raises(RunError, match=r"inputs\.pt: is (no whole|not of).*remove it to prepare files by the data"):
         load_inputs(tmp_path)
+    assert not (tmp_path / "ran").exists()
