@@ -503,6 +503,12 @@ def test_way_and_query_are_by_default_what_the_data_hold(sizes: tuple[int, ...],
     assert made.sample("train", [0]).query.y.unique().tolist() == list(range(expected[0]))
 
 
+@pytest.mark.parametrize("splits", [{}, {"train": {}}])
+def test_no_split_and_no_class_are_told(splits: Any) -> None:
+    with pytest.raises(DataError, match="a split without classes, or no split, came"):
+        FolderTasks(splits, lambda: pytest.fail("loaded"), input_shape=(1,), input_range=None, prepare=torch.as_tensor)
+
+
 @pytest.mark.parametrize("by", ["class", "example"])
 def test_they_keep_the_rules_for_tasks(by: str) -> None:
     report = kshot.testing.suite(tasks=tasks([], sizes=(20,) * 10, split_by=by, query=2)).run()

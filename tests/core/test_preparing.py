@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from kshot import ClassificationTasks, Pool
-from kshot.episode import as_inputs
 from kshot.errors import RunError
 from kshot.preparing import Preparation
 from kshot.trained import INPUTS_FILE, load_inputs, save_inputs
@@ -50,7 +49,7 @@ def test_it_goes_with_the_run_and_comes_back(tmp_path: Path) -> None:
 
 
 def test_tasks_without_one_are_prepared_as_arrays_and_those_with_a_closure_are_not_written(tmp_path: Path) -> None:
-    assert tasks().preparation == Preparation.of(as_inputs) or tasks().preparation.function == "kshot.episode:as_inputs"
+    assert tasks().preparation.to_dict() == {"function": "kshot.episode:as_inputs", "options": {}}
     save_inputs(tmp_path, tasks(prepare=lambda raw: torch.zeros(1, 2)))
     assert load_inputs(tmp_path) is None
     save_inputs(tmp_path, object())
@@ -76,6 +75,21 @@ class Mine:
 
     def __reduce__(self) -> Any:
         return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize(
+    ("function", "told"),
+    [
+        ("kshot.episode:nothing", "has no such function of its own; install the version"),
+        ("kshot.trained:write_atomically", "kshot.trained has no such function of its own"),
+        ("kshot.episode:torch", "has no such function of its own"),
+        ("kshot.none:made", "can't be imported"),
+    ],
+)
+def test_a_function_that_is_not_there_or_another_module_s_is_told(function: str, told: str) -> None:
+    """Of another version, or of a run folder that means ill."""
+    with pytest.raises(RunError, match=told):
+        Preparation.from_dict({"function": function, "options": {}})(1)
 
 
 @pytest.mark.parametrize("damage", ["cut", "text", "pickle", "other"])

@@ -56,6 +56,8 @@ class FolderTasks:
         block: int = 1,
         seed: int = 0,
     ) -> None:
+        if not splits or not all(splits.values()):
+            raise DataError("FolderTasks: a split without classes, or no split, came; expected at least one of each")
         if way is None:
             way = max(2, min(5, *(len(classes) for classes in splits.values())))
         if query is None:

@@ -38,13 +38,29 @@ class Preparation:
 
     def __call__(self, raw: Any) -> Tensor:
         """Raw examples as inputs [n, *input]."""
-        return self._found(raw, **self.options)
+        return self.found(raw, **self.options)
 
     @cached_property
-    def _found(self) -> Callable[..., Tensor]:
+    def found(self) -> Callable[..., Tensor]:
+        """The function.
+
+        Raises:
+            RunError: there is none, or the module has it from another one.
+        """
         module, _, name = self.function.partition(":")
-        found: Callable[..., Tensor] = getattr(importlib.import_module(module), name)
-        return found
+        try:
+            found: Any = getattr(importlib.import_module(module), name, None)
+        except ImportError as error:
+            raise RunError(
+                f"raw examples were prepared by {self.function}, which can't be imported ({error})"
+            ) from error
+        if not callable(found) or getattr(found, "__module__", None) != module:
+            raise RunError(
+                f"raw examples were prepared by {self.function}, but {module} has no such function of its own; install "
+                "the version of the plugin that the run was made with"
+            )
+        made: Callable[..., Tensor] = found
+        return made
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values and tensors."""
