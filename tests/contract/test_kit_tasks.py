@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from kshot import ClassificationTasks, Episode, Pool, TaskSpec
+from kshot.episode import as_inputs
 from kshot.preparing import Preparation
 from kshot.registry import Plugin
 from kshot.testing import RuleViolation, rules, sample_tasks, suite
@@ -156,19 +158,19 @@ class Lending(Spoilt):
 class Unwritable(Spoilt):
     """Prepares by an object that only this process has."""
 
-    preparation = Preparation("kshot.episode:as_inputs", {"size": object})
+    preparation = Preparation(as_inputs, {"size": object})
 
 
 class Nowhere(Spoilt):
     """Prepares by a function that no module has."""
 
-    preparation = Preparation("kshot.episode:as_inputs.<locals>.made", {})
+    preparation = Preparation(lambda raw: as_inputs(raw), {})
 
 
 class Foreign(Spoilt):
     """Prepares by a function of no plugin."""
 
-    preparation = Preparation("os:getcwd", {})
+    preparation = Preparation(os.getcwd, {})  # type: ignore[arg-type]
 
 
 class AnySplit(Spoilt):

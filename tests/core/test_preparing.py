@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kshot import ClassificationTasks, Pool
+from kshot import ClassificationTasks, Pool, registry
 from kshot.errors import RunError
 from kshot.preparing import Preparation
 from kshot.trained import INPUTS_FILE, load_inputs, save_inputs
@@ -22,8 +23,8 @@ def scaled(raw: Any, factor: float, offset: Tensor, below: Preparation | None = 
 
 
 @pytest.fixture(autouse=True)
-def _a_plugin_of_this_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kshot.preparing.packages", lambda: {"kshot", __name__.partition(".")[0]})
+def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry.default._preparations, f"{__name__}:scaled", scaled)
 
 
 def tasks(**options: Any) -> ClassificationTasks:
@@ -36,7 +37,7 @@ def test_a_preparation_is_its_function_by_its_options() -> None:
     inner = Preparation.of(scaled, factor=2.0, offset=torch.ones(2))
     outer = Preparation.of(scaled, factor=10.0, offset=torch.zeros(2), below=inner)
     assert torch.equal(outer([[1.0, 2.0]]), torch.tensor([[30.0, 50.0]]))
-    again = Preparation.from_dict(outer.to_dict())
+    again = registry.preparation(outer.to_dict())
     assert torch.equal(again([[1.0, 2.0]]), torch.tensor([[30.0, 50.0]]))
 
 
@@ -56,15 +57,67 @@ def test_tasks_without_one_are_prepared_as_arrays_and_those_with_a_closure_are_n
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("function", ["os:system", "subprocess:run", "kshotx.evil:f", ""])
-def test_only_functions_of_plugins_are_called(tmp_path: Path, function: str) -> None:
-    """A run folder may come from somebody else."""
+UNREGISTERED = [
+    "os:system",
+    "subprocess:run",
+    "kshotx.evil:f",
+    "",
+    "kshot.testing.elsewhere:_import",
+    "kshot.run:write_json",
+    "kshot.episode:torch.load",
+    "kshot.episode:check_finite",
+    "kshot_omniglot.download:download",
+]
+
+
+@pytest.mark.parametrize("function", UNREGISTERED)
+def test_only_registered_functions_are_called(function: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run folder may come from somebody else: nothing is imported for it, not even what stands around the name."""
+    monkeypatch.setattr("importlib.import_module", lambda *_: pytest.fail("imported"))
     value = {"function": function, "options": {}}
-    with pytest.raises(RunError, match="which belongs to no installed plugin; install the one"):
-        Preparation.from_dict(value)
-    inside = {"function": "kshot.episode:as_inputs", "options": {"below": {"preparation": value}}}
-    with pytest.raises(RunError, match="belongs to no installed plugin"):
-        Preparation.from_dict(inside)
+    with pytest.raises(RunError, match=f"got inputs prepared by '{function}', expected a function that an installed"):
+        registry.preparation(value)
+    inside = {"function": f"{__name__}:scaled", "options": {"below": {"preparation": value}}}
+    with pytest.raises(RunError, match="expected a function that an installed plugin has registered"):
+        registry.preparation(inside)
+
+
+@pytest.mark.parametrize("value", [None, [], {"function": "kshot.episode:as_inputs"}, {"function": 1, "options": {}}])
+def test_another_form_is_refused(value: Any) -> None:
+    with pytest.raises(RunError, match="got no preparation"):
+        registry.preparation(value)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"factor": "2", "offset": torch.ones(2)}, "factor: expected float, got '2'"),
+        ({"factor": 2.0, "offset": [1.0]}, "offset: expected Tensor"),
+        ({"factor": 2.0, "offset": torch.ones(2), "path": "x"}, "path: unknown option"),
+        ({"factor": 2.0}, "offset: missing"),
+        ({"factor": 2.0, "offset": torch.ones(2), "below": {"a": 1}}, "below: expected plain values"),
+        ({"factor": 2.0, "offset": torch.ones(2), "raw": 1}, "raw: unknown option"),
+    ],
+)
+def test_options_are_checked_by_their_types(options: dict[str, Any], told: str) -> None:
+    """Before the function is called, at whatever depth."""
+    value = {"function": f"{__name__}:scaled", "options": options}
+    with pytest.raises(RunError, match=re.escape(told)):
+        registry.preparation(value)
+    outer = {"factor": 1.0, "offset": torch.ones(2), "below": {"preparation": value}}
+    with pytest.raises(RunError, match=re.escape(told)):
+        registry.preparation({"function": f"{__name__}:scaled", "options": outer})
+
+
+def untyped(raw: Any, factor=1.0) -> Tensor:  # type: ignore[no-untyped-def]
+    return torch.ones(1)
+
+
+def test_an_option_without_a_type_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has no type can't be checked."""
+    monkeypatch.setitem(registry.default._preparations, f"{__name__}:untyped", untyped)
+    with pytest.raises(RunError, match="its option factor has no type"):
+        registry.preparation({"function": f"{__name__}:untyped", "options": {}})
 
 
 class Mine:
@@ -77,19 +130,11 @@ class Mine:
         return Path.touch, (self.path,)
 
 
-@pytest.mark.parametrize(
-    ("function", "told"),
-    [
-        ("kshot.episode:nothing", "has no such function of its own; install the version"),
-        ("kshot.trained:write_atomically", "kshot.trained has no such function of its own"),
-        ("kshot.episode:torch", "has no such function of its own"),
-        ("kshot.none:made", "can't be imported"),
-    ],
-)
-def test_a_function_that_is_not_there_or_another_module_s_is_told(function: str, told: str) -> None:
-    """Of another version, or of a run folder that means ill."""
-    with pytest.raises(RunError, match=told):
-        Preparation.from_dict({"function": function, "options": {}})(1)
+def test_a_registered_function_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run was made with another version of the plugin."""
+    monkeypatch.setattr("kshot.registry.registry.preparations", lambda: frozenset({"kshot.episode:nothing"}))
+    with pytest.raises(RunError, match=r"which can't be imported.*install the version of the plugin"):
+        registry.preparation({"function": "kshot.episode:nothing", "options": {}})
 
 
 @pytest.mark.parametrize("damage", ["cut", "text", "pickle", "other"])

@@ -1,14 +1,13 @@
 """How raw examples become inputs, as a value that can be written down.
 
-So a run predicts on a machine that has the plugins and not the data. What is written is names, numbers and tensors;
-reading it runs nothing, and calls nothing but functions of installed plugins.
+A run stores this value, so that it predicts on a machine that has the plugins but not the data. What is stored is the
+name of a function and its options. Reading it back calls only functions that an installed distribution has registered
+for this purpose: a run folder from somebody else cannot name any other.
 """
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Mapping
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from attrs import frozen
@@ -16,80 +15,103 @@ from torch import Tensor
 
 from kshot.errors import RunError
 
+Prepare = Callable[..., Tensor]
+"""``(raw examples, **options) -> inputs [n, *input]``."""
+
 _MARK = "preparation"
 
 
-@frozen(eq=False, slots=False)
+@frozen(eq=False)
 class Preparation:
-    """A function of a plugin and the options it is called with: raw examples -> inputs [n, *input].
+    """A function and the options it is called with: raw examples -> inputs [n, *input].
+
+    To be read back from a run, the function must be registered, see ``kshot.registry.preparation``, and each of its
+    options must have a type annotation.
 
     Attributes:
-        function: ``module:name``.
+        function: a function of a module, with the raw examples as its first argument.
         options: plain values, tensors and other preparations, by name.
+
+    Example:
+        >>> from kshot.episode import as_inputs
+        >>> Preparation.of(as_inputs)([[0, 1]])
+        tensor([[0., 1.]])
     """
 
-    function: str
+    function: Prepare
     options: Mapping[str, Any]
 
     @classmethod
-    def of(cls, function: Callable[..., Tensor], **options: Any) -> Preparation:
-        """Call ``function(raw, **options)``; it must be a module's own, by its name."""
-        return cls(f"{function.__module__}:{function.__qualname__}", options)
-
-    def __call__(self, raw: Any) -> Tensor:
-        """Raw examples as inputs [n, *input]."""
-        return self.found(raw, **self.options)
-
-    @cached_property
-    def found(self) -> Callable[..., Tensor]:
-        """The function.
-
-        Raises:
-            RunError: there is none, or the module has it from another one.
-        """
-        module, _, name = self.function.partition(":")
-        try:
-            found: Any = getattr(importlib.import_module(module), name, None)
-        except ImportError as error:
-            raise RunError(
-                f"raw examples were prepared by {self.function}, which can't be imported ({error})"
-            ) from error
-        if not callable(found) or getattr(found, "__module__", None) != module:
-            raise RunError(
-                f"raw examples were prepared by {self.function}, but {module} has no such function of its own; install "
-                "the version of the plugin that the run was made with"
-            )
-        made: Callable[..., Tensor] = found
-        return made
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values and tensors."""
-        options = {n: {_MARK: o.to_dict()} if isinstance(o, Preparation) else o for n, o in self.options.items()}
-        return {"function": self.function, "options": options}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Preparation:
-        """What ``to_dict`` gave.
-
-        Raises:
-            RunError: it names no function of the core or of an installed plugin.
-        """
-        function = str(values["function"])
-        package = function.partition(".")[0].partition(":")[0]
-        if package not in packages():
-            raise RunError(
-                f"raw examples were prepared by {function}, which belongs to no installed plugin; install the one that "
-                f"has {package!r}, or build the learner in Python and give it to kshot.Trained"
-            )
-        options = {
-            name: cls.from_dict(option[_MARK]) if isinstance(option, dict) and _MARK in option else option
-            for name, option in values["options"].items()
-        }
+    def of(cls, function: Prepare, **options: Any) -> Preparation:
+        """Make the preparation that calls ``function(raw, **options)``."""
         return cls(function, options)
 
+    def __call__(self, raw: Any) -> Tensor:
+        """Turn raw examples into inputs [n, *input]."""
+        return self.function(raw, **self.options)
 
-def packages() -> set[str]:
-    """Top-level packages of the core and of the plugins that are here."""
-    from kshot.registry import plugins
+    @property
+    def name(self) -> str:
+        """``module:function``, under which the function is registered."""
+        return f"{self.function.__module__}:{self.function.__qualname__}"
 
-    return {"kshot", *(plugin.target.partition(".")[0].partition(":")[0] for plugin in plugins())}
+    def to_dict(self) -> dict[str, Any]:
+        """Return the function's name and the options, as plain values and tensors."""
+        options = {n: {_MARK: o.to_dict()} if isinstance(o, Preparation) else o for n, o in self.options.items()}
+        return {"function": self.name, "options": options}
+
+    @classmethod
+    def from_dict(
+        cls,
+        values: Mapping[str, Any],
+        *,
+        known: Callable[[str], bool],
+        build: Callable[[str, Mapping[str, Any]], tuple[Prepare, Mapping[str, Any]]],
+    ) -> Preparation:
+        """Read what ``to_dict`` returned. Every name in it is checked before the first function is looked up.
+
+        Args:
+            values: from a file that may have been written by anybody.
+            known: whether a function of this name may be called.
+            build: (name, options) -> the function and its options, checked against the function's types.
+
+        Raises:
+            RunError: the values have another form, or name a function that may not be called.
+        """
+        for name in _names(values):
+            if not known(name):
+                raise RunError(
+                    f"got inputs prepared by {name!r}, expected a function that an installed plugin has registered "
+                    "(entry point group kshot.preparations); install the plugin that the run was made with, or build "
+                    "the learner in Python and pass it to kshot.Trained"
+                )
+        return cls._build(values, build)
+
+    @classmethod
+    def _build(cls, values: Mapping[str, Any], build: Callable[..., Any]) -> Preparation:
+        options = {
+            name: cls._build(option[_MARK], build) if _is_nested(option) else option
+            for name, option in values["options"].items()
+        }
+        return cls(*build(values["function"], options))
+
+
+def _names(values: Any) -> Iterator[str]:
+    """Yield the name of the function and of every function in its options; raise RunError for another form."""
+    well_formed = (
+        isinstance(values, Mapping)
+        and set(values) == {"function", "options"}
+        and isinstance(values["function"], str)
+        and isinstance(values["options"], Mapping)
+        and all(isinstance(name, str) for name in values["options"])
+    )
+    if not well_formed:
+        raise RunError("got no preparation, expected the name of a function and its options")
+    yield values["function"]
+    for option in values["options"].values():
+        if _is_nested(option):
+            yield from _names(option[_MARK])
+
+
+def _is_nested(option: Any) -> bool:
+    return isinstance(option, Mapping) and _MARK in option

@@ -314,7 +314,12 @@ def load_inputs(run: Path) -> tuple[TaskSpec, Preparation] | None:
         ) from error
     if not isinstance(value, dict) or (value.get("format"), value.get("version")) != (INPUTS, 1):
         raise RunError(f"{path}: is not of format {INPUTS!r}, version 1; {advice}")
-    return TaskSpec.from_dict(value["spec"]), Preparation.from_dict(value["prepare"])
+    from kshot import registry
+
+    try:
+        return TaskSpec.from_dict(value["spec"]), registry.preparation(value["prepare"])
+    except RunError as error:
+        raise RunError(f"{path}: {error}") from error
 
 
 def held_by(tasks: Pooled, split: str) -> ClassificationTasks:

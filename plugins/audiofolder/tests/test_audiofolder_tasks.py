@@ -13,8 +13,8 @@ import soundfile
 import torch
 
 import kshot
+from kshot import registry
 from kshot.errors import DataError
-from kshot.preparing import Preparation
 from kshot_audiofolder import audiofolder
 from kshot_audiofolder.sounds import Form
 
@@ -31,7 +31,7 @@ def test_sounds_of_an_episode_are_of_the_class_they_are_named_after(small: Small
         assert episode.origin is not None
         for x, y in zip(episode.query.x[0], episode.query.y[0], strict=True):
             made = tasks.prepare(sorted((root / episode.origin.class_names[0][int(y)]).iterdir()))
-            written = Preparation.from_dict(tasks.preparation.to_dict())
+            written = registry.preparation(tasks.preparation.to_dict())
             assert torch.equal(written(sorted((root / episode.origin.class_names[0][int(y)]).iterdir())), made)
             assert any(torch.equal(x, file) for file in made)
 

@@ -13,8 +13,8 @@ import torch
 import torchaudio
 
 import kshot
+from kshot import registry
 from kshot.errors import DataError
-from kshot.preparing import Preparation
 from kshot_cats_dogs import cats_dogs
 from kshot_cats_dogs.features import cut, log_mel, mfcc
 from kshot_cats_dogs.files import read
@@ -83,7 +83,7 @@ def test_own_recordings_are_prepared_as_the_data_are(small: Small) -> None:
     for given in (path, str(path), (floats, 16000), (torch.from_numpy(floats), 16000), expected):
         assert torch.allclose(tasks.prepare(given), expected, atol=1e-5)
     assert tasks.prepare([path, path]).shape == (2, 1, 20, 51)
-    assert torch.equal(Preparation.from_dict(tasks.preparation.to_dict())(path), tasks.prepare(path))
+    assert torch.equal(registry.preparation(tasks.preparation.to_dict())(path), tasks.prepare(path))
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 import kshot
+from kshot import registry
 from kshot.errors import DataError
-from kshot.preparing import Preparation
 from kshot_imagefolder import imagefolder
 from kshot_imagefolder.images import Form
 
@@ -86,7 +86,7 @@ def test_prediction_is_prepared_as_the_table_is(small: Small) -> None:
     pool = tasks.pool("train")
     for i in range(4):
         assert torch.equal(tasks.prepare(root / pool.names[1] / f"{i}.jpg")[0], pool.gather(pool.rows[1, i : i + 1])[0])
-    written = Preparation.from_dict(tasks.preparation.to_dict())
+    written = registry.preparation(tasks.preparation.to_dict())
     assert torch.equal(written(root / pool.names[1] / "0.jpg")[0], pool.gather(pool.rows[1, :1])[0])
 
 

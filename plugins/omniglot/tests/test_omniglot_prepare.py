@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from kshot import registry
 from kshot.errors import DataError
-from kshot.preparing import Preparation
 from kshot_omniglot import omniglot
 
 
@@ -56,7 +56,7 @@ def test_inputs_stay_as_they_are(drawing: Any) -> None:
     """Preparing twice is preparing once."""
     tasks, expected, _ = drawing
     assert torch.equal(tasks.prepare(tasks.prepare(expected[None])), expected[None])
-    assert torch.equal(Preparation.from_dict(tasks.preparation.to_dict())(expected[None]), expected[None])
+    assert torch.equal(registry.preparation(tasks.preparation.to_dict())(expected[None]), expected[None])
 
 
 def test_transparent_is_paper(drawing: Any) -> None:

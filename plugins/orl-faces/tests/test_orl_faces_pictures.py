@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
+from kshot import registry
 from kshot.errors import DataError
-from kshot.preparing import Preparation
 from kshot_orl_faces import orl_faces
 from kshot_orl_faces.pictures import decode, digest, prepare
 
@@ -92,7 +92,7 @@ def test_own_pictures_are_prepared_as_the_data_are(small: Small, tmp_path: Path)
     assert torch.allclose(tasks.prepare(tmp_path / "mine.png"), expected, atol=1.5 / 255)
     Image.fromarray(pixels.astype(np.uint16) * 257).save(tmp_path / "deep.png")
     assert torch.equal(tasks.prepare(tmp_path / "deep.png"), expected)
-    assert torch.equal(Preparation.from_dict(tasks.preparation.to_dict())(path), expected)
+    assert torch.equal(registry.preparation(tasks.preparation.to_dict())(path), expected)
     assert orl_faces(root=folder, people=PEOPLE, augment=1.0).preparation.options == tasks.preparation.options
 
 

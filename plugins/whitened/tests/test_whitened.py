@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import kshot
-from kshot import ClassificationTasks, Needs, Pool, Support
+from kshot import ClassificationTasks, Needs, Pool, Support, registry
 from kshot.errors import DataError, MisfitError, OptionError
-from kshot.preparing import Preparation
 from kshot.testing import sample_tasks
 from kshot_whitened import Whitened
 from kshot_whitened.whitening import principal_components, whitening
@@ -122,7 +121,7 @@ def test_what_prepares_examples_can_be_written_down() -> None:
     """With the components, and what the tasks below do; a closure can't be."""
     of = ClassificationTasks({"train": tasks().pool("train")}, way=3, query=3)
     view = Whitened(of, 4)
-    again = Preparation.from_dict(view.preparation.to_dict())
+    again = registry.preparation(view.preparation.to_dict())
     pixels = of.pool("train").gather(of.pool("train").rows[0, :2])
     assert torch.equal(again(pixels), view.prepare(pixels))
     assert Whitened(tasks(), 4).preparation is None

@@ -32,9 +32,11 @@ __all__ = [
     "load",
     "memory",
     "plugins",
+    "preparation",
     "rebuild",
     "refresh",
     "register",
+    "register_preparation",
     "tasks",
 ]
 
@@ -45,6 +47,8 @@ info = default.info
 load = default.load
 refresh = default.refresh
 register = default.register
+register_preparation = default.register_preparation
+preparation = default.preparation
 learner = default.learner
 tasks = default.tasks
 memory = default.memory

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
-from kshot.errors import KshotError, MisfitError, OptionError, PluginError, Unavailable
+from kshot.errors import KshotError, MisfitError, OptionError, PluginError, RunError, Unavailable
 from kshot.registry.conversion import Raw, parse_literal
 from kshot.registry.ledger import Built, Ledger, plain, recall, remember
 from kshot.registry.options import Option, options_of, takes_positional, validate
@@ -211,6 +211,36 @@ def _made(plugin: Plugin, factory: Factory, *args: Any, **options: Any) -> Any:
             f"{' and no '.join(missing)}; it is not {A[plugin.group]}"
         )
     return component
+
+
+def checked_preparation(name: str, function: Factory, options: Mapping[str, Any]) -> tuple[Factory, dict[str, Any]]:
+    """Check the options that a run stores for a function that prepares inputs, each by its type annotation.
+
+    Raises:
+        RunError: an option is unknown, missing or has the wrong type.
+    """
+    from kshot.preparing import Preparation
+
+    untyped = [option.name for option in options_of(function, skip_positional=1) if option.annotation is Any]
+    if untyped:
+        raise RunError(
+            f"{name} prepares inputs, but its option {', '.join(untyped)} has no type to check; expected an annotation"
+        )
+    import torch
+
+    foreign = [key for key, value in options.items() if not _harmless(value, (torch.Tensor, Preparation))]
+    try:
+        if foreign:
+            raise OptionError(f"{', '.join(foreign)}: expected plain values, tensors and preparations")
+        return function, validate(function, options, who=name, skip_positional=1)
+    except OptionError as exc:
+        raise RunError(f"inputs were prepared by {name} with options it does not take: {exc}") from exc
+
+
+def _harmless(value: Any, more: tuple[type, ...]) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_harmless(item, more) for item in value)
+    return value is None or isinstance(value, (bool, int, float, str, *more))
 
 
 def _initialised(plugin: Plugin, factory: Factory, spec: Any, seed: int, values: Mapping[str, Any]) -> Any:

@@ -17,6 +17,7 @@ from kshot.registry.plugin import NAME, Plugin, State
 
 STALE = "stale entry point"
 _INSTALL_AS = {"sklearn": "scikit-learn", "PIL": "pillow", "cv2": "opencv-python", "yaml": "pyyaml"}
+_NOT_PLUGINS = ("manifest", "preparations")  # groups of entry points that name something else than plugins
 _Line = tuple[str, str, str]  # of entry_points.txt: group without 'kshot.', name, value
 
 
@@ -29,6 +30,7 @@ _BUILTINS = (
     _builtin("hooks", "progress", "kshot.hooks:Progress", "A progress bar"),
     _builtin("hooks", "metrics", "kshot.hooks:MetricsLog", "Metrics as JSON lines in the run folder"),
 )
+_BUILTIN_PREPARATIONS = frozenset({"kshot.episode:as_inputs"})
 
 
 def installed() -> Iterator[tuple[Plugin, ManifestError | None]]:
@@ -52,6 +54,15 @@ def installed() -> Iterator[tuple[Plugin, ManifestError | None]]:
                 yield from _plugins_of(name, version, lines)
 
 
+def preparations() -> frozenset[str]:
+    """``module:function`` of every function that an installed distribution has registered as preparing inputs.
+
+    A plugin registers one by an entry point of the group ``kshot.preparations``. Imports none of them.
+    """
+    lines = (line for distribution in importlib.metadata.distributions() for line in _entry_lines(distribution))
+    return _BUILTIN_PREPARATIONS | {target for group, _, target in lines if group == "preparations"}
+
+
 def _plugins_of(name: str, version: str, lines: list[_Line]) -> Iterator[tuple[Plugin, ManifestError | None]]:
     manifest, problem = Manifest(), None
     try:
@@ -60,7 +71,7 @@ def _plugins_of(name: str, version: str, lines: list[_Line]) -> Iterator[tuple[P
         problem = exc
     entries = dict(manifest.entries)
     for group, plugin_name, target in lines:
-        if group == "manifest":
+        if group in _NOT_PLUGINS:
             continue
         entry = entries.pop((group, plugin_name), Entry())
         plugin = Plugin(
@@ -136,7 +147,7 @@ def _entry_lines(distribution: Distribution) -> list[_Line]:
     for line in map(str.strip, text.splitlines()):
         if line.startswith("[") and line.endswith("]"):
             group = line[1:-1].strip()
-        elif line and line[0] not in "#;" and group.startswith("kshot.") and group[6:] in (*GROUPS, "manifest"):
+        elif line and line[0] not in "#;" and group.startswith("kshot.") and group[6:] in (*GROUPS, *_NOT_PLUGINS):
             name, _, value = map(str.strip, line.partition("="))
             value = re.sub(r"\s*\[[^\]]*\]$", "", value)  # extras mean nothing to us
             found.append((group[6:], name, re.sub(r"\s*:\s*", ":", value)))

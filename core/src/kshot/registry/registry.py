@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from attrs import evolve
 
-from kshot.errors import PluginError, Unavailable, UnknownPluginError
+from kshot.errors import PluginError, RunError, Unavailable, UnknownPluginError
 from kshot.registry import names
-from kshot.registry.discovery import STALE, installed
+from kshot.registry.discovery import STALE, installed, preparations
 from kshot.registry.ledger import Built, Ledger, recall
 from kshot.registry.options import options_of
 from kshot.registry.plugin import LEADING, MEMORY_SIZES, Factory, Key, Plugin, PluginInfo
@@ -27,6 +27,7 @@ from kshot.registry.registering import described
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from kshot.preparing import Preparation
     from kshot.protocols import Backend, Learner, TaskDistribution
     from kshot.registry.building import BoundMemory, Builder
     from kshot.spec import TaskSpec
@@ -48,6 +49,7 @@ class Registry:
         self._loaded: dict[Key, Factory] = {}
         self._causes: dict[Key, BaseException] = {}  # why a plugin can't be had, where an exception said so
         self._built: Ledger = {}
+        self._preparations: dict[str, Factory] = {}  # registered in this process
 
     # -------------------- listing
 
@@ -188,6 +190,35 @@ class Registry:
         self._loaded[made.key] = factory
         return factory
 
+    # -------------------- functions that prepare inputs
+
+    def register_preparation(self, function: F) -> F:
+        """Register a function of this process as preparing inputs; returns it, so that it serves as a decorator.
+
+        A distribution registers its functions by entry points of the group ``kshot.preparations`` instead:
+        ``NAME = "module:function"``.
+        """
+        self._preparations[f"{function.__module__}:{function.__qualname__}"] = function
+        return function
+
+    def preparation(self, values: Mapping[str, Any]) -> Preparation:
+        """Read a stored ``kshot.preparing.Preparation``. Nothing is imported unless all it names is registered.
+
+        Raises:
+            RunError: a function is not registered or can't be imported, or an option has the wrong type.
+        """
+        from kshot.preparing import Preparation
+        from kshot.registry.building import checked_preparation
+
+        installed = preparations()
+        return Preparation.from_dict(
+            values,
+            known=lambda name: name in self._preparations or name in installed,
+            build=lambda name, options: checked_preparation(
+                name, self._preparations.get(name) or _import_registered(name), options
+            ),
+        )
+
     # -------------------- building
 
     def learner(self, name: str, spec: TaskSpec, /, *, seed: int | None = None, **options: Any) -> Learner:
@@ -257,6 +288,16 @@ def _import(target: str) -> Factory:
     if not callable(found):
         raise TypeError(f"{target} is {found!r}, neither a class nor a function")
     return typing.cast(Factory, found)
+
+
+def _import_registered(target: str) -> Factory:
+    try:
+        return _import(target)
+    except Exception as exc:
+        raise RunError(
+            f"inputs were prepared by {target}, which can't be imported ({type(exc).__name__}: {exc}); install the "
+            "version of the plugin that the run was made with"
+        ) from exc
 
 
 def _traceback(exc: BaseException) -> str:

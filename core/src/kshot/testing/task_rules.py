@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kshot import registry
 from kshot.episode import Episode, Objective, Origin, check_finite
 from kshot.errors import DataError, RunError
-from kshot.preparing import Preparation
 from kshot.protocols import Portable
 from kshot.sampling import check_episode
 from kshot.spec import Count, TaskSpec, bounds
@@ -312,7 +312,7 @@ def preparation_travels(subject: TasksSubject) -> None:
     torch.save(tasks.preparation.to_dict(), file)
     file.seek(0)
     try:
-        assert callable(Preparation.from_dict(torch.load(file, weights_only=True)).found)
+        assert callable(registry.preparation(torch.load(file, weights_only=True)))
     except pickle.UnpicklingError as error:
         broken(f"its options are more than names, numbers, tensors and preparations ({str(error)[-200:]})")
     except RunError as error:

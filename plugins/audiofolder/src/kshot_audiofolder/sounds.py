@@ -254,6 +254,22 @@ def prepare(raw: Any, form: Form) -> Tensor:
     )
 
 
-def prepare_as(raw: Any, **form: Any) -> Tensor:
-    """``prepare`` by the fields of a form, plain values that can be written down."""
-    return prepare(raw, Form(**form))
+def prepare_as(
+    raw: Any,
+    *,
+    rate: int,
+    seconds: float,
+    crop: Literal["start", "centre"],
+    pad: Literal["repeat", "zeros"],
+    features: Literal["mfcc", "mel"],
+    n_mfcc: int,
+    n_mels: int,
+    window: float,
+    hop: float,
+    f_min: float,
+    f_max: float | None,
+    normalise: Literal["clip", "band", "none"],
+) -> Tensor:
+    """Call ``prepare`` with a form given by its fields, plain values that a run can store."""
+    form = Form(rate, seconds, crop, pad, features, n_mfcc, n_mels, window, hop, f_min, f_max, normalise)
+    return prepare(raw, form)

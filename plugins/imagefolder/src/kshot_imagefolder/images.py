@@ -77,6 +77,6 @@ def prepare(raw: Any, form: Form) -> Tensor:
     return pictures.inputs(raw, form.pixels, form.shape, who="imagefolder")
 
 
-def prepare_as(raw: Any, **form: Any) -> Tensor:
-    """``prepare`` by the fields of a form, plain values that can be written down."""
-    return prepare(raw, Form(**form))
+def prepare_as(raw: Any, *, mode: Mode, size: tuple[int, int], fit: Fit) -> Tensor:
+    """Call ``prepare`` with a form given by its fields, plain values that a run can store."""
+    return prepare(raw, Form(mode, size, fit))

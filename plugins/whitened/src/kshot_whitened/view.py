@@ -108,9 +108,9 @@ class Whitened:
         )
 
 
-def prepared(raw: Any, below: Preparation, **components: Tensor) -> Tensor:
-    """Raw examples as the tasks below prepare them, and then as components by a ``Whitening``'s fields: [n, k]."""
-    return Whitening(**components)(below(raw))
+def prepared(raw: Any, *, below: Preparation, mean: Tensor, directions: Tensor, scales: Tensor) -> Tensor:
+    """Prepare raw examples as the tasks below do, then map them to components by a ``Whitening``'s fields: [n, k]."""
+    return Whitening(mean, directions, scales)(below(raw))
 
 
 def fitted(pool: Pool, components: int, floor: float, examples: int, where: str) -> Whitening:
