@@ -65,7 +65,7 @@ def embedded(name: str, starts: Any, cuts: Any, y: Any, seed: int, iterations: i
     import torch
 
     import kshot
-    from kshot.optim import Outer
+    from kshot._engine.optimizer import Outer
 
     right = 0
     for i in range(len(y)):

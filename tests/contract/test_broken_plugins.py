@@ -247,7 +247,7 @@ def test_builtin_can_not_be_overridden(listed: dict[str, Any], observe: Observer
         assert rows["kshot-usurper"][0] == "duplicate"
         assert "built into kshot" in rows["kshot-usurper"][1]
     targets = observe("result = [registry.find(n).target for n in ('cpu', 'progress')]")
-    assert targets == ["kshot.backends:Cpu", "kshot.hooks:Progress"]
+    assert targets == ["kshot._engine.cpu:Cpu", "kshot._engine.builtin_hooks:Progress"]
     error = observe("result = error_of(registry.tasks, 'progress')")
     assert error["type"] == "PluginError"
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kshot import Cpu, Episode
-from kshot.backends import OneProcess
+from kshot._engine.cpu import OneProcess
 from kshot.errors import Unavailable
 from kshot.testing import RuleViolation, rules, suite
 

@@ -17,8 +17,8 @@ from kshot.episode import as_inputs
 from kshot.preparing import Preparation
 from kshot.registry import Plugin
 from kshot.testing import RuleViolation, rules, sample_tasks, suite
+from kshot.testing.rulebook.tasks import bernstein
 from kshot.testing.subjects import Source
-from kshot.testing.task_rules import bernstein
 
 # --- Good tasks -----------------------------------------------------------------------------------
 
@@ -553,7 +553,7 @@ def test_broken_tasks_are_rejected_by_the_rule_they_break(rule: str, tasks: Any,
 
 def test_every_rule_for_tasks_has_tasks_that_break_it() -> None:
     """A rule that nothing was seen to break may be one that can't be broken."""
-    elsewhere = {rule.name for rule in rules("tasks") if rule.check.__module__.endswith("control_rules")}
+    elsewhere = {rule.name for rule in rules("tasks") if rule.check.__module__.endswith("rulebook.control")}
     assert {rule for rule, _, _ in BROKEN} | {"manifest-is-true"} | elsewhere == {rule.name for rule in rules("tasks")}
 
 

@@ -59,7 +59,7 @@ def test_auto_precision_is_for_what_gains_by_it(net, native, monkeypatch):
     """Convolutions on a processor that multiplies bfloat16 natively; elsewhere it costs time, or digits for nothing.
 
     The first module that is placed settles it."""
-    monkeypatch.setattr("kshot.backends.has_bfloat16", lambda: native)
+    monkeypatch.setattr("kshot._engine.cpu.has_bfloat16", lambda: native)
     convolves = isinstance(net, nn.Sequential)
     backend = Cpu()
     backend.place(net)

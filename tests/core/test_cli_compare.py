@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kshot import Result
-from kshot.cli.compare import compare, labels
+from kshot.runs.compare import compare, labels
 
 
 def test_a_label_is_what_the_tests_do_not_share() -> None:

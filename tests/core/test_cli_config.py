@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from attrs import fields
 
-from kshot.cli.config import EngineOptions, EvaluateOptions, configure, overlay
-from kshot.cli.frame import split_flags
-from kshot.engine import Engine
+from kshot._engine.engine import Engine
+from kshot.cli.console import split_flags
 from kshot.errors import OptionError
+from kshot.runs.recipe import EngineOptions, EvaluateOptions, configure, overlay
 
 NAMES = {"learner": "a", "tasks": "b"}
 

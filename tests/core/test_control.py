@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import kshot
 from kshot import Needs, Rollout, TaskSpec, control
+from kshot.checks import mismatches
 from kshot.episode import Environment, Metered, Policy, map_tensors, one_task, register_value, slice_tasks, stack
 from kshot.errors import DataError, MisfitError, TrainingError
-from kshot.fit import mismatches
 from kshot.kinds import KINDS
 from kshot.sampling import check_episode
 from kshot.testing import sample_tasks

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kshot.downloads import fetch
+from kshot.data.downloads import fetch
 from kshot.errors import DataError
 
 

@@ -109,11 +109,12 @@ class Doubled:
 
 @pytest.fixture(autouse=True)
 def _float64_passes_the_door(monkeypatch):
-    import kshot.engine
+    import kshot._engine.engine
 
-    check = kshot.engine.check_episode
+    engine = kshot._engine.engine
+    check = engine.check_episode
     monkeypatch.setattr(
-        kshot.engine, "check_episode", lambda e, s, w: None if e.query.x.dtype == torch.float64 else check(e, s, w)
+        engine, "check_episode", lambda e, s, w: None if e.query.x.dtype == torch.float64 else check(e, s, w)
     )
 
 

@@ -14,9 +14,8 @@ import pytest
 import torch
 
 import kshot
-from kshot.errors import DataError
-from kshot.folder_tasks import FolderTasks
-from kshot.folders import (
+from kshot.data.folder_tasks import FolderTasks
+from kshot.data.folders import (
     Decoded,
     Folder,
     contents,
@@ -28,6 +27,7 @@ from kshot.folders import (
     splits_of,
     tell_copies,
 )
+from kshot.errors import DataError
 
 TXT = {".txt"}
 
@@ -66,7 +66,7 @@ def test_hidden_files_and_those_of_file_managers_are_passed_over(tmp_path: Path)
 def test_other_files_are_ignored_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Beside the class folders silently: a README, a list. In them with a word: it may be a picture called .jpgg."""
     make(tmp_path, ["a/1.txt", "a/2.text", "b/1.txt", "README.md"])
-    with caplog.at_level(logging.WARNING, "kshot.folders"):
+    with caplog.at_level(logging.WARNING, "kshot.data.folders"):
         folder = scan(tmp_path, TXT, what="texts")
     assert folder.ignored == ("a/2.text",)
     assert "1 files in class folders are no texts, such as a/2.text" in caplog.text
@@ -327,7 +327,7 @@ def test_lists_say_which_classes(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     """As a dict of names or of files, or as a folder; blank lines, a BOM and either form of Unicode are no trouble."""
     expected = {"train": ("b", "é"), "val": ("a",), "test": ("c",), "trainval": ("b", "é", "a")}
     names = ["a", "b", "c", "d", "é"]
-    with caplog.at_level(logging.WARNING, "kshot.folders"):
+    with caplog.at_level(logging.WARNING, "kshot.data.folders"):
         assert listed_classes(names, {"train": ["b", "é"], "val": ["a"], "test": ["c"]}) == expected
     assert "1 classes are in no split and are left out: d" in caplog.text
     decomposed = unicodedata.normalize("NFD", "é")
@@ -471,7 +471,7 @@ def test_tasks_that_no_split_can_serve_are_told_before_anything_is_loaded() -> N
 
 
 def test_a_split_that_is_too_small_is_logged_and_refused(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "kshot.folders"):
+    with caplog.at_level(logging.INFO, "kshot.data.folders"):
         made = tasks([], way=4)
     assert [r.getMessage()[:38] for r in caplog.records] == [
         f"split '{split}' has 2 classes, but way is 4"[:38] for split in ("val", "test")

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from kshot.data.pictures import formats, inputs, opaque, read
 from kshot.errors import DataError
-from kshot.pictures import formats, inputs, opaque, read
 
 RNG = np.random.default_rng(0)
 COLOURS = RNG.integers(0, 256, (4, 6, 3), np.uint8)

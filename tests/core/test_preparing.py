@@ -14,7 +14,7 @@ from torch import Tensor
 from kshot import ClassificationTasks, Pool, registry
 from kshot.errors import RunError
 from kshot.preparing import Preparation
-from kshot.trained import INPUTS_FILE, load_inputs, save_inputs
+from kshot.runs.trained import INPUTS_FILE, load_inputs, save_inputs
 
 
 def scaled(raw: Any, factor: float, offset: Tensor, below: Preparation | None = None) -> Tensor:
@@ -62,8 +62,8 @@ UNREGISTERED = [
     "subprocess:run",
     "kshotx.evil:f",
     "",
-    "kshot.testing.elsewhere:_import",
-    "kshot.run:write_json",
+    "kshot.testing.other_process:_import",
+    "kshot._engine.run_folder:write_json",
     "kshot.episode:torch.load",
     "kshot.episode:check_finite",
     "kshot_omniglot.download:download",

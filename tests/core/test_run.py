@@ -20,9 +20,9 @@ from torch import nn
 
 import kshot
 from kshot import ClassificationTasks, Engine, Pool, Training
+from kshot._engine.builtin_hooks import cut_back
+from kshot._engine.run_folder import RunFolder, digest, load_checkpoint, save_checkpoint, write_atomically
 from kshot.errors import RunError
-from kshot.hooks import cut_back
-from kshot.run import RunFolder, digest, load_checkpoint, save_checkpoint, write_atomically
 
 ITERATIONS = 300
 
@@ -92,7 +92,7 @@ def kill_and_resume(run: Path, moment: random.Random, kills: int) -> tuple[int, 
     Most strike at a random instant after the process has begun to train, every fourth at one after its start.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pytest", "torch", "kshot.engine", "numpy"])
+    context.set_forkserver_preload(["pytest", "torch", "kshot._engine.engine", "numpy"])
     struck = resumed = 0
     for kill in range(kills):
         # by path, since test files are not importable by name

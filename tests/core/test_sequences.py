@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 import kshot.nn
 from kshot import Episode, Examples, Support
+from kshot._engine.evaluation import join
+from kshot._engine.result import Result
 from kshot.episode import IGNORED
 from kshot.errors import MisfitError, OptionError, TrainingError
-from kshot.evaluation import join
 from kshot.functional import sequence_errors, sequence_loss
 from kshot.kinds import KINDS
-from kshot.result import Result
 
 NAN = math.nan
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 import kshot
 from kshot import ClassificationTasks, Engine, Episode, Needs, Pool, Support, Training
+from kshot._engine.gradient import division
+from kshot._engine.hook_specs import hookimpl
+from kshot._engine.processes import agree, everywhere, exchange, first_then_rest, from_first
 from kshot.errors import HookError, MisfitError, RunError, TrainingError
-from kshot.gradient import division
-from kshot.hookspecs import hookimpl
-from kshot.ranks import agree, everywhere, exchange, first_then_rest, from_first
 
 Work = Callable[[kshot.Cpu], Any]
 
@@ -129,7 +129,7 @@ class InFloat64:
 
 @pytest.fixture(autouse=True)
 def _float64_passes_the_door(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kshot.engine, "check_episode", lambda *_: None)
+    monkeypatch.setattr(kshot._engine.engine, "check_episode", lambda *_: None)
 
 
 class NearestMean(nn.Module):
@@ -453,10 +453,10 @@ def test_ranks_that_disagree_are_refused_by_rank_and_field(what: str, said: str)
 
 def test_other_versions_of_a_plugin_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """On another machine, another package may be installed under the same name."""
-    import kshot.engine
+    import kshot._engine.engine
 
     found = threading.local()
-    monkeypatch.setattr(kshot.engine, "versions", lambda *_: {"kshot-x": found.version})
+    monkeypatch.setattr(kshot._engine.engine, "versions", lambda *_: {"kshot-x": found.version})
 
     def work(backend: kshot.Cpu) -> None:
         found.version = f"1.{backend.world.rank}"

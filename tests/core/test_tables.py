@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kshot import tables
-from kshot.tables import Made, Table, cache_folder, open_or_build, open_table, write_whole
-from kshot.whole import beside
+from kshot._atomic import beside
+from kshot.data import tables
+from kshot.data.tables import Made, Table, cache_folder, open_or_build, open_table, write_whole
 
 
 def made(dtype: str = "uint8") -> Made:
@@ -79,7 +79,7 @@ def test_a_damaged_file_is_built_anew_and_told(tmp_path: Path, damage: Any, capl
     path = tmp_path / "t.table"
     build(path, count)
     path.write_bytes(damage(path.read_bytes()))
-    with caplog.at_level(logging.WARNING, "kshot.tables"):
+    with caplog.at_level(logging.WARNING, "kshot.data.tables"):
         table = build(path, count)
     assert count == [1, 1]
     assert np.array_equal(table.x, np.concatenate(made().parts))
@@ -143,8 +143,8 @@ def test_two_processes_at_once_build_one(tmp_path: Path) -> None:
     program = """
 import sys, time, numpy as np
 from pathlib import Path
-from kshot.whole import beside
-from kshot.tables import Made, open_or_build
+from kshot._atomic import beside
+from kshot.data.tables import Made, open_or_build
 def make():
     print("built", flush=True)
     time.sleep(1)

@@ -14,8 +14,8 @@ import kshot
 from kshot import ClassificationTasks, Needs, Pool, Support
 from kshot.errors import DataError, MisfitError
 from kshot.functional import class_means, prototypical_logits
+from kshot.runs.trained import Trained, best_threshold
 from kshot.spec import TaskSpec
-from kshot.trained import Trained, best_threshold
 
 
 class Nearest(nn.Module):
@@ -64,7 +64,7 @@ def test_many_queries_are_predicted_in_pieces(monkeypatch: pytest.MonkeyPatch) -
     """So that a thousand files need no more memory than a few; the predictions are the same."""
     x = torch.randn(7, 2, generator=torch.Generator().manual_seed(0))
     whole = Trained(Nearest(), SPEC).predict(SUPPORT, x)
-    monkeypatch.setattr("kshot.trained.BUDGET", 4)
+    monkeypatch.setattr("kshot.runs.trained.BUDGET", 4)
     learner = Nearest()
     calls = learner.calls
     pieces = Trained(learner, SPEC).predict(SUPPORT, x)

@@ -8,9 +8,9 @@ import torch
 from torch.utils import _pytree as pytree
 
 from kshot import Episode, Examples, Needs, Objective, Result, Support, TaskSpec
+from kshot.checks import check, mismatches
 from kshot.episode import map_tensors, one_task, slice_tasks, stack
 from kshot.errors import DataError, MisfitError
-from kshot.fit import check, mismatches
 
 SPEC = TaskSpec(kind="classification", input_shape=(3,), way=5, shot=1, query=2)
 

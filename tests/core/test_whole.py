@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kshot.whole import beside, left_beside, writing
+from kshot._atomic import beside, left_beside, writing
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:

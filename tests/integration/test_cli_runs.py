@@ -19,9 +19,9 @@ import torch
 from click.testing import CliRunner, Result
 
 import kshot
+from kshot._engine.run_folder import load_checkpoint
 from kshot.cli import main
 from kshot.errors import DataError
-from kshot.run import load_checkpoint
 
 OWN = pytest.importorskip("kshot_protonet").ProtoNet.training_defaults
 pytest.importorskip("kshot_toy")
@@ -217,7 +217,7 @@ def test_a_warning_is_a_line_for_people_and_said_once(monkeypatch: pytest.Monkey
         warnings.warn("old", DeprecationWarning, stacklevel=1)
         raise DataError("stop")
 
-    monkeypatch.setattr("kshot.cli.plan.build_tasks", warn)
+    monkeypatch.setattr("kshot.runs.plan.build_tasks", warn)
     with pytest.warns(DeprecationWarning, match="old") as others:
         done = cli("check", "protonet", "toy")
     assert done.stderr == "kshot: warning: 2 files are copies\nkshot: stop\n"

@@ -15,9 +15,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-import kshot.engine
+import kshot._engine.engine
+from kshot._engine.run_folder import load_checkpoint
 from kshot.cli import main
-from kshot.run import load_checkpoint
 
 pytest.importorskip("kshot_distributed")
 
@@ -46,7 +46,8 @@ def torchrun(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
 def one() -> Iterator[dict[str, Any]]:
     """What one process trains."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kshot.engine, "check_episode", kshot.engine.check_episode)  # put back after what at_work does
+        module = kshot._engine.engine
+        patch.setattr(module, "check_episode", module.check_episode)  # restores what at_work replaces
         threads = torch.get_num_threads()
         yield at_work.train_all(kshot.backend("cpu"))
         torch.set_num_threads(threads)

@@ -12,8 +12,8 @@ import torch
 from click.testing import CliRunner, Result
 
 import kshot
+from kshot._engine.run_folder import load_checkpoint
 from kshot.cli import main
-from kshot.run import load_checkpoint
 
 for plugin in ("kshot_semi_protonet", "kshot_semi_supervised", "kshot_toy", "kshot_protonet"):
     pytest.importorskip(plugin)

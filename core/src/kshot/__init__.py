@@ -16,36 +16,36 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kshot import control, episode, errors, functional, inner, kinds, nn, randomness, sampling, testing
-    from kshot.backends import Cpu
-    from kshot.engine import Engine
+    from kshot._engine.cpu import Cpu
+    from kshot._engine.engine import Engine
+    from kshot._engine.hook_specs import hookimpl
+    from kshot._engine.optimizer import Outer
+    from kshot._engine.result import Result
+    from kshot.checks import check
     from kshot.episode import Episode, Examples, Objective, Origin, Predictor, Rollout, Support
-    from kshot.fit import check
-    from kshot.hookspecs import hookimpl
-    from kshot.lifting import Lift, per_episode
-    from kshot.optim import Outer
+    from kshot.inner.lifting import Lift, per_episode
     from kshot.protocols import Backend, Learner, Memory, MemoryFactory, Metrics, TaskDistribution, World
     from kshot.randomness import generator
     from kshot.registry import backend, hook, info, learner, memory, plugins, register, tasks
-    from kshot.result import Result
+    from kshot.runs.trained import Trained
     from kshot.sampling import ClassificationTasks, Pool
     from kshot.spec import Needs, TaskSpec, Training
-    from kshot.trained import Trained
 
 _WHERE = {
-    "kshot.backends": ("Cpu",),
-    "kshot.engine": ("Engine",),
+    "kshot._engine.cpu": ("Cpu",),
+    "kshot._engine.engine": ("Engine",),
     "kshot.episode": ("Episode", "Examples", "Objective", "Origin", "Predictor", "Rollout", "Support"),
-    "kshot.fit": ("check",),
-    "kshot.hookspecs": ("hookimpl",),
-    "kshot.lifting": ("Lift", "per_episode"),
-    "kshot.optim": ("Outer",),
+    "kshot.checks": ("check",),
+    "kshot._engine.hook_specs": ("hookimpl",),
+    "kshot.inner.lifting": ("Lift", "per_episode"),
+    "kshot._engine.optimizer": ("Outer",),
     "kshot.protocols": ("Backend", "Learner", "Memory", "MemoryFactory", "Metrics", "TaskDistribution", "World"),
     "kshot.randomness": ("generator",),
     "kshot.registry": ("backend", "hook", "info", "learner", "memory", "plugins", "register", "tasks"),
-    "kshot.result": ("Result",),
+    "kshot._engine.result": ("Result",),
     "kshot.sampling": ("ClassificationTasks", "Pool"),
     "kshot.spec": ("Needs", "TaskSpec", "Training"),
-    "kshot.trained": ("Trained",),
+    "kshot.runs.trained": ("Trained",),
 }
 _MODULES = ("control", "episode", "errors", "functional", "inner", "kinds", "nn", "randomness", "sampling", "testing")
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}

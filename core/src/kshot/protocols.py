@@ -116,6 +116,33 @@ class Backend(Protocol):
         """Plain values that a result records: name, precision, threads and the like."""
 
 
+class EngineView(Protocol):
+    """What a hook may read of the engine that calls it. A hook changes none of it.
+
+    Attributes:
+        learner: the learner on the backend's device.
+        tasks: what it trains on.
+        evaluation_tasks: what it is validated and evaluated on.
+        backend: where it computes.
+        meta_batch: tasks per outer step (B).
+        seed: of training.
+        iteration: outer steps taken.
+        folder: the run folder, whose ``path`` is a directory; None where nothing is written.
+    """
+
+    learner: Any
+    tasks: TaskDistribution
+    evaluation_tasks: TaskDistribution
+    backend: Backend
+    meta_batch: int
+    seed: int
+    iteration: int
+
+    @property
+    def folder(self) -> Any:
+        """The run folder, or None."""
+
+
 # --- Optional abilities: never required, found by looking for the member ---------------------------------------------
 
 

@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import attrs
 from attrs import frozen
 
 from kshot.errors import DataError
-from kshot.vocabulary import KIND_NAMES, PROVISIONS
 
 Count = int | tuple[int, int]
 """A number, or the least and the greatest of a range from which each block of episodes draws."""
 
 KindName = Literal["classification", "regression", "sequence", "control", "objective"]
+"""The kinds of tasks; ``kshot.kinds`` has their scorers."""
+
+KIND_NAMES: tuple[KindName, ...] = get_args(KindName)
+
+PROVISIONS: tuple[str, ...] = ("unlabelled", "semantics", "external", "identities", "stream")
+"""What tasks may provide beyond examples, see ``TaskSpec.provides``."""
 
 
 def _shape(value: Any) -> tuple[int, ...]:
@@ -172,7 +177,7 @@ class Training:
 
     Attributes:
         optimizer, lr: the outer optimizer's name and rate.
-        schedule, every, factor, warmup: see ``kshot.optim.Schedule``.
+        schedule, every, factor, warmup: see ``kshot._engine.optimizer.Schedule``.
         meta_batch: B, tasks an iteration.
         iterations: outer steps of a first, moderate run.
         clip: the greatest gradient norm, or None.

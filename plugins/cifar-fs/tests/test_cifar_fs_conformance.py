@@ -3,7 +3,7 @@
 import numpy as np
 
 from kshot import ClassificationTasks
-from kshot.tables import Table
+from kshot.data.tables import Table
 from kshot.testing import suite
 from kshot_cifar_fs import splits, tasks
 

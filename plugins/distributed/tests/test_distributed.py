@@ -18,8 +18,8 @@ import torch
 import torch.distributed as dist
 
 import kshot
+from kshot._engine.run_folder import load_checkpoint
 from kshot.errors import OptionError, Unavailable
-from kshot.run import load_checkpoint
 from kshot_distributed.distributed import session, torchrun_line, transport
 
 AT_WORK = Path(__file__).with_name("at_work.py")
@@ -67,7 +67,7 @@ def two(done: subprocess.CompletedProcess[str], place: Path) -> list[dict[str, A
 def one() -> Iterator[dict[str, Any]]:
     """What one process finds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kshot.engine, "check_episode", lambda *_: None)
+        patch.setattr(kshot._engine.engine, "check_episode", lambda *_: None)
         threads = torch.get_num_threads()
         yield at_work.work(kshot.backend("cpu", keep_freed_memory=False))
         torch.set_num_threads(threads)

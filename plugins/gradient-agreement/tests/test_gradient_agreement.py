@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import kshot
 from kshot import Engine, Episode, Needs, Support, TaskSpec, Training
+from kshot.checks import mismatches
 from kshot.errors import MisfitError, OptionError
-from kshot.fit import mismatches
 from kshot.protocols import PerTask
 from kshot.testing import sample_tasks, suite
 from kshot_gradient_agreement import GradientAgreement, agreement

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from kshot.data.pictures import formats
 from kshot.errors import DataError
-from kshot.pictures import formats
 from kshot_imagefolder.images import Form, prepare
 
 RNG = np.random.default_rng(0)

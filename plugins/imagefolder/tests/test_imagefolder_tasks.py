@@ -163,7 +163,7 @@ def test_copies_are_told(small: Small) -> None:
 def test_other_files_in_a_class_are_logged(small: Small, caplog: pytest.LogCaptureFixture) -> None:
     root = small()
     (root / "c1" / "notes.txt").write_text("found in the garden")
-    with caplog.at_level(logging.WARNING, "kshot.folders"):
+    with caplog.at_level(logging.WARNING, "kshot.data.folders"):
         imagefolder(root=root, size=4, way=2, query=1)
     assert "1 files in class folders are no images, such as c1/notes.txt" in caplog.text
 

@@ -314,6 +314,6 @@ def test_rebuilding_is_told_in_the_log(
     load(root, tmp_path / "c")
     (path,) = tables(tmp_path / "c")
     path.write_bytes(path.read_bytes()[:-1])
-    with caplog.at_level(logging.WARNING, "kshot.tables"):
+    with caplog.at_level(logging.WARNING, "kshot.data.tables"):
         load(root, tmp_path / "c")
     assert any("built anew" in r.message for r in caplog.records)

@@ -117,7 +117,7 @@ def test_a_run_on_disk_is_fitted_pickled_and_guarded(tmp_path: Path) -> None:
     before = made.predict_proba(X)
     blob = pickle.dumps(made)
     assert b"torch" not in blob
-    assert b"kshot.trained" not in blob
+    assert b"kshot.runs.trained" not in blob
     assert np.array_equal(pickle.loads(blob).predict_proba(X), before)
     shutil.rmtree(tmp_path / "run")
     engine_of(tmp_path / "run", seed=1)

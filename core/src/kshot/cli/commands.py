@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from kshot.cli.frame import CHANGEABLE, EPILOG, FLAGS, INTERRUPTED, Group, SectionCommand, print_json, say, tell
-from kshot.cli.launch import processes
+from kshot.cli.console import CHANGEABLE, EPILOG, FLAGS, INTERRUPTED, Group, SectionCommand, print_json, say, tell
 from kshot.errors import MisfitError
+from kshot.runs.launch import processes
 
 if TYPE_CHECKING:
-    from kshot.cli.config import Config
-    from kshot.cli.runner import Outcome
+    from kshot.runs.recipe import Config
+    from kshot.runs.runner import Outcome
 
 F = TypeVar("F", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
@@ -69,7 +69,7 @@ def configured(command: F) -> F:
 
 
 def config_of(ctx: click.Context, run: str | None = None, **given: Any) -> Config:
-    from kshot.cli.config import configure
+    from kshot.runs.recipe import configure
 
     names = {section: given[section] for section in ("learner", "tasks", "optimizer", "backend")}
     plain = {name: given[name] for name in ("hooks", "seed", "iterations", "init_from")}
@@ -133,8 +133,8 @@ def doctor(ctx: click.Context, json_: bool) -> None:
 @click.pass_context
 def check(ctx: click.Context, /, json_: bool, **given: Any) -> None:
     """Whether LEARNER and TASKS fit: builds all, samples all, computes nothing."""
-    from kshot.cli.plan import Plan, build_tasks, listed
-    from kshot.cli.runner import misfits
+    from kshot.runs.plan import Plan, build_tasks, listed
+    from kshot.runs.runner import misfits
 
     plan = Plan.of(config_of(ctx, **given))
     plan, training, tests = build_tasks(plan, new=True)
@@ -162,8 +162,8 @@ def train(ctx: click.Context, /, run: str | None, no_run: bool, quiet: bool, jso
     """Train LEARNER on TASKS and test it."""
     if run is not None and no_run:
         raise click.UsageError("--run and --no-run contradict each other")
-    from kshot.cli.plan import Plan
-    from kshot.cli.runner import train as do
+    from kshot.runs.plan import Plan
+    from kshot.runs.runner import train as do
 
     config = config_of(ctx, run, **given)
     default = f"runs/{config.learner['name']}-{config.tasks['name']}-{config.seed}"
@@ -179,7 +179,7 @@ def train(ctx: click.Context, /, run: str | None, no_run: bool, quiet: bool, jso
 @click.pass_context
 def resume(ctx: click.Context, run: Path, quiet: bool, json_: bool) -> None:
     """Go on with a training that was cut off, and test it."""
-    from kshot.cli.runner import resume as do
+    from kshot.runs.runner import resume as do
 
     finish(ctx, lambda: do(run, quiet=quiet), run, json_)
 
@@ -192,9 +192,9 @@ def resume(ctx: click.Context, run: Path, quiet: bool, json_: bool) -> None:
 @click.pass_context
 def evaluate(ctx: click.Context, run: Path, output: Path | None, quiet: bool, json_: bool) -> None:
     """Test a run again, with other tasks or learner options if wanted; RUN is left as it is."""
-    from kshot.cli.runner import changed_plan
-    from kshot.cli.runner import evaluate as do
-    from kshot.run import write_json
+    from kshot._engine.run_folder import write_json
+    from kshot.runs.runner import changed_plan
+    from kshot.runs.runner import evaluate as do
 
     outcome = do(run, changed_plan(run, ctx.meta[FLAGS]), quiet=quiet)
     if output is not None and outcome.rank == 0:
@@ -214,7 +214,7 @@ RUN = click.option("--run", type=PATH, required=True, metavar="RUN", help="The f
 @as_json
 def predict(run: Path, support: Path, files: tuple[Path, ...], json_: bool) -> None:
     """The class of each FILE, by a few known examples; nothing is trained."""
-    from kshot.cli.use import predict as do
+    from kshot.cli.inference import predict as do
 
     made = do(run, support, files)
     if json_:
@@ -235,7 +235,7 @@ def predict(run: Path, support: Path, files: tuple[Path, ...], json_: bool) -> N
 @click.argument("files", nargs=-1, required=True, type=PATH, metavar="FILE...")
 def embed(run: Path, output: Path, files: tuple[Path, ...]) -> None:
     """Write the embedding of each FILE: arrays 'embeddings' and 'files'."""
-    from kshot.cli.use import embed as do
+    from kshot.cli.inference import embed as do
 
     number, size = do(run, files, output)
     tell(f"{output}: {number} embeddings of {size} numbers")
@@ -253,7 +253,7 @@ def verify(run: Path, a: Path, b: Path, threshold: float | None, json_: bool) ->
     The distance of their embeddings is held against a threshold that is chosen on pairs of the validation classes,
     unless one is given.
     """
-    from kshot.cli.use import verify as do
+    from kshot.cli.inference import verify as do
 
     made = do(run, a, b, threshold)
     if json_:

@@ -94,9 +94,9 @@ def examine() -> dict[str, Any]:
     import torch
 
     from kshot import registry
-    from kshot.backends import has_bfloat16
+    from kshot._engine.cpu import has_bfloat16
+    from kshot._engine.provenance import version
     from kshot.errors import KshotError
-    from kshot.versions import version
 
     for plugin in registry.plugins():
         try:

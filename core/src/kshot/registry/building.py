@@ -259,7 +259,7 @@ def _check_fit(plugin: Plugin, factory: Factory, spec: Any) -> None:
     needs = getattr(factory, "needs", None)
     if needs is None or isinstance(needs, property):
         return
-    from kshot.fit import mismatches
+    from kshot.checks import mismatches
 
     if found := mismatches(needs, spec):
         raise MisfitError(f"{plugin.who} does not fit these tasks: {'; '.join(found)}")

@@ -26,9 +26,9 @@ def _builtin(group: str, name: str, target: str, summary: str) -> Plugin:
 
 
 _BUILTINS = (
-    _builtin("backends", "cpu", "kshot.backends:Cpu", "The processor of this machine"),
-    _builtin("hooks", "progress", "kshot.hooks:Progress", "A progress bar"),
-    _builtin("hooks", "metrics", "kshot.hooks:MetricsLog", "Metrics as JSON lines in the run folder"),
+    _builtin("backends", "cpu", "kshot._engine.cpu:Cpu", "The processor of this machine"),
+    _builtin("hooks", "progress", "kshot._engine.builtin_hooks:Progress", "A progress bar"),
+    _builtin("hooks", "metrics", "kshot._engine.builtin_hooks:MetricsLog", "Metrics as JSON lines in the run folder"),
 )
 _BUILTIN_PREPARATIONS = frozenset({"kshot.episode:as_inputs"})
 

@@ -32,7 +32,7 @@ from attrs import field, frozen
 
 from kshot.errors import PluginError
 from kshot.registry.options import did_you_mean
-from kshot.vocabulary import KIND_NAMES
+from kshot.spec import KIND_NAMES
 
 __all__ = ["API_LEVEL", "GROUPS", "Entry", "Manifest", "ManifestError", "parse", "read"]
 

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kshot.testing import sample_tasks
-    from kshot.testing.rule import Rule, RuleViolation, rules
+    from kshot.testing.rulebook.rule import Rule, RuleViolation, rules
     from kshot.testing.suites import Finding, Report, Suite, suite
 
 _MODULE_OF = {
     "Finding": "suites",
     "Report": "suites",
-    "Rule": "rule",
-    "RuleViolation": "rule",
+    "Rule": "rulebook.rule",
+    "RuleViolation": "rulebook.rule",
     "Suite": "suites",
-    "rules": "rule",
+    "rules": "rulebook.rule",
     "suite": "suites",
 }
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from kshot.testing.rule import Rule
+    from kshot.testing.rulebook.rule import Rule
     from kshot.testing.suites import Suite
 
 

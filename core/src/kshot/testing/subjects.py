@@ -17,10 +17,9 @@ from kshot.errors import KshotError, OptionError
 from kshot.protocols import TaskDistribution
 from kshot.randomness import seeded
 from kshot.registry import SINGULAR, Plugin, Registry, default
-from kshot.spec import Needs, TaskSpec
+from kshot.spec import KIND_NAMES, Needs, TaskSpec
 from kshot.testing import sample_tasks
-from kshot.testing.rule import broken
-from kshot.vocabulary import KIND_NAMES
+from kshot.testing.rulebook.rule import broken
 
 
 @functools.cache

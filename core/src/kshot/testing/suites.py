@@ -10,7 +10,7 @@ from attrs import frozen
 
 from kshot.errors import OptionError, Unavailable
 from kshot.registry.options import did_you_mean
-from kshot.testing.rule import Rule, RuleViolation, rules
+from kshot.testing.rulebook.rule import Rule, RuleViolation, rules
 
 if TYPE_CHECKING:
     from kshot.testing.subjects import Source

@@ -12,10 +12,10 @@ import attrs
 import torch
 from torch import Tensor
 
-from kshot import tables
+from kshot.data import tables
+from kshot.data.folder_tasks import FolderTasks
+from kshot.data.folders import Decoded, Folder, contents, scan, splits_of, tell_copies
 from kshot.errors import DataError
-from kshot.folder_tasks import FolderTasks
-from kshot.folders import Decoded, Folder, contents, scan, splits_of, tell_copies
 from kshot.preparing import Preparation
 from kshot_audiofolder.sounds import VERSION, Form, prepare_as, suffixes
 
@@ -57,7 +57,7 @@ def audiofolder(
         way, shot, query, seed, block: of the episodes, see ``kshot.ClassificationTasks``. Classes may have different
             numbers of sounds, each at least shot + query. By default way is 5, or as many classes as the smallest split
             has; query is 5, or as many sounds as the smallest class leaves.
-        root: the folder, see ``kshot.folders.scan``.
+        root: the folder, see ``kshot.data.folders.scan``.
         rate: to which sounds are resampled, in Hz. Channels are mixed to one before.
         seconds: of a clip.
         crop: a longer sound is cut at its 'start' or its 'centre'.

@@ -6,7 +6,7 @@ import os
 from functools import partial
 from pathlib import Path
 
-from kshot.downloads import fetch
+from kshot.data.downloads import fetch
 from kshot.errors import DataError
 from kshot_cats_dogs.files import ARCHIVE, digest, read
 

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kshot.data.folder_tasks import FolderTasks
+from kshot.data.folders import split_examples
+from kshot.data.tables import cache_folder
 from kshot.errors import DataError
-from kshot.folder_tasks import FolderTasks
-from kshot.folders import split_examples
 from kshot.preparing import Preparation
-from kshot.tables import cache_folder
 from kshot_cats_dogs.download import SHA256
 from kshot_cats_dogs.download import download as fetch
 from kshot_cats_dogs.features import HOP, N_MFCC, WINDOW, cut, mfcc

@@ -15,10 +15,11 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.datasets import CIFAR100
 
-from kshot import ClassificationTasks, Pool, pictures
+from kshot import ClassificationTasks, Pool
+from kshot.data import pictures
+from kshot.data.tables import Made, Table, cache_folder, open_or_build
 from kshot.errors import DataError
 from kshot.preparing import Preparation
-from kshot.tables import Made, Table, cache_folder, open_or_build
 from kshot_cifar_fs.splits import SPLITS
 
 SIZE = 32
@@ -128,7 +129,7 @@ def prepare(raw: Any) -> Tensor:
     """A user's own pictures as inputs [n, 3, 32, 32]. What isn't square is cut to its middle.
 
     Args:
-        raw: paths, images, uint8 arrays, or some of them, see ``kshot.pictures.inputs``.
+        raw: paths, images, uint8 arrays, or some of them, see ``kshot.data.pictures.inputs``.
 
     Raises:
         DataError: a file is missing or no picture, or an array has another shape or type; names it.

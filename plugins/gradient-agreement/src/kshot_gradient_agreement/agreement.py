@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kshot import Episode, Learner, Metrics, Needs, Predictor, Support, TaskSpec, Training
 from kshot.errors import MisfitError
 from kshot.protocols import PerTask
-from kshot.vocabulary import KIND_NAMES
+from kshot.spec import KIND_NAMES
 
 
 class GradientAgreement(nn.Module):

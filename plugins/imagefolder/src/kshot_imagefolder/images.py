@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from kshot import pictures
+from kshot.data import pictures
 
 Fit = Literal["squeeze", "crop", "pad"]
 Mode = Literal["L", "RGB"]
@@ -69,7 +69,7 @@ def prepare(raw: Any, form: Form) -> Tensor:
     """Images as inputs [n, C, h, w] within [0, 1].
 
     Args:
-        raw: paths, images, uint8 arrays, or some of them, see ``kshot.pictures.inputs``.
+        raw: paths, images, uint8 arrays, or some of them, see ``kshot.data.pictures.inputs``.
 
     Raises:
         DataError: a file is missing or no image, or an array has another shape or type; names it.

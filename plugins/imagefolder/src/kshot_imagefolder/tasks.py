@@ -12,11 +12,11 @@ import attrs
 import torch
 from torch import Tensor
 
-from kshot import tables
+from kshot.data import tables
+from kshot.data.folder_tasks import FolderTasks
+from kshot.data.folders import Decoded, Folder, contents, scan, splits_of, tell_copies
+from kshot.data.pictures import formats
 from kshot.errors import DataError
-from kshot.folder_tasks import FolderTasks
-from kshot.folders import Decoded, Folder, contents, scan, splits_of, tell_copies
-from kshot.pictures import formats
 from kshot.preparing import Preparation
 from kshot_imagefolder.images import VERSION, Fit, Form, Mode, prepare_as
 
@@ -49,7 +49,7 @@ def imagefolder(
         way, shot, query, seed, block: of the episodes, see ``kshot.ClassificationTasks``. Classes may have different
             numbers of images, each at least shot + query. By default way is 5, or as many classes as the smallest split
             has; query is 5, or as many images as the smallest class leaves.
-        root: the folder, see ``kshot.folders.scan``.
+        root: the folder, see ``kshot.data.folders.scan``.
         size: pixels a side, or height and width.
         mode: 'RGB' (C = 3) or 'L' (grey, C = 1).
         fit: of an image of another shape: 'squeeze' it, 'crop' its middle, or 'pad' it with white.

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from kshot.downloads import fetch
+from kshot.data.downloads import fetch
 from kshot.errors import DataError
 
 URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from kshot import pictures
+from kshot.data import pictures
 from kshot_omniglot.decode import ink
 
 
@@ -17,7 +17,8 @@ def prepare(raw: Any, size: int) -> Tensor:
     """Pictures of dark ink on light paper as inputs [n, 1, size, size], ink 1 on paper 0.
 
     Args:
-        raw: paths, images, uint8 arrays, or some of them, see ``kshot.pictures.inputs``. What is transparent is paper.
+        raw: paths, images, uint8 arrays, or some of them, see ``kshot.data.pictures.inputs``; transparent pixels are
+            paper.
         size: pixels a side. A picture that isn't square is squeezed.
 
     Raises:

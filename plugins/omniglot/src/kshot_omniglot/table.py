@@ -1,8 +1,8 @@
 """All drawings as one uint8 table in a memory-mapped file, built once.
 
 The pixels are ``[turns, num, 1, size, size]``: first all drawings as they are, then all of them turned by 90 degrees,
-and so on, so that an episode with rotated classes is a single index gather. The file is one of ``kshot.tables``, named
-by what it is made from, so a changed source is another file.
+and so on, so that an episode with rotated classes is a single index gather. The file is a table of
+``kshot.data.tables``, named by what it is made from, so a changed source is another file.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 from attrs import frozen
 from numpy.typing import NDArray
 
-from kshot import tables
+from kshot.data import tables
 from kshot.errors import DataError
 from kshot_omniglot import files
 from kshot_omniglot.decode import EX_DATAERR, Job, decode

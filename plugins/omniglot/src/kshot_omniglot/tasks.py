@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from kshot import ClassificationTasks, Pool
+from kshot.data.tables import cache_folder
 from kshot.errors import DataError
 from kshot.preparing import Preparation
-from kshot.tables import cache_folder
 from kshot_omniglot import splits
 from kshot_omniglot.download import download as fetch
 from kshot_omniglot.embedded import ALPHABETS, Embedded

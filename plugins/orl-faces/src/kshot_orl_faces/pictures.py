@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from kshot import pictures
+from kshot.data import pictures
 from kshot.errors import DataError
 
 HEIGHT, WIDTH = 112, 92
@@ -75,7 +75,7 @@ def prepare(raw: Any, size: Size) -> Tensor:
     """Pictures of faces as inputs [n, 1, *size], black 0 and white 1.
 
     Args:
-        raw: paths, images, uint8 arrays, or some of them, see ``kshot.pictures.inputs``.
+        raw: paths, images, uint8 arrays, or some of them, see ``kshot.data.pictures.inputs``.
         size: height and width. A picture of another shape is squeezed: crop it to the face as the originals are.
 
     Raises:

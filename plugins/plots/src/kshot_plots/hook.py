@@ -7,8 +7,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from kshot import Engine, Result, hookimpl
+from kshot import Result, hookimpl
 from kshot.errors import OptionError
+from kshot.protocols import EngineView
 from kshot_plots.figures import of_result, of_trace
 
 
@@ -30,7 +31,7 @@ class Plots:
         self.folder, self.splits, self.dpi = folder, tuple(splits), dpi
 
     @hookimpl
-    def evaluation_end(self, engine: Engine, iteration: int, result: Result) -> None:
+    def evaluation_end(self, engine: EngineView, iteration: int, result: Result) -> None:
         """Write ``<picture>.png`` for each picture there is; a later evaluation of the run gets a number."""
         within = None if engine.folder is None else engine.folder.path / "pictures"
         folder = self.folder or within

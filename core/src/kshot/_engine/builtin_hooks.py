@@ -1,0 +1,142 @@
+"""The two built-in hooks: a progress bar and the metric log."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from kshot._engine.hook_specs import hookimpl
+from kshot._engine.run_folder import write_atomically
+
+if TYPE_CHECKING:
+    from kshot._engine.result import Result
+    from kshot.protocols import EngineView
+
+
+class Progress:
+    """A progress bar on standard error; on something that is no terminal, a line every ``seconds`` instead.
+
+    Args:
+        seconds: between lines where there is no terminal.
+    """
+
+    def __init__(self, seconds: float = 10.0) -> None:
+        self.seconds = seconds
+        self._bar: Any = None
+        self._shown = 0.0
+
+    @hookimpl
+    def run_start(self, engine: EngineView, iteration: int, iterations: int) -> None:
+        self._open(iterations, "training", iteration)
+
+    @hookimpl
+    def iteration_end(self, engine: EngineView, iteration: int, metrics: Mapping[str, float]) -> None:
+        now = time.monotonic()
+        if self._bar is None or (now - self._shown < (0.1 if self._terminal else self.seconds)):
+            return
+        self._shown = now
+        text = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        if self._terminal:
+            self._bar.current_item = text
+            self._bar.update(iteration - self._bar.pos)
+        else:
+            print(f"iteration {iteration} of {self._bar.length}  {text}", file=sys.stderr, flush=True)
+
+    @hookimpl
+    def evaluation_progress(self, engine: EngineView, done: int, episodes: int) -> None:
+        if sys.stderr.isatty() and self._bar is None:
+            self._open(episodes, "evaluating", 0)
+        if self._terminal and self._bar is not None and self._bar.label == "evaluating":
+            self._bar.update(done - self._bar.pos)
+
+    @hookimpl
+    def evaluation_end(self, engine: EngineView, iteration: int, result: Result) -> None:
+        if self._bar is not None and self._bar.label == "evaluating":
+            self._close()
+
+    @hookimpl
+    def run_end(self, engine: EngineView, iteration: int, error: BaseException | None) -> None:
+        if self._terminal and self._bar is not None and error is None:
+            self._bar.update(self._bar.length - self._bar.pos)
+        self._close()
+
+    @property
+    def _terminal(self) -> bool:
+        return sys.stderr.isatty()
+
+    def _open(self, length: int, label: str, at: int) -> None:
+        import click
+
+        self._bar = click.progressbar(
+            length=length, label=label, file=sys.stderr, show_pos=True, item_show_func=lambda item: item or ""
+        )
+        self._shown = 0.0
+        if self._terminal:
+            self._bar.__enter__()
+            self._bar.update(at)
+
+    def _close(self) -> None:
+        if self._bar is not None and self._terminal:
+            self._bar.__exit__(None, None, None)
+        self._bar = None
+
+
+class MetricsLog:
+    """Appends to the run folder's ``metrics.jsonl``; does nothing in a run without a folder.
+
+    A line is {"iteration": outer steps taken, **scalars}, or for an evaluation {"iteration", "split", scores' means}.
+    It holds no times, so that a resumed run writes the very same bytes as an unbroken one.
+    """
+
+    def __init__(self) -> None:
+        self._file: IO[bytes] | None = None
+
+    @hookimpl
+    def run_start(self, engine: EngineView, iteration: int, iterations: int) -> None:
+        if engine.folder is None:
+            return
+        path = engine.folder.path / "metrics.jsonl"
+        cut_back(path, iteration)
+        self._file = path.open("ab", buffering=0)
+
+    @hookimpl
+    def iteration_end(self, engine: EngineView, iteration: int, metrics: Mapping[str, float]) -> None:
+        self._write({"iteration": iteration, **metrics})
+
+    @hookimpl
+    def evaluation_end(self, engine: EngineView, iteration: int, result: Result) -> None:
+        means = {n: v for n in result.scores if np.ndim(v := result.means(n).tolist()) == 0}
+        self._write({"iteration": iteration, "split": result.split, **means})
+
+    @hookimpl
+    def run_end(self, engine: EngineView, iteration: int, error: BaseException | None) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        if self._file is not None:
+            self._file.write(json.dumps(line).encode() + b"\n")
+
+
+def cut_back(path: Path, iteration: int) -> None:
+    """Drop the lines of ``path`` after ``iteration`` outer steps, and a last line that was cut short."""
+    if not path.is_file():
+        return
+    kept = []
+    content = path.read_bytes()
+    for line in content.splitlines(keepends=True):
+        try:
+            held = line.endswith(b"\n") and json.loads(line)["iteration"] <= iteration
+        except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
+            held = False
+        if held:
+            kept.append(line)
+    if b"".join(kept) != content:
+        write_atomically(path, lambda file: file.write(b"".join(kept)))

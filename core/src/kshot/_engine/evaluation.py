@@ -1,0 +1,115 @@
+"""Evaluation: adapt to an episode's support, score the predictions on its queries, and say what the figure means."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import attrs
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kshot._engine.provenance import versions
+from kshot._engine.result import Result
+from kshot.episode import Episode, Examples, Predictor
+from kshot.kinds import KINDS
+from kshot.protocols import Backend, TaskDistribution
+
+Perturb = Callable[[Predictor, Examples], Examples]
+
+BUDGET = 700_000
+"""Input numbers of one evaluation batch: about 900 drawings of 28 x 28, whose conv4 activations fit the caches."""
+
+
+def score_episodes(
+    learner: Any,
+    tasks: TaskDistribution,
+    split: str,
+    batches: Sequence[range],
+    backend: Backend,
+    perturb: Perturb | None = None,
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """For each batch of episode indices: (episodes done, scores {name: [B, ...]}).
+
+    The learner sees the support alone, and query inputs where it declares so; only the scorer sees query labels.
+    """
+    score = KINDS[tasks.spec.kind].score
+    for indices in batches:
+        episode: Episode = backend.place(tasks.sample(split, indices))
+        with torch.no_grad(), backend.autocast():
+            predictor = learner.adapt(episode.for_adapting(learner.needs.queries))
+            if perturb is not None:
+                episode = attrs.evolve(episode, query=perturb(predictor, episode.query))
+            scores = score(predictor, episode)
+        yield indices[-1] + 1, {name: values.detach().double().cpu() for name, values in scores.items()}
+
+
+def batches_of(episodes: int, first: Episode, tasks: TaskDistribution, batch: int | None) -> list[range]:
+    """Episode indices in batches: of ``batch``, or of what fits ``BUDGET`` and lies within one block."""
+    size = batch or min(64, max(1, BUDGET // max(1, first.support.x[0].numel() + first.query.x[0].numel())))
+    if tasks.spec.varies:
+        size = math.gcd(size, tasks.spec.block)
+    return [range(i, min(i + size, episodes)) for i in range(0, episodes, size)]
+
+
+def result_of(
+    rows: Mapping[str, Sequence[Tensor]],
+    *,
+    learner: Any,
+    tasks: TaskDistribution,
+    split: str,
+    backend: Backend,
+    seed: int,
+    iteration: int,
+    perturbed: bool,
+    started: float,
+) -> Result:
+    """Scores and everything needed to say what they mean."""
+    spec = tasks.spec.to_dict()
+    return Result(
+        scores={name: join(values) for name, values in rows.items()},
+        kind=tasks.spec.kind,
+        split=split,
+        tasks_seed=int(getattr(tasks, "seed", 0)),
+        seed=seed,
+        shape={n: spec[n] for n in ("way", "shot", "query")},
+        normalisation=normalisation_of(learner),
+        queries=learner.needs.queries,
+        learner=describe(learner),
+        tasks=describe(tasks),
+        backend=dict(backend.describe()),
+        versions=versions(learner, tasks, backend),
+        data=str(getattr(tasks, "fingerprint", "")),
+        iteration=iteration,
+        perturbed=perturbed,
+        wall=time.perf_counter() - started,
+    )
+
+
+def join(values: Sequence[Tensor]) -> NDArray[np.float64]:
+    """Score batches to one array; curves of different lengths are padded with NaN."""
+    arrays = [v.numpy() for v in values]
+    if len({a.shape[1:] for a in arrays}) > 1:
+        longest = max(a.shape[1] for a in arrays)
+        arrays = [np.pad(a, [(0, 0), (0, longest - a.shape[1])], constant_values=np.nan) for a in arrays]
+    return np.concatenate(arrays)
+
+
+def normalisation_of(learner: Any) -> str:
+    """The policy of the learner's encoders, or ``none`` where nothing is normalised by batch statistics."""
+    found = {m.normalisation for m in learner.modules() if getattr(m, "has_batch_norm", False)}
+    return "+".join(sorted(found)) if found else "none"
+
+
+def describe(component: Any) -> dict[str, Any]:
+    """Name and options of a component as the registry built it, else its class."""
+    from kshot.registry import built
+
+    made = built(component)
+    if made is None:
+        return {"class": f"{type(component).__module__}.{type(component).__qualname__}"}
+    return {"name": made.name, "options": dict(made.options)}

@@ -1,0 +1,116 @@
+"""Predict, embed and verify files with a trained run; the work itself is ``kshot.Trained``'s."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kshot._engine.run_folder import RunFolder, write_atomically
+from kshot.data.folders import scan
+from kshot.errors import DataError, KshotError
+from kshot.runs.trained import Trained
+
+
+def predict(run: Path, support: Path, files: Sequence[Path]) -> dict[str, Any]:
+    """Classes of files by a folder of class folders, as plain values.
+
+    Raises:
+        KshotError: see ``kshot.Trained``; a file is missing or unreadable.
+    """
+    check_there(files)
+    folder = scan(support, lambda path: True, what="examples")
+    shown = {name: [folder.root / file for file in of_class] for name, of_class in folder.classes.items()}
+    made = Trained.of_run(run).predict(shown, list(files))
+    predictions = [
+        {"file": str(file), "class": label, "probability": float(p.max()), "probabilities": p.tolist()}
+        for file, label, p in zip(files, made.labels, made.probabilities, strict=True)
+    ]
+    known = digests(shown)
+    repeated = [{"file": str(file), "support": str(same)} for file, same in repeats(files, known)]
+    return {
+        "run": str(run),
+        "classes": list(made.names),
+        "support": {name: len(paths) for name, paths in shown.items()},
+        "predictions": predictions,
+        "repeats": repeated,
+        "contradictions": [[str(path) for path in paths] for paths in contradictions(shown, known)],
+    }
+
+
+def digests(support: Mapping[str, Sequence[Path]]) -> dict[str, list[Path]]:
+    """The files of the support by their contents."""
+    known: dict[str, list[Path]] = {}
+    for path in (path for paths in support.values() for path in paths):
+        known.setdefault(_digest(path), []).append(path)
+    return known
+
+
+def repeats(files: Sequence[Path], known: Mapping[str, Sequence[Path]]) -> list[tuple[Path, Path]]:
+    """Files whose very bytes are in the support too, each with the one it repeats: their prediction proves nothing."""
+    found = [(file, known.get(_digest(file))) for file in files]
+    return [(file, same[0]) for file, same in found if same is not None]
+
+
+def contradictions(support: Mapping[str, Sequence[Path]], known: Mapping[str, Sequence[Path]]) -> list[Sequence[Path]]:
+    """Files of the support that have the same bytes and are of several classes."""
+    class_of = {path: name for name, paths in support.items() for path in paths}
+    return [paths for paths in known.values() if len({class_of[path] for path in paths}) > 1]
+
+
+def embed(run: Path, files: Sequence[Path], output: Path) -> tuple[int, int]:
+    """Write the files' embeddings [n, D] and their names [n] to an npz, whole or not at all; returns (n, D).
+
+    Raises:
+        KshotError: see ``kshot.Trained``; a file is missing or unreadable, or the output can't be written.
+    """
+    check_there(files)
+    if not output.parent.is_dir():
+        raise DataError(f"{output}: there is no folder {output.parent} to write it in")
+    z = Trained.of_run(run).embed(list(files))
+    names = np.array([str(file) for file in files])
+    write_atomically(output, lambda file: np.savez(file, embeddings=z, files=names))
+    return z.shape
+
+
+def verify(run: Path, a: Path, b: Path, threshold: float | None) -> dict[str, Any]:
+    """Whether two files are of one class, as plain values: their distance, and the threshold it is held against.
+
+    Args:
+        threshold: a distance, or None to choose it on pairs of the run's validation classes.
+
+    Raises:
+        KshotError: see ``kshot.Trained``; a file is missing or unreadable.
+    """
+    check_there([a, b])
+    model = Trained.of_run(run)
+    distance = float(model.distances([a], [b])[0])
+    if threshold is not None:
+        value, how = threshold, dict[str, Any](chosen="given")
+    else:
+        try:
+            chosen = model.threshold()
+        except KshotError as error:
+            error.add_note("while choosing a threshold on the data of the run: with --threshold none is needed")
+            raise
+        value = chosen.value
+        genuine, imposter = chosen.pairs
+        how = {"chosen": chosen.split, "accuracy": chosen.accuracy, "genuine": genuine, "imposter": imposter}
+        how["trained_on"] = RunFolder.open(run).config["cli"]["engine"].get("split", "train")
+    return {"run": str(run), "distance": distance, "threshold": {"value": value, **how}, "same": distance <= value}
+
+
+def check_there(files: Sequence[Path]) -> None:
+    """Raises DataError where one is no file, before anything is loaded."""
+    for file in files:
+        if not file.is_file():
+            what = "is a folder; expected files: give those in it" if file.is_dir() else "there is no such file"
+            raise DataError(f"{file}: {what}")
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()

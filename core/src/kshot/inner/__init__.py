@@ -1,0 +1,33 @@
+"""The inner loop: gradient descent on the support of one task, and its lifting over the tasks of a meta-batch.
+
+Reading order: ``descent`` (the loop, written for one task), ``lifting`` (from one task to B of them) and ``vmap_norms``
+(a repair of the second derivatives that ``torch.func.vmap`` computes through normalisation layers).
+"""
+
+from kshot.inner.descent import (
+    Loss,
+    State,
+    Tensors,
+    Update,
+    check_descent,
+    descend,
+    keep_buffers,
+    sgd,
+    take_steps,
+)
+from kshot.inner.lifting import Lift, Strategy, per_episode
+
+__all__ = [
+    "Lift",
+    "Loss",
+    "State",
+    "Strategy",
+    "Tensors",
+    "Update",
+    "check_descent",
+    "descend",
+    "keep_buffers",
+    "per_episode",
+    "sgd",
+    "take_steps",
+]

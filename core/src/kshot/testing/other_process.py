@@ -1,0 +1,100 @@
+"""Samples tasks in a process of its own: ``python -m kshot.testing.other_process REQUEST ANSWER``."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kshot.errors import DataError
+from kshot.testing.compare import Facts, facts
+from kshot.testing.subjects import Source
+
+LIMIT = 300
+"""Seconds that another process may take to load the tasks' data and to sample a few episodes."""
+
+
+def importable(source: Source) -> str | None:
+    """Why another process can't build these tasks, or None where it can."""
+    if source.is_built:
+        return "these tasks were given built; give their name or factory, so that another process can build them too"
+    if isinstance(source.given, str):
+        return None
+    name = getattr(source.given, "__qualname__", "<none>")
+    if "<" in name or not hasattr(source.given, "__module__"):
+        return f"another process can't import {name}; give a factory on the top level of a module"
+    try:
+        inspect.getfile(source.given)
+        pickle.dumps(source.options)
+    except (TypeError, OSError, AttributeError, pickle.PicklingError) as why:
+        return f"another process can't build {name} with these options: {why}"
+    return None
+
+
+def sample_elsewhere(source: Source, split: str, indices: list[int]) -> Facts:
+    """Episodes ``indices`` of ``split``, one by one, as a process with another hash seed samples them."""
+    request: dict[str, Any] = {"options": source.options, "split": split, "indices": indices}
+    if isinstance(source.given, str):
+        request["name"] = source.given
+    else:
+        given = source.given
+        request["factory"] = (given.__module__, inspect.getfile(given), given.__qualname__)
+    with tempfile.TemporaryDirectory() as folder:
+        asked, answer = Path(folder, "request"), Path(folder, "answer")
+        asked.write_bytes(pickle.dumps(request))
+        path = os.pathsep.join(p for p in sys.path if p)
+        seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": path}
+        command = [sys.executable, "-m", "kshot.testing.other_process", str(asked), str(answer)]
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False)
+        if ended.returncode or not answer.exists():
+            raise DataError(f"another process could not sample these tasks:\n{ended.stderr.strip()[-3000:]}")
+        found: Facts = torch.load(answer, weights_only=True)
+    return found
+
+
+def _import(module: str, file: str, qualname: str) -> Callable[..., Any]:
+    """The factory: by its module's name, or, where that can't be imported (a test module, a script), by its file."""
+    try:
+        found: Any = importlib.import_module(module) if module != "__main__" else None
+    except ImportError:
+        found = None
+    if found is None:
+        name = f"_kshot_elsewhere_{Path(file).stem}"
+        spec = importlib.util.spec_from_file_location(name, file)
+        if spec is None or spec.loader is None:
+            raise ImportError(f"no module at {file}")
+        found = importlib.util.module_from_spec(spec)
+        sys.modules[name] = found
+        spec.loader.exec_module(found)
+    for part in qualname.split("."):
+        found = getattr(found, part)
+    made: Callable[..., Any] = found
+    return made
+
+
+def main(asked: str, answer: str) -> None:
+    """Build the tasks, sample, and write what can be observed of the episodes."""
+    request = pickle.loads(Path(asked).read_bytes())
+    given = request["name"] if "name" in request else _import(*request["factory"])
+    tasks = Source("tasks", given, request["options"]).build()
+    found = {
+        f"{i}.{name}": t
+        for i in request["indices"]
+        for name, t in facts(tasks.sample(request["split"], [i]), tasks.spec.target_shape).items()
+    }
+    torch.save(found, answer)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])

@@ -1,0 +1,318 @@
+"""Rules for control: what environments give and refuse, and how learners play in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import torch
+from attrs import frozen
+from torch import Tensor
+
+from kshot.episode import Episode, Rollout, one_task, register_value, slice_tasks
+from kshot.errors import DataError, KshotError
+from kshot.randomness import generator, seeded
+from kshot.spec import TaskSpec, bounds
+from kshot.testing.compare import difference, gap, named_tensors, rows, tolerance
+from kshot.testing.rulebook.learner_rule import learner_rule, only
+from kshot.testing.rulebook.rule import broken
+from kshot.testing.rulebook.tasks import tasks_rule
+from kshot.testing.subjects import Case, TasksSubject, floats_of, precise
+
+# --- Environments ---------------------------------------------------------------------------------
+
+
+def _no_control(subject: TasksSubject) -> str | None:
+    return None if subject.spec.kind == "control" else f"their kind is {subject.spec.kind}"
+
+
+@frozen(eq=False)
+class Chance:
+    """A policy that draws any action, from the key of its rollout alone, and keeps what it was told and asked.
+
+    Attributes:
+        spec: whose actions it takes.
+        begun: the (key, shape) of each rollout.
+        seen, taken: what it was shown and what it answered, by step.
+    """
+
+    spec: TaskSpec
+    begun: list[tuple[Tensor, tuple[int, int]]] = attrs.field(factory=list)
+    seen: list[Tensor] = attrs.field(factory=list)
+    taken: list[Tensor] = attrs.field(factory=list)
+
+    def __call__(self, observation: Tensor) -> Tensor:
+        """The action 0."""
+        shape = (*observation.shape[: observation.ndim - len(self.spec.input_shape)], *self.spec.target_shape)
+        return torch.zeros(shape, dtype=observation.dtype if self.spec.way is None else torch.int64)
+
+    def begin(self, key: Tensor, shape: tuple[int, int]) -> Callable[[Tensor], Tensor]:
+        """Actions of each trajectory and step, which depend on nothing else."""
+        self.begun.append((key, shape))
+        E, T = shape
+        drawn = []
+        for k in key.reshape(-1):
+            chance = generator(k, "conformance")
+            if self.spec.way is not None:
+                drawn.append(torch.randint(int(self.spec.way), (E, T), generator=chance))  # type: ignore[arg-type]
+            else:
+                low, high = self.spec.target_range or (-1.0, 1.0)
+                drawn.append(low + (high - low) * torch.rand(E, T, *self.spec.target_shape, generator=chance))
+        actions = torch.stack(drawn).reshape(*key.shape, *drawn[0].shape).movedim(key.ndim + 1, 0)
+
+        def act(observation: Tensor) -> Tensor:
+            action = actions[len(self.seen)]
+            self.seen.append(observation.clone())
+            self.taken.append(action.clone())
+            return action.requires_grad_() if action.is_floating_point() else action
+
+        return act
+
+
+def _play(spec: TaskSpec, environment: Any, number: int = 0) -> tuple[Rollout, Chance]:
+    policy = Chance(spec)
+    with torch.enable_grad():
+        return environment.rollout(policy, number), policy
+
+
+def _both(episode: Episode) -> list[tuple[str, Any]]:
+    return [("support", episode.support.source), ("query", episode.query.source)]
+
+
+@tasks_rule(_no_control)
+def rollouts_as_specified(subject: TasksSubject) -> None:
+    """A rollout is what the spec and ``kshot.episode.Rollout`` say: ``shot`` trajectories in the support and ``query``
+    in the query, observations [B, E, T, *input] that the policy saw, in order, the actions that it answered, finite
+    rewards [B, E, T], none after the end, ``running`` true up to the end, scores [B, E], and no graph. A policy that
+    begins rollouts is begun once each, with int64 keys [B] and (E, T), and is what plays.
+    """
+    spec = subject.spec
+    for split in spec.splits:
+        indices = list(subject.block(0, 3))
+        episode = subject.tasks.sample(split, indices)
+        for (where, environment), count in zip(_both(episode), (spec.shot, spec.query), strict=True):
+            _check_rollout(*_play(spec, environment), spec, len(indices), count, f"split {split!r}, {where}")
+
+
+def _check_rollout(played: Rollout, policy: Chance, spec: TaskSpec, B: int, count: Any, where: str) -> None:
+    if len(policy.begun) != 1 or not policy.seen:
+        broken(f"{where}: a policy with begin was begun {len(policy.begun)} times, expected once, and asked after it")
+    key, (E, T) = policy.begun[0]
+    if key.dtype != torch.int64 or tuple(key.shape) != (B,) or len(set(key.tolist())) < B:
+        broken(f"{where}: begin got keys {key.dtype} {key.tolist()}, expected int64, one for each of {B} tasks")
+    low, high = bounds(count)
+    if low is not None and high is not None and not low <= E <= high:
+        broken(f"{where}: {E} trajectories, the spec says {count}")
+    if len(policy.seen) > T:
+        broken(f"{where}: the policy was asked {len(policy.seen)} times, begin was told {T} steps")
+    steps = len(policy.seen)
+    expected = {
+        "observations": (B, E, steps, *spec.input_shape),
+        "actions": (B, E, steps, *spec.target_shape),
+        "rewards": (B, E, steps),
+        "running": (B, E, steps),
+    }
+    for name, shape in expected.items():
+        found = getattr(played, name)
+        if tuple(found.shape) != shape:
+            broken(f"{where}: {name} have shape {tuple(found.shape)}, expected {shape}")
+        if found.requires_grad:
+            broken(f"{where}: {name} hold on to the policy's graph; rollouts are data: play under torch.no_grad()")
+    running = played.running
+    to_the_end = bool(running[..., 0].all()) and not bool((running[..., 1:] > running[..., :-1]).any())
+    if running.dtype != torch.bool or not to_the_end:
+        broken(f"{where}: running is {running.dtype}, expected bool: true from the first step to the end, false after")
+    taken, seen = torch.stack(policy.taken, 2).detach(), torch.stack(policy.seen, 2)
+    for name, told, there in (("actions", played.actions, taken), ("observations", played.observations, seen)):
+        if not torch.equal(told[running], there[running].to(told.dtype)):
+            broken(f"{where}: {name} are not those of the policy, as it gave or saw them")
+    for name, values in (("rewards", played.rewards), ("observations", played.observations[running])):
+        if not values.is_floating_point() or not bool(torch.isfinite(values).all()):
+            broken(f"{where}: {name} are {values.dtype}, some perhaps NaN or infinite; expected finite floats")
+    if bool((played.rewards[~running] != 0).any()):
+        broken(f"{where}: there are rewards after a trajectory's end, expected 0")
+    if spec.input_range is not None:
+        low_x, high_x = float(played.observations[running].min()), float(played.observations[running].max())
+        if low_x < spec.input_range[0] - 1e-6 or high_x > spec.input_range[1] + 1e-6:
+            broken(f"{where}: observations lie in [{low_x:.4g}, {high_x:.4g}], the spec says {list(spec.input_range)}")
+    for name, score in played.scores.items():
+        if tuple(score.shape) != (B, E):
+            broken(f"{where}: the score {name!r} has shape {tuple(score.shape)}, expected one a trajectory, {(B, E)}")
+
+
+@tasks_rule(_no_control)
+def rollouts_are_values(subject: TasksSubject) -> None:
+    """Playing changes nothing: a number played again, after others, gives the same bits. The numbers of the support go
+    up to the spec's ``rollouts``; that one and negative ones are refused with kshot.errors.DataError; the query has no
+    such end.
+    """
+    spec = subject.spec
+    split = spec.splits[0]
+    episode = subject.tasks.sample(split, list(subject.block(0, 2)))
+    for where, environment in _both(episode):
+        limit = spec.rollouts if where == "support" else None
+        numbers = range(3) if limit is None else range(min(limit, 3))
+        first = {n: named_tensors(_play(spec, environment, n)[0]) for n in numbers}
+        for n in numbers:
+            if found := difference(first[n], named_tensors(_play(spec, environment, n)[0]), 0):
+                broken(f"{where}: rollout {n}, played again after others: {found}")
+        for n in [-1] if limit is None else [-1, limit]:
+            _refused(lambda n=n, e=environment: _play(spec, e, n), DataError, f"{where}: rollout {n}")  # type: ignore[misc]
+
+
+def _refused(act: Callable[[], object], error: type[Exception], what: str) -> None:
+    try:
+        act()
+    except error:
+        return
+    except Exception as raised:
+        broken(f"{what} raised {type(raised).__name__}: {raised}; expected kshot.errors.{error.__name__}")
+    broken(f"{what} was taken, expected kshot.errors.{error.__name__}")
+
+
+@tasks_rule(_no_control)
+def rollouts_have_own_chance(subject: TasksSubject) -> None:
+    """Chance is the task's, the number's, and the support's or query's own: the keys given to policies all differ, and
+    each task plays in a meta-batch as it does alone.
+    """
+    spec = subject.spec
+    split = spec.splits[0]
+    indices = list(subject.block(0, 3))
+    episode = subject.tasks.sample(split, indices)
+    keys: dict[int, str] = {}
+    for where, environment in _both(episode):
+        for n in range(1 if spec.rollouts == 1 and where == "support" else 2):
+            if spec.rollouts == 0 and where == "support":
+                continue
+            played, policy = _play(spec, environment, n)
+            for b, key in enumerate(policy.begun[0][0].tolist()):
+                name = f"{where} of episode {indices[b]}, rollout {n}"
+                if key in keys:
+                    broken(f"begin got the same key {key} for {name} and for {keys[key]}")
+                keys[key] = name
+            for b, i in enumerate(indices):
+                alone = dict(_both(subject.tasks.sample(split, [i])))[where]
+                one = named_tensors(_play(spec, alone, n)[0])
+                if found := difference(one, rows(named_tensors(played), b)):
+                    broken(f"{where} of episode {i}, rollout {n}, alone and with other tasks: {found}")
+
+
+@tasks_rule(_no_control)
+def wrong_actions_refused(subject: TasksSubject) -> None:
+    """Actions of another shape or type, none of the ``way``, or not finite, are refused by an error of kshot's own."""
+    spec = subject.spec
+    still = Chance(spec)
+    wrong: dict[str, Callable[[Tensor], Tensor]] = {
+        "for one trajectory too few": lambda x: still(x)[:, 1:],
+        "with an axis too many": lambda x: still(x)[..., None],
+    }
+    if spec.way is None:
+        wrong["of integers"] = lambda x: still(x).long()
+        wrong["that are NaN"] = lambda x: still(x) + torch.nan
+    else:
+        wrong["of floats"] = lambda x: still(x).float()
+        wrong["beyond the last"] = lambda x: still(x) + int(spec.way)  # type: ignore[arg-type]
+    environment = subject.tasks.sample(spec.splits[0], list(subject.block(0, 2))).query.source
+    for what, policy in wrong.items():
+        _refused(lambda p=policy: environment.rollout(p, 0), KshotError, f"actions {what}")  # type: ignore[misc]
+
+
+def _not_registered(subject: TasksSubject) -> str | None:
+    if reason := _no_control(subject):
+        return reason
+    from torch.utils import _pytree as pytree
+
+    source = subject.tasks.sample(subject.spec.splits[0], [0]).query.source
+    registered = type(source) in pytree.SUPPORTED_NODES
+    return None if registered else f"{type(source).__name__} is no registered value (kshot.episode.register_value)"
+
+
+@tasks_rule(_not_registered)
+def environments_travel(subject: TasksSubject) -> None:
+    """Sliced with its episode, an environment plays the tasks that are left; of one task, without B, it plays that."""
+    spec = subject.spec
+    episode = subject.tasks.sample(spec.splits[0], list(subject.block(0, 3)))
+    last = episode.size - 1
+    for where, environment in _both(episode):
+        if spec.rollouts == 0 and where == "support":
+            continue
+        whole = rows(named_tensors(_play(spec, environment)[0]), last)
+        sliced = dict(_both(slice_tasks(episode, last, last + 1)))[where]
+        if found := difference(whole, named_tensors(_play(spec, sliced)[0])):
+            broken(f"{where}: task {last} sliced from its meta-batch: {found}")
+        single, policy = _play(spec, dict(_both(one_task(episode, last)))[where])
+        if policy.begun[0][0].ndim:
+            broken(f"{where}: of one task, begin got keys of shape {tuple(policy.begun[0][0].shape)}, expected ()")
+        if found := difference(whole, {name: t[None] for name, t in named_tensors(single).items()}):
+            broken(f"{where}: task {last} alone, without B: {found}")
+
+
+# --- Learners -------------------------------------------------------------------------------------
+
+
+@frozen(eq=False)
+class Counting:
+    """An environment that keeps the numbers of the rollouts it was asked for."""
+
+    environment: Any
+    asked: list[int]
+
+    def rollout(self, policy: Any, number: int = 0) -> Rollout:
+        """The environment's own."""
+        self.asked.append(number)
+        played: Rollout = self.environment.rollout(policy, number)
+        return played
+
+
+register_value(Counting, "environment")
+
+
+@learner_rule(only("control"))
+def budget_kept(case: Case) -> None:
+    """While adapting, a learner plays each number of the support at most once, as many as ``needs.rollouts`` says; its
+    predictor plays no more.
+    """
+    learner = case.warmed()
+    episode = case.single(0)
+    asked: list[int] = []
+    support = attrs.evolve(episode.support, source=Counting(episode.support.source, asked))
+    with torch.no_grad():
+        predictor = learner.adapt(support)
+        adapted = list(asked)
+        predictor(case.probe(episode).to(floats_of(learner)))
+        episode.query.source.rollout(predictor)
+    if len(asked) > len(adapted):
+        broken(f"the predictor played rollouts {asked[len(adapted) :]} of the support; adapt has to do that")
+    if len(set(asked)) < len(asked):
+        broken(f"adapt played rollouts {asked}, expected each number once: what was played is data to be kept")
+    if len(asked) > learner.needs.rollouts:
+        broken(f"adapt played {len(asked)} rollouts, but needs.rollouts is {learner.needs.rollouts}")
+
+
+@learner_rule(only("control"))
+def plays_from_own_chance(case: Case) -> None:
+    """A predictor plays a rollout alike whenever it is asked, whatever the global random state; and three tasks play
+    together as each does alone: chance comes from the key that ``begin`` is given.
+    """
+    learner, cast, dtype = precise(case)
+
+    def played(episode: Episode, seed: int) -> dict[str, Tensor]:
+        episode = cast(episode)
+        with torch.no_grad(), seeded("plays", seed):
+            predictor = learner.adapt(episode.for_adapting(learner.needs.queries))
+            first, again = (named_tensors(episode.query.source.rollout(predictor)) for _ in range(2))
+        if found := difference(first, again, 0):
+            broken(f"a predictor that plays a rollout a second time plays otherwise: {found}")
+        return first
+
+    together, other = played(case.episode(), 1), played(case.episode(), 2)
+    if found := difference(together, other, 1e-6):
+        broken(f"from another global random state: {found}; draw from the key that begin is given")
+    if learner.needs.couples_tasks:
+        return
+    for b in range(case.size):
+        alone = played(case.single(b), 1)
+        for name, values in rows(together, b).items():
+            if (far := gap(values, alone[name])) > tolerance(dtype):
+                broken(f"task {b} plays otherwise in a meta-batch than alone: {name}, by {far:.2g} of the greatest")
