@@ -109,9 +109,9 @@ class Doubled:
 
 @pytest.fixture(autouse=True)
 def _float64_passes_the_door(monkeypatch):
-    import kshot._engine.engine
+    import kshot._engine.door
 
-    engine = kshot._engine.engine
+    engine = kshot._engine.door
     check = engine.check_episode
     monkeypatch.setattr(
         engine, "check_episode", lambda e, s, w: None if e.query.x.dtype == torch.float64 else check(e, s, w)
@@ -228,24 +228,24 @@ def test_early_stopping_keeps_the_best_validated_parameters():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: Engine(NearestMean(), blobs(), meta_batch=0), OptionError, "meta_batch is 0"),
+        (lambda: Engine(NearestMean(), blobs(), meta_batch=0), OptionError, "got meta_batch=0"),
         (lambda: Engine(NearestMean(), blobs(), optimizer="adamax"), OptionError, "expected one of adam"),
         (
             lambda: Engine(NearestMean(), blobs(), optimizer={"rate": 1}),
             OptionError,
-            "unknown option rate; valid are name",
+            "got unknown option rate, expected some of name",
         ),
-        (lambda: Engine(NearestMean(), blobs()).train(1, split="dev"), DataError, "unknown split 'dev'"),
+        (lambda: Engine(NearestMean(), blobs()).train(1, split="dev"), DataError, "got split 'dev', expected one of"),
         (lambda: Engine(NearestMean(), blobs(way=40)).train(1), DataError, "has 30 classes, but way is 40"),
         (lambda: Engine(NearestMean(), blobs(shot=9)).train(1), DataError, "lower shot or query"),
         (lambda: Engine(NearestMean(), blobs()).train(1, patience=2), OptionError, "patience needs validate_every"),
-        (lambda: Engine(NearestMean(), blobs()).train(1, keep=0), OptionError, "keep 0; expected positive numbers"),
+        (lambda: Engine(NearestMean(), blobs()).train(1, keep=0), OptionError, "keep 0, expected positive numbers"),
         (
             lambda: Engine(NearestMean(), blobs()).train(1, validate_every=1, validation_split="test"),
             OptionError,
             "must not see",
         ),
-        (lambda: Engine(NearestMean(), blobs(way=(2, 3), block=6), meta_batch=4), MisfitError, "don't divide"),
+        (lambda: Engine(NearestMean(), blobs(way=(2, 3), block=6), meta_batch=4), MisfitError, "no multiple of meta_b"),
     ],
 )
 def test_bad_input_is_refused_before_any_compute(call, error, message):

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from kshot import ClassificationTasks, Pool, registry
+from kshot._engine.inputs import INPUTS_FILE, load_inputs, save_inputs
 from kshot.errors import RunError
 from kshot.preparing import Preparation
-from kshot.runs.trained import INPUTS_FILE, load_inputs, save_inputs
 
 
 def scaled(raw: Any, factor: float, offset: Tensor, below: Preparation | None = None) -> Tensor:
@@ -149,6 +149,6 @@ def test_a_damaged_file_is_named_and_runs_nothing(tmp_path: Path, damage: str) -
         torch.save({"format": "kshot-inputs", "version": 1, "spec": Mine(tmp_path / "ran")}, path)
     else:
         torch.save({"format": "kshot-inputs", "version": 2}, path)
-    with pytest.raises(RunError, match=r"inputs\.pt: is (no whole|not of).*remove it to prepare files by the data"):
+    with pytest.raises(RunError, match=r"inputs\.pt: is (truncated or is not|not a kshot).*remove it to prepare"):
         load_inputs(tmp_path)
     assert not (tmp_path / "ran").exists()

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-import kshot._engine.engine
+import kshot._engine.door
 
 Case = tuple[str, dict[str, Any], str, dict[str, Any]]
 
@@ -77,7 +77,7 @@ def train(name: str, meta_batch: int, double: bool, backend: Any) -> dict[str, A
 def train_all(backend: Any) -> dict[str, Any]:
     """Everything that is installed, by name, meta-batch and whether in float64."""
     torch.set_num_threads(1)
-    kshot._engine.engine.check_episode = lambda *_: None  # the door asks for float32
+    kshot._engine.door.check_episode = lambda *_: None  # the door asks for float32
     names = [name for name, case in CASES.items() if installed(case)]
     return {
         f"{name}, {meta_batch}, {double}": train(name, meta_batch, double, backend)

@@ -108,7 +108,7 @@ def test_json_is_one_document_with_what_the_run_folder_holds() -> None:
 def test_it_trains_on_the_learners_own_tasks_and_tests_on_the_users() -> None:
     """A way that a user sets is the way of the test; [training] changes the training."""
     train("--tasks.way=4", "--training.shot=2")
-    plan = json.loads(Path("run/config.json").read_text())["cli"]
+    plan = json.loads(Path("run/config.json").read_text())["plan"]
     assert plan["training"] == {"name": "toy", **OWN.tasks, "shot": 2}
     assert plan["tests"] == [{"name": "toy", "way": 4}]
     assert plan["own"] == dict(OWN.tasks)
@@ -163,7 +163,7 @@ def test_a_folder_with_anything_in_it_is_refused_and_left_alone() -> None:
         (["protonet", "toy", "--tasks.wya=3"], 2, "wya: unknown option; did you mean 'way'?"),
         (["protonet", "toy", "--training.wya=3"], 2, "wya: unknown option; did you mean 'way'?"),
         (["protonet", "toy", "--engine.iteration=3"], 2, "iteration: unknown option; did you mean 'iterations'?"),
-        (["protonet", "toy", "--engine.meta_batch=0"], 2, "meta_batch is 0"),
+        (["protonet", "toy", "--engine.meta_batch=0"], 2, "got meta_batch=0"),
         (["protonet", "toy", "--optimizer.lr=fast"], 2, "lr: expected float, got 'fast'"),
         (["protonet", "toy", "--optimizer=adan"], 2, "'adan'; did you mean 'adam'?"),
         (["protonet", "toy", "--evaluate.episode=3"], 2, "episode: unknown option; did you mean 'episodes'?"),
@@ -177,8 +177,8 @@ def test_a_folder_with_anything_in_it_is_refused_and_left_alone() -> None:
         (["protonet", "toy", "--tasks.classes=10", "--training.way=11"], 5, "10 classes, but way is 11"),
         (["protonet", "toy", "--tasks.classes=10", "--training.classes=8"], 5, "--training.way="),
         (["protonet", "toy", "--tasks.shot=40"], 5, "40"),
-        (["protonet", "toy", "--evaluate.split=tset"], 5, "unknown split 'tset'"),
-        (["protonet", "toy", "--engine.split=tset"], 5, "unknown split 'tset'"),
+        (["protonet", "toy", "--evaluate.split=tset"], 5, "got split 'tset', expected one of"),
+        (["protonet", "toy", "--engine.split=tset"], 5, "got split 'tset', expected one of"),
         (["protonet"], 2, "no tasks named"),
     ],
 )
@@ -231,8 +231,8 @@ def test_the_learner_s_own_way_of_training_is_held_to_the_data() -> None:
     done = cli("train", *wanted, "--run=run")
     assert done.exit_code == 0, done.output
     assert "the learner's own way 10, query 1" in done.stderr
-    assert "note: training with way 10, which is all that 'train' has, instead of way 30\n" in done.stderr
-    recorded = json.loads(Path("run/config.json").read_text())["cli"]
+    assert "note: training with way 10, which is all that split 'train' has, instead of way 30\n" in done.stderr
+    recorded = json.loads(Path("run/config.json").read_text())["plan"]
     assert recorded["training"]["way"] == recorded["own"]["way"] == 10
     done = cli("evaluate", "run")
     assert done.exit_code == 0, done.output
@@ -323,7 +323,7 @@ def test_automatic_choices_are_recorded_and_taken_again() -> None:
     """A run goes on as it began, whatever the machine or a newer version of the learner would choose now."""
     done = cli("train", "protonet", "toy", "--run=run", "--iterations=1", "--evaluate.episodes=5", "--quiet")
     assert done.exit_code == 0, done.output
-    plan = json.loads(Path("run/config.json").read_text())["cli"]
+    plan = json.loads(Path("run/config.json").read_text())["plan"]
     assert plan["optimizer"]["lr"] == OWN.lr
     assert plan["optimizer"]["schedule"] == OWN.schedule
     assert plan["engine"] == {"iterations": 1, "meta_batch": 1}
@@ -475,7 +475,7 @@ def test_a_learner_in_a_learner_is_named_and_set_by_flags(strangers: dict[str, s
     flags = ["--learner.inner=protonet", "--learner.inner.width=8", "--learner.temperature=2"]
     code, _, err = run_apart("train", "wrapped", "toy", "--run=run", "--iterations=2", *flags, *FEW, **strangers)
     assert code == 0, err
-    plan = json.loads(Path("run/config.json").read_text())["cli"]
+    plan = json.loads(Path("run/config.json").read_text())["plan"]
     assert plan["learner"] == {"name": "wrapped", "inner": {"name": "protonet", "width": 8}, "temperature": 2.0}
     code, _, err = run_apart("resume", "run", "--quiet", **strangers)
     assert code == 0, err

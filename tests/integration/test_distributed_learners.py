@@ -15,7 +15,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-import kshot._engine.engine
+import kshot._engine.door
 from kshot._engine.run_folder import load_checkpoint
 from kshot.cli import main
 
@@ -46,7 +46,7 @@ def torchrun(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
 def one() -> Iterator[dict[str, Any]]:
     """What one process trains."""
     with pytest.MonkeyPatch.context() as patch:
-        module = kshot._engine.engine
+        module = kshot._engine.door
         patch.setattr(module, "check_episode", module.check_episode)  # restores what at_work replaces
         threads = torch.get_num_threads()
         yield at_work.train_all(kshot.backend("cpu"))

@@ -101,7 +101,7 @@ def test_the_second_stage_begins_from_the_first_of_its_seed_and_changes_its_own_
     assert same == {n for n in first if not n.startswith("mask")}
     assert not torch.equal(parameters("one-3")["encoder.net.1.weight"], first["encoder.net.1.weight"])
     config = json.loads(Path("two-4/config.json").read_text())
-    assert config["cli"]["init_from"] == "one-4"
+    assert config["plan"]["init_from"] == "one-4"
     assert config["init_from"]["checkpoint"] == str(Path("one-4/checkpoints/00000005.pt"))
 
 
@@ -182,7 +182,7 @@ def test_a_resumed_run_with_a_checkpoint_needs_no_first_stage() -> None:
 
 WRONG: list[tuple[Any, int, str]] = [
     (('refine = "soft"', 'refine = "sotf"'), 2, "did you mean 'soft'"),
-    (('refine = "soft"', "width = 8"), 2, "width 8 makes a learner of other parameters"),
+    (('refine = "soft"', "width = 8"), 2, "got width 8, which makes a learner of other parameters"),
     (('learner = {refine = "soft"}', 'learner = {refine = "masked"}\nunlabelled = 0'), 3, "requires unlabelled"),
     (
         ('run = "one-{seed}"', 'run = "one-{seed}"\ninit_from = "nowhere"'),

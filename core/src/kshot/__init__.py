@@ -15,7 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kshot import control, episode, errors, functional, inner, kinds, nn, randomness, sampling, testing
+    from kshot import control, episode, errors, functional, inner, kinds, nn, randomness, runs, sampling, testing
     from kshot._engine.cpu import Cpu
     from kshot._engine.engine import Engine
     from kshot._engine.hook_specs import hookimpl
@@ -47,7 +47,19 @@ _WHERE = {
     "kshot.spec": ("Needs", "TaskSpec", "Training"),
     "kshot.runs.trained": ("Trained",),
 }
-_MODULES = ("control", "episode", "errors", "functional", "inner", "kinds", "nn", "randomness", "sampling", "testing")
+_MODULES = (
+    "control",
+    "episode",
+    "errors",
+    "functional",
+    "inner",
+    "kinds",
+    "nn",
+    "randomness",
+    "runs",
+    "sampling",
+    "testing",
+)
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
 __all__ = [
@@ -95,6 +107,7 @@ __all__ = [
     "plugins",
     "randomness",
     "register",
+    "runs",
     "sampling",
     "tasks",
     "testing",

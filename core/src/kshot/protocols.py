@@ -125,6 +125,7 @@ class EngineView(Protocol):
         evaluation_tasks: what it is validated and evaluated on.
         backend: where it computes.
         meta_batch: tasks per outer step (B).
+        chunk: the most tasks computed at once.
         seed: of training.
         iteration: outer steps taken.
         folder: the run folder, whose ``path`` is a directory; None where nothing is written.
@@ -135,8 +136,17 @@ class EngineView(Protocol):
     evaluation_tasks: TaskDistribution
     backend: Backend
     meta_batch: int
+    chunk: int
     seed: int
     iteration: int
+
+    @property
+    def parameters_iteration(self) -> int:
+        """Outer steps after which the learner had the parameters that it has now."""
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """What a checkpoint must agree with to be resumed, as plain values."""
 
     @property
     def folder(self) -> Any:

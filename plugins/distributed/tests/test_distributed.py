@@ -67,7 +67,7 @@ def two(done: subprocess.CompletedProcess[str], place: Path) -> list[dict[str, A
 def one() -> Iterator[dict[str, Any]]:
     """What one process finds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kshot._engine.engine, "check_episode", lambda *_: None)
+        patch.setattr(kshot._engine.door, "check_episode", lambda *_: None)
         threads = torch.get_num_threads()
         yield at_work.work(kshot.backend("cpu", keep_freed_memory=False))
         torch.set_num_threads(threads)

@@ -13,11 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kshot._engine.provenance import versions
+from kshot._engine.processes import exchange
+from kshot._engine.provenance import describe, initial_seed, versions
 from kshot._engine.result import Result
 from kshot.episode import Episode, Examples, Predictor
 from kshot.kinds import KINDS
-from kshot.protocols import Backend, TaskDistribution
+from kshot.protocols import Backend, EngineView, TaskDistribution, World
+from kshot.registry import rebuild
+from kshot.spec import TaskSpec
 
 Perturb = Callable[[Predictor, Examples], Examples]
 
@@ -48,6 +51,42 @@ def score_episodes(
         yield indices[-1] + 1, {name: values.detach().double().cpu() for name, values in scores.items()}
 
 
+def evaluated(
+    learner: Any,
+    tasks: TaskDistribution,
+    split: str,
+    batches: Sequence[range],
+    backend: Backend,
+    world: World,
+    perturb: Perturb | None,
+    progress: Callable[[int], None],
+) -> dict[str, list[Tensor]]:
+    """Evaluate this rank's share of the batches and exchange the scores: every rank returns those of all batches.
+
+    Args:
+        progress: is called with the number of episodes done after each batch.
+
+    Returns:
+        For each score its values of every batch, in order.
+    """
+    mine: list[dict[str, Tensor]] = []
+    was_training = learner.training
+    learner.eval()
+    try:
+        for done, scores in score_episodes(learner, tasks, split, batches[world.rank :: world.size], backend, perturb):
+            mine.append(scores)
+            progress(done)
+    finally:
+        learner.train(was_training)
+    # Rank r evaluated the batches r, r + size, r + 2 size, ...
+    shares = exchange(world, mine)
+    rows: dict[str, list[Tensor]] = {}
+    for i in range(len(batches)):
+        for name, values in shares[i % world.size][i // world.size].items():
+            rows.setdefault(name, []).append(values)
+    return rows
+
+
 def batches_of(episodes: int, first: Episode, tasks: TaskDistribution, batch: int | None) -> list[range]:
     """Episode indices in batches: of ``batch``, or of what fits ``BUDGET`` and lies within one block."""
     size = batch or min(64, max(1, BUDGET // max(1, first.support.x[0].numel() + first.query.x[0].numel())))
@@ -56,35 +95,48 @@ def batches_of(episodes: int, first: Episode, tasks: TaskDistribution, batch: in
     return [range(i, min(i + size, episodes)) for i in range(0, episodes, size)]
 
 
+def with_options(learner: Any, spec: TaskSpec, backend: Backend, options: Mapping[str, Any]) -> Any:
+    """Return a learner with the same parameters and other options, or the learner itself where there are none."""
+    if not options:
+        return learner
+    other = backend.place(rebuild(learner, spec, **options))
+    other.load_state_dict(learner.state_dict())
+    return other
+
+
 def result_of(
+    engine: EngineView,
     rows: Mapping[str, Sequence[Tensor]],
-    *,
     learner: Any,
     tasks: TaskDistribution,
     split: str,
-    backend: Backend,
-    seed: int,
-    iteration: int,
+    *,
     perturbed: bool,
     started: float,
 ) -> Result:
-    """Scores and everything needed to say what they mean."""
+    """Return the scores with everything needed to say what they mean.
+
+    Args:
+        rows: for each score its values of every batch.
+        started: when the evaluation began, by ``time.perf_counter``.
+    """
     spec = tasks.spec.to_dict()
     return Result(
         scores={name: join(values) for name, values in rows.items()},
         kind=tasks.spec.kind,
         split=split,
         tasks_seed=int(getattr(tasks, "seed", 0)),
-        seed=seed,
+        seed=engine.seed,
+        learner_seed=initial_seed(learner),
         shape={n: spec[n] for n in ("way", "shot", "query")},
         normalisation=normalisation_of(learner),
         queries=learner.needs.queries,
         learner=describe(learner),
         tasks=describe(tasks),
-        backend=dict(backend.describe()),
-        versions=versions(learner, tasks, backend),
+        backend=dict(engine.backend.describe()),
+        versions=versions(learner, tasks, engine.backend),
         data=str(getattr(tasks, "fingerprint", "")),
-        iteration=iteration,
+        iteration=engine.parameters_iteration,
         perturbed=perturbed,
         wall=time.perf_counter() - started,
     )
@@ -103,13 +155,3 @@ def normalisation_of(learner: Any) -> str:
     """The policy of the learner's encoders, or ``none`` where nothing is normalised by batch statistics."""
     found = {m.normalisation for m in learner.modules() if getattr(m, "has_batch_norm", False)}
     return "+".join(sorted(found)) if found else "none"
-
-
-def describe(component: Any) -> dict[str, Any]:
-    """Name and options of a component as the registry built it, else its class."""
-    from kshot.registry import built
-
-    made = built(component)
-    if made is None:
-        return {"class": f"{type(component).__module__}.{type(component).__qualname__}"}
-    return {"name": made.name, "options": dict(made.options)}

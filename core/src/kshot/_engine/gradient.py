@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -40,6 +41,18 @@ class MetaBatch:
     indices: Sequence[int]
     chunk: int
     seed: tuple[int, int]
+
+
+def check_finite_metrics(metrics: Mapping[str, float], iteration: int, batch: MetaBatch) -> None:
+    """Raise TrainingError if a metric is NaN or infinite; names the iteration and its episodes."""
+    if bad := [name for name, value in metrics.items() if not math.isfinite(value)]:
+        raise everywhere(
+            TrainingError(
+                f"iteration {iteration + 1}: {', '.join(f'{name} is {metrics[name]}' for name in bad)} on episodes "
+                f"{batch.indices[0]}..{batch.indices[-1]} of split {batch.split!r}; lower the learning rate, clip "
+                "gradients (optimizer.clip), or look at these episodes: tasks.sample(split, indices)"
+            )
+        )
 
 
 def division(needs: Needs, meta_batch: int, size: int) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kshot._engine.hook_specs import manager
 from kshot.errors import HookError, KshotError
+from kshot.registry import hook as build
 
 if TYPE_CHECKING:
     from kshot.protocols import EngineView
@@ -21,8 +22,6 @@ class Hooks:
     """
 
     def __init__(self, hooks: Sequence[Any] | Mapping[str, Any], engine: EngineView) -> None:
-        from kshot.registry import hook as build
-
         self.calling = False  # whether one of them is being called
         self._engine = engine
         self._manager = manager()
@@ -51,6 +50,10 @@ class Hooks:
         finally:
             self.calling = within
 
+    def progress(self, episodes: int) -> Callable[[int], None]:
+        """Return what an evaluation of ``episodes`` calls with the number that is done."""
+        return lambda done: self.call("evaluation_progress", done=done, episodes=episodes)
+
     def end(self, iteration: int, error: BaseException | None) -> None:
         """``run_end``; after an error of the run, an error of a hook does not hide it."""
         try:
@@ -58,6 +61,10 @@ class Hooks:
         except Exception:
             if error is None:
                 raise
+
+    def named(self) -> dict[str, Any]:
+        """Return the hooks by name."""
+        return {name: hook for name, hook in self._manager.list_name_plugin() if hook is not None}
 
     def state(self) -> dict[str, Any]:
         """The states of the hooks that have one, by name."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import attrs
@@ -82,3 +82,23 @@ class Outer:
 
     def to_dict(self) -> dict[str, Any]:
         return attrs.asdict(self)
+
+    @property
+    def depends_on_total(self) -> bool:
+        """Whether the rate of an iteration depends on how many iterations there are in all."""
+        return self.schedule in ("linear", "cosine")
+
+
+def outer_of(optimizer: Outer | Mapping[str, Any] | str | None, training: Training) -> Outer:
+    """Return the outer optimizer that a user asked for; what is left out is the method's own choice.
+
+    Raises:
+        OptionError: an option is unknown or has a wrong value.
+    """
+    if isinstance(optimizer, Outer):
+        return optimizer
+    changed = {"name": optimizer} if isinstance(optimizer, str) else dict(optimizer or {})
+    if unknown := set(changed) - {f.name for f in attrs.fields(Outer)}:
+        valid = ", ".join(f.name for f in attrs.fields(Outer))
+        raise OptionError(f"optimizer: got unknown option {', '.join(sorted(unknown))}, expected some of {valid}")
+    return Outer.of(training, **changed)

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from kshot._engine.provenance import leaves
 from kshot.errors import KshotError, MisfitError, TrainingError
 from kshot.protocols import World
 
@@ -89,7 +90,7 @@ def agree(world: World, facts: Mapping[str, Any]) -> None:
     """
     if world.size == 1:
         return
-    first, *others = exchange(world, _flat(facts))
+    first, *others = exchange(world, dict(leaves(facts)))
     lines = [
         f"  - {name}: rank {rank} has {_short(theirs.get(name))}, rank 0 {_short(first.get(name))}"
         for rank, theirs in enumerate(others, 1)
@@ -104,13 +105,6 @@ def agree(world: World, facts: Mapping[str, Any]) -> None:
                 + "\nstart them all by the same command, with the same packages and data, and learners of the same seed"
             )
         )
-
-
-def _flat(facts: Mapping[str, Any], under: str = "") -> dict[str, Any]:
-    made: dict[str, Any] = {}
-    for name, value in facts.items():
-        made |= _flat(value, f"{under}{name}.") if isinstance(value, Mapping) else {f"{under}{name}": value}
-    return made
 
 
 def _short(value: Any) -> str:

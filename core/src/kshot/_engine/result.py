@@ -55,7 +55,9 @@ class Result:
 
     Attributes:
         scores: name -> [episodes, ...] float64, the headline first; further axes are curves.
-        kind, split, tasks_seed, seed: what was evaluated, and the learner's training seed.
+        kind, split, tasks_seed: what was evaluated.
+        seed: of training.
+        learner_seed: of the learner's initialisation; None where it is not known.
         shape: way, shot and query as in the spec.
         normalisation: the learner's policy: inductive, support, transductive, or none.
         queries: whether queries were seen independent, joint or at_adapt.
@@ -84,6 +86,7 @@ class Result:
     iteration: int = 0
     perturbed: bool = False
     wall: float = 0.0
+    learner_seed: int | None = None
 
     @property
     def headline(self) -> str:
@@ -141,7 +144,7 @@ class Result:
 
         A result of tasks that were not built by name records their class, shape, seed and data, not their options.
         """
-        names = [n for n in EPISODES if _comparable(getattr(self, n)) != _comparable(getattr(other, n))]
+        names = [n for n in EPISODES if _comparable(n, getattr(self, n)) != _comparable(n, getattr(other, n))]
         found = {name: (getattr(self, name), getattr(other, name)) for name in names}
         if self.headline not in other.scores:
             found["headline"] = (self.headline, other.headline)
@@ -168,20 +171,31 @@ class Result:
         return json.dumps(self.to_dict(episodes), indent=1, default=str)
 
     @classmethod
-    def from_json(cls, text: str) -> Result:
-        """The result that ``to_json`` wrote.
+    def from_json(cls, text: str, test: int | None = None) -> Result:
+        """Return the result that ``to_json`` wrote, or one of those in a run's ``result.json``.
+
+        Args:
+            text: what the file holds.
+            test: which of the tests of a run, from 0; needed where there are several.
 
         Raises:
-            DataError: it is no such text, or was written without episodes.
+            DataError: it is no such text, was written without episodes, or has several tests and none was chosen.
         """
         try:
             values = json.loads(text)
+            if "results" in values:
+                values = _chosen(values["results"], test)
             scores = {n: np.asarray(_nan(v), np.float64) for n, v in values["scores"].items()}
-            fields = {f.name: values[f.name] for f in attrs.fields(cls) if f.name != "scores"}
+            known = [f for f in attrs.fields(cls) if f.name != "scores"]
+            fields = {f.name: values[f.name] for f in known if f.name in values or f.default is attrs.NOTHING}
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise DataError(f"Result.from_json: no result of kshot ({error!r}); expected what to_json wrote") from error
+            raise DataError(
+                f"Result.from_json: got text that is not a result ({error!r}), expected what to_json or a run wrote"
+            ) from error
         if not scores:
-            raise DataError("Result.from_json: it was written without episodes; write it with to_json(episodes=True)")
+            raise DataError(
+                "Result.from_json: got a result without episodes, expected one written by to_json(episodes=True)"
+            )
         return cls(scores=scores, **fields)
 
     def __str__(self) -> str:
@@ -197,8 +211,26 @@ class Result:
         return f"{self.mean:.4g} ± {self.interval:.2g} {self.headline} ({about})"
 
 
-def _comparable(value: Any) -> str:
-    """As text, in which a result just made and one read from a file are alike."""
+def _chosen(results: list[Any], test: int | None) -> Any:
+    if test is None and len(results) != 1:
+        raise DataError(
+            f"Result.from_json: got a run with {len(results)} tests, expected one; choose it by test=0 to "
+            f"test={len(results) - 1}"
+        )
+    if test is not None and not 0 <= test < len(results):
+        raise DataError(f"Result.from_json: got test={test}, expected 0 to {len(results) - 1}")
+    return results[test or 0]
+
+
+def _comparable(name: str, value: Any) -> str:
+    """Return a field as text, in which a result just made and one read from a file are alike.
+
+    Options of tasks that ``shape`` and ``tasks_seed`` have too are left out: a default that was written out is the
+    same episode.
+    """
+    if name == "tasks" and "options" in value:
+        options = {n: v for n, v in value["options"].items() if n not in ("way", "shot", "query", "seed")}
+        value = {**value, "options": options}
     return json.dumps(value, sort_keys=True, default=str)
 
 

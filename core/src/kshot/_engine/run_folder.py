@@ -53,6 +53,11 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, atomically."""
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
 def digest(state: Any) -> str:
     """SHA-256 of the structure and all tensors' bytes of a checkpoint."""
     leaves, structure = pytree.tree_flatten(state)
@@ -105,6 +110,15 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def refuse_used(run: Path) -> None:
+    """Raise RunError if the run folder is not a new or empty one."""
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise RunError(
+            f"{run} is not empty; expected a new or empty folder: choose another (--run), remove it, or go on with it: "
+            f"kshot resume {run}"
+        )
+
+
 class RunFolder:
     """A run folder on disk."""
 
@@ -119,11 +133,7 @@ class RunFolder:
             RunError: the folder exists and is not empty, or can't be written.
         """
         folder = Path(path)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise RunError(
-                f"{folder} is not empty; expected a new or empty folder: choose another, remove it, "
-                f"or go on with it: kshot resume {folder}"
-            )
+        refuse_used(folder)
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             made = beside(folder)
@@ -158,6 +168,10 @@ class RunFolder:
         """All checkpoints, oldest first."""
         found = [p for p in (self.path / "checkpoints").glob("*.pt") if p.stem.isdigit()]
         return sorted(found, key=lambda p: int(p.stem))
+
+    def newest(self) -> Path | None:
+        """Return the newest checkpoint, or None if there is none yet."""
+        return next(reversed(self.checkpoints()), None)
 
     def save(self, iteration: int, state: Mapping[str, Any], keep: int) -> Path:
         """Write checkpoint ``iteration``, then drop all but the newest ``keep``."""

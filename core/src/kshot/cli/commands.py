@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from kshot.cli.console import CHANGEABLE, EPILOG, FLAGS, INTERRUPTED, Group, SectionCommand, print_json, say, tell
+from kshot.cli.console import CHANGEABLE, EPILOG, INTERRUPTED, Group, SectionCommand, print_json, say, tell
+from kshot.cli.flags import FLAGS
 from kshot.errors import MisfitError
 from kshot.runs.launch import processes
 
 if TYPE_CHECKING:
     from kshot.runs.recipe import Config
-    from kshot.runs.runner import Outcome
+    from kshot.runs.run import Run
 
 F = TypeVar("F", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
@@ -49,7 +51,16 @@ def quiet_flag(command: F) -> F:
     return click.option("--quiet", is_flag=True, help="No progress, only the result.")(command)
 
 
-def configured(command: F) -> F:
+def import_from_option(command: F) -> F:
+    return click.option(
+        "--import-from",
+        type=PATH,
+        metavar="FOLDER",
+        help="Where networks named by an import path (--learner.encoder=mypackage.nets:resnet12) are looked for, too.",
+    )(command)
+
+
+def with_configuration(command: F) -> F:
     """Arguments and options of the commands that build a configuration."""
     for decorate in reversed(
         (
@@ -57,11 +68,13 @@ def configured(command: F) -> F:
             click.argument("tasks", required=False),
             click.option("--recipe", type=PATH, metavar="FILE.toml", help="Options from a file."),
             click.option("--seed", type=int, help="Of the learner's initialisation and of training [0]."),
+            click.option("--learner-seed", type=int, help="Of the initialisation, if it is to differ."),
             click.option("--init-from", metavar="RUN", help="Begin from the parameters of another run."),
             click.option("--iterations", type=int, help="Short for --engine.iterations."),
             click.option("--optimizer", help="Short for --optimizer.name."),
             click.option("--backend", help="Where to compute [cpu]."),
             click.option("--hooks", default="", metavar="A,B", help="Extra hook plugins."),
+            import_from_option,
         )
     ):
         command = decorate(command)
@@ -69,11 +82,11 @@ def configured(command: F) -> F:
 
 
 def config_of(ctx: click.Context, run: str | None = None, **given: Any) -> Config:
-    from kshot.runs.recipe import configure
+    """Return the configuration of a recipe, arguments and flags."""
+    from kshot.cli.flags import configured
 
-    names = {section: given[section] for section in ("learner", "tasks", "optimizer", "backend")}
-    plain = {name: given[name] for name in ("hooks", "seed", "iterations", "init_from")}
-    return configure(given["recipe"], ctx.meta[FLAGS], names=names, run=run, **plain)
+    plain = {name: value for name, value in given.items() if name not in ("recipe", "import_from")}
+    return configured(given["recipe"], ctx.meta[FLAGS], run=run, **plain)
 
 
 @click.group(cls=Group, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
@@ -128,17 +141,19 @@ def doctor(ctx: click.Context, json_: bool) -> None:
 
 
 @main.command(cls=SectionCommand, epilog=SECTIONS_HELP)
-@configured
+@with_configuration
 @as_json
 @click.pass_context
 def check(ctx: click.Context, /, json_: bool, **given: Any) -> None:
     """Whether LEARNER and TASKS fit: builds all, samples all, computes nothing."""
+    from kshot.registry.modules import importing
     from kshot.runs.plan import Plan, build_tasks, listed
     from kshot.runs.runner import misfits
 
     plan = Plan.of(config_of(ctx, **given))
-    plan, training, tests = build_tasks(plan, new=True)
-    reasons = misfits(plan, training, tests)
+    with importing(given["import_from"]):
+        plan, training, tests = build_tasks(plan, new=True)
+        reasons = misfits(plan, training, tests)
     if json_:
         specs = {"training": training.spec.to_dict(), "tests": [test.spec.to_dict() for test in tests]}
         print_json({"fits": not reasons, "reasons": reasons, "own": plan.own, **specs})
@@ -152,54 +167,123 @@ def check(ctx: click.Context, /, json_: bool, **given: Any) -> None:
 
 
 @main.command(cls=SectionCommand, epilog=SECTIONS_HELP)
-@configured
+@with_configuration
+@click.option("--seeds", metavar="A,B", help="Train once for each of these seeds.")
 @click.option("--run", metavar="DIR", help="Where to write [runs/LEARNER-TASKS-SEED].")
 @click.option("--no-run", is_flag=True, help="Write nothing.")
 @quiet_flag
 @as_json
 @click.pass_context
-def train(ctx: click.Context, /, run: str | None, no_run: bool, quiet: bool, json_: bool, **given: Any) -> None:
+def train(
+    ctx: click.Context, /, seeds: str | None, run: str | None, no_run: bool, quiet: bool, json_: bool, **given: Any
+) -> None:
     """Train LEARNER on TASKS and test it."""
     if run is not None and no_run:
         raise click.UsageError("--run and --no-run contradict each other")
+    if seeds is not None and given["seed"] is not None:
+        raise click.UsageError("--seed and --seeds contradict each other")
+    if seeds is not None:
+        train_each(ctx, seeds, run, no_run, quiet, json_, given)
+        return
+    from kshot.registry.modules import importing
     from kshot.runs.plan import Plan
-    from kshot.runs.runner import train as do
+    from kshot.runs.runner import folder_of, train_plan
 
     config = config_of(ctx, run, **given)
-    default = f"runs/{config.learner['name']}-{config.tasks['name']}-{config.seed}"
-    folder = None if no_run else Path(config.run or default)
-    plan = Plan.of(config)
-    finish(ctx, lambda: do(plan, folder, quiet=quiet), folder, json_)
+    folder = None if no_run else folder_of(config)
+    with importing(given["import_from"]):
+        plan = Plan.of(config)
+        finish(ctx, lambda: train_plan(plan, folder, quiet=quiet), folder, json_)
+
+
+def train_each(
+    ctx: click.Context, seeds: str, run: str | None, no_run: bool, quiet: bool, json_: bool, given: dict[str, Any]
+) -> None:
+    """Train once for each seed, and report each run and the mean over seeds."""
+    from kshot.registry.modules import importing
+    from kshot.runs.calls import check_seeds
+    from kshot.runs.comparison import over_seeds
+    from kshot.runs.plan import Plan
+    from kshot.runs.runner import folder_of, train_plan
+
+    try:
+        numbers = [int(seed) for seed in seeds.split(",")]
+    except ValueError:
+        raise click.UsageError(f"--seeds: got {seeds!r}, expected whole numbers with commas between them") from None
+    configs = [config_of(ctx, run, **{**given, "seed": seed}) for seed in numbers]
+    check_seeds(numbers, [] if no_run else [folder_of(config) for config in configs])
+    runs: list[Run] = []
+    with importing(given["import_from"]):
+        plans = [Plan.of(config) for config in configs]
+        for plan, config in zip(plans, configs, strict=True):
+            folder = None if no_run else folder_of(config)
+            runs.append(finish(ctx, partial(train_plan, plan, folder, quiet=quiet), folder, None if json_ else False))
+    if json_:
+        print_json([run.to_dict(episodes=False) for run in runs])
+    elif len(runs) > 1:
+        for line in over_seeds([run.results for run in runs], runs[0].labels):
+            tell(line)
 
 
 @main.command()
 @click.argument("run", type=PATH)
+@import_from_option
 @quiet_flag
 @as_json
 @click.pass_context
-def resume(ctx: click.Context, run: Path, quiet: bool, json_: bool) -> None:
+def resume(ctx: click.Context, run: Path, import_from: Path | None, quiet: bool, json_: bool) -> None:
     """Go on with a training that was cut off, and test it."""
-    from kshot.runs.runner import resume as do
+    from kshot.runs import resume as do
 
-    finish(ctx, lambda: do(run, quiet=quiet), run, json_)
+    finish(ctx, lambda: do(run, quiet=quiet, import_from=import_from), run, json_)
 
 
 @main.command(cls=SectionCommand, epilog=f"Takes {', '.join(f'--{name}.NAME' for name in CHANGEABLE)}.")
 @click.argument("run", type=PATH)
 @click.option("--output", type=PATH, metavar="FILE.json", help="Write every episode's scores.")
+@import_from_option
 @quiet_flag
 @as_json
 @click.pass_context
-def evaluate(ctx: click.Context, run: Path, output: Path | None, quiet: bool, json_: bool) -> None:
+def evaluate(
+    ctx: click.Context, run: Path, output: Path | None, import_from: Path | None, quiet: bool, json_: bool
+) -> None:
     """Test a run again, with other tasks or learner options if wanted; RUN is left as it is."""
     from kshot._engine.run_folder import write_json
-    from kshot.runs.runner import changed_plan
-    from kshot.runs.runner import evaluate as do
+    from kshot.cli.flags import put_flags
+    from kshot.runs.recipe import Table
+    from kshot.runs.runner import evaluate_run
 
-    outcome = do(run, changed_plan(run, ctx.meta[FLAGS]), quiet=quiet)
+    changes: Table = {}
+    put_flags(changes, ctx.meta[FLAGS], CHANGEABLE)
+    outcome = evaluate_run(run, changes, quiet=quiet, import_from=import_from)
     if output is not None and outcome.rank == 0:
         write_json(output, outcome.to_dict(episodes=True))
     tell_outcome(outcome, json_)
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, type=PATH, metavar="RUN RUN...")
+@click.option("--csv", type=PATH, metavar="FILE.csv", help="Write the rows as comma-separated values.")
+@click.option("--markdown", type=PATH, metavar="FILE.md", help="Write the table in Markdown.")
+@as_json
+def compare(runs: tuple[Path, ...], csv: Path | None, markdown: Path | None, json_: bool) -> None:
+    """Compare runs on identical episodes: a table, with paired differences from the first.
+
+    RUN is a run folder, or a file that kshot evaluate --output wrote. Runs that differ only in their seeds are one
+    row, and its interval is over seeds.
+    """
+    from kshot._engine.run_folder import write_text
+    from kshot.runs import compare as do
+
+    comparison = do(*runs)
+    for path, text in ((csv, comparison.to_csv), (markdown, comparison.to_markdown)):
+        if path is not None:
+            write_text(path, f"{text().rstrip()}\n")
+    if json_:
+        print_json(comparison.to_dict())
+    else:
+        tell(str(comparison))
 
 
 RUN = click.option("--run", type=PATH, required=True, metavar="RUN", help="The folder of a finished training.")
@@ -207,16 +291,17 @@ RUN = click.option("--run", type=PATH, required=True, metavar="RUN", help="The f
 
 @main.command()
 @RUN
+@import_from_option
 @click.option(
     "--support", type=PATH, required=True, metavar="FOLDER", help="The known examples: a folder for each class."
 )
 @click.argument("files", nargs=-1, required=True, type=PATH, metavar="FILE...")
 @as_json
-def predict(run: Path, support: Path, files: tuple[Path, ...], json_: bool) -> None:
+def predict(run: Path, import_from: Path | None, support: Path, files: tuple[Path, ...], json_: bool) -> None:
     """The class of each FILE, by a few known examples; nothing is trained."""
     from kshot.cli.inference import predict as do
 
-    made = do(run, support, files)
+    made = do(run, support, files, import_from)
     if json_:
         print_json(made)
         return
@@ -231,23 +316,25 @@ def predict(run: Path, support: Path, files: tuple[Path, ...], json_: bool) -> N
 
 @main.command()
 @RUN
+@import_from_option
 @click.option("--output", type=PATH, required=True, metavar="FILE.npz", help="Where to write.")
 @click.argument("files", nargs=-1, required=True, type=PATH, metavar="FILE...")
-def embed(run: Path, output: Path, files: tuple[Path, ...]) -> None:
+def embed(run: Path, import_from: Path | None, output: Path, files: tuple[Path, ...]) -> None:
     """Write the embedding of each FILE: arrays 'embeddings' and 'files'."""
     from kshot.cli.inference import embed as do
 
-    number, size = do(run, files, output)
+    number, size = do(run, files, output, import_from)
     tell(f"{output}: {number} embeddings of {size} numbers")
 
 
 @main.command()
 @RUN
+@import_from_option
 @click.option("--threshold", type=float, help="The greatest distance that counts as the same.")
 @click.argument("a", type=PATH)
 @click.argument("b", type=PATH)
 @as_json
-def verify(run: Path, a: Path, b: Path, threshold: float | None, json_: bool) -> None:
+def verify(run: Path, import_from: Path | None, a: Path, b: Path, threshold: float | None, json_: bool) -> None:
     """Whether A and B are of one class, of which nothing need be known.
 
     The distance of their embeddings is held against a threshold that is chosen on pairs of the validation classes,
@@ -255,7 +342,7 @@ def verify(run: Path, a: Path, b: Path, threshold: float | None, json_: bool) ->
     """
     from kshot.cli.inference import verify as do
 
-    made = do(run, a, b, threshold)
+    made = do(run, a, b, threshold, import_from)
     if json_:
         print_json(made)
         return
@@ -275,8 +362,12 @@ def verify(run: Path, a: Path, b: Path, threshold: float | None, json_: bool) ->
         )
 
 
-def finish(ctx: click.Context, work: Callable[[], Outcome], run: Path | None, json_: bool) -> None:
-    """Do the training and tell its outcome; Ctrl-C says how to go on."""
+def finish(ctx: click.Context, work: Callable[[], Run], run: Path | None, json_: bool | None) -> Run:
+    """Do the training, report its outcome and return it; after Ctrl-C, say how to go on.
+
+    Args:
+        json_: whether as JSON; None reports nothing.
+    """
     try:
         outcome = work()
     except KeyboardInterrupt:
@@ -284,18 +375,16 @@ def finish(ctx: click.Context, work: Callable[[], Outcome], run: Path | None, js
         how = "torchrun ... -m kshot" if processes() > 1 else "kshot"
         say(f"\nkshot: interrupted; go on with: {how} resume {run}" if begun else "\nkshot: interrupted")
         ctx.exit(INTERRUPTED)
-    tell_outcome(outcome, json_)
-    if outcome.run is not None and not json_:
-        tell(f"run: {outcome.run}")
+    if json_ is not None:
+        tell_outcome(outcome, json_)
+    if outcome.folder is not None and json_ is False:
+        tell(f"run: {outcome.folder}")
+    return outcome
 
 
-def tell_outcome(outcome: Outcome, json_: bool) -> None:
+def tell_outcome(outcome: Run, json_: bool) -> None:
+    """Print a run's results, as JSON or for people."""
     if json_:
         print_json(outcome.to_dict(episodes=False))
-        return
-    for label, result in zip(outcome.labels, outcome.results, strict=True):
-        tell(f"{label}: {result}" if label else str(result))
-    for compared in outcome.differences:
-        tell(str(compared))
-    spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in outcome.wall.items())
-    tell(f"{outcome.iterations} iterations; {spent}")
+    else:
+        tell(str(outcome))

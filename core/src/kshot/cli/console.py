@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
-import re
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import click
 
-from kshot.errors import KshotError, OptionError
+from kshot.cli.flags import FLAGS, split_flags
+from kshot.errors import KshotError
 from kshot.runs.launch import rank
-
-FLAGS = "kshot.flags"
-"""Where a command finds its section flags in ``click.Context.meta``: [(dotted path, text)]."""
 
 CHANGEABLE = ("learner", "tasks", "backend", "evaluate")
 """The sections that ``kshot evaluate`` takes."""
 
 INTERRUPTED = 130
 """The exit code after Ctrl-C, as shells have it."""
-
-_FLAG = re.compile(r"--([A-Za-z_][\w-]*(?:\.[\w-]+)+)(?:=(.*))?", re.DOTALL)
 
 EPILOG = """\b
 Exit codes:
@@ -44,7 +40,7 @@ class Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with plain_warnings():
+            with plain_warnings(), shown_messages():
                 return super().invoke(ctx)
         except KshotError as error:
             if os.environ.get("KSHOT_DEBUG", "") not in ("", "0"):
@@ -59,6 +55,29 @@ class Group(click.Group):
         except KeyboardInterrupt:
             say("kshot: interrupted")
             ctx.exit(INTERRUPTED)
+
+
+class _Lines(logging.Handler):
+    """Shows what runs report as lines on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
+
+
+@contextlib.contextmanager
+def shown_messages() -> Iterator[None]:
+    """Inside the block, what ``kshot.runs`` reports is shown as lines on standard error."""
+    log, handler = logging.getLogger("kshot.runs"), _Lines()
+    level, propagate = log.level, log.propagate
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+        log.propagate = propagate
 
 
 @contextlib.contextmanager
@@ -83,36 +102,10 @@ class SectionCommand(click.Command):
     """A command that takes ``--section.name=value`` and ``--section.name value``, wherever they stand."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Keep the section flags for the command, and let click parse the rest."""
         flags, rest = split_flags(args)
         ctx.meta[FLAGS] = flags
         return super().parse_args(ctx, rest)
-
-
-def split_flags(args: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
-    """The section flags, and everything else in its order.
-
-    Raises:
-        OptionError: a flag has no value.
-    """
-    flags: list[tuple[str, str]] = []
-    rest: list[str] = []
-    waiting = list(args)
-    while waiting:
-        arg = waiting.pop(0)
-        if arg == "--":
-            rest += [arg, *waiting]
-            break
-        match = _FLAG.fullmatch(arg)
-        if match is None:
-            rest.append(arg)
-            continue
-        path, value = match.groups()
-        if value is None:
-            if not waiting or waiting[0].startswith("--"):
-                raise OptionError(f"--{path} has no value; expected --{path}=VALUE")
-            value = waiting.pop(0)
-        flags.append((path, value))
-    return flags, rest
 
 
 def print_json(value: Any) -> None:

@@ -12,11 +12,12 @@ import numpy as np
 from kshot._engine.run_folder import RunFolder, write_atomically
 from kshot.data.folders import scan
 from kshot.errors import DataError, KshotError
+from kshot.runs.plan import Plan
 from kshot.runs.trained import Trained
 
 
-def predict(run: Path, support: Path, files: Sequence[Path]) -> dict[str, Any]:
-    """Classes of files by a folder of class folders, as plain values.
+def predict(run: Path, support: Path, files: Sequence[Path], import_from: Path | None = None) -> dict[str, Any]:
+    """Predict the classes of files by a folder of class folders; return plain values.
 
     Raises:
         KshotError: see ``kshot.Trained``; a file is missing or unreadable.
@@ -24,7 +25,7 @@ def predict(run: Path, support: Path, files: Sequence[Path]) -> dict[str, Any]:
     check_there(files)
     folder = scan(support, lambda path: True, what="examples")
     shown = {name: [folder.root / file for file in of_class] for name, of_class in folder.classes.items()}
-    made = Trained.of_run(run).predict(shown, list(files))
+    made = Trained.of_run(run, import_from=import_from).predict(shown, list(files))
     predictions = [
         {"file": str(file), "class": label, "probability": float(p.max()), "probabilities": p.tolist()}
         for file, label, p in zip(files, made.labels, made.probabilities, strict=True)
@@ -42,7 +43,7 @@ def predict(run: Path, support: Path, files: Sequence[Path]) -> dict[str, Any]:
 
 
 def digests(support: Mapping[str, Sequence[Path]]) -> dict[str, list[Path]]:
-    """The files of the support by their contents."""
+    """Return the files of the support by the digest of their contents."""
     known: dict[str, list[Path]] = {}
     for path in (path for paths in support.values() for path in paths):
         known.setdefault(_digest(path), []).append(path)
@@ -50,19 +51,19 @@ def digests(support: Mapping[str, Sequence[Path]]) -> dict[str, list[Path]]:
 
 
 def repeats(files: Sequence[Path], known: Mapping[str, Sequence[Path]]) -> list[tuple[Path, Path]]:
-    """Files whose very bytes are in the support too, each with the one it repeats: their prediction proves nothing."""
+    """Return the files whose bytes are in the support too, each with the one it repeats; they prove nothing."""
     found = [(file, known.get(_digest(file))) for file in files]
     return [(file, same[0]) for file, same in found if same is not None]
 
 
 def contradictions(support: Mapping[str, Sequence[Path]], known: Mapping[str, Sequence[Path]]) -> list[Sequence[Path]]:
-    """Files of the support that have the same bytes and are of several classes."""
+    """Return the files of the support that have the same bytes but are of several classes."""
     class_of = {path: name for name, paths in support.items() for path in paths}
     return [paths for paths in known.values() if len({class_of[path] for path in paths}) > 1]
 
 
-def embed(run: Path, files: Sequence[Path], output: Path) -> tuple[int, int]:
-    """Write the files' embeddings [n, D] and their names [n] to an npz, whole or not at all; returns (n, D).
+def embed(run: Path, files: Sequence[Path], output: Path, import_from: Path | None = None) -> tuple[int, int]:
+    """Write the files' embeddings [n, D] and their names [n] to an npz file, atomically; return (n, D).
 
     Raises:
         KshotError: see ``kshot.Trained``; a file is missing or unreadable, or the output can't be written.
@@ -70,14 +71,14 @@ def embed(run: Path, files: Sequence[Path], output: Path) -> tuple[int, int]:
     check_there(files)
     if not output.parent.is_dir():
         raise DataError(f"{output}: there is no folder {output.parent} to write it in")
-    z = Trained.of_run(run).embed(list(files))
+    z = Trained.of_run(run, import_from=import_from).embed(list(files))
     names = np.array([str(file) for file in files])
     write_atomically(output, lambda file: np.savez(file, embeddings=z, files=names))
     return z.shape
 
 
-def verify(run: Path, a: Path, b: Path, threshold: float | None) -> dict[str, Any]:
-    """Whether two files are of one class, as plain values: their distance, and the threshold it is held against.
+def verify(run: Path, a: Path, b: Path, threshold: float | None, import_from: Path | None = None) -> dict[str, Any]:
+    """Decide whether two files are of the same class; return their distance and the threshold as plain values.
 
     Args:
         threshold: a distance, or None to choose it on pairs of the run's validation classes.
@@ -86,7 +87,7 @@ def verify(run: Path, a: Path, b: Path, threshold: float | None) -> dict[str, An
         KshotError: see ``kshot.Trained``; a file is missing or unreadable.
     """
     check_there([a, b])
-    model = Trained.of_run(run)
+    model = Trained.of_run(run, import_from=import_from)
     distance = float(model.distances([a], [b])[0])
     if threshold is not None:
         value, how = threshold, dict[str, Any](chosen="given")
@@ -99,12 +100,12 @@ def verify(run: Path, a: Path, b: Path, threshold: float | None) -> dict[str, An
         value = chosen.value
         genuine, imposter = chosen.pairs
         how = {"chosen": chosen.split, "accuracy": chosen.accuracy, "genuine": genuine, "imposter": imposter}
-        how["trained_on"] = RunFolder.open(run).config["cli"]["engine"].get("split", "train")
+        how["trained_on"] = Plan.of_run(run, RunFolder.open(run).config).engine.get("split", "train")
     return {"run": str(run), "distance": distance, "threshold": {"value": value, **how}, "same": distance <= value}
 
 
 def check_there(files: Sequence[Path]) -> None:
-    """Raises DataError where one is no file, before anything is loaded."""
+    """Raise DataError if one is not a file, before anything is loaded."""
     for file in files:
         if not file.is_file():
             what = "is a folder; expected files: give those in it" if file.is_dir() else "there is no such file"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from attrs import frozen
 from kshot.errors import KshotError, MisfitError, OptionError, PluginError, RunError, Unavailable
 from kshot.registry.conversion import Raw, parse_literal
 from kshot.registry.ledger import Built, Ledger, plain, recall, remember
+from kshot.registry.modules import build_module, is_path, takes_module
 from kshot.registry.options import Option, options_of, takes_positional, validate
 from kshot.registry.plugin import LEADING, MEMBERS, MEMORY_SIZES, A, Factory, Plugin
 
@@ -71,13 +73,15 @@ class Builder:
         skip = LEADING.get(group, 0)
         if not takes_positional(factory, skip):
             raise PluginError(f"{plugin.who}: its factory must take the spec of the tasks as its first argument")
-        nested = _nested(plugin, options_of(factory, skip_positional=skip), options)
+        known = options_of(factory, skip_positional=skip)
+        nested = _nested(plugin, known, options)
+        networks = _networks(plugin, known, options)
         values = validate(
             factory,
-            {key: value for key, value in options.items() if key not in nested},
+            {key: value for key, value in options.items() if key not in nested and key not in networks},
             who=plugin.who,
             skip_positional=skip,
-            missing_ok=(*nested, *(MEMORY_SIZES if group == "memories" else ())),
+            missing_ok=(*nested, *networks, *(MEMORY_SIZES if group == "memories" else ())),
         )
         if group == "learners":
             _check_fit(plugin, factory, spec)
@@ -90,30 +94,61 @@ class Builder:
             except KshotError as exc:
                 exc.args = (f"option {key} of {plugin.who}: {exc}",)
                 raise
-        component: Any
-        if group == "memories":
-            component = BoundMemory(plugin, factory, values)
-        elif group == "learners":
-            component = _initialised(plugin, factory, spec, seed or 0, values)
-        else:
-            component = _made(plugin, factory, **values)
-        paths = {option.name for option in options_of(factory, skip_positional=skip) if "Path" in option.type}
+        with _seeded(seed or 0) if group == "learners" else contextlib.nullcontext():
+            for key, (path, module_options) in networks.items():
+                values[key] = self._network(path, module_options, spec, who=f"option {key} of {plugin.who}")
+            component: Any
+            if group == "memories":
+                component = BoundMemory(plugin, factory, values)
+            else:
+                component = _made(plugin, factory, *([spec] if group == "learners" else []), **values)
+        if group == "learners":
+            import torch
+
+            if isinstance(component, torch.nn.Module):
+                component.eval()  # ready to adapt; the engine sets the training mode
+        paths = frozenset(option.name for option in known if "Path" in option.type)
         remember(self.ledger, component, self._how(plugin, values, seed, paths))
         return component
 
-    def _how(self, plugin: Plugin, values: Mapping[str, Any], seed: int | None, paths: set[str]) -> Built:
+    def _network(self, path: str, options: Mapping[str, Any], spec: TaskSpec | None, *, who: str) -> Any:
+        """Build a network that an option names by its import path, and remember the path."""
+        network = build_module(path, options, spec, who=who)
+        plain_options = {name: plain(self.ledger, value, name) for name, value in options.items()}
+        how = Built(
+            group="modules",
+            name=path,
+            options={name: value for name, (value, _) in plain_options.items()},
+            distribution="",
+            version="",
+            obstacles=tuple(name for _, names in plain_options.values() for name in names),
+            identity={"name": path, **{name: value for name, (value, _) in plain_options.items()}},
+            given=dict(options),
+        )
+        remember(self.ledger, network, how)
+        return network
+
+    def _how(self, plugin: Plugin, values: Mapping[str, Any], seed: int | None, paths: frozenset[str]) -> Built:
         lasting = {name: _from_anywhere(value) if name in paths else value for name, value in values.items()}
-        options = {name: plain(self.ledger, value) for name, value in lasting.items()}
+        options = {name: plain(self.ledger, value, name) for name, value in lasting.items()}
         return Built(
             group=plugin.group,
             name=plugin.name,
             options={name: value for name, (value, _) in options.items()},
             distribution=plugin.distribution,
             version=plugin.version,
-            portable=all(whole for _, whole in options.values()),
+            obstacles=tuple(name for _, names in options.values() for name in names),
             seed=seed,
+            identity={"name": plugin.name, **self._identities(lasting, options, paths)},
             given=lasting,
         )
+
+    def _identities(
+        self, values: Mapping[str, Any], options: Mapping[str, tuple[Any, Any]], paths: frozenset[str]
+    ) -> dict[str, Any]:
+        """Return the plain options that are not paths; a component among them by its own identity."""
+        nested = {name: recall(self.ledger, value) for name, value in values.items() if name not in paths}
+        return {name: options[name][0] if how is None else dict(how.identity) for name, how in nested.items()}
 
     def rebuild(self, component: object, spec: TaskSpec | None, changed: Mapping[str, Any]) -> Any:
         """A component like this one, with some options changed."""
@@ -125,7 +160,7 @@ class Builder:
             )
         if how.group == "learners" and spec is None:
             raise OptionError(f"rebuilding learner {how.name!r} takes the spec of the tasks")
-        options = _overlay({name: self._again(value) for name, value in how.given.items()}, changed)
+        options = overlay({name: self._again(value) for name, value in how.given.items()}, changed)
         return self.build(how.group, how.name, options, spec=spec, seed=how.seed)
 
     def _again(self, value: Any) -> Any:
@@ -136,22 +171,32 @@ class Builder:
 
 
 def _from_anywhere(value: Any) -> Any:
-    """A path to what is there, as it is found from any folder: a run is taken up, and used, from others too."""
+    """Make a path that exists absolute, also within a mapping or list: a run is used from other folders too."""
+    if isinstance(value, Mapping):
+        return {key: _from_anywhere(item) for key, item in value.items()}
+    if isinstance(value, list | tuple) and type(value) in (list, tuple):
+        return type(value)(_from_anywhere(item) for item in value)
     if isinstance(value, str | Path) and not Path(value).is_absolute() and Path(value).exists():
         return type(value)(Path(value).absolute())
     return value
 
 
-def _overlay(old: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
-    """Changed options of a nested component go over its old ones, unless it is now another plugin."""
-    laid = dict(old)
-    for key, new in changed.items():
-        was = old.get(key)
-        if isinstance(was, Mapping) and isinstance(new, Mapping) and "name" in was:
-            new = {"name": was["name"], **{("name" if k == "" else k): v for k, v in new.items()}}
-            laid[key] = _overlay(was, new) if new["name"] == was["name"] else new
-        else:
-            laid[key] = new
+def overlay(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay the options ``over`` on the options ``under``, nested ones too.
+
+    Where ``over`` names another plugin, nothing of ``under`` stays. A name may stand under ``""``, as flags write it.
+
+    Example:
+        >>> overlay({"way": 5, "inner": {"name": "maml", "steps": 1}}, {"inner": {"steps": 3}})
+        {'way': 5, 'inner': {'name': 'maml', 'steps': 3}}
+    """
+    over = {("name" if key == "" else key): value for key, value in over.items()}
+    if str(over.get("name", under.get("name"))) != str(under.get("name")):
+        return over
+    laid = dict(under)
+    for key, new in over.items():
+        old = under.get(key)
+        laid[key] = overlay(old, new) if isinstance(old, Mapping) and isinstance(new, Mapping) else new
     return laid
 
 
@@ -171,6 +216,20 @@ def _nested(
             if asked is not None:
                 found[option.name] = (group, *asked)
     return found
+
+
+def _networks(
+    plugin: Plugin, known: tuple[Option, ...], options: Mapping[str, Any]
+) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Import path and options of each network that is named by a path, by the option that takes it."""
+    named = {}
+    for option in known:
+        value = options.get(option.name)
+        if value is not None and takes_module(option.annotation):
+            asked = _asked(plugin, option, value)
+            if asked is not None and is_path(asked[0]):
+                named[option.name] = asked
+    return named
 
 
 def _asked(plugin: Plugin, option: Option, value: Any) -> tuple[str, dict[str, Any]] | None:
@@ -243,15 +302,16 @@ def _harmless(value: Any, more: tuple[type, ...]) -> bool:
     return value is None or isinstance(value, (bool, int, float, str, *more))
 
 
-def _initialised(plugin: Plugin, factory: Factory, spec: Any, seed: int, values: Mapping[str, Any]) -> Any:
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Inside the block, parameters are initialised from ``seed``; afterwards the random state is as it was."""
     import torch
 
-    # Seeding the CPU generator alone: torch.manual_seed would also reseed accelerators, which
-    # fork_rng(devices=[]) does not restore. Parameters are initialised on the CPU and placed afterwards.
+    # Seed the CPU generator alone: torch.manual_seed would also reseed accelerators, which fork_rng(devices=[]) does
+    # not restore. Parameters are initialised on the CPU and placed afterwards.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        made = _made(plugin, factory, spec, **values)
-    return made.eval() if isinstance(made, torch.nn.Module) else made  # ready to adapt; training modes are the engine's
+        yield
 
 
 def _check_fit(plugin: Plugin, factory: Factory, spec: Any) -> None:

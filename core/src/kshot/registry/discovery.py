@@ -103,7 +103,7 @@ def _misnamed(plugin: Plugin) -> tuple[State, str] | None:
         return "broken", f"its entry point is {plugin.target!r}, not 'module:attribute'"
     if not re.fullmatch(NAME, plugin.name):
         return "broken", f"{plugin.name!r} is no name for a plugin; small letters, digits and hyphens are"
-    if _spec_of(module) is None:
+    if module_spec(module) is None:
         owner = plugin.distribution
         return "broken", (
             f"{STALE}: module {module} is not there, though {owner} is installed; it may be half "
@@ -118,7 +118,7 @@ def _needs(manifest: Manifest, distribution: str) -> tuple[State, str]:
         update = "kshot" if manifest.api_level > API_LEVEL else distribution
         speaks = f"needs API level {manifest.api_level}, this kshot speaks {API_LEVEL}"
         return "incompatible", f"{speaks}: pip install -U {update}"
-    missing = [name for name in manifest.requires if _spec_of(name) is None]
+    missing = [name for name in manifest.requires if module_spec(name) is None]
     if missing:
         install = " ".join(_INSTALL_AS.get(top, top) for top in (name.split(".")[0] for name in missing))
         return "unavailable", f"needs {', '.join(missing)}, not installed: pip install {install}"
@@ -172,7 +172,7 @@ def _manifest(values: list[str]) -> Manifest:
     if not re.fullmatch(r"[\w.]+:[\w.-]+", values[0]):
         raise ManifestError(f"its entry point in kshot.manifest is {values[0]!r}, not 'package:plugin.toml'")
     package, _, file = values[0].partition(":")
-    spec = _spec_of(package)
+    spec = module_spec(package)
     for place in (spec and spec.submodule_search_locations) or ():
         if (path := Path(place, file)).is_file():
             return read(path)
@@ -180,7 +180,7 @@ def _manifest(values: list[str]) -> Manifest:
     raise ManifestError(f"{relative} is not there, though an entry point in kshot.manifest names it")
 
 
-def _spec_of(module: str) -> ModuleSpec | None:
+def module_spec(module: str) -> ModuleSpec | None:
     """Where a module is, told without importing anything, its parents included."""
     top, *rest = module.split(".")
     try:

@@ -1,8 +1,9 @@
-"""From a configuration to components: names and options settled, recorded as plain values, built again."""
+"""What a run is built from: names and options settled, recorded as plain values, and built again from them."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,17 @@ import attrs
 from attrs import field, frozen
 
 from kshot import registry
-from kshot.runs.recipe import Config, Table, overlay
-from kshot.cli.console import say
-from kshot.runs.launch import processes
-from kshot.errors import DataError, OptionError, RunError
 from kshot._engine.optimizer import Outer
+from kshot._engine.recording import obstacles_of, settled
+from kshot.errors import DataError, OptionError, RunError
 from kshot.protocols import Pooled
+from kshot.registry.building import overlay
 from kshot.registry.options import options_of, validate
+from kshot.runs.launch import processes
+from kshot.runs.recipe import Config, Table
 from kshot.spec import Training
+
+log = logging.getLogger("kshot.runs")
 
 
 def _tuple(tables: Iterable[Table]) -> tuple[Table, ...]:
@@ -27,18 +31,19 @@ def _tuple(tables: Iterable[Table]) -> tuple[Table, ...]:
 
 @frozen
 class Plan:
-    """All that a run is built from. Components are ``{"name": ..., **options}``.
+    """Everything that a run is built from. Components are ``{"name": ..., **options}``.
 
     Attributes:
         learner, backend: components.
         training: the tasks trained on.
         tests: the tasks of each test.
         test_learners: for each test, the options of the learner that differ from the trained one's.
-        init_from: the run whose parameters it begins from, or None.
+        init_from: the run whose parameters it starts from, or None.
         own: which options of ``training`` are the learner's own choice.
         optimizer, engine, evaluate: options; what is left out is the learner's or the engine's.
         hooks: extra hooks and their options.
-        seed: of the learner's initialisation and of the engine.
+        seed: of training, and of the learner's initialisation unless ``learner_seed`` says otherwise.
+        learner_seed: of the learner's initialisation, or None for ``seed``.
         about: the recipe's documentation.
     """
 
@@ -57,11 +62,14 @@ class Plan:
         converter=_tuple, default=attrs.Factory(lambda self: ({},) * len(self.tests), takes_self=True)
     )
     init_from: str | None = None
+    learner_seed: int | None = None
 
     @classmethod
     def of(cls, config: Config) -> Plan:
-        """Settle which tasks are trained on: the tasks, over them the learner's own way of training, over it
-        what ``[training]`` says.
+        """Settle which tasks are trained on.
+
+        They are the tasks that the user named, with the learner's own way of training laid over them, and what
+        ``[training]`` says laid over that.
 
         Raises:
             PluginError: learner, tasks, backend or a hook can't be had.
@@ -73,6 +81,7 @@ class Plan:
             registry.load(name, "hooks")
         registry.load(str(config.backend.get("name", "cpu")), "backends")
         tasks_factory = registry.load(str(config.tasks["name"]), "tasks")
+        # The learner's own choices, as far as these tasks have such options and the user chooses nothing else.
         accepted = {option.name for option in options_of(tasks_factory)}
         own = {name: value for name, value in getattr(defaults, "tasks", {}).items() if name in accepted}
         own = {name: value for name, value in own.items() if name not in config.training}
@@ -89,24 +98,30 @@ class Plan:
             evaluate=config.evaluate,
             hooks=config.hook,
             seed=config.seed,
+            learner_seed=config.learner_seed,
             about=config.about,
             init_from=config.init_from,
         )
 
     @classmethod
     def of_run(cls, run: Path, config: Mapping[str, Any]) -> Plan:
-        """The plan that a run folder's config.json holds.
+        """Read the plan from what a run folder's config.json holds.
 
         Raises:
-            RunError: it holds none.
+            RunError: it holds none; says which argument is in the way of building the run again.
         """
-        try:
-            return cls(**config["cli"])
-        except (KeyError, TypeError) as error:
+        plan = config.get("plan", config.get("cli"))  # "cli" in the first run folders, which only commands could build
+        where = run / "config.json"
+        if not isinstance(plan, Mapping):
+            lines = "".join(f"\n  - {obstacle}" for obstacle in config.get("obstacles") or ["it names no parts"])
             raise RunError(
-                f"{run / 'config.json'} does not say how the command line would build this run ({error!r}); "
-                "a run that was made in Python is taken up in Python: engine.resume()"
-            ) from error
+                f"{where}: this run can't be built again from its folder:{lines}\nUntil then use it where its parts "
+                "are: Engine(learner, tasks, run=...), engine.resume(), and kshot.Trained(learner, spec)"
+            )
+        try:
+            return cls(**plan)
+        except TypeError as error:
+            raise RunError(f"{where}: got a plan that this kshot can't read ({error}), expected its fields") from error
 
 
 @frozen
@@ -121,21 +136,22 @@ class Parts:
 
 
 def build_tasks(plan: Plan, *, new: bool = False) -> tuple[Plan, Any, tuple[Any, ...]]:
-    """The plan as its data can serve it, the tasks trained on and those of each test; equal ones are one object.
+    """Return the plan as its data can serve it, the tasks trained on and those of each test; equal ones are one object.
 
     Args:
         new: the plan is not yet a run's, so the learner's own choices still give way to the data, see ``within``.
 
-    Raises PluginError, OptionError, DataError.
+    Raises:
+        PluginError, OptionError, DataError: tasks can't be built.
     """
-    made: list[tuple[Table, Any]] = []
+    known: list[tuple[Table, Any]] = []
 
     def once(options: Table) -> Any:
-        for known, tasks in made:
-            if known == options:
+        for same, tasks in known:
+            if same == options:
                 return tasks
-        made.append((options, component("tasks", options)))
-        return made[-1][1]
+        known.append((options, component("tasks", options)))
+        return known[-1][1]
 
     tests = tuple(once(options) for options in plan.tests)
     if new:
@@ -145,10 +161,10 @@ def build_tasks(plan: Plan, *, new: bool = False) -> tuple[Plan, Any, tuple[Any,
 
 
 def within(plan: Plan, tasks: Any) -> Plan:
-    """The plan with the learner's own way and queries no more than the split to train on holds.
+    """Return the plan with the learner's own way and queries limited to what the split to train on holds.
 
-    A learner that likes to train on 30 classes at once is none the worse for a folder of 18. What the user asked for
-    stays, and is refused where it is too much.
+    A learner that prefers to train on 30 classes at once can train on a folder of 18. What the user asked for stays,
+    and is refused if it is too much.
     """
     split, spec = str(plan.engine.get("split", "train")), tasks.spec
     if not plan.own.keys() & {"way", "query"} or not isinstance(tasks, Pooled) or split not in spec.splits:
@@ -161,12 +177,12 @@ def within(plan: Plan, tasks: Any) -> Plan:
     if not fewer:
         return plan
     wanted = listed({name: plan.own[name] for name in fewer})
-    say(f"note: training with {listed(fewer)}, which is all that {split!r} has, instead of {wanted}")
+    log.warning("note: training with %s, which is all that split %r has, instead of %s", listed(fewer), split, wanted)
     return attrs.evolve(plan, own={**plan.own, **fewer}, training={**plan.training, **fewer})
 
 
 def build_backend(plan: Plan) -> Any:
-    """The backend, which comes before all else: it is how several processes know of one another.
+    """Build the backend, which comes before all else: several processes know of one another through it.
 
     Raises:
         PluginError, OptionError: it can't be built.
@@ -183,65 +199,66 @@ def build_backend(plan: Plan) -> Any:
 
 
 def build(plan: Plan, training: Any, tests: Iterable[Any], backend: Any) -> Parts:
-    """The other components of a plan, for its tasks.
+    """Build the other components of a plan, for its tasks.
 
     Raises:
         PluginError, OptionError, DataError: a component can't be built.
         MisfitError: the learner's class doesn't fit the tasks.
     """
     hooks = {name: registry.hook(name, **options) for name, options in plan.hooks.items()}
-    options = without_name(plan.learner)
-    learner = registry.learner(str(plan.learner["name"]), training.spec, seed=plan.seed, **options)
-    backend.place(learner)  # which may settle what the backend chooses, and a run records
+    learner = build_learner(plan, training.spec)
+    backend.place(learner)  # may settle what the backend chooses, such as the precision, which a run records
     return Parts(learner, training, tuple(tests), backend, hooks)
 
 
+def build_learner(plan: Plan, spec: Any) -> Any:
+    """Build the learner of a plan, as it was initialised, for tasks of this spec."""
+    seed = plan.seed if plan.learner_seed is None else plan.learner_seed
+    return registry.learner(str(plan.learner["name"]), spec, seed=seed, **without_name(plan.learner))
+
+
 def record(plan: Plan, parts: Parts) -> dict[str, Any]:
-    """The plan in plain values, with what was chosen automatically: building from it gives the same."""
+    """Return the plan in plain values, with what was chosen automatically: building from it gives the same."""
     own: Training = getattr(parts.learner, "training_defaults", Training())
-    settled = attrs.evolve(
+    recorded = attrs.evolve(
         plan,
         learner=_plain(parts.learner),
         training=_plain(parts.training),
         tests=[_plain(test) for test in parts.tests],
         optimizer=Outer.of(own, **plan.optimizer).to_dict(),
         engine={"iterations": own.iterations, "meta_batch": own.meta_batch, **plan.engine},
-        backend=chosen(_plain(parts.backend), parts.backend.describe()),
+        backend=settled(_plain(parts.backend), parts.backend.describe()),
         hooks={name: without_name(_plain(hook)) for name, hook in parts.hooks.items()},
     )
-    return attrs.asdict(settled, recurse=False)
+    return attrs.asdict(recorded, recurse=False)
 
 
-def chosen(backend: Table, described: Mapping[str, Any]) -> Table:
-    """The options of a backend, with what it chose where it was left to choose; in the backend within it too."""
-    accepted = {option.name for option in options_of(registry.load(str(backend["name"]), "backends"))}
-    made = dict(backend)
-    for name in accepted & described.keys():
-        value, inner = described[name], backend.get(name)
-        if isinstance(value, Mapping) and "name" in value:
-            value = chosen(dict(inner) if isinstance(inner, Mapping) else {"name": value["name"]}, value)
-        made[name] = value
-    return made
+def obstacles(parts: Parts) -> list[str]:
+    """Return a sentence for everything that keeps the parts of a plan from being built again from plain values."""
+    named = {"learner": parts.learner, "tasks": parts.training, "backend": parts.backend}
+    named |= {f"tasks of test {i + 1}": test for i, test in enumerate(parts.tests) if test is not parts.training}
+    return [text for name, part in named.items() for text in obstacles_of(name, part)]
 
 
 def component(group: str, options: Table) -> Any:
-    """Tasks or a backend from ``{"name": ..., **options}``."""
+    """Build tasks or a backend from ``{"name": ..., **options}``."""
     return getattr(registry, group)(str(options["name"]), **without_name(options))
 
 
 def without_name(options: Mapping[str, Any]) -> Table:
+    """Return the options without the name that stands among them."""
     return {name: value for name, value in options.items() if name != "name"}
 
 
-def _plain(made: Any) -> Table:
-    how = registry.built(made)
-    assert how is not None, "the command line builds by name"
+def _plain(component: Any) -> Table:
+    how = registry.built(component)
+    assert how is not None, "runs build by name"
     return how.plain()
 
 
 @contextlib.contextmanager
 def blame_own(plan: Plan) -> Iterator[None]:
-    """Where the learner's own training tasks are what data can't serve, say so and how to change it."""
+    """If the data can't serve the learner's own training tasks, say so and how to choose others."""
     try:
         yield
     except DataError as error:
@@ -253,5 +270,5 @@ def blame_own(plan: Plan) -> Iterator[None]:
 
 
 def listed(options: Mapping[str, Any]) -> str:
-    """``way 20, shot 1``."""
+    """Return options as text: ``way 20, shot 1``."""
     return ", ".join(f"{name} {value}" for name, value in options.items())

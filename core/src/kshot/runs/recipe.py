@@ -1,17 +1,19 @@
-"""Flags and a TOML recipe to one plain configuration: the same names in both, a flag wins over the file."""
+"""What a user asks for, as one plain configuration: a TOML recipe, and what Python or the command line lays over it."""
 
 from __future__ import annotations
 
 import copy
 import tomllib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from attrs import field, frozen
 
 from kshot.errors import OptionError
-from kshot.registry.options import Raw, did_you_mean, parse_literal, validate
+from kshot.registry.building import overlay
+from kshot.registry.conversion import did_you_mean
+from kshot.registry.options import validate
 
 SECTIONS = ("learner", "tasks", "training", "optimizer", "engine", "backend", "evaluate", "hook")
 """Tables of a recipe, and what may stand before the dot of a flag."""
@@ -22,7 +24,7 @@ NAMED = ("learner", "tasks", "optimizer", "backend")
 ABOUT = ("title", "paper", "published", "notes")
 """Keys of a recipe that document it and change nothing."""
 
-PLAIN = ("seed", "run", "init_from", "hooks", "test")
+PLAIN = ("seed", "learner_seed", "run", "init_from", "hooks", "test")
 
 Table = dict[str, Any]
 
@@ -32,7 +34,7 @@ class EngineOptions:
     """What ``[engine]`` takes: options of ``kshot.Engine`` and of its ``train``, whose defaults these are.
 
     Args:
-        meta_batch: tasks an outer step; the learner's own where left out.
+        meta_batch: tasks per outer step (B); the learner's own where left out.
         chunk: the most tasks computed at once.
         iterations: outer steps; the learner's own where left out.
         split: what to train on.
@@ -73,7 +75,20 @@ class EvaluateOptions:
 
 @frozen
 class Config:
-    """What a user asked for, nothing filled in. Text of flags is ``Raw``, to be read by the option's type."""
+    """What a user asked for, with nothing filled in. Text of flags is ``Raw``, to be read by the option's type.
+
+    Attributes:
+        learner, tasks, backend: ``{"name": ..., **options}``.
+        training: options of the tasks, if they differ while training.
+        optimizer, engine, evaluate: their options.
+        hook: options of each extra hook, by name.
+        test: options of the tasks of each test, and under ``learner`` of the learner in it.
+        seed: of the learner's initialisation and of training.
+        learner_seed: of the initialisation, if it differs.
+        run: the folder to write to.
+        init_from: a run or checkpoint to start from.
+        about: what a recipe says of itself.
+    """
 
     learner: Table = field(factory=dict)
     tasks: Table = field(factory=dict)
@@ -85,149 +100,141 @@ class Config:
     hook: dict[str, Table] = field(factory=dict)
     test: tuple[Table, ...] = ()
     seed: int = 0
+    learner_seed: int | None = None
     run: str | None = None
     init_from: str | None = None
     about: Table = field(factory=dict)
 
 
-def read_recipe(path: Path) -> Table:
-    """A recipe as it is written.
+def read_recipe(path: str | Path) -> Table:
+    """Read a recipe as it is written; a byte order mark is skipped.
 
     Raises:
-        OptionError: it is not there or not TOML.
+        OptionError: it can't be read or is not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise OptionError(f"recipe {path} can't be read: {error.strerror or error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise OptionError(f"recipe {path} is not TOML: {error}") from error
 
 
-def check_recipe(recipe: Mapping[str, Any], where: str) -> Table:
-    """The recipe with every section a table, checked key by key.
+def as_tables(recipe: Mapping[str, Any], where: str) -> Table:
+    """Return a recipe with every section as a table, checked key by key.
+
+    Args:
+        where: what the keys are of, for messages: ``recipe FILE``, ``train``.
 
     Raises:
-        OptionError: an unknown key, or a value of the wrong kind.
+        OptionError: an unknown key, or a value of the wrong kind; lists them all.
     """
     known = (*SECTIONS, *PLAIN, *ABOUT)
     wrong = [f"{key}: unknown key{did_you_mean(key, known)}" for key in recipe if key not in known]
-    made: Table = {}
+    tables: Table = {}
     for key, value in recipe.items():
         if key in NAMED and isinstance(value, str):
-            made[key] = {"name": value}
+            tables[key] = {"name": value}
         elif key in SECTIONS:
-            made[key] = copy.deepcopy(value)
+            tables[key] = _copied(value)
             if not isinstance(value, Mapping):
                 wrong.append(f"{key}: expected a table [{key}], got {value!r}")
         else:
-            made[key] = value
-    path = (str, "a path, in which {seed} stands for the seed")
-    expected = {"seed": (int, "a number"), "run": path, "init_from": path, "hooks": (list, "a list of names")}
-    for key, (kind, text) in expected.items():
-        if key in made and (not isinstance(made[key], kind) or isinstance(made[key], bool)):
-            wrong.append(f"{key}: expected {text}, got {made[key]!r}")
-    tests = made.get("test", [])
-    if not isinstance(tests, list) or not all(isinstance(test, Mapping) for test in tests):
-        wrong.append("test: expected tables [[test]], one for each test")
-    elif not all(isinstance(own, Mapping) and "name" not in own for own in (test.get("learner", {}) for test in tests)):
-        wrong.append("test.learner: expected a table of options of the trained learner, without a name")
+            tables[key] = value
+    wrong += _wrong_plain_keys(tables)
     if not wrong:
-        tables, names = made.get("hook", {}), made.get("hooks", [])
-        wrong += [f"hook.{name}: expected a table" for name in tables if not isinstance(tables[name], dict)]
+        hooks, names = tables.get("hook", {}), tables.get("hooks", [])
+        wrong += [f"hook.{name}: expected a table, got {hooks[name]!r}" for name in hooks if not _is_table(hooks[name])]
         wrong += [f"hooks: expected names, got {name!r}" for name in names if not isinstance(name, str)]
     if wrong:
         raise OptionError(f"{where}: {'; '.join(wrong)}\nvalid keys: {', '.join(known)}")
-    return made
+    return tables
 
 
-def put_flags(config: Table, flags: Sequence[tuple[str, str]], sections: Collection[str] = SECTIONS) -> None:
-    """Put ``section.name`` and ``section.name.inner`` into the nested tables of ``config``.
-
-    Raises:
-        OptionError: the section is unknown.
-    """
-    for path, value in flags:
-        section, *parts = path.split(".")
-        if section not in sections:
-            valid = ", ".join(f"--{name}.NAME" for name in sections)
-            hint = did_you_mean(section, sections)
-            raise OptionError(f"--{path}: there is no {section!r} here{hint} (there are {valid})")
-        _put(config, [section, *parts], Raw(value))
-
-
-def _put(table: Table, parts: Sequence[str], value: Raw) -> None:
-    *heads, last = parts
-    for head in heads:
-        inner = table.get(head)
-        if not isinstance(inner, dict):
-            # A bare name and its options: inner = "reptile", then inner.inner_lr.
-            inner = {} if inner is None else {"name": inner}
-            table[head] = inner
-        table = inner
-    old = table.get(last)
-    if isinstance(old, dict) and not isinstance(parse_literal(value), dict):
-        old["name"] = value
-    else:
-        table[last] = value
+def _wrong_plain_keys(tables: Table) -> list[str]:
+    """Return what is wrong with the keys that are no sections."""
+    wrong = []
+    path = (str, "a path, in which {seed} stands for the seed")
+    expected: dict[str, tuple[type | tuple[type, ...], str]] = {
+        "seed": (int, "a number"),
+        "learner_seed": (int, "a number"),
+        "run": path,
+        "init_from": path,
+        "hooks": ((list, tuple), "a list of names"),
+    }
+    for key, (kind, text) in expected.items():
+        if key in tables and (not isinstance(tables[key], kind) or isinstance(tables[key], bool)):
+            wrong.append(f"{key}: expected {text}, got {tables[key]!r}")
+    tests = tables.get("test", [])
+    if not isinstance(tests, list | tuple) or not all(_is_table(test) for test in tests):
+        wrong.append("test: expected tables [[test]], one for each test")
+    elif not all(_is_table(own) and "name" not in own for own in (test.get("learner", {}) for test in tests)):
+        wrong.append("test.learner: expected a table of options of the trained learner, without a name")
+    return wrong
 
 
-def overlay(under: Mapping[str, Any], over: Mapping[str, Any]) -> Table:
-    """The options of ``under`` with those of ``over``, nested ones too; another name begins from nothing."""
-    if str(over.get("name", under.get("name"))) != str(under.get("name")):
-        return dict(over)
-    made = dict(under)
-    for key, value in over.items():
-        old = made.get(key)
-        made[key] = overlay(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return made
+def _is_table(value: Any) -> bool:
+    return isinstance(value, Mapping)
 
 
-def configure(
-    recipe: Path | None,
-    flags: Sequence[tuple[str, str]],
-    *,
-    names: Mapping[str, str | None],
-    hooks: str = "",
-    seed: int | None = None,
-    run: str | None = None,
-    init_from: str | None = None,
-    iterations: int | None = None,
-) -> Config:
-    """One configuration of a recipe, section flags and plain flags.
+def _copied(value: Any) -> Any:
+    """Return nested tables and lists copied; objects among the options stay the same objects."""
+    if isinstance(value, Mapping):
+        return {key: _copied(item) for key, item in value.items()}
+    return copy.copy(value) if isinstance(value, list) else value
+
+
+def configure(tables: Mapping[str, Any], *, hooks: Iterable[str] = ()) -> Config:
+    """Return the configuration that checked tables describe.
 
     Args:
-        names: by section: learner and tasks as arguments, ``--backend`` and ``--optimizer``.
+        tables: from ``as_tables``; what the user lays over a recipe is in them already.
+        hooks: names of more hooks.
 
     Raises:
-        OptionError: anything unknown or ill-typed, or no learner or tasks named.
+        OptionError: no learner or tasks are named, or an option of the engine or the evaluation is wrong.
     """
-    raw = check_recipe(read_recipe(recipe), f"recipe {recipe}") if recipe else {}
-    for section, name in names.items():
-        if name is not None:
-            raw.setdefault(section, {})["name"] = name
-    put_flags(raw, flags)
-    if iterations is not None:
-        raw.setdefault("engine", {})["iterations"] = iterations
     for section in ("learner", "tasks"):
-        if "name" not in raw.get(section, {}):
+        if "name" not in tables.get(section, {}):
             raise OptionError(f"no {section} named; expected LEARNER TASKS, or --recipe FILE.toml; see kshot list")
-    own = {name: dict(options) for name, options in raw.get("hook", {}).items()}
-    wanted = [*raw.get("hooks", []), *(name.strip() for name in hooks.split(",") if name.strip())]
-    seed = int(raw.get("seed", 0)) if seed is None else seed
+    own = {name: dict(options) for name, options in tables.get("hook", {}).items()}
+    wanted = [*tables.get("hooks", []), *hooks]
+    seed = int(tables.get("seed", 0))
     return Config(
-        **{name: raw.get(name, {}) for name in SECTIONS if name not in ("hook", "engine", "evaluate")},
-        engine=validate(EngineOptions, raw.get("engine", {}), who="engine"),
-        evaluate=validate(EvaluateOptions, raw.get("evaluate", {}), who="evaluate"),
+        **{name: tables.get(name, {}) for name in SECTIONS if name not in ("hook", "engine", "evaluate")},
+        engine=validate(EngineOptions, tables.get("engine", {}), who="engine"),
+        evaluate=validate(EvaluateOptions, tables.get("evaluate", {}), who="evaluate"),
         hook={name: own.get(name, {}) for name in dict.fromkeys([*wanted, *own])},
-        test=tuple(raw.get("test", ())),
+        test=tuple(tables.get("test", ())),
         seed=seed,
-        run=_of_seed(run or raw.get("run"), seed),
-        init_from=_of_seed(init_from or raw.get("init_from"), seed),
-        about={key: raw[key] for key in ABOUT if key in raw},
+        learner_seed=tables.get("learner_seed"),
+        run=_of_seed(tables.get("run"), seed),
+        init_from=_of_seed(tables.get("init_from"), seed),
+        about={key: tables[key] for key in ABOUT if key in tables},
     )
 
 
+def layered(recipe: str | Path | None, given: Mapping[str, Any], *, where: str) -> Table:
+    """Return the tables of a recipe with the given ones laid over them, option by option.
+
+    A bare name (``optimizer="sgd"``) changes the name alone; a table with another name starts from nothing.
+
+    Raises:
+        OptionError: the recipe can't be read, or a key or value is wrong.
+    """
+    under = {} if recipe is None else as_tables(read_recipe(recipe), f"recipe {recipe}")
+    over = as_tables({key: value for key, value in given.items() if value is not None}, where)
+    tables = dict(under)
+    for key, value in over.items():
+        if key not in SECTIONS or not isinstance(under.get(key), Mapping):
+            tables[key] = value
+        elif isinstance(given[key], str):
+            tables[key] = {**under[key], "name": given[key]}
+        else:
+            tables[key] = overlay(under[key], value)
+    return tables
+
+
 def _of_seed(path: str | None, seed: int) -> str | None:
-    """A path in which ``{seed}`` stands for the seed, so that one recipe serves all seeds."""
+    """Return a path in which ``{seed}`` stands for the seed, so that one recipe serves all seeds."""
     return None if path is None else path.replace("{seed}", str(seed))

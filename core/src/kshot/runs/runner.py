@@ -1,116 +1,158 @@
-"""Check, train, resume and evaluate a plan. The work itself is ``kshot.Engine``'s."""
+"""Train, resume, evaluate and check a plan. The loops themselves are the engine's."""
 
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from attrs import evolve, frozen
+from attrs import evolve
 
 from kshot import registry
-from kshot._engine.warm_start import Inherited
-from kshot.runs.compare import Compared, compare, labels
-from kshot.runs.recipe import EvaluateOptions, Table, overlay, put_flags
-from kshot.cli.console import CHANGEABLE, say
-from kshot.runs.launch import launch
-from kshot.runs.plan import Parts, Plan, blame_own, build, build_backend, build_tasks, listed, record
 from kshot._engine.engine import Engine
-from kshot.errors import MisfitError, OptionError, RunError
-from kshot.checks import check, mismatches
 from kshot._engine.gradient import division
 from kshot._engine.processes import everywhere, first_then_rest, from_first
+from kshot._engine.recording import RESULT_FILE
+from kshot._engine.run_folder import RunFolder, refuse_used, write_json
+from kshot._engine.warm_start import Inherited
+from kshot.checks import check, mismatches
+from kshot.errors import MisfitError, OptionError, RunError
+from kshot.registry.building import overlay
+from kshot.registry.modules import importing
 from kshot.registry.options import validate
-from kshot._engine.result import Result
-from kshot._engine.run_folder import RunFolder, write_json
+from kshot.runs.comparison import labels
+from kshot.runs.launch import launch
+from kshot.runs.plan import (
+    Parts,
+    Plan,
+    blame_own,
+    build,
+    build_backend,
+    build_tasks,
+    listed,
+    obstacles,
+    record,
+)
+from kshot.runs.recipe import Config, EvaluateOptions, Table
+from kshot.runs.run import Run
 from kshot.spec import Needs
-from kshot.runs.trained import INPUTS_FILE, save_inputs
+
+log = logging.getLogger("kshot.runs")
 
 ENGINE = ("meta_batch", "chunk")
 """Options of [engine] that the engine takes when it is made; the others are its ``train``'s."""
 
 
-@frozen
-class Outcome:
-    """What a command has to tell.
+def folder_of(config: Config) -> Path:
+    """Return where a run is written: as asked, or ``runs/LEARNER-TASKS-SEED``."""
+    return Path(config.run or f"runs/{config.learner['name']}-{config.tasks['name']}-{config.seed}")
 
-    Attributes:
-        results: one for each test.
-        labels: what each test is called where there are several.
-        wall: seconds of this process's training and evaluation.
-        iterations: outer steps taken in all.
-        rank: of this process; only 0 writes.
+
+def rebuilding(folder: Path, import_from: str | Path | None) -> AbstractContextManager[None]:
+    """Inside the block, import paths in a run folder are imported from installed packages or ``import_from`` only."""
+    return importing(import_from, run=folder)
+
+
+def train_plan(plan: Plan, run: Path | None, *, quiet: bool, hooks: Mapping[str, Any] | None = None) -> Run:
+    """Train from the beginning, and test. A launcher that restarts its processes finds its own run and goes on.
+
+    Args:
+        run: the folder to write to, or None.
+        hooks: more hooks, as objects by name.
+
+    Raises:
+        RunError: the run folder is not empty; before any data are loaded.
+        KshotError: see ``misfits`` and ``kshot.Engine``.
     """
-
-    results: tuple[Result, ...]
-    labels: tuple[str, ...]
-    wall: Mapping[str, float]
-    iterations: int
-    run: Path | None
-    rank: int
-
-    @property
-    def differences(self) -> tuple[Compared, ...]:
-        """Of tests on the same episodes: each from the first."""
-        return compare(self.results, self.labels)
-
-    def to_dict(self, episodes: bool) -> dict[str, Any]:
-        run = None if self.run is None else str(self.run)
-        results = [result.to_dict(episodes) for result in self.results]
-        plain: dict[str, Any] = {"run": run, "iterations": self.iterations, "wall": dict(self.wall), "results": results}
-        if any(self.labels):
-            plain["labels"] = list(self.labels)
-        if self.differences:
-            plain["differences"] = [compared.to_dict() for compared in self.differences]
-        return plain
+    backend = build_backend(plan)
+    world = backend.world
+    begun = None if run is None else from_first(world, lambda: _own_config(run))
+    plan, training, tests = first_then_rest(world, lambda: build_tasks(plan, new=True))
+    parts = build(plan, training, tests, backend)
+    if run is not None and begun is not None:
+        plan, parts = _as_begun(plan, parts, run, begun)
+    return _begin(plan, parts, run, quiet=quiet, resuming=begun is not None, hooks=hooks or {})
 
 
-def make_engine(plan: Plan, parts: Parts, *, run: Path | None, hooks: Sequence[str]) -> Engine:
-    """The engine of a plan; ``hooks`` are the built-in ones wanted.
+def resume_run(folder: Path, *, quiet: bool, import_from: str | Path | None) -> Run:
+    """Go on with a run from its newest checkpoint, and test it; see ``kshot.runs.resume``."""
+    with rebuilding(folder, import_from):
+        plan = Plan.of_run(folder, RunFolder.open(folder).config)
+        backend = build_backend(plan)
+        plan, training, tests = first_then_rest(backend.world, lambda: build_tasks(plan))
+        parts = build(plan, training, tests, backend)
+        return _begin(plan, parts, folder, quiet=quiet, resuming=True, hooks={})
+
+
+def evaluate_run(folder: Path, changes: Mapping[str, Table], *, quiet: bool, import_from: str | Path | None) -> Run:
+    """Test a run with changed tables of options, by section; see ``kshot.runs.evaluate``."""
+    with rebuilding(folder, import_from):
+        run_folder = RunFolder.open(folder)
+        plan = changed_plan(Plan.of_run(folder, run_folder.config), changes)
+        if (checkpoint := run_folder.newest()) is None:
+            raise RunError(f"{folder} has no checkpoint yet; expected a trained run: kshot resume {folder}")
+        backend = build_backend(plan)
+        plan, training, tests = first_then_rest(backend.world, lambda: build_tasks(plan))
+        parts = build(plan, training, tests, backend)
+        engine = make_engine(plan, parts, run=None, hooks={} if quiet else {"progress": registry.hook("progress")})
+        for test in parts.tests:
+            engine.enter(test, plan.evaluate.get("split", "test"), 1)
+        engine.load(checkpoint)
+        return _evaluate_tests(plan, parts, engine, folder, {})
+
+
+def make_engine(plan: Plan, parts: Parts, *, run: Path | None, hooks: Mapping[str, Any]) -> Engine:
+    """Make the engine of a plan; ``hooks`` are those beside the plan's.
 
     Raises:
         MisfitError: the learner doesn't fit the training tasks, those of a test, or the backend.
     """
-    tests = parts.tests
+    in_the_way = obstacles(parts)
     engine = Engine(
         parts.learner,
         parts.training,
         optimizer=plan.optimizer,
         backend=parts.backend,
-        hooks={**{name: registry.hook(name) for name in hooks}, **parts.hooks},
+        hooks={**hooks, **parts.hooks},
         seed=plan.seed,
         run=run,
-        validate_on=tests[0],
-        config={"cli": record(plan, parts), "launch": launch()},
+        validate_on=parts.tests[0],
+        config={
+            "plan": None if in_the_way else record(plan, parts),
+            "obstacles": in_the_way,
+            "launch": launch(),
+        },
         **{name: value for name, value in plan.engine.items() if name in ENGINE},
     )
-    for variant, test in zip(variants(plan, parts), tests, strict=True):
+    for variant, test in zip(variants(plan, parts), parts.tests, strict=True):
         check(variant, test, parts.backend, built_for=parts.training.spec)
     return engine
 
 
 def variants(plan: Plan, parts: Parts) -> list[Any]:
-    """The learner of each test: the trained one, or one like it with other options.
+    """Return the learner of each test: the trained one, or one like it with other options.
 
     Raises:
         OptionError: an option is wrong, or makes a learner that can't take the trained one's parameters.
     """
-    made = []
+    learners = []
     for options in plan.test_learners:
         learner = registry.rebuild(parts.learner, parts.training.spec, **options) if options else parts.learner
         if _shapes(learner) != _shapes(parts.learner):
             raise OptionError(
-                f"test.learner: {listed(options)} makes a learner of other parameters than the trained one's, which it "
-                "could not take; expected options that change how it adapts, not what it has learned"
+                f"test.learner: got {listed(options)}, which makes a learner of other parameters than the trained "
+                "one's, which it could not take; expected options that change how it adapts, not what it has learned"
             )
-        made.append(learner)
-    return made
+        learners.append(learner)
+    return learners
 
 
 def _shapes(learner: Any) -> dict[str, Any]:
-    return {name: t.shape for name, t in learner.state_dict().items()}
+    return {name: tensor.shape for name, tensor in learner.state_dict().items()}
 
 
 def preflight(plan: Plan, parts: Parts, engine: Engine) -> None:
@@ -128,24 +170,25 @@ def preflight(plan: Plan, parts: Parts, engine: Engine) -> None:
 
 
 def misfits(plan: Plan, training: Any, tests: Sequence[Any]) -> list[str]:
-    """Why the learner does not fit its tasks, every reason; builds everything and computes nothing.
+    """Return every reason why the learner does not fit its tasks; builds everything and computes nothing.
 
     Raises:
         KshotError: anything else that ``kshot train`` would say before its first step.
     """
+    # By the class first, as an instance can't always be made for tasks that don't fit.
     needs = getattr(registry.load(str(plan.learner["name"]), "learners"), "needs", None)
     if isinstance(needs, Needs):
-        found = [reason for tasks in (training, *tests) for reason in mismatches(needs, tasks.spec)]
-        if found:
-            return list(dict.fromkeys(found))
+        reasons = [reason for tasks in (training, *tests) for reason in mismatches(needs, tasks.spec)]
+        if reasons:
+            return list(dict.fromkeys(reasons))
     try:
         parts = build(plan, training, tests, build_backend(plan))
         pairs = zip(variants(plan, parts), tests, strict=True)
-        found = [r for one, tasks in pairs for r in mismatches(one.needs, tasks.spec, built_for=training.spec)]
-        found += mismatches(parts.learner.needs, training.spec)
-        if found:
-            return list(dict.fromkeys(found))
-        engine = make_engine(plan, parts, run=None, hooks=())
+        reasons = [r for one, tasks in pairs for r in mismatches(one.needs, tasks.spec, built_for=training.spec)]
+        reasons += mismatches(parts.learner.needs, training.spec)
+        if reasons:
+            return list(dict.fromkeys(reasons))
+        engine = make_engine(plan, parts, run=None, hooks={})
         preflight(plan, parts, engine)
         if plan.init_from is not None:
             engine.init_from(plan.init_from)
@@ -154,60 +197,31 @@ def misfits(plan: Plan, training: Any, tests: Sequence[Any]) -> list[str]:
     return []
 
 
-def train(plan: Plan, run: Path | None, *, quiet: bool) -> Outcome:
-    """Train from the beginning, and test. A launcher that restarts its processes finds its own run and goes on.
-
-    Raises:
-        RunError: the run folder is not empty; before any data are loaded.
-        KshotError: see ``misfits`` and ``kshot.Engine``.
-    """
-    backend = build_backend(plan)
-    world = backend.world
-    begun = None if run is None else from_first(world, lambda: own_config(run))
-    plan, training, tests = first_then_rest(world, lambda: build_tasks(plan, new=True))
-    parts = build(plan, training, tests, backend)
-    if run is not None and begun is not None:
-        plan, parts = as_begun(plan, parts, run, begun)
-    return begin(plan, parts, run, quiet=quiet, resuming=begun is not None)
-
-
-def resume(run: Path, *, quiet: bool) -> Outcome:
-    """Go on with a run from its newest checkpoint, and test; a finished one is tested only.
-
-    Raises:
-        RunError: there is no such run, or its checkpoint is unusable; nothing is overwritten.
-    """
-    plan = Plan.of_run(run, RunFolder.open(run).config)
-    backend = build_backend(plan)
-    plan, training, tests = first_then_rest(backend.world, lambda: build_tasks(plan))
-    parts = build(plan, training, tests, backend)
-    return begin(plan, parts, run, quiet=quiet, resuming=True)
-
-
-def begin(plan: Plan, parts: Parts, run: Path | None, *, quiet: bool, resuming: bool) -> Outcome:
-    """Make the engine, look at the data, take up what was done, and train to the end."""
-    engine = make_engine(plan, parts, run=run, hooks=built_in(quiet))
+def _begin(plan: Plan, parts: Parts, run: Path | None, *, quiet: bool, resuming: bool, hooks: Mapping[str, Any]) -> Run:
+    """Make the engine, look at the data, load what was done, and train to the end."""
+    built_in = {name: registry.hook(name) for name in (("metrics",) if quiet else ("metrics", "progress"))}
+    engine = make_engine(plan, parts, run=run, hooks={**built_in, **hooks})
     preflight(plan, parts, engine)
-    inherited = inherit(plan, engine, run if resuming else None)
+    inherited = _inherit(plan, engine, run if resuming else None)
     done = engine.resume() if resuming else 0
     if not quiet:
-        say(announcement(plan, parts, engine) + (f"; going on after iteration {done}" if resuming else ""))
+        log.info("%s%s", announcement(plan, parts, engine), f"; going on after iteration {done}" if resuming else "")
         if inherited is not None:
-            say(str(inherited))
-    return finish(plan, parts, engine, run)
+            log.info("%s", inherited)
+    return _finish(plan, parts, engine, run)
 
 
-def inherit(plan: Plan, engine: Engine, resumed: Path | None) -> Inherited | None:
-    """Begin from the parameters of the plan's ``init_from``; not where a resumed run has a checkpoint of its own.
+def _inherit(plan: Plan, engine: Engine, resumed: Path | None) -> Inherited | None:
+    """Start from the parameters of the plan's ``init_from``, unless a resumed run has a checkpoint of its own.
 
     Raises:
-        RunError: nothing in it agrees, or a resumed run, which never came to a checkpoint, had begun from others.
+        RunError: nothing in it matches, or a resumed run, which never wrote a checkpoint, had begun from others.
     """
     if plan.init_from is None:
         return None
     begun: Any = {}
     if resumed is not None:
-        begun = from_first(engine.backend.world, lambda: _begun(resumed))
+        begun = from_first(engine.backend.world, lambda: _begun_from(resumed))
         if begun is None:
             return None
     inherited = engine.init_from(plan.init_from)
@@ -221,67 +235,38 @@ def inherit(plan: Plan, engine: Engine, resumed: Path | None) -> Inherited | Non
     return inherited
 
 
-def _begun(run: Path) -> Any:
-    """Where a run without a checkpoint began from, as its config says; None where it has a checkpoint to go on from."""
+def _begun_from(run: Path) -> Any:
+    """Return where a run without a checkpoint began from, as its config says; None if it has a checkpoint."""
     folder = RunFolder.open(run)
     return None if folder.checkpoints() else folder.config.get("init_from", {})
 
 
-def finish(plan: Plan, parts: Parts, engine: Engine, run: Path | None) -> Outcome:
-    """Train to the end, test, write result.json; where nothing was left to train, an earlier one stays."""
+def _finish(plan: Plan, parts: Parts, engine: Engine, run: Path | None) -> Run:
+    """Train to the end, test, write result.json; if nothing was left to train, an earlier one stays."""
     began = engine.iteration
     started = time.perf_counter()
     engine.train(**{name: value for name, value in plan.engine.items() if name not in ENGINE})
-    if run is not None and engine.backend.world.rank == 0 and not (run / INPUTS_FILE).exists():
-        save_inputs(run, parts.training)
-    outcome = evaluate_tests(plan, parts, engine, run, {"training": time.perf_counter() - started})
-    path = None if run is None else run / "result.json"
+    outcome = _evaluate_tests(plan, parts, engine, run, {"training": time.perf_counter() - started})
+    path = None if run is None else run / RESULT_FILE
     if path is not None and outcome.rank == 0 and (engine.iteration > began or not path.exists()):
         write_json(path, {**outcome.to_dict(episodes=True), "trained_from": began})
     return outcome
 
 
-def evaluate_tests(
-    plan: Plan,
-    parts: Parts,
-    engine: Engine,
-    run: Path | None,
-    wall: Mapping[str, float],
-) -> Outcome:
+def _evaluate_tests(plan: Plan, parts: Parts, engine: Engine, run: Path | None, wall: Mapping[str, float]) -> Run:
+    """Evaluate every test of a plan."""
     started = time.perf_counter()
     tests = zip(parts.tests, plan.test_learners, strict=True)
-    results = tuple(engine.evaluate(**plan.evaluate, tasks=tasks, learner_options=own or None) for tasks, own in tests)
+    results = tuple(
+        engine.evaluate(**plan.evaluate, tasks=tasks, learner_options=own or None, write=False) for tasks, own in tests
+    )
     wall = {**wall, "evaluation": time.perf_counter() - started}
     names = labels(list(zip(plan.tests, plan.test_learners, strict=True)))
-    return Outcome(results, names, wall, engine.iteration, run, parts.backend.world.rank)
+    return Run(results, names, wall, engine.iteration, run, parts.backend.world.rank, engine)
 
 
-def evaluate(run: Path, plan: Plan, *, quiet: bool) -> Outcome:
-    """Test the newest checkpoint of a run (its best validated parameters, else its last); writes nothing.
-
-    Raises:
-        RunError: there is no checkpoint, or it is unusable.
-    """
-    if not RunFolder.open(run).checkpoints():
-        raise RunError(f"{run} has no checkpoint yet; expected a trained run: go on with it: kshot resume {run}")
-    backend = build_backend(plan)
-    plan, training, tests = first_then_rest(backend.world, lambda: build_tasks(plan))
-    parts = build(plan, training, tests, backend)
-    engine = make_engine(plan, parts, run=run, hooks=() if quiet else ("progress",))
-    for tasks in parts.tests:
-        engine.enter(tasks, plan.evaluate.get("split", "test"), 1)
-    engine.resume()
-    if engine.best.parameters is not None:
-        engine.learner.load_state_dict(engine.best.parameters)
-    return evaluate_tests(plan, parts, engine, run, {})
-
-
-def built_in(quiet: bool) -> tuple[str, ...]:
-    return ("metrics",) if quiet else ("metrics", "progress")
-
-
-def own_config(run: Path) -> Any:
-    """The config of the run in this folder where this very launch began it; None where nobody began any.
+def _own_config(run: Path) -> Any:
+    """Return the config of the run in this folder if this very launch began it; None if nobody began any.
 
     Raises:
         RunError: there is another's run in the folder, or anything else.
@@ -295,64 +280,53 @@ def own_config(run: Path) -> Any:
     return None
 
 
-def as_begun(plan: Plan, parts: Parts, run: Path, config: Mapping[str, Any]) -> tuple[Plan, Parts]:
-    """A plan with the automatic choices that its run began with.
+def _as_begun(plan: Plan, parts: Parts, run: Path, config: Mapping[str, Any]) -> tuple[Plan, Parts]:
+    """Return a plan with the automatic choices that its run began with.
 
     Raises:
         RunError: the run was begun by another plan.
     """
     begun = Plan.of_run(run, config)
+    then = config.get("plan") or config["cli"]
     now = json.loads(json.dumps(record(plan, parts), default=str))
-    differing = [n for n, then in config["cli"].items() if n != "backend" and now.get(n) != then]
+    differing = [name for name, value in then.items() if name != "backend" and now.get(name) != value]
     if differing:
-        lines = "\n".join(f"  - {n}: it has {config['cli'][n]}, this command {now.get(n)}" for n in differing)
+        lines = "\n".join(f"  - {name}: it has {then[name]}, this command {now.get(name)}" for name in differing)
         raise everywhere(RunError(f"{run} was begun by another command; choose another folder with --run:\n{lines}"))
     plan = evolve(plan, backend=begun.backend)
     return plan, evolve(parts, backend=build_backend(plan))
 
 
-def refuse_used(run: Path) -> None:
-    """Raises RunError where the run folder is not a new or empty one."""
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise RunError(
-            f"{run} is not empty; expected a new or empty folder: choose another with --run, remove it, "
-            f"or go on with it: kshot resume {run}"
-        )
-
-
 def announcement(plan: Plan, parts: Parts, engine: Engine) -> str:
-    """What is trained on what, what of it is the learner's own choice, and how processes share the work."""
+    """Return what is trained on what, what of it is the learner's own choice, and how processes share the work."""
     own = f" (the learner's own {listed(plan.own)})" if plan.own else ""
     shared = division(parts.learner.needs, engine.meta_batch, parts.backend.world.size)
     return f"training {plan.learner['name']} on {plan.training['name']}{own}, {backend_text(parts.backend)}{shared}"
 
 
 def backend_text(backend: Any) -> str:
+    """Return a backend in words: ``cpu in bfloat16, 2 threads``."""
     described = backend.describe()
     threads = f", {described['threads']} threads" if "threads" in described else ""
     return f"{described.get('name', 'backend')} in {described.get('precision', 'its own precision')}{threads}"
 
 
-def changed_plan(run: Path, flags: Sequence[tuple[str, str]]) -> Plan:
-    """The plan of a run with the changes of an evaluation; tests that it makes alike are one.
+def changed_plan(plan: Plan, changes: Mapping[str, Table]) -> Plan:
+    """Return a plan with the changes of an evaluation; tests that they make alike become one.
 
     Raises:
-        RunError: there is no such run.
-        OptionError: a section that an evaluation does not have, or a wrong option of it.
+        OptionError: an option is wrong.
     """
-    plan = Plan.of_run(run, RunFolder.open(run).config)
-    changed: Table = {}
-    put_flags(changed, flags, CHANGEABLE)
     tests: list[tuple[Table, Table]] = []
     for test, own in zip(plan.tests, plan.test_learners, strict=True):
-        both = overlay(test, changed.get("tasks", {})), overlay(own, changed.get("learner", {}))
+        both = overlay(test, changes.get("tasks", {})), overlay(own, changes.get("learner", {}))
         if both not in tests:
             tests.append(both)
-    given = {**plan.evaluate, **changed.get("evaluate", {})}
+    given = {**plan.evaluate, **changes.get("evaluate", {})}
     return evolve(
         plan,
         tests=[test for test, _ in tests],
         test_learners=[own for _, own in tests],
-        backend=overlay(plan.backend, changed.get("backend", {})),
+        backend=overlay(plan.backend, changes.get("backend", {})),
         evaluate=validate(EvaluateOptions, given, who="evaluate"),
     )

@@ -18,20 +18,20 @@ from attrs import frozen
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kshot._engine import warm_start as beginning
+from kshot import registry
+from kshot._engine import warm_start
 from kshot.episode import Support
-from kshot.errors import DataError, MisfitError, RunError
+from kshot.errors import DataError, MisfitError
 from kshot._engine.evaluation import BUDGET
 from kshot.functional import full_precision
 from kshot.nn import evaluating
-from kshot.preparing import Preparation
-from kshot.protocols import Backend, Compares, Embeds, Pooled, Portable
-from kshot._engine.run_folder import digest, write_atomically
+from kshot.protocols import Backend, Compares, Embeds, Pooled
+from kshot._engine.inputs import load_inputs
+from kshot._engine.run_folder import RunFolder, digest
+from kshot.registry.modules import importing
+from kshot.runs.plan import Plan, build_learner, component
 from kshot.sampling import ClassificationTasks
 from kshot.spec import TaskSpec
-
-INPUTS, INPUTS_FILE = "kshot-inputs", "inputs.pt"
-"""Format and name of the file in a run folder that says what its learner's inputs are."""
 
 Prepare = Callable[[Any], Tensor]
 """Raw examples (paths, images, arrays) -> inputs [n, *input], see ``kshot.protocols.Pooled``."""
@@ -93,9 +93,7 @@ class Trained:
         tasks: Any = None,
     ) -> None:
         if backend is None:
-            from kshot._engine.cpu import Cpu
-
-            backend = Cpu()
+            backend = registry.backend()
         if spec.kind != "classification":
             raise MisfitError(
                 f"the learner was trained on {spec.kind} tasks; predictions on files need one of classification tasks"
@@ -110,44 +108,42 @@ class Trained:
         return self._tasks() if callable(self._tasks) else self._tasks
 
     @classmethod
-    def of_run(cls, run: str | Path, *, backend: Backend | None = None) -> Trained:
-        """What a run of ``kshot train`` ended with: its best validated parameters, else its last.
+    def of_run(
+        cls, run: str | Path, *, backend: Backend | None = None, import_from: str | Path | None = None
+    ) -> Trained:
+        """Load what a run ended with: its best validated parameters, else its last.
 
-        The data it was trained on need not be here, but for ``threshold``, and where its tasks can't write down how
-        they prepare examples (``kshot.protocols.Portable``).
+        The data it was trained on need not be here, except for ``threshold``, and except for tasks that can't write
+        down how they prepare examples (``kshot.protocols.Portable``).
+
+        Args:
+            run: a run folder, made by ``kshot train`` or in Python.
+            backend: where to compute; by default the run's own.
+            import_from: a folder with the network that the run names by an import path, if it is not installed.
 
         Raises:
-            RunError: there is no such run, it has no checkpoint, or it was made in Python.
-            KshotError: its learner, or its tasks where they are needed, can't be built here.
+            RunError: there is no such run, it has no checkpoint, or it can't be built again from its folder.
+            KshotError: its learner, or its tasks if they are needed, can't be built here.
         """
-        from kshot import registry
-        from kshot._engine.run_folder import RunFolder
-
-        config = RunFolder.open(run).config.get("cli")
-        if config is None:
-            raise RunError(
-                f"{Path(run) / 'config.json'} does not say how to build this run, as it was made in Python; build the "
-                "learner there and give it to kshot.Trained"
-            )
-        _, _, parameters = beginning.trained(run)
-
-        def built(make: Callable[..., Any], component: Mapping[str, Any], *args: Any, **more: Any) -> Any:
-            options = {name: value for name, value in component.items() if name != "name"}
-            return make(str(component["name"]), *args, **options, **more)
+        folder = Path(run)
+        plan = Plan.of_run(folder, RunFolder.open(folder).config)
+        _, _, parameters = warm_start.trained(run)
 
         def tasks() -> Any:
-            return built(registry.tasks, config["training"])
+            with importing(import_from, run=folder):
+                return component("tasks", plan.training)
 
         prepare: Prepare | None
-        if (written := load_inputs(Path(run))) is not None:
+        if (written := load_inputs(folder)) is not None:
             spec, prepare = written
         else:
             there = tasks()
             spec, prepare = there.spec, there.prepare if isinstance(there, Pooled) else None
-        learner = built(registry.learner, config["learner"], spec, seed=config["seed"])
+        with importing(import_from, run=folder):
+            learner = build_learner(plan, spec)
+            used = component("backend", plan.backend) if backend is None else backend
         learner.load_state_dict(parameters)
-        made = backend if backend is not None else built(registry.backend, config["backend"])
-        return cls(learner, spec, prepare=prepare, backend=made, tasks=tasks)
+        return cls(learner, spec, prepare=prepare, backend=used, tasks=tasks)
 
     @cached_property
     def digest(self) -> str:
@@ -281,45 +277,6 @@ class Trained:
     def _computing(self) -> Iterator[None]:
         with evaluating(self.learner), torch.no_grad(), self.backend.autocast():
             yield
-
-
-def save_inputs(run: Path, tasks: Any) -> None:
-    """Put into a run folder what inputs its learner takes and how they are made of files, if ``tasks`` can say so.
-
-    Raises:
-        RunError: it can't be written.
-    """
-    preparation = tasks.preparation if isinstance(tasks, Portable) else None
-    if preparation is not None:
-        value = {"format": INPUTS, "version": 1, "spec": tasks.spec.to_dict(), "prepare": preparation.to_dict()}
-        write_atomically(run / INPUTS_FILE, lambda file: torch.save(value, file))
-
-
-def load_inputs(run: Path) -> tuple[TaskSpec, Preparation] | None:
-    """What ``save_inputs`` put there; None where it put nothing.
-
-    Raises:
-        RunError: it is damaged, of another version, or names a plugin that isn't here.
-    """
-    path, advice = run / INPUTS_FILE, "remove it to prepare files by the data the run was trained on"
-    try:
-        value = torch.load(path, weights_only=True)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise RunError(f"{path}: can't be read ({type(error).__name__}: {error}); {advice}") from error
-    except Exception as error:  # what it raises on damaged bytes is of many kinds
-        raise RunError(
-            f"{path}: is no whole file of names, numbers and tensors ({type(error).__name__}); {advice}"
-        ) from error
-    if not isinstance(value, dict) or (value.get("format"), value.get("version")) != (INPUTS, 1):
-        raise RunError(f"{path}: is not of format {INPUTS!r}, version 1; {advice}")
-    from kshot import registry
-
-    try:
-        return TaskSpec.from_dict(value["spec"]), registry.preparation(value["prepare"])
-    except RunError as error:
-        raise RunError(f"{path}: {error}") from error
 
 
 def held_by(tasks: Pooled, split: str) -> ClassificationTasks:

@@ -11,15 +11,16 @@ import pytest
 from attrs import fields
 
 from kshot._engine.engine import Engine
-from kshot.cli.console import split_flags
+from kshot.cli.flags import configured, split_flags
 from kshot.errors import OptionError
-from kshot.runs.recipe import EngineOptions, EvaluateOptions, configure, overlay
+from kshot.registry.building import overlay
+from kshot.runs.recipe import EngineOptions, EvaluateOptions
 
 NAMES = {"learner": "a", "tasks": "b"}
 
 
 def made(*flags: tuple[str, str], recipe: Path | None = None, **given: Any) -> Any:
-    return configure(recipe, flags, names=given.pop("names", NAMES), **given)
+    return configured(recipe, flags, **{**given.pop("names", NAMES), **given})
 
 
 def recipe(folder: Path, text: str) -> Path:
@@ -43,7 +44,7 @@ def test_what_follows_two_dashes_is_no_flag() -> None:
 @pytest.mark.parametrize("args", [["--tasks.way"], ["--tasks.way", "--seed"]])
 def test_a_flag_without_a_value_is_refused(args: list[str]) -> None:
     """Else the next flag would silently become its value."""
-    with pytest.raises(OptionError, match=r"--tasks\.way has no value; expected --tasks\.way=VALUE"):
+    with pytest.raises(OptionError, match=r"--tasks\.way: got no value, expected --tasks\.way=VALUE"):
         split_flags(args)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kshot import Result
-from kshot.runs.compare import compare, labels
+from kshot.runs.comparison import compare_tests, labels
 
 
 def test_a_label_is_what_the_tests_do_not_share() -> None:
@@ -39,8 +39,8 @@ def test_each_test_is_compared_with_the_first_on_the_same_episodes() -> None:
     """Two groups of episodes, interleaved; by hand; the first of each group is compared with nothing."""
     results = [result([0.5, 0.7], "x"), result([0.1, 0.1], "y"), result([0.6, 0.9], "x"), result([0.1, 0.3], "y")]
     results += [result([0.5, 0.5], "x"), result([0.5, 0.8], "x")]
-    found = compare(results, ["a", "b", "c", "", "e", "f"])
+    found = compare_tests(results, ["a", "b", "c", "", "e", "f"])
     assert [(c.test, c.against) for c in found] == [("c", "a"), ("test 4", "b"), ("e", "a"), ("f", "a")]
     assert [c.difference.mean for c in found] == pytest.approx([0.15, 0.1, -0.1, 0.05])
     assert str(found[0]) == "c against a: +15.00 ± 9.80 points of accuracy (2 paired episodes)"
-    assert compare(results[:2], ["a", "b"]) == ()
+    assert compare_tests(results[:2], ["a", "b"]) == ()

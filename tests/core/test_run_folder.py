@@ -59,6 +59,10 @@ def tasks(seed: int = 0) -> ClassificationTasks:
     return ClassificationTasks(pools, way=3, shot=1, query=3, seed=seed)
 
 
+CONSTANT = {"schedule": "constant"}
+"""A schedule under which a training may go on for longer."""
+
+
 def engine(run: Path | None, **options: object) -> Engine:
     return Engine(Tiny(), tasks(), run=run, backend=kshot.Cpu(threads=1), **options)  # type: ignore[arg-type]
 
@@ -136,11 +140,10 @@ def test_twenty_kills_change_no_bit(unbroken, tmp_path):
 
 def test_a_resumed_run_goes_on_where_it_was(unbroken, tmp_path):
     """Stopped in good order after 50 iterations, then resumed."""
-    first = engine(tmp_path / "run")
+    first = engine(tmp_path / "run", optimizer=CONSTANT)
     first.train(50, checkpoint_every=7, validate_every=20, validation_episodes=5)
-    # the schedule is a function of the total, so the first half must know it: a run is stopped by a kill, not by a plan
     assert first.iteration == 50
-    second = engine(tmp_path / "run")
+    second = engine(tmp_path / "run", optimizer=CONSTANT)
     assert second.resume() == 50
     second.train(60, checkpoint_every=7, validate_every=20, validation_episodes=5)
     assert second.iteration == 60
@@ -190,7 +193,7 @@ def test_foreign_and_newer_checkpoints_are_refused(tmp_path):
     other = Engine(Tiny(width=9), tasks(seed=5), run=run)
     with pytest.raises(RunError, match="another run") as caught:
         other.resume()
-    assert "tasks_seed: it has 0, this run 5" in str(caught.value)
+    assert "tasks_seed: the checkpoint has 0, this engine 5" in str(caught.value)
     assert "parameters" in str(caught.value)
 
 
@@ -210,9 +213,9 @@ def test_checkpoints_execute_nothing(tmp_path):
 def test_a_full_disk_loses_no_earlier_checkpoint(tmp_path):
     """The limit on file sizes stands in for a full disk: real writes really fail."""
     run = tmp_path / "run"
-    engine(run).train(20, checkpoint_every=10)
+    engine(run, optimizer=CONSTANT).train(20, checkpoint_every=10)
     before = {p.name: p.read_bytes() for p in (run / "checkpoints").iterdir()}
-    e = engine(run)
+    e = engine(run, optimizer=CONSTANT)
     e.resume()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -224,7 +227,7 @@ def test_a_full_disk_loses_no_earlier_checkpoint(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, handler)
     assert {p.name: p.read_bytes() for p in (run / "checkpoints").iterdir()} == before
-    again = engine(run)
+    again = engine(run, optimizer=CONSTANT)
     assert again.resume() == 20
     again.train(30, checkpoint_every=10)
 
@@ -295,9 +298,7 @@ def test_a_second_stage_takes_what_agrees_and_says_what_stayed(tmp_path):
     assert now["encoder.net.1.running_mean"].tolist() == [[3.0] * 8]
     assert inherited.initialised == ("scale", "encoder.net.1.running_mean ([8] there, [1, 8] here)")
     assert "as initialised: scale, encoder.net.1.running_mean ([8] there, [1, 8] here)" in str(inherited)
-    back = engine(None)
-    back.learner = second.learner
-    back.save(tmp_path / "second.pt")
+    Engine(second.learner, tasks()).save(tmp_path / "second.pt")
     assert engine(None).init_from(tmp_path / "second.pt").unused == ("scale",)
 
 

@@ -129,7 +129,7 @@ class InFloat64:
 
 @pytest.fixture(autouse=True)
 def _float64_passes_the_door(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kshot._engine.engine, "check_episode", lambda *_: None)
+    monkeypatch.setattr(kshot._engine.door, "check_episode", lambda *_: None)
 
 
 class NearestMean(nn.Module):
@@ -407,7 +407,8 @@ def test_a_checkpoint_of_another_run_is_refused_by_all(tmp_path: Path) -> None:
     """A rank that does not read it must not train on."""
     on_all(1, lambda backend: trained(NearestMean(), backend, run=tmp_path / "run"))
     _, raised = on(2, lambda b: Engine(NearestMean(), blobs(), backend=b, run=tmp_path / "run", seed=3).resume())
-    assert all(isinstance(error, RunError) and "seed: it has 0, this run 3" in str(error) for error in raised)
+    told = "seed: the checkpoint has 0, this engine 3"
+    assert all(isinstance(error, RunError) and told in str(error) for error in raised)
 
 
 # --- Agreement -------------------------------------------------------------------------------------------------------
@@ -453,10 +454,10 @@ def test_ranks_that_disagree_are_refused_by_rank_and_field(what: str, said: str)
 
 def test_other_versions_of_a_plugin_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """On another machine, another package may be installed under the same name."""
-    import kshot._engine.engine
+    import kshot._engine.identity
 
     found = threading.local()
-    monkeypatch.setattr(kshot._engine.engine, "versions", lambda *_: {"kshot-x": found.version})
+    monkeypatch.setattr(kshot._engine.identity, "versions", lambda *_: {"kshot-x": found.version})
 
     def work(backend: kshot.Cpu) -> None:
         found.version = f"1.{backend.world.rank}"

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from torch import nn
 
 import kshot
 from kshot.cli import main
@@ -202,14 +203,29 @@ def test_what_is_wrong_is_said(run: Path, drawings: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "none").exists()
 
 
-def test_a_run_of_other_tasks_or_made_in_python_is_refused(tmp_path: Path, drawings: Path) -> None:
+def test_a_run_made_in_python_predicts(tmp_path: Path, drawings: Path) -> None:
+    """What was built by name is built again, whoever trained it."""
     file = drawings / "new" / "A.png"
     tasks = kshot.tasks("omniglot", way=2, query=1, protocol="embedded")
     engine = kshot.Engine(kshot.learner("protonet", tasks.spec), tasks, run=tmp_path / "python")
     engine.train(1)
+    embedded = cli("embed", "--run", tmp_path / "python", "--output", tmp_path / "z.npz", file)
+    assert embedded.exit_code == 0, embedded.output
+    predicted = cli("predict", "--run", tmp_path / "python", "--support", drawings / "support", file)
+    assert predicted.exit_code == 0, predicted.output
+
+
+def test_a_run_with_an_object_in_it_says_which_argument_is_in_the_way(tmp_path: Path, drawings: Path) -> None:
+    """And how to name it."""
+    file = drawings / "new" / "A.png"
+    tasks = kshot.tasks("omniglot", way=2, query=1, protocol="embedded")
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(784, 4))
+    engine = kshot.Engine(kshot.learner("protonet", tasks.spec, encoder=encoder), tasks, run=tmp_path / "python")
+    engine.train(1)
     done = cli("embed", "--run", tmp_path / "python", "--output", tmp_path / "z.npz", file)
     assert done.exit_code == 6
-    assert "made in Python" in done.stderr
+    assert "learner.encoder: got an object, expected a value that can be written down" in done.stderr
+    assert 'encoder="mypackage.nets:resnet12"' in done.stderr
     assert not (tmp_path / "z.npz").exists()
 
 

@@ -1,0 +1,59 @@
+"""The options of ``Engine.train``, checked before any compute."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+from attrs import frozen
+
+from kshot._engine.optimizer import Outer
+from kshot.errors import OptionError
+
+
+@frozen
+class TrainingOptions:
+    """What ``Engine.train`` is asked for; see there.
+
+    Raises:
+        OptionError: a number is not positive, options contradict each other, or the test split would be seen.
+    """
+
+    iterations: int
+    split: str
+    validate_every: int | None
+    validation_episodes: int
+    validation_split: str
+    patience: int | None
+    checkpoint_every: int
+    keep: int
+
+    def __attrs_post_init__(self) -> None:
+        names = ("validate_every", "patience", "validation_episodes", "checkpoint_every", "keep")
+        counts = {name: getattr(self, name) for name in names}
+        if self.iterations < 0 or any(n is not None and n < 1 for n in counts.values()):
+            given = ", ".join(f"{name} {value}" for name, value in {"iterations": self.iterations, **counts}.items())
+            raise OptionError(f"train: got {given}, expected positive numbers")
+        if self.patience is not None and self.validate_every is None:
+            raise OptionError("train: patience needs validate_every: say how often to validate")
+        if self.validate_every is not None and self.validation_split == "test":
+            raise OptionError("train: got validation_split='test', which training must not see; use another split")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options as plain values."""
+        return attrs.asdict(self)
+
+
+def check_total(outer: Outer, before: int | None, total: int) -> None:
+    """Raise OptionError if the number of iterations changes under a schedule that depends on it.
+
+    Args:
+        before: what the training was begun with, or None where it begins.
+        total: what is asked for now.
+    """
+    if outer.depends_on_total and before not in (None, total):
+        raise OptionError(
+            f"train: got iterations={total}, expected {before} as this training began: the learning rates of schedule "
+            f"{outer.schedule!r} depend on the total; to train longer, start a new training from these parameters: "
+            "engine.init_from(RUN)"
+        )
