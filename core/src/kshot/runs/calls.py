@@ -1,0 +1,169 @@
+"""Train, resume and evaluate runs from Python: the same as the commands do, by the same code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kshot.errors import OptionError
+from kshot.registry.modules import importing
+from kshot.runs.plan import Plan
+from kshot.runs.recipe import configure, layered
+from kshot.runs.run import Run
+from kshot.runs.runner import evaluate_run, folder_of, resume_run, train_plan
+
+Component = str | Mapping[str, Any]
+"""A plugin's name, or ``{"name": ..., **options}``."""
+
+
+def train(
+    learner: Component | None = None,
+    tasks: Component | None = None,
+    *,
+    recipe: str | Path | None = None,
+    training: Mapping[str, Any] | None = None,
+    optimizer: Component | None = None,
+    engine: Mapping[str, Any] | None = None,
+    backend: Component | None = None,
+    evaluate: Mapping[str, Any] | None = None,
+    test: Sequence[Mapping[str, Any]] | None = None,
+    hooks: Iterable[Any] = (),
+    iterations: int | None = None,
+    seed: int | None = None,
+    learner_seed: int | None = None,
+    init_from: str | Path | None = None,
+    run: str | Path | None = None,
+    no_run: bool = False,
+    quiet: bool = False,
+    import_from: str | Path | None = None,
+) -> Run:
+    """Train a learner on tasks and test it: what ``kshot train LEARNER TASKS`` does, to the same parameters.
+
+    The method trains in its own way (its optimizer, meta-batch and iterations, and its own training tasks, such as
+    30-way), and is tested on the tasks as they were asked for.
+
+    Args:
+        learner, tasks: a plugin's name, or ``{"name": ..., **options}``.
+        recipe: a TOML file; the other arguments are laid over it.
+        training: options of the tasks, if they differ while training.
+        optimizer, engine, evaluate: as the tables of a recipe: ``{"lr": 1e-3}``, ``{"validate_every": 500}``,
+            ``{"episodes": 1000}``.
+        backend: where to compute; the CPU by default.
+        test: options of the tasks of each test, and under ``learner`` of the learner in it.
+        hooks: names of hook plugins, or objects.
+        iterations: outer steps; short for ``engine={"iterations": ...}``.
+        seed: of the learner's initialisation and of training; 0 by default.
+        learner_seed: of the initialisation, if it is to differ from ``seed``.
+        init_from: a run or checkpoint to start from.
+        run: the folder to write to; ``runs/LEARNER-TASKS-SEED`` by default.
+        no_run: write nothing.
+        quiet: no progress, no announcement.
+        import_from: a folder where networks that are named by an import path are looked for, too.
+
+    Returns:
+        The run. It is written to its folder, from where ``resume``, ``evaluate`` and ``kshot.Trained.of_run`` take it.
+
+    Raises:
+        OptionError, PluginError, MisfitError, DataError, RunError, TrainingError: as the command says it.
+
+    Example:
+        >>> import kshot
+        >>> from kshot.testing import sample_learner, sample_tasks
+        >>> learner = kshot.register(sample_learner.NearestMean, name="sample-learner")
+        >>> tasks = kshot.register(sample_tasks.classification, name="sample-tasks", group="tasks")
+        >>> run = kshot.runs.train("sample-learner", "sample-tasks", iterations=2, evaluate={"episodes": 5}, quiet=True)
+        >>> run.result.episodes, run.folder.as_posix()
+        (5, 'runs/sample-learner-sample-tasks-0')
+    """
+    if run is not None and no_run:
+        raise OptionError("train: got run and no_run=True, expected one of them")
+    given = {
+        "learner": learner,
+        "tasks": tasks,
+        "training": training,
+        "optimizer": optimizer,
+        "engine": engine,
+        "backend": backend,
+        "evaluate": evaluate,
+        "test": test,
+        "seed": seed,
+        "learner_seed": learner_seed,
+        "init_from": None if init_from is None else str(init_from),
+        "run": None if run is None else str(run),
+    }
+    tables = layered(recipe, given, where="train")
+    if iterations is not None:
+        tables["engine"] = {**tables.get("engine", {}), "iterations": iterations}
+    names = [hook for hook in hooks if isinstance(hook, str)]
+    objects = {type(hook).__name__: hook for hook in hooks if not isinstance(hook, str)}
+    config = configure(tables, hooks=names)
+    with importing(import_from):
+        return train_plan(Plan.of(config), None if no_run else folder_of(config), quiet=quiet, hooks=objects)
+
+
+def train_seeds(*args: Any, seeds: Sequence[int], **options: Any) -> tuple[Run, ...]:
+    """Call ``train`` once for each seed, each into a folder of its own; takes the same arguments.
+
+    Args:
+        seeds: at least one.
+        options: ``run``, if given, must have ``{seed}`` in it.
+
+    Raises:
+        OptionError: ``run`` would be the same folder for all.
+    """
+    run = options.get("run")
+    check_seeds(seeds, [] if run is None else [Path(str(run).replace("{seed}", str(seed))) for seed in seeds])
+    return tuple(train(*args, seed=seed, **options) for seed in seeds)
+
+
+def check_seeds(seeds: Sequence[int], folders: Sequence[Path]) -> None:
+    """Raise OptionError if seeds repeat, or if two of them would be written to one folder."""
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise OptionError(f"seeds: got {list(seeds)}, expected different numbers, at least one")
+    if len(set(folders)) != len(folders):
+        raise OptionError(
+            f"run: got {folders[0]} for {len(seeds)} seeds, expected a path with {{seed}} in it: {folders[0]}-{{seed}}"
+        )
+
+
+def resume(run: str | Path, *, quiet: bool = False, import_from: str | Path | None = None) -> Run:
+    """Go on with a training that was cut off, from its newest checkpoint, and test it; a finished one is only tested.
+
+    Args:
+        run: a run folder, made by a command or in Python.
+        quiet, import_from: see ``train``.
+
+    Raises:
+        RunError: there is no such run, it can't be built again, or its checkpoint is unusable; nothing is overwritten.
+    """
+    return resume_run(Path(run), quiet=quiet, import_from=import_from)
+
+
+def evaluate(
+    run: str | Path,
+    *,
+    tasks: Mapping[str, Any] | None = None,
+    learner: Mapping[str, Any] | None = None,
+    backend: Mapping[str, Any] | None = None,
+    evaluate: Mapping[str, Any] | None = None,
+    quiet: bool = False,
+    import_from: str | Path | None = None,
+) -> Run:
+    """Test a run again, with other options if wanted; the run folder is left as it is.
+
+    The parameters are the best validated ones of its newest checkpoint, else the last.
+
+    Args:
+        run: a run folder, made by a command or in Python.
+        tasks, learner, backend: options that differ from the run's: ``tasks={"way": 20}``.
+        evaluate: ``{"episodes": 1000}`` and the like.
+        quiet, import_from: see ``train``.
+
+    Raises:
+        RunError: there is no such run, it has no checkpoint, or it can't be built again.
+        OptionError: an option is wrong.
+    """
+    changes = {"tasks": tasks, "learner": learner, "backend": backend, "evaluate": evaluate}
+    given = {name: dict(options) for name, options in changes.items() if options is not None}
+    return evaluate_run(Path(run), given, quiet=quiet, import_from=import_from)
