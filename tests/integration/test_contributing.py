@@ -115,7 +115,7 @@ def test_the_plugin_is_listed_as_ok(typed: dict[str, str]) -> None:
     """Installing is all it takes to be found."""
     listed = output_of(typed, "kshot list")
     assert re.search(r"^nearest-mean +learners +classification +ok +nearest class mean", listed, re.M)
-    assert "width: int = 16  length of an embedding." in output_of(typed, "kshot info")
+    assert "width: int = 16  length of an embedding (D)." in output_of(typed, "kshot info")
 
 
 def test_the_plugin_trains_on_toy_and_learns(typed: dict[str, str], newcomer: Newcomer) -> None:

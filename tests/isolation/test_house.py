@@ -102,6 +102,17 @@ def test_an_algorithm_is_one_file_that_can_be_read_in_one_sitting(plugin: Path, 
     assert long == {}
 
 
+def test_a_file_of_sources_is_read_in_one_sitting(root: Path, install: ModuleType) -> None:
+    """At most 400 lines in the core and 250 in a plugin; a longer file is more than one thing."""
+    long = {}
+    for project in install.projects():
+        source, most = (root / "core/src", 400) if project == root else (project / "src", 250)
+        for file in files(source, r".*\.py"):
+            if (lines := len(file.read_text(encoding="utf-8").splitlines())) > most:
+                long[str(file.relative_to(root))] = lines
+    assert long == {}
+
+
 def test_test_files_have_unique_names(root: Path) -> None:
     """Test folders are no packages, so a name is all that tells two files apart in a report."""
     names = Counter(file.name for file in files(root, r"test_.*\.py"))
