@@ -33,6 +33,7 @@ from kshot.episode import Episode
 from kshot.errors import DataError, MisfitError, OptionError, RunError, TrainingError
 from kshot.kinds import KINDS
 from kshot.protocols import Backend, TaskDistribution
+from kshot.randomness import as_seed
 from kshot.sampling import check_episode
 from kshot.spec import Training
 
@@ -100,7 +101,7 @@ class Engine:
         self.outer = outer_of(optimizer, self.training)
         self.parameters = [p for p in self.learner.parameters() if p.requires_grad]
         self.optimizer = self.outer.make(self.parameters) if self.parameters else None
-        self.seed = seed
+        self.seed = as_seed(seed, "Engine")
         self.iteration = 0
         self.best = Best()
         self._entered: set[tuple[int, str]] = set()
