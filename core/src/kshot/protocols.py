@@ -150,7 +150,7 @@ class Backend(Protocol):
     world: World
 
     def place(self, x: T) -> T:
-        """Return a module, tensor or value of tensors on the device in its memory format; modules are moved in place."""
+        """Return a module, tensor or value of tensors on the device in its memory format; move modules in place."""
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context of the precision in which ``meta_gradient`` and ``adapt`` run."""
