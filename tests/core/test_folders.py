@@ -463,7 +463,7 @@ def test_the_fingerprint_tells_splits_apart() -> None:
 def test_tasks_that_no_split_can_serve_are_told_before_anything_is_loaded() -> None:
     """And one that some split can't serve is a warning: one trains 30-way on 40 classes, and tests 5-way on 10."""
     loaded: list[int] = []
-    with pytest.raises(DataError, match="split 'train': got way 20, expected at most 6, its number of classes; lower way"):
+    with pytest.raises(DataError, match=r"split 'train': got way 20, expected at most 6, .* lower way"):
         tasks(loaded, way=20)
     with pytest.raises(DataError, match=r"got shot \+ query = 1 \+ 9 = 10, expected at most 8, .* class 'c\d'"):
         tasks(loaded, query=(3, 9))
@@ -474,7 +474,7 @@ def test_a_split_that_is_too_small_is_logged_and_refused(caplog: pytest.LogCaptu
     with caplog.at_level(logging.INFO, "kshot.data.folders"):
         made = tasks([], way=4)
     assert [r.getMessage()[:38] for r in caplog.records] == [
-        f"split '{split}' has 2 classes, but way is 4"[:38] for split in ("val", "test")
+        f"split '{split}': got way 4, expected at most 2"[:38] for split in ("val", "test")
     ]
     assert made.sample("train", [0]).support.way == 4
     with pytest.raises(DataError, match="split 'val': got way 4, expected at most 2"):
