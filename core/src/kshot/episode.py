@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from kshot import arrays
+from kshot.arrays import as_inputs as convert_inputs
 from kshot.arrays import as_labels, check_finite, check_labels
 from kshot.errors import DataError
 from kshot.pytrees import T, map_tensors, one_task, register_value
@@ -137,11 +137,11 @@ class Support:
                      [1.5000]]])
         """
         who = "Support.of"
-        inputs = arrays.as_inputs(x, f"{who}: x", copy=True)
+        inputs = convert_inputs(x, f"{who}: x", copy=True)
         if inputs.ndim == 0:
             raise DataError(f"{who}: got x without an axis, expected inputs [S, *input]")
         if "way" in more and more["way"] is None:
-            labels = arrays.as_inputs(y, f"{who}: y", copy=True)
+            labels = convert_inputs(y, f"{who}: y", copy=True)
             if labels.shape[:1] != inputs.shape[:1]:
                 raise DataError(
                     f"{who}: got {len(inputs)} examples and targets of shape {tuple(labels.shape)}, expected a target "
@@ -151,7 +151,7 @@ class Support:
             labels = as_labels(y, who, way=more.get("way"), examples=len(inputs))
             more["way"] = int(labels.max()) + 1
         for name in more.keys() & {"unlabelled", "semantics", "query_x"}:
-            more[name] = arrays.as_inputs(more[name], f"{who}: {name}", copy=True)[None]
+            more[name] = convert_inputs(more[name], f"{who}: {name}", copy=True)[None]
         return cls(x=inputs[None], y=labels[None], **more)
 
 
@@ -285,7 +285,7 @@ def as_inputs(x: ArrayLike | Tensor) -> Tensor:
         >>> as_inputs([[0, 1]])
         tensor([[0., 1.]])
     """
-    return arrays.as_inputs(x)
+    return convert_inputs(x)
 
 
 def slice_tasks(value: T, first: int, last: int) -> T:
