@@ -112,6 +112,12 @@ class Metered:
     """Represent a support's environment during one adaptation: each rollout can be played once.
 
     ``Episode.for_adapting`` makes it.
+
+    Example:
+        >>> from kshot.testing import sample_tasks
+        >>> support = sample_tasks.example("control").sample("test", [0]).for_adapting("independent")
+        >>> isinstance(support.source, Metered)
+        True
     """
 
     environment: Any
