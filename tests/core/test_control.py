@@ -66,7 +66,7 @@ def test_while_adapting_each_number_is_played_once() -> None:
     assert isinstance(source, Environment)
     source.rollout(still, 0)
     source.rollout(still, 1)
-    with pytest.raises(DataError, match=r"rollout 0 of the support was played already.*rollout\(policy, 2\)"):
+    with pytest.raises(DataError, match=r"got rollout 0 a second time.*rollout\(policy, 2\)"):
         source.rollout(still, 0)
     with pytest.raises(DataError, match="budget of 2"):
         source.rollout(still, 2)
@@ -86,7 +86,7 @@ def test_slices_of_a_metered_environment_are_counted_apart() -> None:
     assert all(isinstance(part, Metered) for part in parts)
     for part in parts:
         assert part.rollout(still).rewards.shape == (4, 5)
-    with pytest.raises(DataError, match="played already"):
+    with pytest.raises(DataError, match="a second time"):
         parts[0].rollout(still)
 
 
@@ -210,7 +210,7 @@ def test_an_episode_without_environments_is_refused_at_the_door(part: str) -> No
     episode = tasks.sample("train", [0])
     check_episode(episode, tasks.spec, "points")
     spoilt = attrs.evolve(episode, **{part: attrs.evolve(getattr(episode, part), source=None)})
-    with pytest.raises(DataError, match=f"points: {part}.source is NoneType, expected an environment"):
+    with pytest.raises(DataError, match=f"points: {part}.source: got NoneType, expected an environment"):
         check_episode(spoilt, tasks.spec, "points")
 
 

@@ -236,7 +236,7 @@ def test_early_stopping_keeps_the_best_validated_parameters():
             "got unknown option rate, expected some of name",
         ),
         (lambda: Engine(NearestMean(), blobs()).train(1, split="dev"), DataError, "got split 'dev', expected one of"),
-        (lambda: Engine(NearestMean(), blobs(way=40)).train(1), DataError, "has 30 classes, but way is 40"),
+        (lambda: Engine(NearestMean(), blobs(way=40)).train(1), DataError, "got way 40, expected at most 30"),
         (lambda: Engine(NearestMean(), blobs(shot=9)).train(1), DataError, "lower shot or query"),
         (lambda: Engine(NearestMean(), blobs()).train(1, patience=2), OptionError, "patience needs validate_every"),
         (lambda: Engine(NearestMean(), blobs()).train(1, keep=0), OptionError, "keep 0, expected positive numbers"),

@@ -1,4 +1,4 @@
-"""What a run writes down of how its inputs are made is read back as the same function, and as nothing else."""
+"""A run stores how its inputs are made; reading it back gives the same function, and never calls another one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def tasks(**options: Any) -> ClassificationTasks:
 
 
 def test_a_preparation_is_its_function_by_its_options() -> None:
-    """Also one in another; options come back with their types."""
+    """So is one that is an option of another; options are read back with their types."""
     inner = Preparation.of(scaled, factor=2.0, offset=torch.ones(2))
     outer = Preparation.of(scaled, factor=10.0, offset=torch.zeros(2), below=inner)
     assert torch.equal(outer([[1.0, 2.0]]), torch.tensor([[30.0, 50.0]]))
@@ -41,15 +41,17 @@ def test_a_preparation_is_its_function_by_its_options() -> None:
     assert torch.equal(again([[1.0, 2.0]]), torch.tensor([[30.0, 50.0]]))
 
 
-def test_it_goes_with_the_run_and_comes_back(tmp_path: Path) -> None:
-    made = tasks(prepare=Preparation.of(scaled, factor=2.0, offset=torch.tensor([0.5, 1.0])))
-    save_inputs(tmp_path, made)
+def test_a_preparation_is_stored_with_the_run_and_read_back(tmp_path: Path) -> None:
+    """It prepares the same inputs as before."""
+    prepared = tasks(prepare=Preparation.of(scaled, factor=2.0, offset=torch.tensor([0.5, 1.0])))
+    save_inputs(tmp_path, prepared)
     spec, prepare = load_inputs(tmp_path) or pytest.fail("nothing came back")
-    assert spec == made.spec
-    assert torch.equal(prepare([[1.0, 2.0]]), made.prepare([[1.0, 2.0]]))
+    assert spec == prepared.spec
+    assert torch.equal(prepare([[1.0, 2.0]]), prepared.prepare([[1.0, 2.0]]))
 
 
 def test_tasks_without_one_are_prepared_as_arrays_and_those_with_a_closure_are_not_written(tmp_path: Path) -> None:
+    """The default function has a name that can be stored; a closure has none."""
     assert tasks().preparation.to_dict() == {"function": "kshot.episode:as_inputs", "options": {}}
     save_inputs(tmp_path, tasks(prepare=lambda raw: torch.zeros(1, 2)))
     assert load_inputs(tmp_path) is None
@@ -72,7 +74,7 @@ UNREGISTERED = [
 
 @pytest.mark.parametrize("function", UNREGISTERED)
 def test_only_registered_functions_are_called(function: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run folder may come from somebody else: nothing is imported for it, not even what stands around the name."""
+    """A run folder may be from somebody else: nothing that it names is imported, not even the function's module."""
     monkeypatch.setattr("importlib.import_module", lambda *_: pytest.fail("imported"))
     value = {"function": function, "options": {}}
     with pytest.raises(RunError, match=f"got inputs prepared by '{function}', expected a function that an installed"):
@@ -84,12 +86,13 @@ def test_only_registered_functions_are_called(function: str, monkeypatch: pytest
 
 @pytest.mark.parametrize("value", [None, [], {"function": "kshot.episode:as_inputs"}, {"function": 1, "options": {}}])
 def test_another_form_is_refused(value: Any) -> None:
+    """It must be exactly a name and options."""
     with pytest.raises(RunError, match="got no preparation"):
         registry.preparation(value)
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"factor": "2", "offset": torch.ones(2)}, "factor: expected float, got '2'"),
         ({"factor": 2.0, "offset": [1.0]}, "offset: expected Tensor"),
@@ -99,13 +102,13 @@ def test_another_form_is_refused(value: Any) -> None:
         ({"factor": 2.0, "offset": torch.ones(2), "raw": 1}, "raw: unknown option"),
     ],
 )
-def test_options_are_checked_by_their_types(options: dict[str, Any], told: str) -> None:
-    """Before the function is called, at whatever depth."""
+def test_options_are_checked_by_their_types(options: dict[str, Any], message: str) -> None:
+    """The check is before the function is called, and also for options of options."""
     value = {"function": f"{__name__}:scaled", "options": options}
-    with pytest.raises(RunError, match=re.escape(told)):
+    with pytest.raises(RunError, match=re.escape(message)):
         registry.preparation(value)
     outer = {"factor": 1.0, "offset": torch.ones(2), "below": {"preparation": value}}
-    with pytest.raises(RunError, match=re.escape(told)):
+    with pytest.raises(RunError, match=re.escape(message)):
         registry.preparation({"function": f"{__name__}:scaled", "options": outer})
 
 
@@ -114,14 +117,14 @@ def untyped(raw: Any, factor=1.0) -> Tensor:  # type: ignore[no-untyped-def]
 
 
 def test_an_option_without_a_type_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What has no type can't be checked."""
+    """A value can't be checked without a type."""
     monkeypatch.setitem(registry.default._preparations, f"{__name__}:untyped", untyped)
     with pytest.raises(RunError, match="its option factor has no type"):
         registry.preparation({"function": f"{__name__}:untyped", "options": {}})
 
 
 class Mine:
-    """Runs what it likes where it is unpickled."""
+    """Execute a function of its choice when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -130,7 +133,7 @@ class Mine:
         return Path.touch, (self.path,)
 
 
-def test_a_registered_function_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_registered_function_that_is_missing_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """The run was made with another version of the plugin."""
     monkeypatch.setattr("kshot.registry.registry.preparations", lambda: frozenset({"kshot.episode:nothing"}))
     with pytest.raises(RunError, match=r"which can't be imported.*install the version of the plugin"):
@@ -139,6 +142,7 @@ def test_a_registered_function_that_is_not_there_is_told(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("damage", ["cut", "text", "pickle", "other"])
 def test_a_damaged_file_is_named_and_runs_nothing(tmp_path: Path, damage: str) -> None:
+    """A file from somebody else is read without executing anything in it."""
     save_inputs(tmp_path, tasks())
     path = tmp_path / INPUTS_FILE
     if damage == "cut":

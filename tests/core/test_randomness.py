@@ -1,4 +1,4 @@
-"""Addressable chance: the same on every platform, in every order, and fair."""
+"""Random draws are the same on every platform and in every order, and they are fair."""
 
 import json
 import math
@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from kshot import randomness as r
+from kshot.errors import OptionError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "draws.json"
 
 
 def splitmix64(state: int) -> int:
-    """The reference finaliser in plain integers (Steele, Lea & Flood 2014)."""
+    """Compute the reference finaliser in plain integers (Steele, Lea & Flood 2014)."""
     mask = (1 << 64) - 1
     z = state & mask
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
@@ -24,7 +25,7 @@ def splitmix64(state: int) -> int:
 
 
 def test_mix_is_the_finaliser_of_splitmix64():
-    """Against plain integer arithmetic, and the published first output of splitmix64 seeded with 0."""
+    """It equals plain integer arithmetic, and the published first output of splitmix64 seeded with 0."""
     words = np.array([0, 1, 2**63, 2**64 - 1, 0x9E3779B97F4A7C15], np.uint64)
     assert r.mix(words).tolist() == [splitmix64(int(w)) for w in words]
     assert int(r.mix(words)[4]) == 0xE220A8397B1DCDAF
@@ -46,7 +47,7 @@ def test_integer_draws_are_what_they_were_on_every_platform():
 
 
 def test_a_draw_depends_on_its_key_alone():
-    """Neighbours, order and how many are drawn at once have no say."""
+    """Neighbours, order and the number of draws at once have no effect."""
     keys = r.episode_keys(3, "train", range(50))
     together = r.choose(keys, "classes", 40, 8)
     for i in (0, 17, 49):
@@ -56,14 +57,14 @@ def test_a_draw_depends_on_its_key_alone():
 
 
 def test_longer_draws_begin_with_the_shorter_ones():
-    """So that a choice that needs more words does not change those it had."""
+    """A choice that needs more words must not change the words it already had."""
     keys = r.episode_keys(0, "test", range(5))
     assert np.array_equal(r.draws(keys, "x", 9)[:, :4], r.draws(keys, "x", 4))
 
 
 @pytest.mark.parametrize(("population", "count"), [(5, 5), (20, 16), (4112, 60), (9, 2), (100, 10)])
 def test_choices_are_different_and_within_the_population(population: int, count: int):
-    """Both ways of choosing: by order of random words, and by first different values."""
+    """This holds for both methods: the order of random words, and the first different values."""
     chosen = r.choose(r.episode_keys(0, "train", range(300)), "c", population, count)
     assert chosen.shape == (300, count)
     assert chosen.min() >= 0
@@ -73,7 +74,7 @@ def test_choices_are_different_and_within_the_population(population: int, count:
 
 @pytest.mark.parametrize("population", [4, 12])
 def test_every_ordered_pair_is_equally_likely(population: int):
-    """Chi-squared over all ordered pairs, population 4 by sorting and 12 by first different values."""
+    """A chi-squared test over all ordered pairs; 4 are chosen by sorting and 12 by first different values."""
     n = 60_000
     chosen = r.choose(r.episode_keys(1, "train", range(n)), "c", population, 2)
     seen = np.unique(chosen[:, 0] * population + chosen[:, 1], return_counts=True)[1]
@@ -84,13 +85,13 @@ def test_every_ordered_pair_is_equally_likely(population: int):
 
 
 def test_choosing_more_than_there_are_is_refused():
-    """Rather than an endless loop."""
-    with pytest.raises(ValueError, match="can't choose 5 different values of 4"):
+    """Otherwise the search for different values would never end."""
+    with pytest.raises(ValueError, match="got count 5, expected at most the population, 4"):
         r.choose(r.episode_keys(0, "train", [0]), "c", 4, 5)
 
 
 def test_normal_draws_have_the_moments_of_a_standard_normal():
-    """Mean, variance and fourth moment within five standard errors."""
+    """Mean, variance and fourth moment lie within five standard errors."""
     z = r.normal(r.episode_keys(0, "train", range(2000)), "z", 100).ravel()
     se = 1 / math.sqrt(z.size)
     assert abs(z.mean()) < 5 * se
@@ -99,7 +100,7 @@ def test_normal_draws_have_the_moments_of_a_standard_normal():
 
 
 def test_generators_of_one_key_agree_and_of_other_purposes_differ():
-    """Chance in a learner is a function of the episode's key and the purpose."""
+    """Draws in a learner are a function of the episode's key and the purpose."""
     key = r.as_tensor(r.episode_keys(0, "train", [7]))[0]
     a, b, c = (torch.rand(4, generator=r.generator(key, p)) for p in ("dropout", "dropout", "noise"))
     assert torch.equal(a, b)
@@ -107,7 +108,7 @@ def test_generators_of_one_key_agree_and_of_other_purposes_differ():
 
 
 def test_seeded_leaves_the_global_generator_as_it_was():
-    """Inside it is fixed by its parts; outside nothing moves."""
+    """Inside, the parts determine the draws; outside, the state does not change."""
     before = torch.get_rng_state()
     with r.seeded("a", 1):
         first = torch.rand(3)
@@ -116,3 +117,25 @@ def test_seeded_leaves_the_global_generator_as_it_was():
     with r.seeded("a", 2):
         assert not torch.equal(torch.rand(3), first)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_whole_numbers_of_numpy_seed_like_pythons():
+    """Seeds come from arrays, and a fixed-width integer would overflow in the arithmetic of seeds."""
+    assert np.array_equal(r.episode_keys(np.int64(2**62), "train", [0]), r.episode_keys(2**62, "train", [0]))
+    with r.seeded("a", np.int64(-1)):
+        first = torch.rand(3)
+    with r.seeded("a", -1):
+        assert torch.equal(torch.rand(3), first)
+
+
+@pytest.mark.parametrize("seed", [3, np.int64(3), np.uint8(3), True])
+def test_a_seed_is_a_whole_number_of_any_type(seed: object):
+    """The result is an int, which JSON can store."""
+    assert type(r.as_seed(seed)) is int
+
+
+@pytest.mark.parametrize("seed", [10**20, -(2**63) - 1, 1.5, "1", None])
+def test_a_seed_that_torch_can_not_take_is_refused_by_name(seed: object):
+    """torch and numpy would raise errors that do not name the option."""
+    with pytest.raises(OptionError, match=r"mine: got seed .* expected a whole number of at most 64 bits"):
+        r.as_seed(seed, "mine")

@@ -106,3 +106,22 @@ def test_two_learners_are_compared_on_an_engines_episodes() -> None:
     assert (difference.mean, difference.interval, difference.episodes) == (0.0, 0.0, 8)
     with pytest.raises(DataError, match="split 'test' and 'train'"):
         first.evaluate(8).minus(second.evaluate(8, split="train"))
+
+
+def test_a_result_prints_what_its_score_means_and_round_trips():
+    """The mean and the interval are worked out by hand: 1.96 s / sqrt(n)."""
+    r = Result(
+        {"accuracy": np.array([0.5, 1.0, 0.75, 0.75]), "curve": np.ones((4, 3))},
+        kind="classification",
+        split="test",
+        shape={"way": 5, "shot": 1},
+        normalisation="inductive",
+    )
+    assert r.mean == 0.75
+    assert r.interval == pytest.approx(1.96 * np.sqrt(0.125 / 3) / 2)
+    assert str(r) == "75.00 ± 20.00 % accuracy (4 episodes, test, 5-way 1-shot, inductive)"
+    again = Result.from_json(r.to_json())
+    assert again.scores["curve"].shape == (4, 3)
+    assert str(again) == str(r)
+    with pytest.raises(DataError, match="no result of kshot"):
+        Result.from_json("{}")

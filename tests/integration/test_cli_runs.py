@@ -174,7 +174,7 @@ def test_a_folder_with_anything_in_it_is_refused_and_left_alone() -> None:
         (["protonet", "toys"], 4, "did you mean 'toy'?"),
         (["protonet", "toy-sinusoids"], 3, "the tasks are regression"),
         (["protonet", "toy", "--tasks.way=61"], 5, "60 classes"),
-        (["protonet", "toy", "--tasks.classes=10", "--training.way=11"], 5, "10 classes, but way is 11"),
+        (["protonet", "toy", "--tasks.classes=10", "--training.way=11"], 5, "got way 11, expected at most 10"),
         (["protonet", "toy", "--tasks.classes=10", "--training.classes=8"], 5, "--training.way="),
         (["protonet", "toy", "--tasks.shot=40"], 5, "40"),
         (["protonet", "toy", "--evaluate.split=tset"], 5, "got split 'tset', expected one of"),

@@ -160,7 +160,10 @@ def test_plugins_import_names_that_the_core_has(plugin: Path, root: Path) -> Non
 LAYERS = {
     "kshot.errors": set(),
     "kshot.spec": {"kshot.errors", "attrs"},
-    "kshot.episode": {"kshot.errors", "attrs", "numpy", "torch"},
+    "kshot.arrays": {"kshot.errors", "numpy", "torch"},
+    "kshot.pytrees": {"attrs", "torch"},
+    "kshot.sources": {"kshot.arrays", "kshot.errors", "kshot.pytrees", "attrs", "torch"},
+    "kshot.episode": {"kshot.arrays", "kshot.errors", "kshot.pytrees", "kshot.sources", "attrs", "numpy", "torch"},
     "kshot.preparing": {"kshot.errors", "attrs", "torch"},
     "kshot.protocols": {"kshot.episode", "kshot.preparing", "kshot.spec", "torch"},
     "kshot.functional": {"kshot.functional", "torch"},

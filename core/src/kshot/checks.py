@@ -1,58 +1,117 @@
-"""Does this learner fit these tasks? Compared by values alone, before any compute, all mismatches at once."""
+"""Check, before any compute, whether a learner fits its tasks and whether an episode is what its spec says."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from kshot.errors import MisfitError
+from kshot.arrays import check_finite
+from kshot.episode import Environment, Episode
+from kshot.errors import DataError, MisfitError
 from kshot.spec import Needs, TaskSpec, bounds
+
+__all__ = ["check", "check_class_labels", "check_episode", "mismatches"]
+
+
+def check(learner: Any, tasks: Any, backend: Any = None, *, built_for: TaskSpec | None = None) -> None:
+    """Raise MisfitError if a learner, tasks and a backend do not fit; the message lists every mismatch.
+
+    Args:
+        learner: a learner, its class or factory: anything with ``needs``.
+        tasks: a task distribution, or its spec.
+        backend: a backend whose device must exist, or None.
+        built_for: the spec that the learner was built with, if it differs from that of ``tasks``.
+
+    Example:
+        >>> class MyLearner:
+        ...     needs = Needs(kinds=("regression",))
+        >>> check(MyLearner, TaskSpec(kind="classification", input_shape=(3,), way=5, shot=1, query=2))
+        Traceback (most recent call last):
+        kshot.errors.MisfitError: MyLearner: got tasks that do not fit:
+          - the tasks are classification, the learner learns regression
+    """
+    spec = tasks if isinstance(tasks, TaskSpec) else tasks.spec
+    reasons = mismatches(learner.needs, spec, built_for=built_for)
+    if backend is not None and torch.device(backend.device).type == "cuda" and not torch.cuda.is_available():
+        reasons.append(f"the backend's device is {backend.device}, this machine has none")
+    if reasons:
+        who = getattr(learner, "__name__", type(learner).__name__)
+        lines = "\n".join(f"  - {reason}" for reason in reasons)
+        raise MisfitError(f"{who}: got tasks that do not fit:\n{lines}")
 
 
 def mismatches(needs: Needs, spec: TaskSpec, *, built_for: TaskSpec | None = None) -> list[str]:
-    """Every reason why a learner with ``needs`` can't learn tasks with ``spec``; empty where it can.
+    """Return every reason why a learner with ``needs`` can't learn tasks with ``spec``; empty if it can.
 
     Args:
-        built_for: the spec the learner was built with, where it differs from ``spec`` (evaluation on other tasks).
+        needs: of the learner.
+        spec: of the tasks.
+        built_for: the spec the learner was built with, if it differs from ``spec`` (evaluation on other tasks).
+
+    Example:
+        >>> mismatches(Needs(), TaskSpec(kind="classification", input_shape=(3,), way=(2, 5), shot=1, query=2))
+        ['the way varies (2 to 5), the learner takes one fixed way']
     """
-    found = []
+    reasons = []
     if spec.kind not in needs.kinds:
-        found.append(f"the tasks are {spec.kind}, the learner learns {', '.join(needs.kinds)}")
+        reasons.append(f"the tasks are {spec.kind}, the learner learns {', '.join(needs.kinds)}")
     for name in ("unlabelled", "semantics"):
         if getattr(needs, name) == "required" and name not in spec.provides:
-            found.append(f"the learner requires {name}, the tasks provide none (a view may add it)")
+            reasons.append(f"the learner requires {name}, the tasks provide none (a view may add it)")
     if needs.external and "external" not in spec.provides:
-        found.append("the learner requires external examples, the tasks provide none (a view may add them)")
+        reasons.append("the learner requires external examples, the tasks provide none (a view may add them)")
     low, high = bounds(spec.way)
     if low != high and not needs.variable_way:
-        found.append(f"the way varies ({low} to {high}), the learner takes one fixed way")
+        reasons.append(f"the way varies ({low} to {high}), the learner takes one fixed way")
     if spec.kind == "classification" and bounds(spec.shot)[0] == 0 and not needs.zero_shot:
-        found.append("shot may be 0, the learner can't do without labelled examples")
+        reasons.append("shot may be 0, the learner can't do without labelled examples")
     if spec.kind == "classification" and bounds(spec.shot)[0] == 0 and "semantics" not in spec.provides:
-        found.append("shot may be 0, but the tasks provide no semantics to tell the classes by")
+        reasons.append("shot may be 0, but the tasks provide no semantics to distinguish the classes by")
     if needs.input_range is not None:
         if spec.input_range is None:
-            found.append(f"the learner takes inputs in {list(needs.input_range)}, the tasks' are unbounded")
+            reasons.append(f"the learner takes inputs in {list(needs.input_range)}, the tasks' are unbounded")
         elif spec.input_range[0] < needs.input_range[0] or spec.input_range[1] > needs.input_range[1]:
-            found.append(
+            reasons.append(
                 f"the learner takes inputs in {list(needs.input_range)}, the tasks' lie in {list(spec.input_range)}"
             )
     if spec.kind == "control":
-        found += _control_mismatches(needs, spec)
+        reasons += _control_mismatches(needs, spec)
     if built_for is not None:
-        both_control = spec.kind == built_for.kind == "control"
-        for name in ("input_shape", *(() if both_control else ("target_shape",)), "semantics_shape"):
-            if getattr(built_for, name) != getattr(spec, name):
-                found.append(
-                    f"the learner was built for {name} {getattr(built_for, name)}, the tasks have {getattr(spec, name)}"
-                )
-        if both_control:
-            if _actions(built_for) != _actions(spec):
-                found.append(f"the learner was built for {_actions(built_for)}, the tasks have {_actions(spec)}")
-        elif not needs.variable_way and built_for.way != spec.way:
-            found.append(f"the learner was built for {built_for.way} ways, the tasks have {spec.way}")
-    return found
+        reasons += _changes(needs, spec, built_for)
+    return reasons
+
+
+def _control_mismatches(needs: Needs, spec: TaskSpec) -> list[str]:
+    """Return why a learner's policies can't play in these tasks, and whether its rollouts exceed the budget."""
+    reasons = []
+    if needs.actions != "any" and (needs.actions == "discrete") != (spec.way is not None):
+        reasons.append(f"the learner's policies take {needs.actions} actions, the tasks have {_actions(spec)}")
+    if spec.rollouts is not None and needs.rollouts > spec.rollouts:
+        reasons.append(
+            f"the learner plays {needs.rollouts} rollouts while adapting, the tasks allow {spec.rollouts}; use fewer "
+            "updates, or give the tasks more (tasks.rollouts)"
+        )
+    return reasons
+
+
+def _changes(needs: Needs, spec: TaskSpec, built_for: TaskSpec) -> list[str]:
+    """Return in what sizes these tasks differ from those that the learner was built for."""
+    both_control = spec.kind == built_for.kind == "control"
+    # In control, target_shape and way describe actions, which _actions compares together.
+    names = ("input_shape", *(() if both_control else ("target_shape",)), "semantics_shape")
+    reasons = [
+        f"the learner was built for {name} {getattr(built_for, name)}, the tasks have {getattr(spec, name)}"
+        for name in names
+        if getattr(built_for, name) != getattr(spec, name)
+    ]
+    if both_control:
+        if _actions(built_for) != _actions(spec):
+            reasons.append(f"the learner was built for {_actions(built_for)}, the tasks have {_actions(spec)}")
+    elif not needs.variable_way and built_for.way != spec.way:
+        reasons.append(f"the learner was built for {built_for.way} ways, the tasks have {spec.way}")
+    return reasons
 
 
 def _actions(spec: TaskSpec) -> str:
@@ -62,32 +121,86 @@ def _actions(spec: TaskSpec) -> str:
     return f"continuous actions of shape {list(spec.target_shape)}{bounded}"
 
 
-def _control_mismatches(needs: Needs, spec: TaskSpec) -> list[str]:
-    """What a policy can't play, and rollouts beyond the budget."""
-    found = []
-    if needs.actions != "any" and (needs.actions == "discrete") != (spec.way is not None):
-        found.append(f"the learner's policies take {needs.actions} actions, the tasks have {_actions(spec)}")
-    if spec.rollouts is not None and needs.rollouts > spec.rollouts:
-        found.append(
-            f"the learner plays {needs.rollouts} rollouts while adapting, the tasks allow {spec.rollouts}; take fewer "
-            "updates, or give the tasks more (tasks.rollouts)"
-        )
-    return found
-
-
-def check(learner: Any, tasks: Any, backend: Any = None, *, built_for: TaskSpec | None = None) -> None:
-    """Raises MisfitError that lists every mismatch of a learner (or its class), tasks and backend; else returns.
+def check_episode(episode: Episode, spec: TaskSpec, who: str) -> None:
+    """Check that a meta-batch is what the spec says and can be computed with; the engine calls it once per batch.
 
     Args:
-        learner: a learner, its class or factory: anything with ``needs``.
-        tasks: a task distribution, or its spec.
-        backend: a backend whose device must exist, or None.
+        episode: a meta-batch.
+        spec: of the tasks that it is from.
+        who: the tasks' name, for messages.
+
+    Raises:
+        DataError: wrong shapes or types, labels other than 0..N-1, values that are not finite or out of range.
+
+    Example:
+        >>> from kshot.episode import Examples, Support
+        >>> support = Support.of([[0.0], [1.0]], [0, 1])
+        >>> episode = Episode(support, Examples(torch.tensor([[[0.5]]]), torch.tensor([[1]])))
+        >>> spec = TaskSpec(kind="classification", input_shape=(1,), way=2, shot=1, query=1)
+        >>> check_episode(episode, spec, "my tasks")
     """
-    spec = tasks if isinstance(tasks, TaskSpec) else tasks.spec
-    found = mismatches(learner.needs, spec, built_for=built_for)
-    if backend is not None and torch.device(backend.device).type == "cuda" and not torch.cuda.is_available():
-        found.append(f"the backend's device is {backend.device}, and this machine has none")
-    if found:
-        who = getattr(learner, "__name__", type(learner).__name__)
-        lines = "\n".join(f"  - {reason}" for reason in found)
-        raise MisfitError(f"{who} and these tasks don't fit:\n{lines}")
+    support, query = episode.support, episode.query
+    _check_inputs(support.x, spec, episode.size, f"{who}: support.x")
+    _check_inputs(query.x, spec, episode.size, f"{who}: query.x")
+    if spec.kind == "classification":
+        check_class_labels(episode, who)
+    elif spec.kind == "regression":
+        check_finite(support.y, f"{who}: support.y")
+        check_finite(query.y, f"{who}: query.y")
+    elif spec.kind == "control":
+        for name, source in (("support", support.source), ("query", query.source)):
+            if not isinstance(source, Environment):
+                raise DataError(
+                    f"{who}: {name}.source: got {type(source).__name__}, expected an environment: an object with "
+                    "rollout(policy, number=0), see kshot.episode.Environment"
+                )
+
+
+def _check_inputs(x: Tensor, spec: TaskSpec, B: int, who: str) -> None:
+    """Raise DataError unless ``x`` [B, n, *input] is float32, finite, and of the spec's shape and range."""
+    if x.numel() == 0:
+        return
+    if x.shape[0] != B or tuple(x.shape[2:]) != spec.input_shape:
+        raise DataError(
+            f"{who}: got shape {tuple(x.shape)}, expected [{B}, n, {', '.join(map(str, spec.input_shape))}] by the "
+            f"spec's input_shape {spec.input_shape}"
+        )
+    if x.dtype != torch.float32:
+        raise DataError(f"{who}: got {x.dtype}, expected torch.float32; convert when sampling")
+    check_finite(x, who)
+    if spec.input_range is not None:
+        low, high = float(x.min()), float(x.max())
+        if low < spec.input_range[0] - 1e-6 or high > spec.input_range[1] + 1e-6:
+            raise DataError(
+                f"{who}: got values in [{low:.4g}, {high:.4g}], expected them in the spec's input_range "
+                f"{list(spec.input_range)}; scale the inputs or correct the spec"
+            )
+
+
+def check_class_labels(episode: Episode, who: str) -> None:
+    """Raise DataError unless support labels are exactly 0..N-1 (if there are any) and query labels are among them.
+
+    Example:
+        >>> from kshot.episode import Examples, Support
+        >>> support = Support.of([[0.0], [1.0]], [0, 1])
+        >>> check_class_labels(Episode(support, Examples(torch.zeros(1, 1, 1), torch.tensor([[1]]))), "my tasks")
+    """
+    support, query, way = episode.support, episode.query, episode.support.way
+    if way is None:
+        raise DataError(f"{who}: got support.way None, expected N for a classification episode")
+    for name, y, x in (("support.y", support.y, support.x), ("query.y", query.y, query.x)):
+        if y.dtype != torch.int64 or y.shape != x.shape[:2]:
+            raise DataError(
+                f"{who}: {name}: got {y.dtype} of shape {tuple(y.shape)}, expected int64 of shape {tuple(x.shape[:2])}"
+            )
+        if y.numel() and (int(y.min()) < 0 or int(y.max()) >= way):
+            raise DataError(
+                f"{who}: {name}: got labels {int(y.min())}..{int(y.max())}, expected 0..{way - 1} for {way} ways"
+            )
+    if support.y.shape[1]:
+        present = torch.zeros(episode.size, way, dtype=torch.bool).scatter_(1, support.y.cpu(), True)
+        if not bool(present.all()):
+            b, c = (~present).nonzero()[0].tolist()
+            raise DataError(
+                f"{who}: support: got no example of label {c} in task {b}, expected one of each of 0..{way - 1}"
+            )

@@ -1,12 +1,12 @@
-"""Every error kshot raises on purpose. Each says who, what came, what was expected, and what to do next.
+"""Every error that kshot raises on purpose. A message says who, what was given, what was expected, and what to do next.
 
-``exit_code`` is what the command line exits with: 1 a run failed, 2 wrong usage (click's own),
-3 learner and tasks do not fit, 4 a plugin is missing or unusable, 5 bad data, 6 a run folder or checkpoint is unusable.
+``exit_code`` is the exit code of the command line: 1 a run failed, 2 wrong usage (click's own code), 3 learner and
+tasks do not fit, 4 a plugin is missing or unusable, 5 bad data, 6 a run folder or checkpoint is unusable.
 """
 
 
 class KshotError(Exception):
-    """Base of all errors below."""
+    """Base class of all errors below."""
 
     exit_code = 1
 
@@ -18,7 +18,7 @@ class OptionError(KshotError, TypeError):
 
 
 class MisfitError(KshotError):
-    """What a learner needs is not what the tasks or the backend provide. Lists every mismatch at once."""
+    """A learner needs what the tasks or the backend do not provide. Lists every mismatch at once."""
 
     exit_code = 3
 
@@ -30,13 +30,13 @@ class PluginError(KshotError):
 
 
 class UnknownPluginError(PluginError, LookupError):
-    """No plugin has this name; the message suggests near names and the install line where one is known."""
+    """No plugin has this name. The message suggests similar names, and the install command if one is known."""
 
 
 class Unavailable(PluginError):
-    """Raised *by a plugin* while it is imported or built, when something it needs is not here.
+    """A plugin raises this while it is imported or built, when something that it needs is missing.
 
-    The message is the reason a user reads in ``kshot list`` and ``kshot doctor``: ``Unavailable("no CUDA device")``.
+    The message is the reason that ``kshot list`` and ``kshot doctor`` show: ``Unavailable("no CUDA device")``.
     """
 
 
@@ -53,8 +53,8 @@ class RunError(KshotError):
 
 
 class TrainingError(KshotError):
-    """Training can't go on: a loss is not finite, a learner returned something else than its protocol says."""
+    """Training can't continue: a loss is not finite, or a learner returned what its protocol does not allow."""
 
 
 class HookError(KshotError):
-    """A hook plugin raised. Names the plugin and the hook; the cause is chained."""
+    """A hook plugin raised an exception, which is chained. Names the plugin and the hook."""

@@ -1,7 +1,9 @@
-"""The closed set of kinds: what an episode of each is, and how a predictor is scored on it.
+"""The kinds of tasks: what an episode of each is, and how a predictor is scored on it.
 
-A scorer takes the predictor and the episode and gives ``{name: [B, ...]}``, the headline first. Only here do query
-labels meet predictions.
+A scorer takes the predictor and the episode and returns ``{name: [B, ...]}``, the headline first. Only here do query
+labels meet predictions. ``kshot.spec.KindName`` lists the kinds; ``KINDS`` has one entry for each.
+
+Letters: B tasks, n queries, N way, T steps, A scored steps, K examples per class, P parameters of a point.
 """
 
 from __future__ import annotations
@@ -16,22 +18,29 @@ from torch import Tensor
 from kshot.episode import IGNORED, Episode, Predictor, check_weights
 from kshot.errors import TrainingError
 from kshot.functional import sequence_errors
+from kshot.spec import KindName
 
 Scores = dict[str, Tensor]
+"""Scores by name, each [B, ...]."""
 
 
 @frozen
 class Kind:
-    """One kind of task.
+    """Describe one kind of task.
 
     Attributes:
-        name, headline: the kind and the score that stands for it.
-        higher_is_better: of the headline.
-        percent: whether the headline is a fraction that prints as a percentage.
+        name: of the kind.
+        headline: the name of the score that represents it.
+        higher_is_better: whether a greater headline is better.
+        percent: whether the headline is a fraction that is printed as a percentage.
         score: (predictor, episode) -> scores.
+
+    Example:
+        >>> KINDS["classification"].headline
+        'accuracy'
     """
 
-    name: str
+    name: KindName
     headline: str
     higher_is_better: bool
     percent: bool
@@ -39,16 +48,28 @@ class Kind:
 
 
 def expect_shape(predictions: Tensor, shape: tuple[int, ...], kind: str) -> None:
-    """Raises TrainingError where a predictor's output has another shape than its kind's."""
+    """Raise TrainingError if a predictor's output has another shape than its kind requires.
+
+    Example:
+        >>> expect_shape(torch.zeros(1, 4, 5), (1, 4, 5), "classification")
+    """
     if tuple(predictions.shape) != shape:
         raise TrainingError(
-            f"the predictor returned shape {tuple(predictions.shape)} for {kind}, expected {shape}; "
+            f"the predictor: got shape {tuple(predictions.shape)} for {kind}, expected {shape}; "
             "see kshot.episode.Predictor for what each kind returns"
         )
 
 
 def classification(predictor: Predictor, episode: Episode) -> Scores:
-    """Logits [B, n, N] -> accuracy [B] and the mean negative log-likelihood of the true class [B], in nats."""
+    """Score logits [B, n, N]: accuracy [B] and the mean negative log-likelihood of the true class [B], in nats.
+
+    Example:
+        >>> from kshot import Examples, Support
+        >>> query = Examples(torch.zeros(1, 2, 1), torch.tensor([[0, 1]]))
+        >>> episode = Episode(Support.of([[0.0], [1.0]], [0, 1]), query)
+        >>> classification(lambda x: torch.tensor([[[5.0, 0.0], [5.0, 0.0]]]), episode)["accuracy"]
+        tensor([0.5000])
+    """
     y = episode.query.y
     logits = predictor(episode.query.x).float()
     expect_shape(logits, (*y.shape, episode.support.way or 0), "classification")
@@ -57,7 +78,15 @@ def classification(predictor: Predictor, episode: Episode) -> Scores:
 
 
 def regression(predictor: Predictor, episode: Episode) -> Scores:
-    """Values [B, n, *target] -> mean squared error [B], in squared units of the target."""
+    """Score values [B, n, *target]: mean squared error [B], in squared units of the target.
+
+    Example:
+        >>> from kshot import Examples, Support
+        >>> query = Examples(torch.zeros(1, 2, 1), torch.tensor([[[1.0], [3.0]]]))
+        >>> episode = Episode(Support.of([[0.0]], [[0.0]], way=None), query)
+        >>> regression(lambda x: torch.ones(1, 2, 1), episode)
+        {'mse': tensor([2.])}
+    """
     y = episode.query.y
     values = predictor(episode.query.x).float()
     expect_shape(values, tuple(y.shape), "regression")
@@ -65,12 +94,19 @@ def regression(predictor: Predictor, episode: Episode) -> Scores:
 
 
 def sequence(predictor: Predictor, episode: Episode) -> Scores:
-    """Logits [B, T, N] with labels [B, T], or [B, T, *bits] with bits -> the share of wrong answers.
+    """Score logits [B, T, N] of labels [B, T], or logits [B, T, *bits] of bits: the share of wrong answers.
 
     ``error`` [B] is the headline. ``error_by_step`` [B, A] is its curve: column j is the j-th step that is scored,
-    so that sequences of different lengths begin together; of bits it is the share that is wrong. Of labels there is
-    also ``accuracy_by_instance`` [B, K]: column k is over the steps that show the (k + 1)-th example of their class.
-    Where a task has fewer columns than another, its last ones are NaN.
+    so that sequences of different lengths start together; for bits it is the share that is wrong. Labels also have
+    ``accuracy_by_instance`` [B, K]: column k is over the steps that show the (k + 1)-th example of their class.
+    If a task has fewer columns than another, its last ones are NaN.
+
+    Example:
+        >>> from kshot import Examples, Support
+        >>> query = Examples(torch.zeros(1, 3, 1), torch.tensor([[0, IGNORED, 1]]))
+        >>> episode = Episode(Support(torch.zeros(1, 0, 1), torch.zeros(1, 0)), query)
+        >>> sequence(lambda x: torch.tensor([1.0, 0.0]).expand(1, 3, 2), episode)["error_by_step"]
+        tensor([[0., 1.]])
     """
     y = episode.query.y
     logits = predictor(episode.query.x).float()
@@ -78,8 +114,9 @@ def sequence(predictor: Predictor, episode: Episode) -> Scores:
     expect_shape(logits if bits else logits[..., 0], tuple(y.shape), f"a sequence of {'bits' if bits else 'labels'}")
     wrong = sequence_errors(logits, y, IGNORED)
     by_step = wrong.flatten(2).nanmean(2) if y.ndim > 2 else wrong
+    # A stable sort moves the scored steps of each task to the front, in their order.
     scored = ~by_step.isnan()
-    order = scored.to(torch.int8).argsort(dim=1, descending=True, stable=True)  # scored steps first
+    order = scored.to(torch.int8).argsort(dim=1, descending=True, stable=True)
     scores = {
         "error": wrong.flatten(1).nanmean(1),
         "error_by_step": by_step.gather(1, order)[:, : int(scored.sum(1).max())],
@@ -90,14 +127,19 @@ def sequence(predictor: Predictor, episode: Episode) -> Scores:
 
 
 def by_instance(values: Tensor, y: Tensor, way: int) -> Tensor:
-    """The mean of ``values`` [B, T] over steps that show the first, second, ... example of their class -> [B, K].
+    """Return the mean of ``values`` [B, T] over steps that show the first, second, ... example of their class: [B, K].
 
-    K is the most examples that a class has; unscored steps (NaN) are no examples.
+    K is the most examples that a class has. Unscored steps (NaN) do not count as examples.
+
+    Example:
+        >>> by_instance(torch.tensor([[0.0, 1.0, 1.0]]), torch.tensor([[0, 0, 1]]), way=2)
+        tensor([[0.5000, 1.0000]])
     """
     scored = ~values.isnan()
     labels = y.where(scored, 0)
-    seen = (F.one_hot(labels, way) * scored[..., None]).cumsum(1)  # of each class, up to and with this step [B, T, N]
-    instance = seen.gather(2, labels[..., None])[..., 0].where(scored, 0)  # from 1; 0 stands for unscored
+    # How many examples of each class were shown up to and including this step [B, T, N], and of this step's class.
+    shown = (F.one_hot(labels, way) * scored[..., None]).cumsum(1)
+    instance = shown.gather(2, labels[..., None])[..., 0].where(scored, 0)  # from 1; 0 stands for unscored
     sums, counts = values.new_zeros(2, len(y), int(instance.max()) + 1)
     sums.scatter_add_(1, instance, values.nan_to_num())
     counts.scatter_add_(1, instance, scored.to(values.dtype))
@@ -106,25 +148,40 @@ def by_instance(values: Tensor, y: Tensor, way: int) -> Tensor:
 
 
 def control(predictor: Predictor, episode: Episode) -> Scores:
-    """The policy plays rollout 0 of the query's environment -> ``return`` [B], and what else the environment judges.
+    """Let the policy play rollout 0 of the query's environment: ``return`` [B], and the environment's other scores.
 
     A trajectory's return is the sum of its rewards, not discounted; a task's is the mean over its ``spec.query``
     trajectories. A policy that draws its actions (``Begins``) is judged as it plays, by drawing.
+
+    Example:
+        >>> from kshot.testing import sample_tasks
+        >>> tasks = sample_tasks.Points()
+        >>> episode = tasks.sample("test", [0])
+        >>> action = torch.zeros(tasks.spec.target_shape)
+        >>> control(lambda seen: action.expand(*seen.shape[:2], *action.shape), episode)["return"].shape
+        torch.Size([1])
     """
-    played = episode.query.source.rollout(predictor)
-    means = {name: values.double().mean(-1) for name, values in played.scores.items()}
-    return {"return": played.rewards.double().sum(-1).mean(-1), **means}
+    rollout = episode.query.source.rollout(predictor)
+    means = {name: values.double().mean(-1) for name, values in rollout.scores.items()}
+    return {"return": rollout.rewards.double().sum(-1).mean(-1), **means}
 
 
 def objective(predictor: Predictor, episode: Episode) -> Scores:
-    """Iterates [B, T, P] at steps ``query.x`` [B, T] -> ``loss`` [B] and its ``curve`` [B, T].
+    """Score iterates [B, T, P] at steps ``query.x`` [B, T]: ``loss`` [B] and its ``curve`` [B, T].
 
-    ``loss`` is the curve's mean over the steps, weighted by ``query.y`` [B, T]: the tasks say whether the end counts, a
-    window, or every step alike. Where the loss is NaN it is infinite here, so that no mean leaves out an optimizer that
-    diverged.
+    ``loss`` is the curve's mean over the steps, weighted by ``query.y`` [B, T]: the tasks decide whether the end
+    counts, a window, or every step alike. A NaN loss becomes infinite here, so that no mean leaves out an optimizer
+    that diverged.
 
     Raises:
         DataError: there are no steps, or the weights are negative, not finite or all 0.
+
+    Example:
+        >>> from kshot.testing import sample_tasks
+        >>> episode = sample_tasks.Quadratics(steps=4).sample("test", [0, 1])
+        >>> stay = episode.support.source.initial[:, None].expand(-1, 4, -1)
+        >>> objective(lambda x: stay, episode)["curve"].shape
+        torch.Size([2, 4])
     """
     source, weights = episode.query.source, episode.query.y
     check_weights(weights, episode.query.x, "objective: query")
@@ -146,3 +203,4 @@ KINDS: Mapping[str, Kind] = {
         Kind("objective", "loss", False, False, objective),
     )
 }
+"""Each kind with its scorer, by name, in the order of ``kshot.spec.KIND_NAMES``."""

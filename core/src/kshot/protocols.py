@@ -1,4 +1,7 @@
-"""The four protocols, API level 1. A class that satisfies one needs no base class of ours."""
+"""The four protocols, API level 1, and the optional abilities. A class that satisfies one needs no base class.
+
+Letters: B tasks or episodes, S support size, n examples, N way, D embedding, R reads, M slots, T time.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +18,26 @@ from kshot.spec import Needs, TaskSpec
 
 T = TypeVar("T")
 Metrics = Mapping[str, "Tensor | float"]
-"""Scalars of one meta-batch, means over its tasks; ``loss`` is the customary first."""
+"""Scalars of one meta-batch, means over its tasks; by convention ``loss`` is the first, e.g. {"loss": 0.3}."""
 
 
 @runtime_checkable
 class TaskDistribution(Protocol):
-    """Where episodes come from. Episode i of a split is a pure function of (seed, split, i)."""
+    """A source of episodes. Episode i of a split is a pure function of (seed, split, i).
+
+    Example:
+        >>> import kshot
+        >>> tasks = kshot.ClassificationTasks({"train": kshot.Pool.of(torch.zeros(4, 2), [0, 0, 1, 1])}, way=2, query=1)
+        >>> isinstance(tasks, TaskDistribution)
+        True
+    """
 
     @property
     def spec(self) -> TaskSpec:
         """The shape of the episodes."""
 
     def sample(self, split: str, indices: Sequence[int]) -> Episode:
-        """Episodes ``indices`` of ``split``, stacked: B = len(indices).
+        """Return episodes ``indices`` of ``split``, stacked: B = len(indices).
 
         Raises:
             DataError: an unknown split, or indices of blocks with different shapes.
@@ -36,42 +46,65 @@ class TaskDistribution(Protocol):
 
 @runtime_checkable
 class Learner(Protocol):
-    """A meta-learner: an ``nn.Module`` with three members more. Built as ``factory(spec, **options)``."""
+    """A meta-learner: an ``nn.Module`` with three more members. Built as ``factory(spec, **options)``.
+
+    Example:
+        >>> class Majority(torch.nn.Module):
+        ...     needs = Needs(kinds=("classification",))
+        ...     def meta_gradient(self, episodes):
+        ...         return {"loss": 0.0}  # nothing to train
+        ...     def adapt(self, support):
+        ...         counts = torch.nn.functional.one_hot(support.y, support.way).sum(1)
+        ...         return lambda x: counts[:, None].expand(-1, x.shape[1], -1).float()
+        >>> isinstance(Majority(), Learner)
+        True
+    """
 
     needs: Needs
 
     def meta_gradient(self, episodes: Episode) -> Metrics | Iterator[Metrics]:
         """Add the mean meta-gradient over the tasks to ``.grad`` and return scalars.
 
-        A learner that takes several outer steps on one meta-batch yields after each; the engine then steps.
+        A learner that takes several outer steps on one meta-batch yields the scalars of each; after each yield the
+        engine steps its optimizer.
         """
 
     def adapt(self, support: Support) -> Predictor:
-        """Learn B tasks from their support. Returns a function and changes nothing in the learner."""
+        """Learn B tasks from their support. Return a function of the query inputs; change nothing in the learner."""
 
 
 @runtime_checkable
 class Memory(Protocol):
     """An external memory: an ``nn.Module``. Made by ``factory(slots, width, reads, **options)``.
 
-    ``interface`` [B, interface_size] is the controller's output, any real numbers; how it is cut into keys, gates and
-    so on, and squashed, is the memory's own affair. ``state`` is any pytree of tensors that begin with B. Reads before
-    the first step are zeros. A state with the fields (of a named tuple) or keys (of a dict) ``read_weights``
-    [B, R, M] and ``write_weights`` [B, *, M] can be drawn: what learners trace takes them from there.
+    ``interface`` [B, interface_size] is the controller's output, any real numbers; the memory decides how it is cut
+    into keys, gates and so on, and squashed. ``state`` is any pytree of tensors that begin with B. Reads before the
+    first step are zeros. If the state has the fields (of a named tuple) or keys (of a dict) ``read_weights``
+    [B, R, M] and ``write_weights`` [B, *, M], learners can trace them and plots can draw them.
+
+    Example:
+        >>> class LastInput(torch.nn.Module):  # a memory of one row, which each step replaces
+        ...     interface_size = read_size = 4
+        ...     def initial_state(self, batch_size):
+        ...         return torch.zeros(batch_size, 4)
+        ...     def step(self, interface, state):
+        ...         return state, interface
+        >>> isinstance(LastInput(), Memory)
+        True
     """
 
     interface_size: int
     read_size: int
 
     def initial_state(self, batch_size: int) -> Any:
-        """A wiped memory for ``batch_size`` episodes."""
+        """Return the state of an empty memory for ``batch_size`` episodes."""
 
     def step(self, interface: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """One time step -> (reads [B, read_size], new state). Never changes ``state`` itself."""
+        """Compute one time step: (reads [B, read_size], new state). Never change ``state`` itself."""
 
 
 MemoryFactory = Callable[..., Memory]
-"""``factory(slots, width, reads, **options) -> Memory``."""
+"""``factory(slots, width, reads, **options) -> Memory``: M slots of ``width`` numbers and R reads per step."""
 
 
 @runtime_checkable
@@ -79,56 +112,66 @@ class World(Protocol):
     """The processes that train together. One process is rank 0 of size 1.
 
     All ranks make the same calls in the same order, with tensors of the same type and shape, on the CPU or on the
-    backend's device; what comes back is there too, and what came may be overwritten. A call raises, whatever error,
-    where a rank is no longer there: it never waits for ever.
+    backend's device. A result is on the same device as its argument, which may be overwritten. If a rank has ended, a
+    call raises an exception, of any type: it never waits for ever.
+
+    Example:
+        >>> from kshot._engine.cpu import OneProcess
+        >>> OneProcess().all_reduce(torch.ones(2))
+        tensor([1., 1.])
     """
 
     rank: int
     size: int
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        """The sum over ranks, the same bits on each."""
+        """Return the sum over ranks, the same bits on each."""
 
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
-        """Every rank's tensor, in order of rank."""
+        """Return every rank's tensor, in order of rank."""
 
     def broadcast(self, tensor: Tensor) -> Tensor:
-        """Rank 0's tensor, on every rank."""
+        """Return rank 0's tensor, on every rank."""
 
 
 @runtime_checkable
 class Backend(Protocol):
-    """Where and how precisely things are computed. Built as ``factory(**options)``.
+    """A device and a precision to compute with. Built as ``factory(**options)``.
 
-    May wrap another: one of several processes says only who they are, and takes the rest from a local backend.
+    A backend may wrap another: one for several processes adds only their ``world`` to a local backend.
+
+    Example:
+        >>> import kshot
+        >>> isinstance(kshot.Cpu(), Backend)
+        True
     """
 
     device: torch.device
     world: World
 
     def place(self, x: T) -> T:
-        """A module, tensor or value of tensors, on the device and in its memory format; modules in place."""
+        """Return a module, tensor or value of tensors on the device in its memory format; move modules in place."""
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The precision in which ``meta_gradient`` and ``adapt`` run."""
+        """Return the context of the precision in which ``meta_gradient`` and ``adapt`` run."""
 
     def describe(self) -> Mapping[str, Any]:
-        """Plain values that a result records: name, precision, threads and the like."""
+        """Return plain values that a result records: name, precision, threads and the like."""
 
 
 class EngineView(Protocol):
-    """What a hook may read of the engine that calls it. A hook changes none of it.
+    """The part of the engine that a hook may read. A hook changes none of it.
 
     Attributes:
         learner: the learner on the backend's device.
-        tasks: what it trains on.
-        evaluation_tasks: what it is validated and evaluated on.
-        backend: where it computes.
+        tasks: those it trains on.
+        evaluation_tasks: those it is validated and evaluated on.
+        backend: the device and precision that it computes with.
         meta_batch: tasks per outer step (B).
         chunk: the most tasks computed at once.
         seed: of training.
         iteration: outer steps taken.
-        folder: the run folder, whose ``path`` is a directory; None where nothing is written.
+        folder: the run folder, whose ``path`` is a directory; None if nothing is written.
     """
 
     learner: Any
@@ -153,42 +196,44 @@ class EngineView(Protocol):
         """The run folder, or None."""
 
 
-# --- Optional abilities: never required, found by looking for the member ---------------------------------------------
+# --- Optional abilities: never required, detected by looking for the member -------------------------------------------
 
 
 @runtime_checkable
 class PerTask(Protocol):
-    """A learner whose meta-gradient parts by task: for wrappers that weigh tasks, such as gradient agreement.
+    """A learner whose meta-gradient is a sum over tasks: for wrappers that weigh tasks, such as gradient agreement.
 
-    The gradient of ``losses[b]`` is what ``meta_gradient`` adds for task b alone; that of their mean what it adds for
-    all, with the same chance and the same move of running statistics. So a wrapper differentiates what it makes of the
-    losses and knows of no method: one whose meta-gradient is no loss's (Reptile) gives losses that have it in place of
-    their own gradient.
+    The gradient of ``losses[b]`` is what ``meta_gradient`` adds for task b alone, and the gradient of their mean what
+    it adds for all, with the same random draws and the same update of running statistics. So a wrapper differentiates
+    a function of the losses and needs to know nothing of the method. If the meta-gradient is not the gradient of a
+    loss (Reptile), the learner returns losses whose gradient it is.
     """
 
     def task_losses(self, episodes: Episode) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """-> losses [B], each with its graph; and the displacement theta - theta' of each task in its inner loop,
-        {name: [B, *]} of whatever parameters adapt, which may have a graph."""
+        """Return losses [B], each with its graph, and the displacements theta - theta' of the inner loop.
+
+        The displacements are {name: [B, *]} of the parameters that adapt, and may have a graph.
+        """
 
 
 @runtime_checkable
 class Pooled(Protocol):
-    """Tasks made from a table of labelled examples: for views and for prediction on files."""
+    """Tasks that sample from a table of labelled examples: for views and for prediction on files."""
 
     def pool(self, split: str) -> Any:
-        """The split's ``kshot.Pool``."""
+        """Return the split's ``kshot.Pool``."""
 
     def prepare(self, raw: Any) -> Tensor:
-        """Raw examples (paths, images) as inputs [n, *input] in the spec's range."""
+        """Return raw examples (paths, images) as inputs [n, *input] in the spec's range."""
 
 
 @runtime_checkable
 class Portable(Protocol):
-    """Tasks whose ``prepare`` can be written down, so that a run predicts on files where the data are not."""
+    """Tasks whose ``prepare`` can be stored, so that a run predicts on files without the data it was trained on."""
 
     @property
     def preparation(self) -> Preparation | None:
-        """What ``prepare`` does, as a value; None where it can't be one."""
+        """How ``prepare`` makes inputs, as a value; None if it can't be stored."""
 
 
 @runtime_checkable
@@ -196,20 +241,20 @@ class Embeds(Protocol):
     """A learner with an embedding."""
 
     def embed(self, x: Tensor) -> Tensor:
-        """``x`` [.., *input] -> [.., D]."""
+        """Embed inputs ``x`` [.., *input]: [.., D]."""
 
 
 @runtime_checkable
 class Compares(Embeds, Protocol):
-    """A learner with a distance of its own between embeddings; without it, theirs is Euclidean."""
+    """A learner that defines the distance between its embeddings; without this ability it is Euclidean."""
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
-        """How unlike two inputs are, by their embeddings ``a`` and ``b`` [.., D] -> [..]; any real numbers."""
+        """Return how different two inputs are, by their embeddings ``a`` and ``b`` [.., D]: [..], any real numbers."""
 
 
 @runtime_checkable
 class Explains(Protocol):
-    """A learner that can show how it came to its predictions."""
+    """A learner that can show how it reached its predictions."""
 
     def trace(self, episode: Episode) -> Mapping[str, Any]:
-        """Named arrays: attention, memory, trajectories."""
+        """Return named arrays, such as attention, memory or trajectories."""

@@ -1,13 +1,16 @@
-"""Chance that is addressable: every draw is a pure function of a key and a purpose.
+"""Random numbers that are addressed: every draw is a pure function of a key and a purpose.
 
 Episode *i* of a split is a pure function of ``(seed, split, i)``, whatever the process, platform or order. So draws
 come from a counter-based hash (splitmix64: Steele, Lea & Flood 2014), vectorised over episodes, and not from a
-generator that has to be walked to its place. Integer draws are the same on every platform (``tests/golden``).
+generator that has to be advanced to its place. Integer draws are the same on every platform (``tests/golden``).
+
+Letters: B episodes.
 """
 
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -16,6 +19,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from kshot.errors import OptionError
 
 U64 = NDArray[np.uint64]
 
@@ -27,14 +32,47 @@ _S27, _S30, _S31, _S32 = (np.uint64(s) for s in (27, 30, 31, 32))
 _MASK = (1 << 64) - 1
 
 
+def as_seed(seed: int, who: str = "seed") -> int:
+    """Return a seed as an int, after checking that torch can take it; whole numbers of numpy are accepted.
+
+    Args:
+        seed: a whole number of -2^63 to 2^64 - 1.
+        who: whose seed it is, for messages.
+
+    Raises:
+        OptionError: the seed is not a whole number, or has more than 64 bits.
+
+    Example:
+        >>> as_seed(np.int64(3))
+        3
+    """
+    try:
+        value = operator.index(seed)
+    except TypeError:
+        value = None
+    if value is None or not -(1 << 63) <= value <= _MASK:
+        raise OptionError(f"{who}: got seed {seed!r}, expected a whole number of at most 64 bits; use e.g. 0")
+    return value
+
+
 @lru_cache(maxsize=4096)
 def purpose_key(purpose: str) -> int:
-    """A 64-bit number for a name: the first 8 bytes of its BLAKE2b, so that ``PYTHONHASHSEED`` has no say."""
+    """Return a 64-bit number for a name: the first 8 bytes of its BLAKE2b, which ``PYTHONHASHSEED`` does not affect.
+
+    Example:
+        >>> purpose_key("dropout") == purpose_key("dropout")
+        True
+    """
     return int.from_bytes(hashlib.blake2b(purpose.encode(), digest_size=8).digest(), "little")
 
 
 def mix(x: U64) -> U64:
-    """The splitmix64 finaliser: a bijection of 64-bit words in which every input bit reaches every output bit."""
+    """Apply the splitmix64 finaliser: a bijection of 64-bit words in which every input bit affects every output bit.
+
+    Example:
+        >>> hex(mix(np.array([0x9E3779B97F4A7C15], np.uint64))[0])
+        '0xe220a8397b1dcdaf'
+    """
     x = x ^ (x >> _S30)
     x *= _M1
     x ^= x >> _S27
@@ -44,16 +82,33 @@ def mix(x: U64) -> U64:
 
 
 def mix_one(x: int) -> int:
-    """``mix`` of a single word: plain integers are quicker than an array of one."""
+    """Apply ``mix`` to a single word, which is faster with plain integers than with an array of one.
+
+    Example:
+        >>> hex(mix_one(0x9E3779B97F4A7C15))
+        '0xe220a8397b1dcdaf'
+    """
     x = ((x ^ (x >> 30)) * int(_M1)) & _MASK
     x = ((x ^ (x >> 27)) * int(_M2)) & _MASK
     return x ^ (x >> 31)
 
 
 def episode_keys(seed: int, split: str, indices: Sequence[int]) -> U64:
-    """Keys [B], one an episode: its own randomness, from which all its draws follow."""
+    """Return a key per episode [B], from which all of its draws follow.
+
+    Args:
+        seed: of the tasks.
+        split: the name of the split, or of another stream of episodes.
+        indices: the episodes' numbers [B].
+
+    Example:
+        >>> keys = episode_keys(0, "train", range(4))
+        >>> bool(keys[2] == episode_keys(0, "train", [2])[0])
+        True
+    """
     index = np.array(indices, np.int64).view(np.uint64)
-    return mix(_split_base(seed, split) + (index + _ONE) * _GOLDEN)
+    # splitmix64: state i is the base plus (i + 1) times the golden ratio; mixing the state gives word i.
+    return mix(_split_base(operator.index(seed), split) + (index + _ONE) * _GOLDEN)
 
 
 @lru_cache(maxsize=1024)
@@ -64,34 +119,58 @@ def _split_base(seed: int, split: str) -> np.uint64:
 
 @lru_cache(maxsize=256)
 def _steps(count: int) -> U64:
-    """The counters of ``count`` draws, times the golden ratio [1, count]."""
+    """Return the counters of ``count`` draws, times the golden ratio [1, count]."""
     return np.arange(1, count + 1, dtype=np.uint64)[None] * _GOLDEN
 
 
 def draws(keys: U64, purpose: str, count: int) -> U64:
-    """``count`` random words for each of ``keys`` [B]: [B, count]. Longer draws begin with the shorter ones."""
+    """Draw ``count`` random words for each of ``keys`` [B]: [B, count]. Longer draws begin with the shorter ones.
+
+    Example:
+        >>> keys = episode_keys(0, "train", [0, 1])
+        >>> np.array_equal(draws(keys, "noise", 5)[:, :3], draws(keys, "noise", 3))
+        True
+    """
     start = mix(keys ^ np.uint64(purpose_key(purpose)))
     return mix(start[:, None] + _steps(count))
 
 
 def below(words: U64, bound: int | U64) -> NDArray[np.int64]:
-    """Words to integers in [0, bound), bound < 2^32, by the multiply-shift of the upper half (bias under 2^-32)."""
-    made = words >> _S32
-    made *= np.uint64(bound) if isinstance(bound, int) else bound
-    made >>= _S32
-    return made.view(np.int64)
+    """Map random words to integers in [0, bound), bound < 2^32, with a bias under 2^-32.
+
+    The upper half of the word times the bound, shifted by 32 bits (multiply-shift).
+
+    Example:
+        >>> below(np.array([0, 1 << 63], np.uint64), 10)
+        array([0, 5])
+    """
+    scaled = words >> _S32
+    scaled *= np.uint64(bound) if isinstance(bound, int) else bound
+    scaled >>= _S32
+    return scaled.view(np.int64)
 
 
 def uniform(keys: U64, purpose: str, count: int) -> NDArray[np.float64]:
-    """Uniform numbers of [0, 1) with 53 bits: [B, count]."""
+    """Draw uniform numbers of [0, 1) with 53 bits: [B, count].
+
+    Example:
+        >>> u = uniform(episode_keys(0, "train", [0]), "noise", 1000)
+        >>> bool(0 <= u.min() < u.max() < 1)
+        True
+    """
     return (draws(keys, purpose, count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def normal(keys: U64, purpose: str, count: int) -> NDArray[np.float64]:
-    """Standard normal numbers [B, count], by Box and Muller; the same everywhere but for rounding."""
+    """Draw standard normal numbers [B, count], by Box and Muller; the same on every platform except for rounding.
+
+    Example:
+        >>> normal(episode_keys(0, "train", [0, 1]), "noise", 3).shape
+        (2, 3)
+    """
     u = uniform(keys, purpose, 2 * count)
-    made: NDArray[np.float64] = np.sqrt(-2 * np.log1p(-u[:, ::2])) * np.cos(2 * np.pi * u[:, 1::2])
-    return made
+    values: NDArray[np.float64] = np.sqrt(-2 * np.log1p(-u[:, ::2])) * np.cos(2 * np.pi * u[:, 1::2])
+    return values
 
 
 def choose(
@@ -103,29 +182,47 @@ def choose(
     most: int | None = None,
     least: int | None = None,
 ) -> NDArray[np.int64]:
-    """``count`` different integers of [0, population) for each key, in random order: [B, count].
+    """Draw ``count`` different integers of [0, population) for each key, in random order: [B, count].
 
     Every ordered selection is equally likely. Small selections are the first ``count`` different values of a stream
-    of uniform draws; large ones the order of random words.
+    of uniform draws; large ones are the order of random words.
 
     Args:
-        population: one number, or one for each key [B]; then ``least`` and ``most`` bound it over all keys that
-            may ever be drawn with, so that a key's choice does not depend on its neighbours.
+        keys: of the episodes [B].
+        purpose: what the draw is for; draws for different purposes are independent.
+        population: one number, or one for each key [B]; in the latter case ``least`` and ``most`` bound it over all
+            keys that may ever be drawn with, so that a key's choice does not depend on its neighbours.
+        count: how many integers to draw.
+        most: the greatest population, if there is one for each key.
+        least: the smallest population, if there is one for each key.
+
+    Raises:
+        ValueError: ``count`` exceeds the population, or bounds are missing.
+
+    Example:
+        >>> chosen = choose(episode_keys(0, "train", [0]), "classes", 5, 5)
+        >>> sorted(chosen[0].tolist())
+        [0, 1, 2, 3, 4]
     """
     if isinstance(population, int):
         least = most = population
         bound: U64 | int = population
     elif least is None or most is None:
-        raise ValueError("a population for each key needs least and most, bounds over all keys ever drawn with")
+        raise ValueError(
+            "choose: got a population for each key without bounds, expected least and most over all keys ever drawn "
+            "with; pass both"
+        )
     else:
         bound = population.astype(np.uint64)[:, None]
     if count > least:
-        raise ValueError(f"can't choose {count} different values of {least}")
+        raise ValueError(f"choose: got count {count}, expected at most the population, {least}; choose fewer values")
     if count * 4 > least:
+        # A large share of the population: sort all of it by random words. Padding sorts last.
         words = draws(keys, purpose, most)
         if least != most:
             words[np.arange(most) >= bound] = _MASK
         return words.argsort(axis=1, kind="stable")[:, :count]
+    # A small share: draw a few values more than needed and drop repetitions, which are rare.
     length = count + 8
     while True:
         values = below(draws(keys, purpose, length), bound)
@@ -134,41 +231,62 @@ def choose(
         if not again[:, :count].any():
             return values[:, :count]
         if int(again.sum(1).max()) <= length - count:
+            # Enough first occurrences for every key: a stable sort puts them first, in the order drawn.
             return np.take_along_axis(values, again.argsort(axis=1, kind="stable")[:, :count], 1)
         length *= 2
 
 
 @lru_cache(maxsize=64)
 def _earlier(length: int) -> NDArray[np.bool_]:
-    """[length, length]: whether the column comes before the row."""
+    """Return a mask [length, length] that is true if the column comes before the row."""
     return np.tri(length, k=-1, dtype=bool)
 
 
 def as_tensor(keys: U64) -> Tensor:
-    """Keys [B] as int64, the form in which ``Support.key`` carries them."""
+    """Return keys [B] as int64, the form in which ``Support.key`` has them.
+
+    Example:
+        >>> as_tensor(episode_keys(0, "train", [0, 1])).dtype
+        torch.int64
+    """
     return torch.from_numpy(keys.view(np.int64))
 
 
 def generator(key: Tensor | int, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator of an episode's own randomness for one purpose. ``key`` is a single element of ``Support.key``.
+    """Return a generator that depends only on an episode's key and a purpose: the only source of chance in a learner.
 
-    The only source of chance in a learner: ``torch.randn(5, generator=kshot.generator(support.key[b], "noise"))``.
+    Args:
+        key: a single element of ``Support.key``.
+        purpose: what is drawn; draws for different purposes are independent.
+        device: of the generator.
+
+    Example:
+        >>> noise = [torch.randn(3, generator=generator(7, "noise")) for _ in range(2)]
+        >>> torch.equal(*noise)
+        True
     """
     seed = mix_one((int(key) & _MASK) ^ purpose_key(purpose))
-    made = torch.Generator(device=device)
-    made.manual_seed(seed & 0x7FFF_FFFF_FFFF_FFFF)
-    return made
+    source = torch.Generator(device=device)
+    source.manual_seed(seed & 0x7FFF_FFFF_FFFF_FFFF)
+    return source
 
 
 @contextmanager
 def seeded(*parts: int | str) -> Iterator[None]:
-    """Inside, torch's global CPU generator runs from a seed made of ``parts``; afterwards it is as it was before.
+    """Run torch's global CPU generator from a seed made of ``parts``; restore its state afterwards.
 
-    For code that can't be handed a generator, such as dropout and module initialisation.
+    For code that can't be passed a generator, such as dropout and the initialisation of modules.
+
+    Example:
+        >>> with seeded("example", 0):
+        ...     first = torch.rand(3)
+        >>> with seeded("example", 0):
+        ...     bool((torch.rand(3) == first).all())
+        True
     """
     word = 0
     for part in parts:
-        value = purpose_key(part) if isinstance(part, str) else part & _MASK
+        value = purpose_key(part) if isinstance(part, str) else operator.index(part) & _MASK
         word = mix_one(((word + int(_GOLDEN)) & _MASK) ^ value)
     state = torch.default_generator.get_state()
     torch.default_generator.manual_seed(word & 0x7FFF_FFFF_FFFF_FFFF)

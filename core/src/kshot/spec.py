@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, Literal, SupportsIndex, get_args
 
 import attrs
 from attrs import frozen
@@ -13,10 +14,10 @@ from attrs import frozen
 from kshot.errors import DataError
 
 Count = int | tuple[int, int]
-"""A number, or the least and the greatest of a range from which each block of episodes draws."""
+"""A number, or a range (least, greatest) from which each block of episodes draws."""
 
 KindName = Literal["classification", "regression", "sequence", "control", "objective"]
-"""The kinds of tasks; ``kshot.kinds`` has their scorers."""
+"""The names of the kinds of tasks: the one list, from which all others are derived. ``kshot.kinds`` has the scorers."""
 
 KIND_NAMES: tuple[KindName, ...] = get_args(KindName)
 
@@ -41,32 +42,40 @@ def _range(value: Sequence[float] | None) -> tuple[float, float] | None:
 
 
 def _count(value: Any) -> Any:
-    return tuple(int(v) for v in value) if isinstance(value, list | tuple) else value
+    """Convert whole numbers of any type, numpy's included, to int; leave all else to the checks of ``TaskSpec``."""
+    if isinstance(value, list | tuple):
+        return tuple(_count(v) for v in value)
+    return operator.index(value) if isinstance(value, SupportsIndex) else value
 
 
 @frozen
 class TaskSpec:
-    """The shape of a task distribution; round-trips through JSON.
+    """Describe the shape of a task distribution; round-trips through JSON.
 
     Attributes:
-        kind: one of the five kinds; fixes the episode's meaning and its scorer.
+        kind: one of ``KIND_NAMES``; determines what an episode is and how predictions are scored.
         input_shape: of one input, without B and n, e.g. (1, 28, 28).
         target_shape: of one target; () for class labels and scalars.
-        input_range: least and greatest value of an input, or None where unbounded.
+        input_range: least and greatest value of an input, or None if unbounded.
         target_range: least and greatest value of a target that is a number (in control: of a continuous action), or
-            None where unbounded.
-        way: N, or a range; None where the kind has no classes. In control: the number of discrete actions, or None
-            where actions are continuous.
-        shot: labelled examples a class (or a task, where there are no classes). In control: trajectories of a rollout.
-        query: queries a class (or a task). In control: trajectories by which a policy is judged.
+            None if unbounded.
+        way: N, or a range; None if the kind has no classes. In control: the number of discrete actions, or None if
+            actions are continuous.
+        shot: labelled examples per class (or per task, if there are no classes). In control: trajectories per rollout.
+        query: queries per class (or per task). In control: trajectories by which a policy is judged.
         rollouts: control: how many rollouts, of ``shot`` trajectories each, a learner may play while adapting; None
             for any number.
-        block: where a count is a range, episodes i with the same i // block have the same shape.
+        block: if a count is a range, episodes i with the same i // block have the same shape.
         splits: names of the splits.
         split_by: what no two splits share: classes, examples, or only episode indices.
         provides: any of unlabelled, semantics, external, identities, and stream (a sequence whose input at t + 1
-            shows the target of t, and no earlier one the target of t).
-        semantics_shape: of one class's vector, (A,), where semantics are provided.
+            shows the target of t, and no earlier input the target of t).
+        semantics_shape: of one class's vector, (A,), if semantics are provided.
+
+    Example:
+        >>> spec = TaskSpec(kind="classification", input_shape=(1, 28, 28), way=5, shot=1, query=15)
+        >>> TaskSpec.from_json(spec.to_json()) == spec
+        True
     """
 
     kind: KindName
@@ -77,8 +86,8 @@ class TaskSpec:
     way: Count | None = attrs.field(default=None, converter=_count)
     shot: Count | None = attrs.field(default=None, converter=_count)
     query: Count | None = attrs.field(default=None, converter=_count)
-    rollouts: int | None = None
-    block: int = 1
+    rollouts: int | None = attrs.field(default=None, converter=_count)
+    block: int = attrs.field(default=1, converter=_count)
     splits: tuple[str, ...] = attrs.field(default=("train", "val", "test"), converter=_strings)
     split_by: Literal["class", "example", "index"] = "class"
     provides: frozenset[str] = attrs.field(default=frozenset(), converter=_set)
@@ -86,21 +95,28 @@ class TaskSpec:
 
     def __attrs_post_init__(self) -> None:
         if self.kind not in KIND_NAMES:
-            raise DataError(f"TaskSpec: kind is {self.kind!r}, expected one of {', '.join(KIND_NAMES)}")
+            raise DataError(f"TaskSpec: got kind {self.kind!r}, expected one of {', '.join(KIND_NAMES)}")
         if unknown := self.provides - set(PROVISIONS):
-            raise DataError(f"TaskSpec: provides {sorted(unknown)}, expected some of {', '.join(PROVISIONS)}")
+            raise DataError(f"TaskSpec: got provides {sorted(unknown)}, expected some of {', '.join(PROVISIONS)}")
+        for name in ("way", "shot", "query", "rollouts", "block"):
+            if not all(isinstance(v, int | None) for v in bounds(getattr(self, name))):
+                raise DataError(
+                    f"TaskSpec: got {name} {getattr(self, name)!r}, expected a whole number; convert it, e.g. int(...)"
+                )
         if self.rollouts is not None and self.rollouts < 0:
-            raise DataError(f"TaskSpec: rollouts is {self.rollouts}, expected a number >= 0, or None for any number")
+            raise DataError(f"TaskSpec: got rollouts {self.rollouts}, expected a number >= 0, or None for any number")
         if self.kind == "control" and self.way is not None and (not isinstance(self.way, int) or self.target_shape):
             raise DataError(
-                f"TaskSpec: way is {self.way} and target_shape {self.target_shape}; expected for discrete actions "
+                f"TaskSpec: got way {self.way} and target_shape {self.target_shape}, expected for discrete actions "
                 "their number and (), for continuous ones None and an action's shape"
             )
-        for name, least in (("way", 1), ("shot", 0), ("query", 0)):
+        # With one class every prediction is right, and a score of 100 % says nothing.
+        least_way = 2 if self.kind == "classification" else 1
+        for name, least in (("way", least_way), ("shot", 0), ("query", 0)):
             low, high = bounds(getattr(self, name))
             if low is not None and high is not None and not least <= low <= high:
                 raise DataError(
-                    f"TaskSpec: {name} is {getattr(self, name)}, expected a number >= {least} or a range of them"
+                    f"TaskSpec: got {name} {getattr(self, name)}, expected a number >= {least} or a range of them"
                 )
 
     @cached_property
@@ -109,25 +125,33 @@ class TaskSpec:
         return any(isinstance(c, tuple) for c in (self.way, self.shot, self.query))
 
     def to_json(self) -> str:
+        """Return the spec as JSON."""
         return json.dumps(self.to_dict(), sort_keys=True)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values: lists, numbers, strings, None."""
-        made = attrs.asdict(self, value_serializer=lambda _, __, v: sorted(v) if isinstance(v, frozenset) else v)
-        plain: dict[str, Any] = json.loads(json.dumps(made))
+        """Return the spec as plain values: lists, numbers, strings, None."""
+        values = attrs.asdict(self, value_serializer=lambda _, __, v: sorted(v) if isinstance(v, frozenset) else v)
+        plain: dict[str, Any] = json.loads(json.dumps(values))
         return plain
 
     @classmethod
     def from_json(cls, text: str) -> TaskSpec:
+        """Read the result of ``to_json``."""
         return cls.from_dict(json.loads(text))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TaskSpec:
+        """Read the result of ``to_dict``."""
         return cls(**values)
 
 
 def bounds(count: Count | None) -> tuple[int | None, int | None]:
-    """The least and the greatest of a count."""
+    """Return the least and the greatest value of a count.
+
+    Example:
+        >>> bounds(5), bounds((2, 5)), bounds(None)
+        ((5, 5), (2, 5), (None, None))
+    """
     if isinstance(count, tuple):
         return count
     return count, count
@@ -135,25 +159,30 @@ def bounds(count: Count | None) -> tuple[int | None, int | None]:
 
 @frozen
 class Needs:
-    """What a learner asks of tasks and engine; declared on the class, narrowed by an instance where options matter.
+    """Describe what a learner needs from tasks and engine.
 
-    Every default is harmless: a learner that says only its kinds is judged as the plainest of learners.
+    A class declares it; an instance may narrow it by its options. Every default is harmless: a learner that declares
+    only its kinds is treated as the plainest of learners.
 
     Attributes:
         kinds: the kinds of tasks it learns.
-        queries: ``independent`` (one by one equals together), ``joint`` (they interact, as under transductive
-            batch norm) or ``at_adapt`` (their inputs are needed while adapting).
+        queries: ``independent`` (predicting one by one equals predicting together), ``joint`` (queries affect each
+            other, as under transductive batch norm) or ``at_adapt`` (their inputs are needed while adapting).
         unlabelled, semantics: ``no``, ``optional`` or ``required``.
         external: whether it needs examples from outside the tasks.
-        couples_tasks: its meta-gradient is not a mean over tasks; it sees whole meta-batches, never chunks.
-        variable_way: it takes any way, other than that of the spec it was built for too.
-        zero_shot: it takes a support without examples (S = 0), from semantics.
+        couples_tasks: its meta-gradient is not a mean over tasks; it is given full meta-batches, never chunks.
+        variable_way: it takes any way, also one that differs from the spec it was built for.
+        zero_shot: it takes a support without examples (S = 0), using semantics.
         input_range: the least and greatest input value it can take, or None.
-        actions: control: ``discrete`` or ``continuous`` where it takes only one sort.
+        actions: control: ``discrete`` or ``continuous`` if it takes only one of them.
         rollouts: control: the most rollouts it plays while adapting.
         exact_gradient: it claims that ``.grad`` is the derivative of ``metrics["loss"]``; the kit tests it.
         invariant: any of ``labels`` (renumbering the classes renumbers the predictions) and ``order``
             (of the support); claims that the kit tests.
+
+    Example:
+        >>> Needs(kinds=("classification", "regression"), exact_gradient=True).queries
+        'independent'
     """
 
     kinds: tuple[str, ...] = ("classification",)
@@ -173,15 +202,19 @@ class Needs:
 
 @frozen
 class Training:
-    """A method's own way of being trained, by its paper: what the engine does where the user says nothing.
+    """Describe how a method is trained by its paper: what the engine does unless the user says otherwise.
 
     Attributes:
-        optimizer, lr: the outer optimizer's name and rate.
-        schedule, every, factor, warmup: see ``kshot._engine.optimizer.Schedule``.
-        meta_batch: B, tasks an iteration.
+        optimizer, lr: the outer optimizer's name and learning rate.
+        schedule, every, factor, warmup: of the learning rate, see ``kshot._engine.optimizer.Schedule``.
+        meta_batch: tasks per outer step (B).
         iterations: outer steps of a first, moderate run.
         clip: the greatest gradient norm, or None.
         tasks: options of the tasks that differ while training, e.g. {"way": 20, "query": 5}.
+
+    Example:
+        >>> Training(lr=1e-3, schedule="step", every=500, tasks={"way": 20}).meta_batch
+        1
     """
 
     optimizer: str = "adam"

@@ -257,9 +257,9 @@ def test_steps_that_are_no_numbers_of_updates_are_refused(x):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"function": lambda p, d: p.square()}, r"gave shape \[3\].*expected a scalar"),
+        ({"function": lambda p, d: p.square()}, r"got a loss of shape \[3\].*expected a scalar"),
         ({"function": lambda p, d: d[1].sum()}, "does not depend on the point"),
-        ({"initial": torch.zeros(3, 3)}, r"points have shape \[3, 3\]"),
+        ({"initial": torch.zeros(3, 3)}, r"got points of shape \[3, 3\]"),
     ],
     ids=["vector", "ignores", "other B"],
 )

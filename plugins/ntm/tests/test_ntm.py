@@ -245,7 +245,7 @@ def test_inputs_that_are_not_finite_are_refused():
     """One NaN would be in the memory for good; its place is told."""
     x = torch.zeros(2, 5, 3)
     x[1, 4, 2] = math.nan
-    with pytest.raises(DataError, match=r"ntm: inputs: 1 of 30 values .* first at \(1, 4, 2\)"):
+    with pytest.raises(DataError, match=r"ntm: inputs: got 1 of 30 values .* first at \(1, 4, 2\)"):
         NTM(bits(2), memory=small).adapt(Support(x[:, :0], x[:, :0, 0]))(x)
 
 

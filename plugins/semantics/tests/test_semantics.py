@@ -34,7 +34,7 @@ def tasks(names: Any = NAMES) -> ClassificationTasks:
         split: Pool.of(np.arange(8.0 * len(held)).reshape(-1, 2), np.repeat(np.arange(len(held)), 4), names=held)
         for split, held in names.items()
     }
-    return ClassificationTasks(pools, way=1)
+    return ClassificationTasks(pools, way=2)
 
 
 def view(table: Any = None, **options: Any) -> Semantics:
@@ -164,7 +164,7 @@ def test_tasks_without_a_pool_of_labelled_examples_are_refused() -> None:
         Semantics(sample_tasks.Lines(), TABLE)
     with pytest.raises(DataError, match="unknown split 'trian'; these tasks have train, val, test, trainval"):
         view().sample("trian", [0])
-    with pytest.raises(DataError, match="4 examples, but shot"):
+    with pytest.raises(DataError, match="expected at most 4, the number of examples"):
         view(query=5).sample("train", [0])
 
 

@@ -22,6 +22,7 @@ from kshot import Needs, Support, TaskSpec, Trained
 from kshot.errors import MisfitError
 from kshot.functional import class_means, prototypical_logits
 from kshot_sklearn import FewShotClassifier
+from kshot_sklearn.classifier import is_raw
 
 
 class Doubled(nn.Module):
@@ -155,3 +156,49 @@ def engine_of(run: Path, seed: int) -> None:
     flags = ["--iterations=2", "--quiet", "--evaluate.episodes=2", f"--run={run}", f"--seed={seed}"]
     done = CliRunner().invoke(main, ["train", "doubled", "squares", *flags])
     assert done.exit_code == 0, done.output
+
+
+class Column:
+    """Represent a column of a table, such as a pandas Series, whose indices need not begin with 0."""
+
+    ndim = 1
+
+    def __init__(self, values: list[Any]) -> None:
+        self.values = values
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __iter__(self) -> Any:
+        return iter(self.values)
+
+
+@pytest.mark.parametrize(
+    ("examples", "raw"),
+    [
+        (["a.png", "b.png"], True),
+        ((Path("a.png"),), True),
+        (np.array(["a.png"]), True),
+        (np.array([Path("a.png")], object), True),
+        (Column(["a.png"]), True),
+        (Column([1.0]), False),
+        ("a.png", False),
+        ([], False),
+        (X, False),
+        (torch.from_numpy(X), False),
+        (X.tolist(), False),
+    ],
+)
+def test_paths_are_recognised_in_any_one_dimensional_container(examples: Any, raw: bool) -> None:
+    """A column of a table of paths is prepared as a list of the same paths is."""
+    assert is_raw(examples) is raw
+
+
+@pytest.mark.parametrize("model", [None, Trained(Doubled(), SPEC)])
+def test_a_fitted_classifier_does_not_change_with_the_users_array(model: Any) -> None:
+    """The examples of ``fit`` are copied."""
+    examples = X.astype(np.float64 if model is None else np.float32).copy()
+    classifier = FewShotClassifier(model).fit(examples, Y)
+    before = classifier.predict_proba(X)
+    examples[:] = 0
+    assert np.array_equal(classifier.predict_proba(X), before)

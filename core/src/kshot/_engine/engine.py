@@ -35,6 +35,7 @@ from kshot.episode import Episode
 from kshot.errors import OptionError, RunError
 from kshot.kinds import KINDS
 from kshot.protocols import Backend, TaskDistribution
+from kshot.randomness import as_seed
 from kshot.spec import Training
 
 
@@ -111,7 +112,7 @@ class Engine:
         self.outer = outer_of(optimizer, self.training)
         self._step = OuterStep(self.learner, self.outer, self.backend)
         self.parameters, self.optimizer = self._step.parameters, self._step.optimizer
-        self.seed = (initial_seed(learner) or 0) if seed is None else seed
+        self.seed = (initial_seed(learner) or 0) if seed is None else as_seed(seed, "Engine")
         self.iteration = 0
         self.folder: RunFolder | None = None
         self._parameters = Parameters(self.learner)

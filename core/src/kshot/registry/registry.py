@@ -236,7 +236,10 @@ class Registry:
             OptionError: options are unknown, missing or ill-typed.
             MisfitError: the learner's class needs what tasks of this spec do not provide.
         """
-        made = self._builder.build("learners", name, options, spec=spec, seed=seed or 0)
+        from kshot.randomness import as_seed  # imports torch, which a listing of plugins does without
+
+        seed = as_seed(0 if seed is None else seed, name)
+        made = self._builder.build("learners", name, options, spec=spec, seed=seed)
         return typing.cast("Learner", made)
 
     def tasks(self, name: str, /, **options: Any) -> TaskDistribution:

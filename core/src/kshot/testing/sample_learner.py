@@ -39,7 +39,8 @@ class NearestMean(nn.Module):
         """Return minus squared distances [n, N] of queries ``x`` [n, *input] to the class means, for one episode."""
         z = self.embedding(support.x)
         means = torch.stack([z[support.y == label].mean(0) for label in range(support.way or 0)])
-        return -(self.embedding(x)[:, None] - means).square().sum(-1)
+        logits: Tensor = -(self.embedding(x)[:, None] - means).square().sum(-1)
+        return logits
 
     @per_episode
     def meta_gradient(self, episode: Episode) -> Tensor:

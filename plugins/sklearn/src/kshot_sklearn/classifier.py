@@ -97,7 +97,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             dtype: Any = None  # pictures: the tasks know what 255 is
         else:
             dtype = np.float32 if self.model is not None else np.float64
-        return validate_data(self, X, reset=reset, allow_nd=True, dtype=dtype)
+        # The examples of fit are kept, so they are copied: later changes of the user's array must not reach them.
+        return validate_data(self, X, reset=reset, allow_nd=True, dtype=dtype, copy=reset)
 
     def _inputs(self, X: Any) -> Tensor:
         if self._trained is not None:
@@ -127,7 +128,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
 
 def is_raw(X: Any) -> bool:
-    """Whether these are paths, or other things than numbers, for the tasks to prepare."""
-    if isinstance(X, np.ndarray | Tensor):
-        return isinstance(X, np.ndarray) and X.dtype.kind in "OSU" and len(X) > 0 and isinstance(X.flat[0], str | Path)
-    return isinstance(X, list | tuple) and len(X) > 0 and isinstance(X[0], str | PathLike)
+    """Return whether ``X`` is a list, array or column of paths, for the tasks to prepare, and not of numbers."""
+    if isinstance(X, str | bytes | Tensor) or not hasattr(X, "__len__") or len(X) == 0:
+        return False
+    if hasattr(X, "ndim") and X.ndim != 1:  # iterating over a table of pandas gives the names of its columns
+        return False
+    return isinstance(next(iter(X), None), str | PathLike)

@@ -1,0 +1,109 @@
+"""The labelled examples of one split, as a table and the rows of each class.
+
+Letters: n examples, C classes, A attributes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from attrs import frozen
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from kshot.arrays import as_inputs, as_labels, as_table
+
+
+@frozen(eq=False)
+class Pool:
+    """Store the labelled examples of one split.
+
+    Attributes:
+        x: all examples [num, *input], uint8 (of which 255 becomes 1.0) or float32, used as it is: splits may share one
+            tensor, which must not be changed any more.
+        rows: for each class its rows of ``x``, padded with -1: [C, most].
+        counts: the number of examples of each class [C].
+        names: a name for each class, or ().
+        semantics: a vector for each class [C, A], or None.
+        input_range: least and greatest value of the inputs as float32, or None if they are unbounded.
+
+    Example:
+        >>> pool = Pool.of(np.arange(8.0).reshape(4, 2), [0, 1, 1, 0], names=["cat", "dog"])
+        >>> pool.classes, pool.rows.tolist()
+        (2, [[0, 3], [1, 2]])
+        >>> pool.gather(np.array([3]))
+        tensor([[6., 7.]])
+    """
+
+    x: Tensor
+    rows: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    names: Sequence[str] = ()
+    semantics: Tensor | None = None
+    input_range: tuple[float, float] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        x: ArrayLike | Tensor,
+        y: ArrayLike | Tensor,
+        *,
+        names: Sequence[str] = (),
+        semantics: ArrayLike | Tensor | None = None,
+        input_range: tuple[float, float] | None = None,
+        copy: bool = True,
+    ) -> Pool:
+        """Make a pool from examples and their class numbers; a tensor's graph and device are dropped.
+
+        Args:
+            x: examples [num, *input]: uint8, or numbers that are taken as float32.
+            y: class numbers 0..C-1 [num].
+            names: a name for each class.
+            semantics: a vector for each class [C, A].
+            input_range: least and greatest value of an input; (0, 1) by default if ``x`` is uint8.
+            copy: whether later changes of ``x`` must not reach the pool. If True, uint8 and float32 values are copied,
+                except those of a read-only array over read-only memory, such as ``numpy.load(file, mmap_mode="r")``.
+                Pass False for a large table that nobody changes any more. Other types are converted once either way.
+
+        Raises:
+            DataError: lengths differ, labels are not exactly 0..C-1, or a value is not a finite real number.
+        """
+        table = as_table(x, "Pool.of: x", copy=copy)
+        labels = as_labels(y, "Pool.of", examples=len(table)).cpu().numpy()
+        if table.dtype == torch.uint8 and input_range is None:
+            input_range = (0.0, 1.0)
+        # rows[c] has the positions of class c in increasing order: sort all positions by class, then write each into
+        # the column that is its rank within its class.
+        sizes = np.bincount(labels)
+        rows = np.full((len(sizes), int(sizes.max())), -1, np.int64)
+        order = np.argsort(labels, kind="stable")
+        starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        rows[labels[order], np.arange(len(labels)) - np.repeat(starts, sizes)] = order
+        vectors = None if semantics is None else as_inputs(semantics, "Pool.of: semantics", copy=True).cpu()
+        return cls(table, rows, sizes, names=tuple(names), semantics=vectors, input_range=input_range)
+
+    @property
+    def classes(self) -> int:
+        """C, the number of classes."""
+        return len(self.rows)
+
+    @cached_property
+    def fewest(self) -> int:
+        """The number of examples of the smallest class."""
+        return int(self.counts.min())
+
+    def gather(self, ids: NDArray[np.int64]) -> Tensor:
+        """Return rows ``ids`` [.., n] of the table as float32 inputs [.., n, *input]."""
+        flat = self.x.index_select(0, torch.from_numpy(ids.reshape(-1)))
+        inputs = flat.to(torch.float32)
+        if flat.dtype == torch.uint8:
+            inputs.div_(255)  # after the conversion: dividing uint8 itself is not vectorised
+        return inputs.view(*ids.shape, *self.x.shape[1:])
+
+    def table(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return rows and class numbers of every example, class by class: ids [n], y [n]."""
+        present = self.rows >= 0
+        return self.rows[present], np.repeat(np.arange(self.classes), self.counts)

@@ -1,0 +1,71 @@
+"""Learners and tasks are compared by values alone, and malformed episodes are refused before any compute."""
+
+import pytest
+import torch
+
+from kshot import ClassificationTasks, Needs, Pool, TaskSpec
+from kshot.checks import check, check_episode, mismatches
+from kshot.errors import DataError, MisfitError
+
+SPEC = TaskSpec(kind="classification", input_shape=(3,), way=5, shot=1, query=2)
+
+
+@pytest.mark.parametrize(
+    ("needs", "spec", "reason"),
+    [
+        ({"kinds": ("regression",)}, {}, "the tasks are classification"),
+        ({"semantics": "required"}, {}, "requires semantics"),
+        ({"unlabelled": "required"}, {}, "requires unlabelled"),
+        ({"external": True}, {}, "requires external"),
+        ({}, {"way": (2, 5)}, "the way varies"),
+        ({}, {"shot": 0, "provides": {"semantics"}}, "can't do without labelled examples"),
+        ({"zero_shot": True}, {"shot": 0}, "no semantics to distinguish the classes by"),
+        ({"input_range": (0, 1)}, {}, "unbounded"),
+        ({"input_range": (0, 1)}, {"input_range": (-1, 1)}, "lie in [-1.0, 1.0]"),
+    ],
+)
+def test_each_mismatch_is_found(needs, spec, reason):
+    """Each need that the tasks do not meet is one reason."""
+    values = {"kind": "classification", "input_shape": (3,), "way": 5, "shot": 1, "query": 2, **spec}
+    reasons = mismatches(Needs(**needs), TaskSpec(**values))
+    assert len(reasons) == 1
+    assert reason in reasons[0]
+
+
+def test_surplus_is_no_mismatch_and_all_mismatches_are_reported_at_once():
+    """Tasks may provide more than is needed; the message of a misfit lists every reason."""
+    assert mismatches(Needs(), TaskSpec(**{**SPEC.to_dict(), "provides": ["semantics", "unlabelled"]})) == []
+
+    class Greedy:
+        needs = Needs(kinds=("control",), semantics="required", external=True)
+
+    with pytest.raises(MisfitError) as caught:
+        check(Greedy, SPEC)
+    assert str(caught.value).count("\n  - ") == 3
+    assert "Greedy" in str(caught.value)
+
+
+def test_a_learner_is_compared_with_the_tasks_it_was_built_for():
+    """It never takes another input shape, and another way only if its needs say so."""
+    other = TaskSpec(kind="classification", input_shape=(4,), way=20, shot=1, query=2)
+    assert len(mismatches(Needs(), other, built_for=SPEC)) == 2
+    assert len(mismatches(Needs(variable_way=True), other, built_for=SPEC)) == 1
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda e: e.query.x.__setitem__((0, 1, 0), torch.inf), "query.x: got 1 of 24 values that are NaN or infinite"),
+        (lambda e: e.query.y.__setitem__((0, 0), 7), r"query.y: got labels \d..7, expected 0..2"),
+        (lambda e: e.support.y.copy_(torch.zeros(6)), "support: got no example of label 1 in task 0"),
+    ],
+)
+def test_malformed_episodes_are_refused(spoil, message):
+    """The message names the tensor and the first place that is wrong."""
+    pool = Pool.of(torch.arange(216.0).reshape(108, 2), torch.arange(12).repeat_interleave(9))
+    tasks = ClassificationTasks({"train": pool}, way=3, shot=2, query=4)
+    e = tasks.sample("train", [0])
+    object.__setattr__(e.support, "y", e.support.y.clone())
+    spoil(e)
+    with pytest.raises(DataError, match=message):
+        check_episode(e, tasks.spec, "these tasks")

@@ -1,0 +1,63 @@
+"""Pools store labelled examples once, and do not change with the arrays they were made from."""
+
+import numpy as np
+import pytest
+import torch
+
+from kshot import Pool
+from kshot.errors import DataError
+
+
+def test_images_become_fractions():
+    """A byte is divided by 255 exactly, so 255 becomes 1.0."""
+    x = np.arange(256, dtype=np.uint8).reshape(256, 1, 1, 1).repeat(4, axis=2)
+    pool = Pool.of(x, np.arange(256) % 2)
+    assert pool.input_range == (0.0, 1.0)
+    inputs = pool.gather(np.arange(256))
+    assert torch.equal(inputs[:, 0, 0, 0], torch.arange(256) / 255)
+
+
+def test_rows_list_the_examples_of_each_class_in_order():
+    """By hand, for classes of two, three and one examples; missing rows are -1."""
+    pool = Pool.of(np.zeros((6, 1)), [1, 0, 1, 2, 0, 1])
+    assert pool.rows.tolist() == [[1, 4, -1], [0, 2, 5], [3, -1, -1]]
+    assert pool.counts.tolist() == [2, 3, 1]
+    assert [part.tolist() for part in pool.table()] == [[1, 4, 0, 2, 5, 3], [0, 0, 1, 1, 1, 2]]
+
+
+def test_malformed_pools_are_refused():
+    """Other lengths, gaps in the class numbers, NaN."""
+    x = np.zeros((4, 2), np.float32)
+    with pytest.raises(DataError, match="got 4 examples and labels of shape"):
+        Pool.of(x, np.zeros(3, int))
+    with pytest.raises(DataError, match=r"expected exactly 0..1"):
+        Pool.of(x, np.array([0, 0, 2, 2]))
+    x[2, 1] = np.nan
+    with pytest.raises(DataError, match=r"got 1 of 8 values that are NaN or infinite, the first at \(2, 1\)"):
+        Pool.of(x, np.array([0, 0, 1, 1]))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8, np.float64])
+def test_a_pool_does_not_change_with_the_array_it_was_made_from(dtype):
+    """An episode is a pure function of seed, split and number, also after the user has used the buffer again."""
+    x, semantics = np.ones((4, 2), dtype), np.ones((2, 3), np.float32)
+    pool = Pool.of(x, [0, 0, 1, 1], semantics=semantics)
+    x[:], semantics[:] = 7, 7
+    assert float(pool.x.max()) == float(pool.semantics.max()) == 1
+
+
+def test_a_pool_keeps_no_graph():
+    """Embeddings that were made with gradients would fail at the second backward pass through their graph."""
+    embeddings = torch.nn.Linear(2, 3)(torch.ones(4, 2))
+    pool = Pool.of(embeddings, [0, 0, 1, 1], semantics=torch.nn.Parameter(torch.ones(2, 1)))
+    assert not pool.x.requires_grad
+    assert not pool.semantics.requires_grad
+
+
+def test_large_tables_can_be_used_without_a_copy(tmp_path):
+    """A read-only memory map is shared, and with ``copy=False`` anything that needs no conversion is."""
+    np.save(tmp_path / "x.npy", np.zeros((4, 2), np.uint8))
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    assert np.shares_memory(Pool.of(mapped, [0, 0, 1, 1]).x.numpy(), mapped)
+    x = torch.zeros(4, 2)
+    assert Pool.of(x, [0, 0, 1, 1], copy=False).x.data_ptr() == x.data_ptr()

@@ -1,0 +1,63 @@
+"""Task specs are plain values: they round-trip through JSON and refuse what no tasks can be."""
+
+import json
+
+import numpy as np
+import pytest
+
+from kshot import TaskSpec
+from kshot.errors import DataError
+
+
+def test_specs_round_trip_through_json():
+    """Ranges, provisions and shapes are the same after reading."""
+    spec = TaskSpec(
+        kind="classification",
+        input_shape=(1, 28, 28),
+        input_range=(0, 1),
+        way=(5, 20),
+        shot=1,
+        query=5,
+        block=8,
+        provides={"semantics", "identities"},
+        semantics_shape=(7,),
+    )
+    assert TaskSpec.from_json(spec.to_json()) == spec
+    assert spec.varies
+    assert json.loads(spec.to_json())["way"] == [5, 20]
+
+
+def test_whole_numbers_of_numpy_are_taken_as_ints():
+    """``way=y.max() + 1`` is a number of numpy, which JSON does not know."""
+    counts = {"way": np.int64(3), "shot": (np.int32(1), np.int32(2)), "query": np.uint8(4), "block": np.int16(8)}
+    spec = TaskSpec(kind="classification", input_shape=np.array([3]), **counts)
+    plain = {"way": 3, "shot": (1, 2), "query": 4, "block": 8}
+    assert spec.to_json() == TaskSpec(kind="classification", input_shape=(3,), **plain).to_json()
+    assert [type(v) for v in (spec.way, *spec.shot, spec.query, spec.block)] == [int] * 5
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"kind": "guessing"},
+        {"way": 0},
+        {"way": 2.5},
+        {"way": "5"},
+        {"shot": -1},
+        {"way": (5, 2)},
+        {"block": None, "way": "many"},
+        {"provides": {"luck"}},
+    ],
+)
+def test_malformed_specs_are_refused(wrong):
+    """They are refused when they are made, not when episodes are sampled."""
+    with pytest.raises(DataError, match="expected"):
+        TaskSpec(**{"kind": "classification", "input_shape": (1,), **wrong})
+
+
+@pytest.mark.parametrize("way", [1, (1, 5)])
+def test_classification_needs_two_classes(way):
+    """With one class, every prediction is right: "100.00 ± 0.00 % accuracy" would say nothing."""
+    with pytest.raises(DataError, match=r"got way .* expected a number >= 2"):
+        TaskSpec(kind="classification", input_shape=(1,), way=way)
+    assert TaskSpec(kind="sequence", input_shape=(1,), way=1).way == 1
