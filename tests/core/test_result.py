@@ -63,7 +63,7 @@ def test_one_episode_has_no_interval() -> None:
         ({"tasks_seed": 1}, "tasks_seed 0 and 1"),
         ({"shape": {"way": 20}}, "shape"),
         ({"data": "omniglot-b"}, "data '' and 'omniglot-b'"),
-        ({"tasks": {"name": "toy", "options": {"way": 5}}}, "tasks"),
+        ({"tasks": {"name": "toy", "options": {"noise": 5.0}}}, "tasks"),
     ],
 )
 def test_results_of_other_episodes_are_refused(fields: dict[str, Any], named: str) -> None:
