@@ -242,7 +242,7 @@ def test_support_of_unequal_classes_is_taken() -> None:
 @pytest.mark.parametrize("option", ["precision", "transform", "encoder"])
 def test_unknown_options_are_refused(option: str) -> None:
     """By name, with what there is."""
-    with pytest.raises(OptionError, match=f"{option} is 'full', expected"):
+    with pytest.raises(OptionError, match=f"got {'' if option == 'encoder' else option + '='}'full', expected"):
         GaussianProtoNet(tasks().spec, **{option: "full"})
 
 

@@ -16,7 +16,8 @@ from kshot.errors import OptionError
 from kshot.randomness import episode_keys, normal
 from kshot.testing import sample_tasks
 from kshot_matchingnet import MatchingNet
-from kshot_matchingnet.matchingnet import cosine_similarities, log_attention, log_class_sums, lstm_step
+from kshot_matchingnet.full_context import lstm_step
+from kshot_matchingnet.matchingnet import cosine_similarities, log_attention, log_class_sums
 
 PLANE = kshot.TaskSpec(kind="classification", input_shape=(2,), way=2, shot=1, query=1)
 
@@ -179,13 +180,13 @@ def test_another_way_than_it_was_built_for() -> None:
 @pytest.mark.parametrize("wrong", [0.0, -1.0, math.inf, math.nan, "cold"])
 def test_a_temperature_that_is_none_is_refused(wrong: Any) -> None:
     """Each of these would train without an error, to nothing."""
-    with pytest.raises(OptionError, match=f"temperature is {wrong!r}, expected 'learned' or a positive number"):
+    with pytest.raises(OptionError, match=f"got temperature={wrong!r}, expected 'learned' or a positive number"):
         MatchingNet(PLANE, temperature=wrong)
 
 
 def test_no_processing_steps_are_refused() -> None:
     """With none, every query would be embedded as 0."""
-    with pytest.raises(OptionError, match="steps is 0, expected at least 1"):
+    with pytest.raises(OptionError, match="got steps=0, expected at least 1"):
         MatchingNet(PLANE, full_context=True, steps=0)
 
 

@@ -91,7 +91,7 @@ def test_zero_shot_prototypes_are_unit_length_and_follow_their_class():
     assert torch.allclose(p.norm(dim=-1), torch.ones(2, 5))
     assert torch.allclose(p[1, 3], F.normalize(learner.class_encoder(e.support.semantics[1, 3]), dim=0))
     plain = kshot.learner("protonet", tasks().spec)
-    with pytest.raises(DataError, match="needs semantics"):
+    with pytest.raises(DataError, match="without semantics, expected one of the two"):
         plain.prototypes(z, e.support)
 
 

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 import kshot
 from kshot import ClassificationTasks, Engine, Pool
 from kshot.errors import DataError, OptionError
+from kshot.functional import class_sums
 from kshot.randomness import episode_keys, normal
 from kshot.testing import sample_tasks
 from kshot_relationnet import RelationNet
 from kshot_relationnet.networks import conv_encoder, first_layer, relation_module
-from kshot_relationnet.relationnet import class_sums, explained, relation_loss
+from kshot_relationnet.relationnet import explained, relation_loss
 
 
 def tasks(attributes: int | None = None, **shape: int) -> ClassificationTasks:
@@ -155,20 +156,25 @@ def test_a_module_of_ones_own_gives_maps_or_vectors() -> None:
     for net in (nn.Conv2d(1, 5, 3, stride=4), nn.Flatten()):
         learner = RelationNet(t.spec, encoder=net).eval()
         assert learner.adapt(e.support)(e.query.x).shape == (1, 9, 3)
-    with pytest.raises(DataError, match=r"embeds an input as \(16, 16\), expected maps \(C, H, W\) or vectors \(D,\)"):
+    with pytest.raises(
+        DataError,
+        match=r"got embeddings of shape \(16, 16\) from the encoder, expected maps \(C, H, W\) or vectors \(D,\)",
+    ):
         RelationNet(t.spec, encoder=nn.Flatten(1, 2))
 
 
 def test_what_does_not_exist_is_refused() -> None:
     """By name, before anything is computed."""
     spec = tasks().spec
-    with pytest.raises(OptionError, match="combine is 'max', expected 'sum' or 'mean'"):
+    with pytest.raises(OptionError, match="got combine='max', expected 'sum' or 'mean'"):
         RelationNet(spec, combine="max")  # type: ignore[arg-type]
-    with pytest.raises(OptionError, match=r"encoder is 'conv4', expected 'auto', 'conv', 'mlp' or an nn\.Module"):
+    with pytest.raises(OptionError, match=r"got encoder='conv4', expected 'auto', 'conv', 'mlp' or an nn\.Module"):
         RelationNet(spec, encoder="conv4")  # type: ignore[arg-type]
-    with pytest.raises(DataError, match=r"input_shape is \(12,\), expected \(channels, height >= 10, width >= 10\)"):
+    with pytest.raises(DataError, match=r"got input_shape=\(12,\), expected \(channels, height >= 10, width >= 10\)"):
         RelationNet(spec, encoder="conv")
-    with pytest.raises(OptionError, match="normalisation is 'none', expected 'inductive', 'support' or 'transductive'"):
+    with pytest.raises(
+        OptionError, match="got normalisation='none', expected 'inductive', 'support' or 'transductive'"
+    ):
         RelationNet(spec, normalisation="none")  # type: ignore[arg-type]
 
 
@@ -229,7 +235,7 @@ def test_in_zero_shot_the_semantic_vector_stands_for_the_support() -> None:
         one = learner.class_encoder(e.support.semantics[1, 2][None])[0]
         assert torch.allclose(classes[1, 2].flatten(), one, atol=1e-6)
     plain = kshot.learner("relationnet", tasks().spec)
-    with pytest.raises(DataError, match="without examples needs semantics"):
+    with pytest.raises(DataError, match="without semantics, expected one of the two"):
         plain.classes(torch.zeros(1, 0, 64), e.support)
 
 
@@ -311,7 +317,9 @@ def test_without_a_support_there_are_no_support_statistics() -> None:
     for t in (images(shot=0, semantics=5), tasks(attributes=6, shot=0)):
         learner = kshot.learner("relationnet", t.spec, width=4, normalisation="support")
         e = t.sample("test", [0])
-        with pytest.raises(DataError, match="support has no examples to take statistics from"):
+        with pytest.raises(
+            DataError, match="got a support without examples, expected at least one to take statistics from"
+        ):
             learner.adapt(e.support)(e.query.x)
 
 

@@ -19,7 +19,7 @@ from kshot.randomness import episode_keys, normal
 from kshot.testing import sample_tasks
 from kshot.testing.sample_tasks import WithMore
 from kshot_semi_protonet import SemiProtoNet
-from kshot_semi_protonet.semi_protonet import (
+from kshot_semi_protonet.refinement import (
     cluster_assignments,
     normalised_distances,
     refined,
@@ -262,7 +262,7 @@ def test_freezing_what_alone_could_learn_is_refused(refine: str) -> None:
     tasks = sample_tasks.classification(unlabelled=8)
     made = SemiProtoNet(tasks.spec, refine=refine, train_encoder=False)  # type: ignore[arg-type]
     Engine(made, tasks).evaluate(2)
-    with pytest.raises(OptionError, match=f"refine '{refine}' has no parameters.*nothing to train"):
+    with pytest.raises(OptionError, match=f"refine='{refine}', which has no parameters, expected something to train"):
         Engine(made, tasks).train(1)
 
 
@@ -273,7 +273,7 @@ def test_needs_follow_the_refinement() -> None:
     assert needs == {"none": "no", "soft": "optional", "cluster": "required", "masked": "required"}
     with pytest.raises(MisfitError, match="requires unlabelled"):
         Engine(SemiProtoNet(bare.spec, refine="masked"), bare)
-    with pytest.raises(OptionError, match="refine is 'sotf', expected 'none', 'soft', 'cluster' or 'masked'"):
+    with pytest.raises(OptionError, match="got refine='sotf', expected 'none', 'soft', 'cluster' or 'masked'"):
         SemiProtoNet(bare.spec, refine="sotf")  # type: ignore[arg-type]
 
 

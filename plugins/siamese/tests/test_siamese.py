@@ -16,7 +16,7 @@ from kshot.errors import OptionError
 from kshot.protocols import Embeds
 from kshot.randomness import episode_keys, normal
 from kshot_siamese import Siamese
-from kshot_siamese.siamese import (
+from kshot_siamese.losses import (
     contrastive_losses,
     energy,
     koch_logits,
@@ -232,10 +232,10 @@ def test_accuracy_is_the_share_of_pairs_on_their_side() -> None:
     [
         ({"loss": "triplet"}, "expected 'contrastive' or 'koch'"),
         ({"average": "hard"}, "expected 'auto', 'active', 'balanced' or 'all'"),
-        ({"loss": "koch", "average": "active"}, "'active' is for 'contrastive'"),
-        ({"margin": 0.0}, "margin is 0.0, expected a positive number"),
+        ({"loss": "koch", "average": "active"}, "got average='active' with loss='koch', expected 'balanced' or 'all'"),
+        ({"margin": 0.0}, "got margin=0.0, expected a positive number"),
         ({"margin": 2.5}, "at most 2 with embeddings of unit length"),
-        ({"margin": math.nan}, "margin is nan"),
+        ({"margin": math.nan}, "got margin=nan"),
     ],
 )
 def test_impossible_options_are_told(options: dict[str, Any], told: str) -> None:

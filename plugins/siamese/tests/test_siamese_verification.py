@@ -77,16 +77,22 @@ def test_threshold_and_balanced_accuracy_by_hand() -> None:
     assert balanced_accuracy(DISTANCE, GENUINE, 0.4) == pytest.approx((1 + 2 / 3) / 2)
     # nine imposters in ten: refusing everything is worth a half, not nine tenths
     assert balanced_accuracy(range(10), [True] + [False] * 9, -1.0) == 0.5
-    assert best_threshold([1.0, 2.0], [False, True]) == -math.inf  # nothing is better than to refuse all
+    # If no threshold is better than 1/2, every pair is accepted rather than refused.
+    assert best_threshold([1.0, 2.0], [False, True]) == 2.0
+
+
+def test_the_middle_of_the_widest_gap_is_chosen_among_equally_good_thresholds() -> None:
+    """Thresholds from 1 to 2 and from 3 to 7 both have a balanced accuracy of 3/4; 5 is the middle of the wider gap."""
+    assert best_threshold([1.0, 2.0, 3.0, 7.0], [True, False, True, False]) == 5.0
 
 
 @pytest.mark.parametrize(
     ("distance", "genuine", "told"),
     [
-        ([1.0, 2.0], [True], "one label a distance"),
-        ([1.0, math.nan], [True, False], "1 of 2 distances are NaN"),
-        ([1.0, 2.0], [True, True], "2 of 2 pairs are genuine"),
-        ([], [], "0 of 0 pairs are genuine"),
+        ([1.0, 2.0], [True], "expected one label per distance"),
+        ([1.0, math.nan], [True, False], "got NaN for 1 of 2 distances"),
+        ([1.0, 2.0], [True, True], "got 2 genuine pairs among 2 pairs"),
+        ([], [], "got 0 genuine pairs among 0 pairs"),
     ],
 )
 def test_what_cannot_be_judged_is_told(distance: list[float], genuine: list[bool], told: str) -> None:
