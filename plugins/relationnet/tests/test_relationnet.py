@@ -190,7 +190,7 @@ def test_unknown_options_are_refused() -> None:
 
 @pytest.mark.parametrize("form", ["vectors", "images"])
 def test_the_training_loss_is_the_papers(form: str) -> None:
-    """A naive loop over concatenated pairs gives the same loss and gradient; an episode's pairs are normalised together."""
+    """A loop over concatenated pairs gives the same loss and gradient; batch norm sees all pairs of an episode."""
     t = tasks(shot=2, query=2) if form == "vectors" else images()
     learner = kshot.learner("relationnet", t.spec, seed=1, width=6).double()
     episodes = in_float64(t.sample("train", range(2)))
