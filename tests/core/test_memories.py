@@ -38,7 +38,7 @@ def test_a_memory_is_tried_before_it_is_used() -> None:
     assert isinstance(kshot.nn.memory(Row, 3, 5, 1), Row)
     with pytest.raises(MisfitError, match=r"Row says interface_size 5 .* shape \(2, 5\) raised RuntimeError: .*\[4\]"):
         kshot.nn.memory(lambda *sizes: Row(*sizes, cut=4), 3, 5, 1)
-    with pytest.raises(MisfitError, match=r"read_size 7, but a step gave reads of shape \(2, 5\)"):
+    with pytest.raises(MisfitError, match=r"read_size 7, but got reads of shape \(2, 5\)"):
         kshot.nn.memory(lambda *sizes: Row(*sizes, read_size=7), 3, 5, 1)
 
 

@@ -1,4 +1,7 @@
-"""Encoders and the policy of normalisation: whose statistics normalise whom."""
+"""Tests of kshot.nn: encoders, and the policy that says whose statistics normalise which examples."""
+
+import doctest
+import importlib
 
 import pytest
 import torch
@@ -6,24 +9,24 @@ import torch.nn.functional as F
 from torch import nn
 
 from kshot.errors import DataError, OptionError
-from kshot.functional import class_means, pairwise_squared_distance, prototypical_logits
-from kshot.nn import Encoder, conv4, encoder
+from kshot.nn import Encoder, conv4, encoder, infer_output_shape
 from kshot.nn.normalisation import folded
 
 
 def small_net() -> nn.Sequential:
+    """Build a net in float64 with one batch norm layer, always with the same parameters."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh()).double()
 
 
 def normalised_by_hand(net: nn.Sequential, x: torch.Tensor, by: torch.Tensor, unbiased: bool) -> torch.Tensor:
-    """``x`` through the net, its batch norm using mean and variance of ``by``."""
+    """Compute the net's outputs for ``x`` with the mean and the variance of ``by`` in its batch norm layer."""
     h, ref = net[0](x), net[0](by)
     return torch.tanh((h - ref.mean(0)) / (ref.var(0, unbiased=unbiased) + net[1].eps).sqrt())
 
 
 def test_training_normalises_each_episode_by_itself():
-    """Never over B: two episodes together are what each is alone."""
+    """Statistics are never taken over B: two episodes together give the same embeddings as each of them alone."""
     net = small_net()
     x = torch.randn(2, 6, 3, dtype=torch.float64) * torch.tensor([1.0, 5.0], dtype=torch.float64)[:, None, None]
     z = Encoder(net).train()(x)
@@ -32,7 +35,7 @@ def test_training_normalises_each_episode_by_itself():
 
 
 def test_running_statistics_move_once_by_the_mean_over_episodes():
-    """So that chunks of a meta-batch can be averaged: r <- 0.9 r + 0.1 mean_b(statistics of b)."""
+    """The rule is r <- 0.9 r + 0.1 mean_b(statistics of b), so that the chunks of a meta-batch can be averaged."""
     net = small_net()
     x = torch.randn(3, 6, 3, dtype=torch.float64)
     h = net[0](x).detach()
@@ -45,7 +48,7 @@ def test_running_statistics_move_once_by_the_mean_over_episodes():
 
 @pytest.mark.parametrize("policy", ["inductive", "support", "transductive"])
 def test_evaluation_does_not_depend_on_the_mode_a_module_happens_to_be_in(policy):
-    """A learner fresh from its class is in training mode: its running statistics must not move, nor dropout act."""
+    """A new learner is in training mode. Even so, running statistics must not move and dropout must not act."""
     net = nn.Sequential(small_net(), nn.Dropout(0.5))
     e = Encoder(net, policy)
     support, query = torch.randn(2, 5, 3, dtype=torch.float64), torch.randn(2, 4, 3, dtype=torch.float64)
@@ -59,7 +62,7 @@ def test_evaluation_does_not_depend_on_the_mode_a_module_happens_to_be_in(policy
 
 @pytest.mark.parametrize("policy", ["inductive", "support", "transductive"])
 def test_each_policy_uses_the_statistics_it_says(policy):
-    """By hand: running, the support's, or those of support and queries together."""
+    """The statistics, worked out by hand, are running ones, the support's, or those of support and queries together."""
     net = small_net()
     e = Encoder(net, policy).eval()
     support, query = torch.randn(2, 5, 3, dtype=torch.float64), torch.randn(2, 4, 3, dtype=torch.float64) + 2
@@ -82,7 +85,7 @@ def test_each_policy_uses_the_statistics_it_says(policy):
 
 
 def test_conv4_with_pooling_first_is_the_papers_conv4():
-    """Max pooling and ReLU commute: conv, norm, ReLU, pool gives the same numbers."""
+    """Max pooling and ReLU commute: the paper's order (conv, norm, ReLU, pool) gives the same numbers."""
     net = conv4((1, 28, 28)).double().train()
     x = torch.randn(4, 1, 28, 28, dtype=torch.float64)
     h = x
@@ -95,7 +98,7 @@ def test_conv4_with_pooling_first_is_the_papers_conv4():
 
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
 def test_folding_batch_norm_into_convolutions_changes_no_prediction(memory_format):
-    """In float64, with running statistics and scales that matter, negative ones too; the net itself stays."""
+    """In float64, predictions are equal for any running statistics and scales, and the net is not changed."""
     net = conv4((1, 28, 28), width=5).double().to(memory_format=memory_format)
     for block in net[:4]:
         for name, b in block[1].named_buffers():
@@ -121,14 +124,14 @@ def test_folding_batch_norm_into_convolutions_changes_no_prediction(memory_forma
     ("shape", "has_norm"), [((1, 28, 28), True), ((3, 84, 84), True), ((20,), False), ((1, 8, 8), False)]
 )
 def test_auto_chooses_by_input_shape(shape, has_norm):
-    """Images of 16 x 16 and more get conv4, the rest an mlp."""
+    """Images of at least 16 x 16 get conv4, all other inputs an mlp."""
     e = encoder("auto", shape).eval()
     assert e.has_batch_norm is has_norm
     assert e(torch.zeros(2, 3, *shape)).shape[:2] == (2, 3)
 
 
 def test_a_linear_encoder_begins_at_the_distances_of_its_inputs():
-    """Exactly where it has room for them; as a projection where it has not. It is linear: 0 stays 0."""
+    """Distances are equal if the output is long enough, and smaller otherwise (a projection). 0 is mapped to 0."""
     x = torch.randn(1, 6, 2, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     with torch.no_grad():
         whole, part = (encoder("linear", (2, 5), width=width).double() for width in (16, 4))
@@ -140,7 +143,7 @@ def test_a_linear_encoder_begins_at_the_distances_of_its_inputs():
 
 
 def test_unusable_encoders_are_refused():
-    """With what was expected."""
+    """The error message says what was expected."""
     with pytest.raises(DataError, match=r"expected \(channels, height >= 16"):
         encoder("conv4", (20,))
     with pytest.raises(OptionError, match=r"expected .auto., .conv4., .mlp., .linear. or an nn\.Module"):
@@ -150,7 +153,7 @@ def test_unusable_encoders_are_refused():
 
 
 def test_inputs_of_another_shape_are_refused_before_any_compute():
-    """A colour photograph for an encoder of grey drawings, a flat vector for an image."""
+    """Examples are colour photographs for an encoder of grey drawings, and flat vectors for an encoder of images."""
     e = encoder("conv4", (1, 28, 28)).eval()
     for shape in ((1, 5, 3, 28, 28), (1, 5, 1, 32, 32), (1, 5, 784)):
         with pytest.raises(DataError, match=r"expected \[B, n, 1, 28, 28\]"):
@@ -159,15 +162,64 @@ def test_inputs_of_another_shape_are_refused_before_any_compute():
             e.given(torch.zeros(shape))
 
 
-def test_distances_are_squared_and_summed():
-    """By hand: (0,0) to (3,4) is 25, not 5, and not 12.5."""
-    a = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
-    assert pairwise_squared_distance(a, torch.tensor([[3.0, 4.0]])).tolist() == [[25.0], [13.0]]
-    assert prototypical_logits(a, a).tolist() == [[0.0, -2.0], [-2.0, 0.0]]
+# --- The shape of an embedding ------------------------------------------------------------------------------------
 
 
-def test_class_means_of_unbalanced_classes():
-    """Each class by its own number of examples, in any order."""
-    z = torch.tensor([[[2.0], [10.0], [4.0], [6.0]]])
-    y = torch.tensor([[0, 1, 0, 0]])
-    assert class_means(z, y, 2).tolist() == [[[4.0], [10.0]]]
+class Noisy(nn.Module):
+    """Add random numbers to the inputs, in evaluation mode too."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.randn_like(x)
+
+
+def test_the_shape_of_an_embedding_is_inferred_for_vectors_and_maps():
+    """A vector has the shape (D,), a map the shape (C, H, W)."""
+    assert infer_output_shape(encoder("conv4", (3, 84, 84), width=8), (3, 84, 84)) == (200,)
+    assert infer_output_shape(Encoder(nn.Conv2d(1, 4, 3)), (1, 8, 10)) == (4, 6, 8)
+    with pytest.raises(DataError, match=r"expected \[B, n, 12\]"):
+        infer_output_shape(encoder("mlp", (12,)), (13,))
+
+
+@pytest.mark.parametrize("root_is_training", [True, False])
+def test_inferring_the_shape_changes_no_mode(root_is_training):
+    """Each submodule keeps its own mode, even if it differs from that of the encoder."""
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2))
+    e = Encoder(net)
+    e.training = root_is_training
+    net[1].training, net[2].training = False, True
+    before = [m.training for m in e.modules()]
+    assert infer_output_shape(e, (3,)) == (2,)
+    assert [m.training for m in e.modules()] == before
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        infer_output_shape(e, (5,))
+    assert [m.training for m in e.modules()] == before  # also if the net raises an error
+
+
+@pytest.mark.parametrize("root_is_training", [True, False])
+def test_inferring_the_shape_changes_no_running_statistics(root_is_training):
+    """An input of zeros is not data: no buffer moves, also if a layer is in training mode by itself."""
+    e = encoder("conv4", (1, 16, 16), width=4)
+    e.training = root_is_training
+    before = {n: b.clone() for n, b in e.named_buffers()}
+    assert infer_output_shape(e, (1, 16, 16)) == (4,)
+    assert before
+    assert all(torch.equal(before[n], b) for n, b in e.named_buffers())
+
+
+def test_inferring_the_shape_changes_no_random_state():
+    """The parameters that are initialised next must not depend on whether an encoder draws random numbers."""
+    e = Encoder(nn.Sequential(Noisy(), nn.Dropout(0.5), nn.Linear(3, 2)))
+    before = torch.get_rng_state()
+    assert infer_output_shape(e, (3,)) == (2,)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- The examples of the documentation ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", ["encoders", "memories", "networks", "normalisation"])
+def test_the_examples_in_docstrings_run(module):
+    """A wrong example is worse than none."""
+    result = doctest.testmod(importlib.import_module(f"kshot.nn.{module}"))
+    assert result.attempted > 0
+    assert result.failed == 0

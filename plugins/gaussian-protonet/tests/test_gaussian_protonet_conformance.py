@@ -1,4 +1,4 @@
-"""Gaussian prototypical networks keep every rule for learners: each precision and transform, on vectors and images."""
+"""Gaussian prototypical networks follow every rule for learners, on vectors and images, with each option."""
 
 from kshot.testing import sample_tasks, suite
 

@@ -175,7 +175,7 @@ def test_rates_and_meta_batches_are_the_papers():
 def test_bad_input_is_refused_before_any_compute():
     """What came, what was expected and what to do."""
     varying = TaskSpec(kind="classification", input_shape=(4,), way=(2, 5), shot=1, query=1, block=4)
-    with pytest.raises(DataError, match="expected one number: the last layer has an output a class"):
+    with pytest.raises(DataError, match="expected one number: the last layer has an output for each class"):
         MAML(varying)
     with pytest.raises(OptionError, match="inner_steps -1"):
         MAML(SPEC, inner_steps=-1)

@@ -1,8 +1,10 @@
-"""Matching networks: attention by hand, full context step by step, and that they learn."""
+"""Tests of matching networks: attention by hand, full context step by step, and that training works."""
 
 from __future__ import annotations
 
+import doctest
 import math
+import sys
 from typing import Any
 
 import numpy as np
@@ -16,13 +18,14 @@ from kshot.errors import OptionError
 from kshot.randomness import episode_keys, normal
 from kshot.testing import sample_tasks
 from kshot_matchingnet import MatchingNet
-from kshot_matchingnet.matchingnet import cosine_similarities, log_attention, log_class_sums, lstm_step
+from kshot_matchingnet.full_context import lstm_step
+from kshot_matchingnet.matchingnet import cosine_similarities, log_attention, log_class_sums
 
 PLANE = kshot.TaskSpec(kind="classification", input_shape=(2,), way=2, shot=1, query=1)
 
 
 def tasks(**shape: int) -> ClassificationTasks:
-    """Classes that differ in 4 of 12 directions; the other 8 are louder noise."""
+    """Build tasks of classes that differ in 4 of 12 directions; the other 8 directions contain stronger noise."""
 
     def pool(split: str) -> Pool:
         keys = episode_keys(0, split, range(120))
@@ -35,20 +38,22 @@ def tasks(**shape: int) -> ClassificationTasks:
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
-    """Standard normal float64 numbers."""
+    """Draw standard normal numbers in float64; equal seeds give equal numbers."""
     return torch.from_numpy(normal(episode_keys(seed, "numbers", [0]), "x", math.prod(shape))).view(shape)
 
 
 def in_float64(episode: kshot.Episode) -> kshot.Episode:
+    """Convert the floating-point tensors of an episode to float64."""
     return kshot.episode.map_tensors(lambda t: t.double() if t.is_floating_point() else t, episode)
 
 
 def plain(**options: Any) -> MatchingNet:
-    """The attention itself: embeddings are the inputs."""
+    """Build a learner whose embeddings are the inputs, to test the attention alone."""
     return MatchingNet(PLANE, encoder=nn.Flatten(), **options).eval()
 
 
 def probabilities(learner: MatchingNet, support: Support, x: list[list[float]]) -> list[list[float]]:
+    """Compute the class probabilities of the queries ``x``."""
     with torch.no_grad():
         found: list[list[float]] = learner.adapt(support)(torch.tensor([x])).exp()[0].tolist()
     return found
@@ -58,14 +63,14 @@ def probabilities(learner: MatchingNet, support: Support, x: list[list[float]]) 
 
 
 def test_cosines_by_hand() -> None:
-    """They do not depend on lengths: 3-4-5 triangles, opposites, right angles."""
+    """Cosines do not depend on lengths; the angles are those of 3-4-5 triangles, opposite vectors and right angles."""
     a = torch.tensor([[3.0, 4.0], [0.0, -2.0]])
     b = torch.tensor([[1.0, 0.0], [0.0, 7.0], [-30.0, -40.0]])
     assert cosine_similarities(a, b).tolist() == [pytest.approx([0.6, 0.8, -1.0]), pytest.approx([0.0, -1.0, 0.8])]
 
 
 def test_a_zero_vector_has_cosine_0_and_a_finite_gradient() -> None:
-    """An embedding that ends in a ReLU can be 0 everywhere; 0 / 0 would spoil the whole training."""
+    """An encoder that ends in a ReLU can return zeros, and NaN from 0 / 0 would spoil all parameters."""
     a, b = torch.zeros(1, 3, requires_grad=True), torch.zeros(2, 3, requires_grad=True)
     c = cosine_similarities(a, torch.cat([b, torch.ones(1, 3)]))
     c.sum().backward()  # type: ignore[no-untyped-call]
@@ -76,7 +81,7 @@ def test_a_zero_vector_has_cosine_0_and_a_finite_gradient() -> None:
 
 
 def test_two_ways_by_hand() -> None:
-    """At T = 1, cosines 1 and 0 give e / (e + 1); cosines of .6 and .8 the logistic of their difference."""
+    """At T = 1, cosines 1 and 0 give e / (e + 1), and cosines .6 and .8 the logistic function of their difference."""
     support = Support.of([[5.0, 0.0], [0.0, 0.5]], [0, 1])
     found = probabilities(plain(temperature=1.0), support, [[2.0, 0.0], [3.0, 4.0]])
     e = math.e
@@ -92,7 +97,7 @@ def test_temperature_divides_the_cosines() -> None:
 
 
 def test_a_class_has_the_sum_of_its_examples_attention() -> None:
-    """Two examples of class 1 at cosines 0 and -1, one of class 0 at 1: e / (e + 1 + 1/e) is class 0's."""
+    """Class 0 has one example at cosine 1, class 1 two at 0 and -1, so class 0 has e / (e + 1 + 1/e)."""
     support = Support.of([[0.0, 3.0], [1.0, 0.0], [-1.0, 0.0]], [1, 0, 1])
     (found,) = probabilities(plain(temperature=1.0), support, [[2.0, 0.0]])
     total = math.e + 1 + 1 / math.e
@@ -100,7 +105,7 @@ def test_a_class_has_the_sum_of_its_examples_attention() -> None:
 
 
 def test_without_a_temperature_the_probability_is_capped() -> None:
-    """The best that 5 ways allow where others are at right angles is e / (e + 4) = 0.40, as the docstring says."""
+    """For 5 ways with orthogonal other classes it is at most e / (e + 4) = 0.40, as the docstring says."""
     spec = kshot.TaskSpec(kind="classification", input_shape=(5,), way=5, shot=1, query=1)
     support = Support.of(torch.eye(5), list(range(5)))
     for temperature, expected in ((1.0, math.e / (math.e + 4)), (0.1, math.exp(10) / (math.exp(10) + 4))):
@@ -111,7 +116,7 @@ def test_without_a_temperature_the_probability_is_capped() -> None:
 
 
 def test_class_sums_are_those_of_the_definition() -> None:
-    """log sum_i a_i y_i, naively, for classes of different sizes; in float64."""
+    """A naive loop over log sum_i a_i y_i gives the same, for classes of different sizes."""
     log_a = log_attention(numbers(2, 4, 7), 0.3)
     y = torch.tensor([[0, 2, 1, 1, 0, 2, 1], [1, 0, 0, 2, 2, 2, 2]])
     found = log_class_sums(log_a, y, 3)
@@ -122,10 +127,10 @@ def test_class_sums_are_those_of_the_definition() -> None:
 
 
 def test_an_improbable_class_keeps_its_digits() -> None:
-    """At T = 1/200 and opposite cosines, attention is e^-400, which is 0 in float32; the loss must not be infinite."""
+    """At T = 1/200 and opposite cosines the attention is e^-400, 0 in float32, but the loss must not be infinite."""
     log_p = log_class_sums(log_attention(torch.tensor([[1.0, -1.0, -1.0]]), 1 / 200), torch.tensor([0, 1, 1]), 3)
     assert log_p[0, :2].tolist() == pytest.approx([0.0, -400 + math.log(2)])
-    assert float(log_p[0, 2]) == -math.inf  # a class without examples can't be chosen
+    assert float(log_p[0, 2]) == -math.inf  # a class without examples has probability 0
 
 
 # --- The learner ----------------------------------------------------------------------------------------------------
@@ -134,7 +139,7 @@ def test_an_improbable_class_keeps_its_digits() -> None:
 @pytest.mark.parametrize("full_context", [False, True])
 @pytest.mark.parametrize("temperature", ["learned", 1.0])
 def test_rows_sum_to_one(full_context: bool, temperature: Any) -> None:
-    """The output is a probability, so its logarithm is what a scorer of logits takes, unchanged."""
+    """The outputs are logarithms of probabilities, so a scorer that expects logits can take them unchanged."""
     t = tasks(shot=3)
     learner = kshot.learner("matchingnet", t.spec, full_context=full_context, temperature=temperature).double()
     e = in_float64(t.sample("test", range(3)))
@@ -145,7 +150,7 @@ def test_rows_sum_to_one(full_context: bool, temperature: Any) -> None:
 
 
 def test_the_training_loss_is_the_papers() -> None:
-    """-log of the attention that a query's class gets, naively, averaged over queries and tasks, and its gradient."""
+    """A naive loop gives the same loss (-log of the attention to the query's class, averaged) and gradient."""
     t = tasks(shot=2, query=3)
     learner = kshot.learner("matchingnet", t.spec, seed=1).double()
     episodes = in_float64(t.sample("train", range(3)))
@@ -169,7 +174,7 @@ def test_the_training_loss_is_the_papers() -> None:
 
 
 def test_another_way_than_it_was_built_for() -> None:
-    """Trained 5-way, asked 12-way and 2-way: attention has no output layer to be resized."""
+    """A learner built for 5 ways predicts for 12 and for 2: attention has no output layer of a fixed size."""
     learner = kshot.learner("matchingnet", tasks().spec, full_context=True)
     for way in (12, 2):
         e = tasks(way=way).sample("test", [0, 1])
@@ -177,15 +182,15 @@ def test_another_way_than_it_was_built_for() -> None:
 
 
 @pytest.mark.parametrize("wrong", [0.0, -1.0, math.inf, math.nan, "cold"])
-def test_a_temperature_that_is_none_is_refused(wrong: Any) -> None:
-    """Each of these would train without an error, to nothing."""
-    with pytest.raises(OptionError, match=f"temperature is {wrong!r}, expected 'learned' or a positive number"):
+def test_an_impossible_temperature_is_refused(wrong: Any) -> None:
+    """Training with each of these values would raise no error and learn nothing."""
+    with pytest.raises(OptionError, match=f"got temperature={wrong!r}, expected 'learned' or a positive number"):
         MatchingNet(PLANE, temperature=wrong)
 
 
-def test_no_processing_steps_are_refused() -> None:
-    """With none, every query would be embedded as 0."""
-    with pytest.raises(OptionError, match="steps is 0, expected at least 1"):
+def test_zero_processing_steps_are_refused() -> None:
+    """Without a step, the embedding of every query would be 0."""
+    with pytest.raises(OptionError, match="got steps=0, expected at least 1"):
         MatchingNet(PLANE, full_context=True, steps=0)
 
 
@@ -193,11 +198,12 @@ def test_no_processing_steps_are_refused() -> None:
 
 
 def sigmoid(v: np.ndarray) -> np.ndarray:
+    """Compute the logistic function."""
     return 1 / (1 + np.exp(-v))
 
 
 def naive_lstm(x: np.ndarray, state: np.ndarray, c: np.ndarray, w: Any, u: Any, b: Any) -> tuple[Any, Any]:
-    """One step for one vector, gates in torch's order: input, forget, candidate, output."""
+    """Compute one step for one vector, with the gates in torch's order: input, forget, candidate, output."""
     i, f, g, o = np.split(w @ x + u @ state + b, 4)
     c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
     return sigmoid(o) * np.tanh(c), c
@@ -205,7 +211,7 @@ def naive_lstm(x: np.ndarray, state: np.ndarray, c: np.ndarray, w: Any, u: Any, 
 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_full_context_is_the_papers(steps: int) -> None:
-    """Appendix A.1 and A.2, vector by vector in numpy: both directions, the skips, and [h, r] as recurrent input."""
+    """Appendix A, one vector at a time in numpy: both directions, the skip connections and the input [h, r]."""
     learner = plain(full_context=True, steps=steps).double()
     assert learner.context is not None
     own_g, own_f = numbers(1, 4, 2, seed=1), numbers(1, 3, 2, seed=2)
@@ -234,7 +240,7 @@ def test_full_context_is_the_papers(steps: int) -> None:
 
 
 def test_lstm_step_by_hand() -> None:
-    """Gates open or shut: an open input gate with candidate atanh(1/2) adds 1/2; a shut forget gate drops c = 3."""
+    """An open input gate with candidate atanh(1/2) adds 1/2, and a shut forget gate removes the cell's value 3."""
     open_, shut, half = 100.0, -100.0, math.atanh(0.5)
     h, c = lstm_step(torch.tensor([open_, shut, half, open_]), torch.tensor([3.0]))
     assert (float(c), float(h)) == pytest.approx((0.5, math.tanh(0.5)))
@@ -242,8 +248,8 @@ def test_lstm_step_by_hand() -> None:
     assert (float(c), float(h)) == pytest.approx((3.5, 0.0))
 
 
-def test_full_context_whose_lstms_say_nothing_is_the_plain_attention() -> None:
-    """With all their weights 0, only the skip connections are left."""
+def test_full_context_with_zero_weights_is_the_plain_attention() -> None:
+    """If all weights of the LSTMs are 0, only the skip connections remain."""
     support, x = Support.of(numbers(6, 2), [0, 1, 0, 1, 1, 0]), numbers(1, 4, 2, seed=3).float()
     learner = plain(full_context=True)
     assert learner.context is not None
@@ -253,7 +259,7 @@ def test_full_context_whose_lstms_say_nothing_is_the_plain_attention() -> None:
 
 
 def test_the_order_of_the_support_matters_in_full_context_only() -> None:
-    """And the learner says so in its needs; renumbering classes renumbers the answers either way."""
+    """The learner's needs say so in both cases."""
     t = sample_tasks.classification(shot=3)
     e = in_float64(t.sample("test", [0, 1]))
     for full_context, invariant in ((False, {"labels", "order"}), (True, {"labels"})):
@@ -275,9 +281,9 @@ def test_the_order_of_the_support_matters_in_full_context_only() -> None:
     [({}, 300, 0.912), ({"temperature": 1.0}, 300, 0.862), ({"full_context": True}, 100, 0.866)],
 )
 def test_it_learns_to_tell_unseen_classes_apart(options: dict[str, Any], iterations: int, least: float) -> None:
-    """Held to mean - 3 sigma of 5 seeds: 91.7 % (sigma 0.12), 86.9 % (0.21) and 87.8 % (0.39).
+    """The bounds are means of 5 seeds less 3 sigma: 91.7 % (sigma 0.12), 86.9 % (0.21) and 87.8 % (0.39).
 
-    The raw cosine has 36.8 %, chance 20 %.
+    The cosine of the inputs reaches 36.8 %; chance is 20 %.
     """
     t = tasks()
     engine = Engine(kshot.learner("matchingnet", t.spec, seed=0, **options), tasks(way=20, query=5))
@@ -287,8 +293,8 @@ def test_it_learns_to_tell_unseen_classes_apart(options: dict[str, Any], iterati
     assert engine.evaluate(300, tasks=t).mean > least
 
 
-def test_a_learned_temperature_falls_and_makes_it_sure() -> None:
-    """Without it, the probability of the right class stays below e / (e + 4 / e) = 0.65 for 5 ways, however right."""
+def test_a_learned_temperature_falls_and_sharpens_probabilities() -> None:
+    """At T = 1, the probability of the right class stays below e / (e + 4 / e) = 0.65 for 5 ways."""
     t = tasks()
     nll = {}
     for temperature in ("learned", 1.0):
@@ -300,3 +306,10 @@ def test_a_learned_temperature_falls_and_makes_it_sure() -> None:
             assert float(learner.temperature.detach()) < 0.1
     assert nll[1.0] > math.log((math.e + 4 / math.e) / math.e)
     assert nll["learned"] < nll[1.0] / 2
+
+
+def test_the_examples_in_docstrings_run() -> None:
+    """A wrong example is worse than none."""
+    for module in ("kshot_matchingnet.full_context", "kshot_matchingnet.matchingnet"):
+        result = doctest.testmod(sys.modules[module])
+        assert (result.failed, result.attempted > 0) == (0, True)

@@ -1,4 +1,4 @@
-"""Matching networks keep every rule for learners: with and without full context, on vectors and on images."""
+"""Matching networks follow every rule for learners: with and without full context, on vectors and on images."""
 
 from kshot.testing import sample_tasks, suite
 

@@ -1,4 +1,7 @@
-"""Prototypical networks: the identities of the paper, and that they learn."""
+"""Tests of prototypical networks: the identities of the paper, and that training works."""
+
+import doctest
+import sys
 
 import numpy as np
 import pytest
@@ -14,7 +17,10 @@ from kshot_protonet import ProtoNet
 
 
 def tasks(attributes: int | None = None, **shape: int) -> ClassificationTasks:
-    """Classes that differ in 4 of 12 directions; the other 8 are louder noise. Attributes see the class's centre."""
+    """Build tasks of classes that differ in 4 of 12 directions; the other 8 directions contain stronger noise.
+
+    The attributes of a class are a linear function of its centre.
+    """
 
     def pool(split: str) -> Pool:
         keys = episode_keys(0, split, range(120))
@@ -32,17 +38,19 @@ def tasks(attributes: int | None = None, **shape: int) -> ClassificationTasks:
 
 
 def in_float64(episode: kshot.Episode) -> kshot.Episode:
+    """Convert the floating-point tensors of an episode to float64."""
     return kshot.episode.map_tensors(lambda t: t.double() if t.is_floating_point() else t, episode)
 
 
 @pytest.fixture
 def learner() -> ProtoNet:
+    """Build a learner with an mlp, in float64."""
     t = tasks()
     return kshot.learner("protonet", t.spec, seed=1).double()
 
 
 def test_predictions_are_those_of_the_linear_classifier(learner):
-    """Section 2.3 of the paper: w_c = 2 p_c, b_c = -|p_c|^2, up to a constant per query; in float64."""
+    """Section 2.3 of the paper: w_c = 2 p_c and b_c = -||p_c||^2, up to a constant per query."""
     e = in_float64(tasks(shot=3).sample("test", [0]))
     logits = learner.eval().adapt(e.support)(e.query.x)[0]
     f = learner.encoder.net
@@ -54,7 +62,7 @@ def test_predictions_are_those_of_the_linear_classifier(learner):
 
 
 def test_distance_is_squared_and_summed_over_features():
-    """With the identity for an encoder: by hand, no square root and no mean over D."""
+    """There is no square root and no mean over D. The encoder is the identity, so distances are worked out by hand."""
     spec = kshot.TaskSpec(kind="classification", input_shape=(2,), way=2, shot=1, query=1)
     learner = ProtoNet(spec, encoder=nn.Flatten())
     support = Support.of(torch.tensor([[0.0, 0.0], [2.0, 0.0], [3.0, 4.0]]), [0, 0, 1])
@@ -63,7 +71,7 @@ def test_distance_is_squared_and_summed_over_features():
 
 
 def test_the_training_loss_is_the_papers(learner):
-    """Algorithm 1, naively: -log p of each query, averaged over queries and tasks, and its gradient."""
+    """A naive loop over algorithm 1 gives the same loss (-log p, averaged over queries and tasks) and gradient."""
     episodes = in_float64(tasks(shot=2, query=3).sample("train", range(3)))
     reported = learner.train().meta_gradient(episodes)
     gradients = [p.grad.clone() for p in learner.parameters() if p.grad is not None]
@@ -82,7 +90,7 @@ def test_the_training_loss_is_the_papers(learner):
 
 
 def test_zero_shot_prototypes_are_unit_length_and_follow_their_class():
-    """Section 2.7: g(v_c) has length 1; the query's embedding is left free."""
+    """Section 2.7: g(v_c) has length 1. The embeddings of queries are not scaled."""
     t = tasks(attributes=6, shot=0)
     learner = kshot.learner("protonet", t.spec)
     e = t.sample("test", [0, 1])
@@ -91,12 +99,12 @@ def test_zero_shot_prototypes_are_unit_length_and_follow_their_class():
     assert torch.allclose(p.norm(dim=-1), torch.ones(2, 5))
     assert torch.allclose(p[1, 3], F.normalize(learner.class_encoder(e.support.semantics[1, 3]), dim=0))
     plain = kshot.learner("protonet", tasks().spec)
-    with pytest.raises(DataError, match="needs semantics"):
+    with pytest.raises(DataError, match="without semantics, expected one of the two"):
         plain.prototypes(z, e.support)
 
 
 def test_it_learns_to_tell_unseen_classes_apart():
-    """Held to mean - 3 sigma of 5 seeds (91.7 %, sigma 0.16); the raw distance reaches 34.7 %."""
+    """The bound is the mean of 5 seeds less 3 sigma (91.7 %, sigma 0.16). The distance of the inputs reaches 34.7 %."""
     t = tasks()
     engine = Engine(kshot.learner("protonet", t.spec, seed=0), tasks(way=20, query=5))
     engine.train(300)
@@ -107,7 +115,7 @@ def test_it_learns_to_tell_unseen_classes_apart():
 
 
 def test_it_learns_unseen_classes_from_their_attributes_alone():
-    """Zero-shot, 5 ways, chance 20 %; held to mean - 3 sigma of 5 seeds (95.9 %, sigma 0.18)."""
+    """The tasks are zero-shot, 5-way; chance is 20 %. The bound is the mean of 5 seeds less 3 sigma (95.9 %, 0.18)."""
     t = tasks(attributes=6, shot=0, query=10)
     engine = Engine(kshot.learner("protonet", t.spec, seed=0), t, meta_batch=4)
     engine.train(300)
@@ -115,7 +123,7 @@ def test_it_learns_unseen_classes_from_their_attributes_alone():
 
 
 def test_normalisation_is_a_stated_policy():
-    """Transductive batch norm makes the queries interact, says so, and is recorded."""
+    """With transductive batch norm queries depend on each other. The needs say so, and the result records it."""
     pool = Pool.of(torch.rand(60, 1, 28, 28), np.repeat(np.arange(6), 10))
     t = ClassificationTasks({"train": pool, "test": pool}, way=3, shot=1, query=3)
     for policy, queries in (("inductive", "independent"), ("support", "independent"), ("transductive", "joint")):
@@ -123,3 +131,16 @@ def test_normalisation_is_a_stated_policy():
         assert learner.needs.queries == queries
         result = Engine(learner, t).evaluate(4)
         assert (result.normalisation, result.queries) == (policy, queries)
+
+
+def test_building_the_class_encoder_leaves_the_learner_in_training_mode():
+    """A new torch module is in training mode, and inferring the length of an embedding must not change that."""
+    learner = ProtoNet(tasks(attributes=6, shot=0).spec)
+    assert learner.class_encoder is not None
+    assert all(m.training for m in learner.modules())
+
+
+def test_the_examples_in_docstrings_run():
+    """A wrong example is worse than none."""
+    result = doctest.testmod(sys.modules["kshot_protonet.protonet"])
+    assert (result.failed, result.attempted > 0) == (0, True)

@@ -1,4 +1,4 @@
-"""Prototypical networks keep every rule for learners: on vectors and without a support, and on images with conv4."""
+"""Prototypical networks follow every rule for learners: on vectors, zero-shot, and on images with conv4."""
 
 from kshot.testing import sample_tasks, suite
 

@@ -1,9 +1,11 @@
-"""Relation networks: pairs, scores and loss by hand, whose statistics normalise, a collapse is seen, and it learns."""
+"""Tests of relation networks: pairs, scores and loss by hand, normalisation, the metric of a collapse, and training."""
 
 from __future__ import annotations
 
+import doctest
 import itertools
 import math
+import sys
 from typing import Any
 
 import numpy as np
@@ -14,15 +16,19 @@ from torch import Tensor, nn
 import kshot
 from kshot import ClassificationTasks, Engine, Pool
 from kshot.errors import DataError, OptionError
+from kshot.functional import class_sums
 from kshot.randomness import episode_keys, normal
 from kshot.testing import sample_tasks
 from kshot_relationnet import RelationNet
 from kshot_relationnet.networks import conv_encoder, first_layer, relation_module
-from kshot_relationnet.relationnet import class_sums, explained, relation_loss
+from kshot_relationnet.relationnet import explained, relation_loss
 
 
 def tasks(attributes: int | None = None, **shape: int) -> ClassificationTasks:
-    """Classes that differ in 4 of 12 directions; the other 8 are louder noise. Attributes see the class's centre."""
+    """Build tasks of classes that differ in 4 of 12 directions; the other 8 directions contain stronger noise.
+
+    The attributes of a class are a linear function of its centre.
+    """
 
     def pool(split: str) -> Pool:
         keys = episode_keys(0, split, range(120))
@@ -40,15 +46,17 @@ def tasks(attributes: int | None = None, **shape: int) -> ClassificationTasks:
 
 
 def images(**options: Any) -> kshot.TaskDistribution:
+    """Build small tasks of images of 16 x 16."""
     return sample_tasks.classification(input_shape=(1, 16, 16), **options)
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
-    """Standard normal float64 numbers."""
+    """Draw standard normal numbers in float64; equal seeds give equal numbers."""
     return torch.from_numpy(normal(episode_keys(seed, "numbers", [0]), "x", math.prod(shape))).view(shape)
 
 
 def in_float64(episode: kshot.Episode) -> kshot.Episode:
+    """Convert the floating-point tensors of an episode to float64."""
     return kshot.episode.map_tensors(lambda t: t.double() if t.is_floating_point() else t, episode)
 
 
@@ -56,13 +64,13 @@ def in_float64(episode: kshot.Episode) -> kshot.Episode:
 
 
 def test_maps_of_a_class_are_summed() -> None:
-    """Not averaged: classes 0 and 1 with two examples and one; class 2 has none, and is 0."""
+    """They are not averaged. Class 0 has two examples, class 1 has one, and class 2 has none and gets 0."""
     z = torch.tensor([[[1.0, 2.0], [10.0, 20.0], [3.0, 4.0]]])
     assert class_sums(z, torch.tensor([[0, 1, 0]]), 3).tolist() == [[[4.0, 6.0], [10.0, 20.0], [0.0, 0.0]]]
 
 
-def test_sum_and_mean_are_one_at_one_shot_and_not_at_two() -> None:
-    """So a learner that was trained at one shot is the same with either."""
+def test_sum_and_mean_are_equal_at_one_shot_and_differ_at_two() -> None:
+    """So a learner that was trained at one shot can be used with either."""
     for shot, same in ((1, True), (2, False)):
         t = tasks(shot=shot)
         e = t.sample("test", [0])
@@ -76,7 +84,7 @@ def test_sum_and_mean_are_one_at_one_shot_and_not_at_two() -> None:
 
 @pytest.mark.parametrize("form", ["maps", "vectors"])
 def test_the_first_layer_is_that_of_the_concatenation(form: str) -> None:
-    """W_s s + W_q q against the layer itself on every pair [s, q], the class first, query by query; in float64."""
+    """W_s s + W_q q equals the layer itself on every pair [s, q], with the class first, in the order of the queries."""
     shape = (3, 5, 4) if form == "maps" else (3,)
     layer = nn.Conv2d(6, 7, 3, padding=1).double() if form == "maps" else nn.Linear(6, 7).double()
     classes, queries = numbers(2, 4, *shape, seed=1), numbers(2, 5, *shape, seed=2)
@@ -87,14 +95,14 @@ def test_the_first_layer_is_that_of_the_concatenation(form: str) -> None:
 
 
 def test_the_loss_by_hand() -> None:
-    """Two queries, three ways: every pair counts alike."""
+    """Two queries and three ways: every pair has the same weight."""
     scores, y = torch.tensor([[0.9, 0.2, 0.0], [0.5, 0.5, 1.0]]), torch.tensor([0, 2])
     assert float(relation_loss(scores, y)) == pytest.approx((0.01 + 0.04 + 0 + 0.25 + 0.25 + 0) / 6)
 
 
 @pytest.mark.parametrize("way", [2, 5, 20])
 def test_the_best_constant_explains_nothing(way: int) -> None:
-    """It is 1/N, with loss (1/N)(1 - 1/N): 0.16 for 5 ways. Other constants are worse, the truth is 1."""
+    """It is 1/N, with loss (1/N)(1 - 1/N): 0.16 for 5 ways. Other constants are worse; perfect scores give 1."""
     y = torch.arange(way)
     losses = {k: relation_loss(torch.full((way, way), k, dtype=torch.float64), y) for k in (1 / way, 0.0, 0.5, 1.0)}
     assert float(losses[1 / way]) == pytest.approx((1 - 1 / way) / way)
@@ -104,8 +112,8 @@ def test_the_best_constant_explains_nothing(way: int) -> None:
     assert float(explained(torch.tensor(0.3), 1)) == 0  # with one class there is nothing to explain
 
 
-def test_logits_are_those_of_the_one_relation_that_holds() -> None:
-    """Of all outcomes of three independent relations, those in which just one holds, counted out."""
+def test_the_softmax_of_logits_is_the_probability_given_exactly_one_relation() -> None:
+    """The probability is worked out from the three outcomes of independent relations in which exactly one is true."""
     logits = torch.tensor([0.3, -1.2, 2.0], dtype=torch.float64)
     r = logits.sigmoid().tolist()
     chance = []
@@ -119,7 +127,7 @@ def test_logits_are_those_of_the_one_relation_that_holds() -> None:
 
 
 def test_the_networks_are_those_of_figure_2() -> None:
-    """28 x 28 gives maps of 5 x 5; the relation module pools them to 1 x 1, and has 8 units before its score."""
+    """Images of 28 x 28 give maps of 5 x 5; the relation module pools them to 1 x 1 and has 8 hidden units."""
     maps = conv_encoder((1, 28, 28))(torch.zeros(2, 1, 28, 28))
     assert maps.shape == (2, 64, 5, 5)
     first, rest = relation_module((64, 5, 5))
@@ -131,16 +139,16 @@ def test_the_networks_are_those_of_figure_2() -> None:
 
 
 @pytest.mark.parametrize("map_shape", [(64, 5, 5), (64,)])
-def test_the_relation_module_keeps_its_units_alive(map_shape: tuple[int, ...]) -> None:
-    """Two layers of batch norm and biases of 1: without them it collapses to a constant."""
+def test_the_relation_module_has_batch_norm_and_positive_biases(map_shape: tuple[int, ...]) -> None:
+    """Without two batch norm layers and biases of 1, training collapses to a constant."""
     _, rest = relation_module(map_shape)
     assert sum(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in rest) == 2
     assert rest[-3].bias.tolist() == [1.0] * 8
 
 
 @pytest.mark.parametrize("size", [(1, 10, 10), (1, 16, 16), (3, 20, 33), (3, 84, 84)])
-def test_images_of_other_sizes(size: tuple[int, int, int]) -> None:
-    """What is left of a small image is not pooled away."""
+def test_images_of_other_sizes_are_accepted(size: tuple[int, int, int]) -> None:
+    """Pooling stops before the map of a small image is empty."""
     t = sample_tasks.classification(input_shape=size)
     learner = kshot.learner("relationnet", t.spec, width=4)
     e = t.sample("test", [0])
@@ -148,27 +156,32 @@ def test_images_of_other_sizes(size: tuple[int, int, int]) -> None:
     assert learner.adapt(e.support)(e.query.x).shape == (1, 9, 3)
 
 
-def test_a_module_of_ones_own_gives_maps_or_vectors() -> None:
-    """Nothing else can be compared; said when it is built."""
+def test_a_user_s_encoder_must_return_maps_or_vectors() -> None:
+    """The relation module compares nothing else. The error is raised when the learner is built."""
     t = images()
     e = t.sample("test", [0])
     for net in (nn.Conv2d(1, 5, 3, stride=4), nn.Flatten()):
         learner = RelationNet(t.spec, encoder=net).eval()
         assert learner.adapt(e.support)(e.query.x).shape == (1, 9, 3)
-    with pytest.raises(DataError, match=r"embeds an input as \(16, 16\), expected maps \(C, H, W\) or vectors \(D,\)"):
+    with pytest.raises(
+        DataError,
+        match=r"got embeddings of shape \(16, 16\) from the encoder, expected maps \(C, H, W\) or vectors \(D,\)",
+    ):
         RelationNet(t.spec, encoder=nn.Flatten(1, 2))
 
 
-def test_what_does_not_exist_is_refused() -> None:
-    """By name, before anything is computed."""
+def test_unknown_options_are_refused() -> None:
+    """The message names the option, and nothing has been computed."""
     spec = tasks().spec
-    with pytest.raises(OptionError, match="combine is 'max', expected 'sum' or 'mean'"):
+    with pytest.raises(OptionError, match="got combine='max', expected 'sum' or 'mean'"):
         RelationNet(spec, combine="max")  # type: ignore[arg-type]
-    with pytest.raises(OptionError, match=r"encoder is 'conv4', expected 'auto', 'conv', 'mlp' or an nn\.Module"):
+    with pytest.raises(OptionError, match=r"got encoder='conv4', expected 'auto', 'conv', 'mlp' or an nn\.Module"):
         RelationNet(spec, encoder="conv4")  # type: ignore[arg-type]
-    with pytest.raises(DataError, match=r"input_shape is \(12,\), expected \(channels, height >= 10, width >= 10\)"):
+    with pytest.raises(DataError, match=r"got input_shape=\(12,\), expected \(channels, height >= 10, width >= 10\)"):
         RelationNet(spec, encoder="conv")
-    with pytest.raises(OptionError, match="normalisation is 'none', expected 'inductive', 'support' or 'transductive'"):
+    with pytest.raises(
+        OptionError, match="got normalisation='none', expected 'inductive', 'support' or 'transductive'"
+    ):
         RelationNet(spec, normalisation="none")  # type: ignore[arg-type]
 
 
@@ -177,7 +190,7 @@ def test_what_does_not_exist_is_refused() -> None:
 
 @pytest.mark.parametrize("form", ["vectors", "images"])
 def test_the_training_loss_is_the_papers(form: str) -> None:
-    """Pair by pair by its definition, concatenated, and its gradient; an episode's pairs are normalised together."""
+    """A loop over concatenated pairs gives the same loss and gradient; batch norm sees all pairs of an episode."""
     t = tasks(shot=2, query=2) if form == "vectors" else images()
     learner = kshot.learner("relationnet", t.spec, seed=1, width=6).double()
     episodes = in_float64(t.sample("train", range(2)))
@@ -207,7 +220,7 @@ def test_the_training_loss_is_the_papers(form: str) -> None:
 
 
 def test_a_collapse_shows_in_the_metrics() -> None:
-    """A relation module that says 1/N to every pair has a small loss, 0.16 for 5 ways, and explains nothing."""
+    """A relation module with the score 1/N for every pair has a low loss, 0.16 for 5 ways, but ``explained`` is 0."""
     t = tasks()
     learner = kshot.learner("relationnet", t.spec)
     last = learner.relation.net[-1]
@@ -219,8 +232,8 @@ def test_a_collapse_shows_in_the_metrics() -> None:
     assert float(reported["accuracy"]) == pytest.approx(0.2)
 
 
-def test_in_zero_shot_the_semantic_vector_stands_for_the_support() -> None:
-    """Through its own embedding, a map like an example's; without semantics it is refused."""
+def test_in_zero_shot_tasks_the_semantic_vector_replaces_the_support() -> None:
+    """Its embedding is a map of the same shape. Without semantics, an empty support is refused."""
     for t, shape in ((tasks(attributes=6, shot=0), (64,)), (images(shot=0, semantics=5), (64, 2, 2))):
         learner = kshot.learner("relationnet", t.spec)
         e = t.sample("test", [0, 1])
@@ -229,12 +242,12 @@ def test_in_zero_shot_the_semantic_vector_stands_for_the_support() -> None:
         one = learner.class_encoder(e.support.semantics[1, 2][None])[0]
         assert torch.allclose(classes[1, 2].flatten(), one, atol=1e-6)
     plain = kshot.learner("relationnet", tasks().spec)
-    with pytest.raises(DataError, match="without examples needs semantics"):
+    with pytest.raises(DataError, match="without semantics, expected one of the two"):
         plain.classes(torch.zeros(1, 0, 64), e.support)
 
 
-def test_another_way_than_it_was_built_for() -> None:
-    """Scores are of pairs, so there is no output layer to be resized."""
+def test_a_learner_predicts_for_another_way_than_it_was_built_for() -> None:
+    """A score belongs to a pair, so there is no output layer of a fixed size."""
     learner = kshot.learner("relationnet", tasks().spec)
     for way in (12, 2):
         e = tasks(way=way).sample("test", [0, 1])
@@ -245,7 +258,7 @@ def test_another_way_than_it_was_built_for() -> None:
 
 
 def warmed(policy: str) -> tuple[RelationNet, kshot.Episode]:
-    """A learner in float64 whose running statistics have moved, and an episode."""
+    """Build a learner in float64 whose running statistics have moved, and an episode."""
     t = images()
     learner = kshot.learner("relationnet", t.spec, width=4, normalisation=policy).double()
     for i in range(3):
@@ -254,7 +267,7 @@ def warmed(policy: str) -> tuple[RelationNet, kshot.Episode]:
 
 
 def by_statistics_of(net: nn.Module, of: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """``net(of)`` normalised by itself, ``net(x)`` by the means and unbiased variances of ``of``, layer by layer."""
+    """Compute ``net(of)`` normalised by itself, and ``net(x)`` by means and unbiased variances of ``of``, by layers."""
     for m in net.modules():
         if isinstance(m, nn.BatchNorm2d):
             mean, scale, shift = (v[:, None, None] for v in (of.mean((0, 2, 3)), m.weight, m.bias))
@@ -266,7 +279,7 @@ def by_statistics_of(net: nn.Module, of: Tensor, x: Tensor) -> tuple[Tensor, Ten
 
 
 def test_inductive_statistics_are_those_of_training() -> None:
-    """In the encoder and in the relation module: running means and variances, so that queries can't see each other."""
+    """Encoder and relation module use running means and variances, so that queries are independent."""
     learner, e = warmed("inductive")
     assert learner.needs.queries == "independent"
     moved = [b for n, b in learner.named_buffers() if n.endswith("running_mean")]
@@ -281,7 +294,7 @@ def test_inductive_statistics_are_those_of_training() -> None:
 
 
 def test_transductive_statistics_are_those_of_this_episode() -> None:
-    """What training sees: images of support and queries together, and the pairs of all queries with all classes."""
+    """They are those of training: all images of the episode, and the pairs of all queries with all classes."""
     learner, e = warmed("transductive")
     assert learner.needs.queries == "joint"
     with torch.no_grad():
@@ -291,7 +304,7 @@ def test_transductive_statistics_are_those_of_this_episode() -> None:
 
 
 def test_support_statistics_are_those_of_pairs_within_the_support() -> None:
-    """Encoder: the support's images. Relation module: each support example with each class. Queries are apart."""
+    """In the encoder: of the support's images. In the relation module: of each support example with each class."""
     learner, e = warmed("support")
     assert learner.needs.queries == "independent"
     with torch.no_grad():
@@ -307,16 +320,18 @@ def test_support_statistics_are_those_of_pairs_within_the_support() -> None:
 
 
 def test_without_a_support_there_are_no_support_statistics() -> None:
-    """Zero-shot under the policy ``support`` is refused in words, also where only the relation module has any."""
+    """Zero-shot tasks are refused under ``support``, even if only the relation module has batch norm."""
     for t in (images(shot=0, semantics=5), tasks(attributes=6, shot=0)):
         learner = kshot.learner("relationnet", t.spec, width=4, normalisation="support")
         e = t.sample("test", [0])
-        with pytest.raises(DataError, match="support has no examples to take statistics from"):
+        with pytest.raises(
+            DataError, match="got a support without examples, expected at least one to take statistics from"
+        ):
             learner.adapt(e.support)(e.query.x)
 
 
-def test_the_result_says_which_statistics_served() -> None:
-    """Published figures are transductive; a figure without its policy can't be compared."""
+def test_the_result_records_which_statistics_were_used() -> None:
+    """Published results are transductive, and results of different policies can't be compared."""
     pool = Pool.of(torch.rand(60, 1, 16, 16), np.repeat(np.arange(6), 10))
     t = ClassificationTasks({"train": pool, "test": pool}, way=3, shot=1, query=3)
     for policy, queries in (("inductive", "independent"), ("support", "independent"), ("transductive", "joint")):
@@ -329,7 +344,7 @@ def test_the_result_says_which_statistics_served() -> None:
 
 
 def test_it_learns_to_tell_unseen_classes_apart() -> None:
-    """Chance is 20 %; held to mean - 3 sigma of 5 seeds (88.6 %, sigma 3.7), and of what is explained (0.52, 0.08)."""
+    """The bounds are means of 5 seeds less 3 sigma: accuracy 88.6 % (chance 20 %, sigma 3.7), explained 0.52 (0.08)."""
     t = tasks()
     engine = Engine(kshot.learner("relationnet", t.spec, seed=0), tasks(way=20, query=5))
     last = engine.train(300)
@@ -338,8 +353,14 @@ def test_it_learns_to_tell_unseen_classes_apart() -> None:
 
 
 def test_it_learns_unseen_classes_from_their_attributes_alone() -> None:
-    """Zero-shot, 5 ways, chance 20 %; held to mean - 3 sigma of 5 seeds (96.9 %, sigma 0.07)."""
+    """The tasks are zero-shot, 5-way; chance is 20 %. The bound is the mean of 5 seeds less 3 sigma (96.9 %, 0.07)."""
     t = tasks(attributes=6, shot=0, query=10)
     engine = Engine(kshot.learner("relationnet", t.spec, seed=0), t, meta_batch=4)
     engine.train(300)
     assert engine.evaluate(300).mean > 0.966
+
+
+def test_the_examples_in_docstrings_run() -> None:
+    """A wrong example is worse than none."""
+    result = doctest.testmod(sys.modules["kshot_relationnet.relationnet"])
+    assert (result.failed, result.attempted > 0) == (0, True)

@@ -1,4 +1,4 @@
-"""Relation networks keep every rule for learners: on vectors and without a support, and on images with convolutions."""
+"""Relation networks follow every rule for learners: on vectors, zero-shot, and on images with convolutions."""
 
 from kshot.testing import sample_tasks, suite
 

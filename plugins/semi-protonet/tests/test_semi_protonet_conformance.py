@@ -1,4 +1,4 @@
-"""Every refinement keeps every rule for learners: on vectors, on images with conv4, and with the encoder frozen."""
+"""Every refinement follows every rule for learners: on vectors, on images with conv4, and with the encoder frozen."""
 
 from kshot.testing import sample_tasks, suite
 

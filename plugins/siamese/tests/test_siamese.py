@@ -1,8 +1,10 @@
-"""Siamese networks: the equations by hand and by a naive second way, and that they learn."""
+"""Tests of siamese networks: the equations by hand and by naive loops, and that training works."""
 
 from __future__ import annotations
 
+import doctest
 import math
+import sys
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from kshot.errors import OptionError
 from kshot.protocols import Embeds
 from kshot.randomness import episode_keys, normal
 from kshot_siamese import Siamese
-from kshot_siamese.siamese import (
+from kshot_siamese.losses import (
     contrastive_losses,
     energy,
     koch_logits,
@@ -29,7 +31,7 @@ SPEC = kshot.TaskSpec(kind="classification", input_shape=(2,), way=2, shot=1, qu
 
 
 def tasks(**shape: int) -> ClassificationTasks:
-    """Classes that differ in 4 of 12 directions; the other 8 are louder noise."""
+    """Build tasks of classes that differ in 4 of 12 directions; the other 8 directions contain stronger noise."""
 
     def pool(split: str) -> Pool:
         keys = episode_keys(0, split, range(120))
@@ -42,26 +44,27 @@ def tasks(**shape: int) -> ClassificationTasks:
 
 
 def in_float64(episode: kshot.Episode) -> kshot.Episode:
+    """Convert the floating-point tensors of an episode to float64."""
     return kshot.episode.map_tensors(lambda t: t.double() if t.is_floating_point() else t, episode)
 
 
 def plain(**options: Any) -> Siamese:
-    """Embeddings are the inputs."""
+    """Build a learner whose embeddings are the inputs."""
     return Siamese(SPEC, encoder=nn.Flatten(), **options).eval()
 
 
 # --- The equations ------------------------------------------------------------------------------------------------
 
 
-def test_energy_is_the_euclidean_distance_and_does_not_mind_the_order() -> None:
-    """3, 4, 5, whichever of the two comes first."""
+def test_energy_is_the_euclidean_distance_in_either_order() -> None:
+    """The example is a triangle of sides 3, 4 and 5."""
     a, b = torch.tensor([[0.0, 0.0], [1.0, 1.0]]), torch.tensor([[3.0, 4.0], [1.0, 1.0]])
     assert energy(a, b).tolist() == energy(b, a).tolist() == [5.0, 0.0]
 
 
 @pytest.mark.parametrize("genuine", [True, False])
 def test_equal_inputs_have_a_finite_gradient(genuine: bool) -> None:
-    """The square root's own gradient at 0 is infinite, and times 0 it is NaN."""
+    """The derivative of the square root is infinite at 0, and its product with 0 is NaN."""
     a = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
     b = a.detach().clone().requires_grad_()
     contrastive_losses(energy(a, b), torch.tensor(genuine), 1.0).backward()
@@ -71,7 +74,7 @@ def test_equal_inputs_have_a_finite_gradient(genuine: bool) -> None:
 
 
 def test_contrastive_loss_by_hand() -> None:
-    """E^2 of genuine pairs at any distance; (1 - E)^2 of imposters up to the margin, and 0 from there on."""
+    """The loss is E^2 for genuine pairs, and for imposters (margin - E)^2 up to the margin and 0 beyond it."""
     energies = torch.tensor([0.0, 0.5, 3.0, 0.0, 0.25, 1.0, 7.0])
     genuine = torch.tensor([True, True, True, False, False, False, False])
     assert contrastive_losses(energies, genuine, 1.0).tolist() == [0.0, 0.25, 9.0, 1.0, 0.5625, 0.0, 0.0]
@@ -79,7 +82,7 @@ def test_contrastive_loss_by_hand() -> None:
 
 
 def test_koch_s_probability_by_hand() -> None:
-    """sigmoid(2 * 1 - 1 * 3) and, for equal inputs, 1/2; swapping the pair changes nothing."""
+    """It is sigmoid(2 * 1 - 1 * 3), and 1/2 for equal inputs; the order of the pair does not matter."""
     a, b, alpha = torch.tensor([0.0, 5.0]), torch.tensor([1.0, 2.0]), torch.tensor([2.0, -1.0])
     assert float(koch_logits(a, b, alpha)) == -1.0
     assert float(koch_probability(a, b, alpha)) == pytest.approx(1 / (1 + math.e))
@@ -87,21 +90,21 @@ def test_koch_s_probability_by_hand() -> None:
     assert float(koch_probability(a, a, alpha)) == 0.5
 
 
-def test_pairs_are_all_pairs_once() -> None:
-    """Four examples, six pairs; genuine where the labels agree, in each episode by its own labels."""
+def test_every_pair_is_listed_once() -> None:
+    """Four examples have six pairs; a pair is genuine if its labels are equal in the episode."""
     first, second, genuine = pairs(torch.tensor([[0, 1, 0, 1], [1, 1, 1, 0]]))
     assert list(zip(first.tolist(), second.tolist(), strict=True)) == [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
     assert genuine.int().tolist() == [[0, 1, 0, 0, 1, 0], [1, 1, 0, 1, 0, 0]]
 
 
 def test_averages_by_hand() -> None:
-    """Two genuine pairs (1 and 3) and four imposters (0, 0, 4 and 2), of which two are within the margin."""
+    """The losses are 1 and 3 for genuine pairs, and 0, 0, 4 and 2 for imposters, two of which are within the margin."""
     losses = torch.tensor([1.0, 3.0, 0.0, 0.0, 4.0, 2.0])
     genuine = torch.tensor([True, True, False, False, False, False])
     assert float(mean_over(losses, genuine, "all")) == pytest.approx(10 / 6)
     assert float(mean_over(losses, genuine, "balanced")) == 2 + 1.5
     assert float(mean_over(losses, genuine, "active")) == 2 + 3
-    touching = torch.tensor([1.0, 3.0, 1e-14, 0.0, 4.0, 2.0])  # an imposter at the margin but for rounding
+    touching = torch.tensor([1.0, 3.0, 1e-14, 0.0, 4.0, 2.0])  # 1e-14 is a rounding error at the margin
     assert float(mean_over(touching, genuine, "active")) == 2 + 3
     nothing = torch.zeros(6)
     assert float(mean_over(nothing, genuine, "active")) == 0.0
@@ -113,7 +116,7 @@ def test_averages_by_hand() -> None:
 
 @pytest.mark.parametrize("average", ["active", "balanced", "all"])
 def test_the_contrastive_training_loss_is_the_naive_one(average: str) -> None:
-    """In float64, pair by pair in plain loops, with its gradient; over support and query, averaged in each task."""
+    """Plain loops over the pairs of support and query examples give the same loss and gradient."""
     t = tasks(way=4, shot=2, query=2)
     learner = kshot.learner("siamese", t.spec, seed=1, average=average).double()
     episodes = in_float64(t.sample("train", range(3)))
@@ -147,7 +150,7 @@ def test_the_contrastive_training_loss_is_the_naive_one(average: str) -> None:
 
 
 def test_koch_s_training_loss_is_the_naive_one() -> None:
-    """Binary cross-entropy -log p of genuine pairs and -log(1 - p) of imposters, each sort averaged."""
+    """It is the mean of -log p over genuine pairs plus the mean of -log(1 - p) over imposters."""
     t = tasks(way=3, shot=2, query=1)
     learner = kshot.learner("siamese", t.spec, seed=1, loss="koch", unit_length=False).double()
     e = in_float64(t.sample("train", [0]))
@@ -167,21 +170,21 @@ def test_koch_s_training_loss_is_the_naive_one() -> None:
 
 
 def test_a_query_belongs_to_the_class_of_its_nearest_support_example() -> None:
-    """Not to that of the nearest mean: by hand, with two shots."""
+    """The nearest class mean would give another class here. The distances are worked out by hand."""
     support = Support.of(torch.tensor([[0.0, 0.0], [10.0, 0.0], [3.0, 0.0], [4.0, 0.0]]), [0, 0, 1, 1])
     logits = plain(unit_length=False).adapt(support)(torch.tensor([[[9.0, 0.0], [3.0, 4.0]]]))
     assert logits.tolist() == [[[-1.0, -5.0], [-5.0, -4.0]]]
 
 
 def test_koch_s_logits_are_the_log_odds_of_the_nearest_example() -> None:
-    """b + sum_j alpha_j |h1_j - h2_j|, by hand with alpha -1 and b 1, as they are before training."""
+    """They are b + sum_j alpha_j |h1_j - h2_j|, by hand with alpha = -1 and b = 1, the values before training."""
     support = Support.of(torch.tensor([[0.0, 0.0], [3.0, 4.0]]), [0, 1])
     logits = plain(loss="koch", unit_length=False).adapt(support)(torch.tensor([[[3.0, 0.0]]]))
     assert logits.tolist() == [[[-2.0, -3.0]]]
 
 
-def test_unit_length_leaves_only_directions() -> None:
-    """Inputs on one ray are equal, opposite ones are 2 apart, and nothing is farther."""
+def test_with_unit_length_only_directions_matter() -> None:
+    """Inputs of the same direction have distance 0, and opposite inputs have the greatest distance, 2."""
     learner = plain()
     z = learner.embed(torch.tensor([[3.0, 0.0], [0.1, 0.0], [-7.0, 0.0], [0.0, 2.0]]))
     assert torch.allclose(z.norm(dim=1), torch.ones(4))
@@ -190,7 +193,7 @@ def test_unit_length_leaves_only_directions() -> None:
 
 @pytest.mark.parametrize("loss", ["contrastive", "koch"])
 def test_the_distance_of_a_pair_is_that_by_which_it_classifies(loss: str) -> None:
-    """``embed`` and ``distance`` verify pairs by the very same numbers; leading axes are anybody's; order is not."""
+    """``embed`` and ``distance`` give the numbers that classification uses, with any leading axes, in either order."""
     t = tasks()
     learner = kshot.learner("siamese", t.spec, seed=2, loss=loss)
     e = t.sample("test", [0, 1])
@@ -204,8 +207,8 @@ def test_the_distance_of_a_pair_is_that_by_which_it_classifies(loss: str) -> Non
         assert torch.allclose(learner.embed(e.query.x[1, 3]), a[1, 3], atol=1e-6)
 
 
-def test_zero_embeddings_of_unit_length_do_no_harm() -> None:
-    """A net whose ReLUs are all dead gives zeros, which have no direction."""
+def test_zero_embeddings_give_finite_gradients() -> None:
+    """A net whose ReLUs are all off returns zeros, which can't be scaled to length 1."""
     t = tasks()
     learner = kshot.learner("siamese", t.spec)
     for p in learner.parameters():
@@ -215,8 +218,8 @@ def test_zero_embeddings_of_unit_length_do_no_harm() -> None:
     assert all(bool(p.grad.isfinite().all()) for p in learner.parameters() if p.grad is not None)
 
 
-def test_accuracy_is_the_share_of_pairs_on_their_side() -> None:
-    """By hand: embeddings 0, 0.7 | 0.3, 2 on a line, half the margin is 0.5: both sorts of pairs count alike."""
+def test_accuracy_is_the_balanced_share_of_right_decisions() -> None:
+    """The embeddings of the classes are 0 and 0.7, and 0.3 and 2; pairs are accepted below half the margin, 0.5."""
     spec = kshot.TaskSpec(kind="classification", input_shape=(1,), way=2, shot=1, query=1)
     learner = Siamese(spec, encoder=nn.Sequential(nn.Flatten(), nn.Linear(1, 1)), unit_length=False)
     nn.init.ones_(learner.encoder.net[1].weight)
@@ -228,19 +231,19 @@ def test_accuracy_is_the_share_of_pairs_on_their_side() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"loss": "triplet"}, "expected 'contrastive' or 'koch'"),
         ({"average": "hard"}, "expected 'auto', 'active', 'balanced' or 'all'"),
-        ({"loss": "koch", "average": "active"}, "'active' is for 'contrastive'"),
-        ({"margin": 0.0}, "margin is 0.0, expected a positive number"),
+        ({"loss": "koch", "average": "active"}, "got average='active' with loss='koch', expected 'balanced' or 'all'"),
+        ({"margin": 0.0}, "got margin=0.0, expected a positive number"),
         ({"margin": 2.5}, "at most 2 with embeddings of unit length"),
-        ({"margin": math.nan}, "margin is nan"),
+        ({"margin": math.nan}, "got margin=nan"),
     ],
 )
-def test_impossible_options_are_told(options: dict[str, Any], told: str) -> None:
-    """When it is built, whoever builds it."""
-    with pytest.raises(OptionError, match=told):
+def test_impossible_options_are_refused(options: dict[str, Any], message: str) -> None:
+    """The error is raised when the learner is built."""
+    with pytest.raises(OptionError, match=message):
         Siamese(SPEC, **options)
     assert Siamese(SPEC, margin=2.5, unit_length=False).margin == 2.5
 
@@ -249,6 +252,7 @@ def test_impossible_options_are_told(options: dict[str, Any], told: str) -> None
 
 
 def trained(loss: str, seed: int) -> float:
+    """Train a learner and return its 5-way 1-shot accuracy on unseen classes."""
     t = tasks()
     learner = kshot.learner("siamese", t.spec, seed=seed, loss=loss)
     engine = Engine(learner, tasks(way=20, query=5), optimizer={"lr": 3e-3})
@@ -256,8 +260,8 @@ def trained(loss: str, seed: int) -> float:
     return engine.evaluate(300, tasks=t).mean
 
 
-def test_pixels_alone_are_far_below() -> None:
-    """What the two below are to be compared with: the distance of the inputs themselves."""
+def test_the_distance_of_inputs_is_far_below() -> None:
+    """The next test shows that training makes the difference."""
     t = tasks()
     raw = Siamese(t.spec, encoder=nn.Flatten(), unit_length=False)
     assert Engine(raw, t).evaluate(300).mean < 0.36
@@ -265,5 +269,19 @@ def test_pixels_alone_are_far_below() -> None:
 
 @pytest.mark.parametrize(("loss", "least"), [("contrastive", 0.896), ("koch", 0.777)])
 def test_it_learns_to_tell_unseen_classes_apart(loss: str, least: float) -> None:
-    """Held to mean - 3 sigma of 5 seeds: contrastive 90.1 %, sigma 0.16; koch 85.9 %, sigma 2.7."""
+    """The bounds are means of 5 seeds less 3 sigma: contrastive 90.1 % (sigma 0.16), koch 85.9 % (sigma 2.7)."""
     assert trained(loss, 0) > least
+
+
+def test_building_the_weights_leaves_the_learner_in_training_mode() -> None:
+    """A new torch module is in training mode, and inferring the length of an embedding must not change that."""
+    learner = Siamese(SPEC, loss="koch")
+    assert learner.weights is not None
+    assert all(m.training for m in learner.modules())
+
+
+def test_the_examples_in_docstrings_run() -> None:
+    """A wrong example is worse than none."""
+    for module in ("kshot_siamese.siamese", "kshot_siamese.verification"):
+        result = doctest.testmod(sys.modules[module])
+        assert (result.failed, result.attempted > 0) == (0, True)

@@ -1,4 +1,4 @@
-"""Siamese networks keep every rule for learners: both losses, on vectors and on images, under every normalisation."""
+"""Siamese networks follow every rule for learners: both losses, on vectors and on images, under every normalisation."""
 
 from kshot.testing import sample_tasks, suite
 

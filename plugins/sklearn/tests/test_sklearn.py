@@ -1,9 +1,11 @@
-"""The classifier by scikit-learn's own checks, and against the learner it is made of."""
+"""Tests of the classifier by scikit-learn's own checks, and against the predictions of its learner."""
 
 from __future__ import annotations
 
+import doctest
 import pickle
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from kshot_sklearn.classifier import is_raw
 
 
 class Doubled(nn.Module):
-    """Prototypes of inputs times a parameter; works on [B, n, 2, 2]."""
+    """Classify by the nearest class mean of inputs [B, n, 2, 2] times a parameter."""
 
     needs = Needs(variable_way=True)
 
@@ -49,35 +51,37 @@ X = (rng.normal(size=(12, 2, 2)) + 3 * np.array([2, 0, 1] * 4)[:, None, None]).a
 
 
 @parametrize_with_checks([FewShotClassifier()])
-def test_it_passes_scikit_learn_s_checks(estimator: Any, check: Any) -> None:
-    """All of them; none is expected to fail."""
+def test_the_classifier_passes_scikit_learn_s_checks(estimator: Any, check: Any) -> None:
+    """It passes all of them, without any that is expected to fail."""
     check(estimator)
 
 
-def test_without_a_model_it_is_the_nearest_centroid() -> None:
-    """Against scikit-learn's own; probabilities are the softmax of minus squared distances."""
+def test_without_a_model_the_classifier_is_the_nearest_centroid() -> None:
+    """Predictions are those of scikit-learn; probabilities are the softmax of minus squared distances."""
     digits, labels = load_digits(return_X_y=True)
-    digits = digits + np.random.default_rng(0).normal(0, 1, digits.shape)  # a constant pixel makes its centroid warn
-    made = FewShotClassifier().fit(digits[:50], labels[:50])
-    assert np.array_equal(made.predict(digits), NearestCentroid().fit(digits[:50], labels[:50]).predict(digits))
+    digits = digits + np.random.default_rng(0).normal(
+        0, 1, digits.shape
+    )  # without noise, constant pixels make NearestCentroid warn
+    classifier = FewShotClassifier().fit(digits[:50], labels[:50])
+    assert np.array_equal(classifier.predict(digits), NearestCentroid().fit(digits[:50], labels[:50]).predict(digits))
     small = FewShotClassifier().fit([[0.0], [2.0]], ["no", "yes"])
     assert np.allclose(small.predict_proba([[0.5]]), [[1 / (1 + np.exp(-2)), 1 / (1 + np.exp(2))]])
     assert small.classes_.tolist() == ["no", "yes"]
 
 
 def test_predictions_are_the_learner_s() -> None:
-    """Labels of any kind, sorted as scikit-learn has them, and images, not only tables."""
+    """Labels may be of any kind and are sorted, as in scikit-learn; inputs may be images and not only tables."""
     model = Trained(Doubled(), SPEC)
-    made = FewShotClassifier(model).fit(X, Y)
+    classifier = FewShotClassifier(model).fit(X, Y)
     expected = model.predict({name: X[name == Y] for name in "abc"}, X + 0.1)
-    assert np.allclose(made.predict_proba(X + 0.1), expected.probabilities)
-    assert made.predict(X + 0.1).tolist() == expected.labels
-    assert made.score(X, Y) > 0.9
-    assert made.n_features_in_ == 2
+    assert np.allclose(classifier.predict_proba(X + 0.1), expected.probabilities)
+    assert classifier.predict(X + 0.1).tolist() == expected.labels
+    assert classifier.score(X, Y) > 0.9
+    assert classifier.n_features_in_ == 2
 
 
-def test_it_is_cloned_and_searched_over() -> None:
-    """A grid over learners, each adapted to the folds' examples."""
+def test_the_classifier_can_be_cloned_and_used_in_a_search() -> None:
+    """A grid search compares learners, each of which adapts to the examples of a fold."""
     models = [None, Trained(Doubled(), SPEC)]
     assert clone(FewShotClassifier(models[1])).fit(X, Y).score(X, Y) > 0.9
     search = GridSearchCV(FewShotClassifier(), {"model": [Trained(Doubled(0.0), SPEC), models[1]]}, cv=3)
@@ -88,20 +92,23 @@ def test_it_is_cloned_and_searched_over() -> None:
 
 
 @pytest.mark.parametrize(
-    ("examples", "labels", "words"),
+    ("examples", "labels", "message"),
     [
         (X[:, :1], Y, "shape"),
         (X, Y[:5], "inconsistent numbers of samples"),
-        (X, ["a"] * 12, "only one class, 'a'"),
+        (X, ["a"] * 12, "only one class, 'a', expected at least two"),
         (np.full_like(X, np.nan), Y, "NaN"),
     ],
 )
-def test_bad_input_is_refused(examples: Any, labels: Any, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+def test_bad_input_is_refused(examples: Any, labels: Any, message: str) -> None:
+    """Errors are ValueErrors, as scikit-learn's conventions require."""
+    with pytest.raises(ValueError, match=message):
         FewShotClassifier(Trained(Doubled(), SPEC)).fit(examples, labels)
 
 
-def test_a_learner_of_a_fixed_way_takes_no_other() -> None:
+def test_a_learner_of_a_fixed_way_refuses_other_ways() -> None:
+    """Its predictions for another number of classes would have no meaning."""
+
     class Fixed(Doubled):
         needs = Needs()
 
@@ -109,26 +116,26 @@ def test_a_learner_of_a_fixed_way_takes_no_other() -> None:
         FewShotClassifier(Trained(Fixed(), SPEC)).fit(X[Y != "c"], Y[Y != "c"])
 
 
-def test_a_run_on_disk_is_fitted_pickled_and_guarded(tmp_path: Path) -> None:
-    """The pickle has no learner in it; one whose run has changed since is refused, and says so."""
+def test_a_classifier_of_a_run_can_be_pickled_and_notices_a_changed_run(tmp_path: Path) -> None:
+    """The pickle does not contain the learner, and a run that has changed since ``fit`` is refused."""
     kshot.register(DoubledOf, name="doubled", group="learners")
     kshot.register(Squares, name="squares", group="tasks")
     engine_of(tmp_path / "run", seed=0)
-    made = FewShotClassifier(tmp_path / "run").fit(X, Y)
-    before = made.predict_proba(X)
-    blob = pickle.dumps(made)
+    classifier = FewShotClassifier(tmp_path / "run").fit(X, Y)
+    before = classifier.predict_proba(X)
+    blob = pickle.dumps(classifier)
     assert b"torch" not in blob
     assert b"kshot.runs.trained" not in blob
     assert np.array_equal(pickle.loads(blob).predict_proba(X), before)
     shutil.rmtree(tmp_path / "run")
     engine_of(tmp_path / "run", seed=1)
-    with pytest.raises(ValueError, match="other parameters than when this classifier was fitted"):
+    with pytest.raises(ValueError, match=r"other parameters from the run .* than when this classifier was fitted"):
         pickle.loads(blob).predict(X)
-    assert not np.allclose(clone(made).fit(X, Y).predict_proba(X), before)
+    assert not np.allclose(clone(classifier).fit(X, Y).predict_proba(X), before)
 
 
 class DoubledOf(Doubled):
-    """As the registry builds learners."""
+    """Build the learner from a spec, as the registry does, with a random factor."""
 
     def __init__(self, spec: TaskSpec) -> None:
         super().__init__(torch.rand(()).item())
@@ -140,7 +147,7 @@ class DoubledOf(Doubled):
 
 
 class Squares(kshot.ClassificationTasks):
-    """Blobs of 2 x 2."""
+    """Sample tasks of three classes of 2 x 2 inputs."""
 
     def __init__(self, way: int = 3, shot: int = 1, query: int = 1, seed: int = 0) -> None:
         pool = kshot.Pool.of(X, np.unique(Y, return_inverse=True)[1])
@@ -148,7 +155,7 @@ class Squares(kshot.ClassificationTasks):
 
 
 def engine_of(run: Path, seed: int) -> None:
-    """A run as the command line leaves it."""
+    """Train a learner by the command line into the folder ``run``."""
     from click.testing import CliRunner
 
     from kshot.cli import main
@@ -202,3 +209,9 @@ def test_a_fitted_classifier_does_not_change_with_the_users_array(model: Any) ->
     before = classifier.predict_proba(X)
     examples[:] = 0
     assert np.array_equal(classifier.predict_proba(X), before)
+
+
+def test_the_examples_in_docstrings_run() -> None:
+    """A wrong example is worse than none."""
+    result = doctest.testmod(sys.modules["kshot_sklearn.classifier"])
+    assert (result.failed, result.attempted > 0) == (0, True)

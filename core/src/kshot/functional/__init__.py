@@ -1,15 +1,22 @@
-"""Mathematics as functions: tensors in, tensors out; no state, no device, no logging. Imports torch only."""
+"""Mathematics as functions: tensors in, tensors out.
+
+The functions keep no state, choose no device and log nothing. This package imports torch only.
+"""
 
 from kshot.functional.metric import (
     class_means,
+    class_sums,
     full_precision,
     pairwise_squared_distance,
     prototypical_logits,
 )
 from kshot.functional.sequence import sequence_errors, sequence_loss
+from kshot.functional.verification import best_threshold
 
 __all__ = [
+    "best_threshold",
     "class_means",
+    "class_sums",
     "full_precision",
     "pairwise_squared_distance",
     "prototypical_logits",

@@ -1,4 +1,7 @@
-"""Losses and errors of sequences. Letters: B meta-batch, T time, N way."""
+"""Compute losses and errors of sequences.
+
+Letters: B meta-batch, T time, N way.
+"""
 
 from __future__ import annotations
 
@@ -10,30 +13,51 @@ from kshot.functional.metric import full_precision
 
 
 def sequence_loss(logits: Tensor, y: Tensor, ignored: int = -100) -> Tensor:
-    """The negative log-likelihood of a sequence's answers, in nats, averaged over its scored steps (and bits), then
-    over B [].
+    """Compute the negative log-likelihood of the answers of sequences, in nats.
 
-    Each task counts alike, however many of its steps are scored; one without any counts 0.
+    It is averaged over the scored steps (and bits) of each task, then over the B tasks. So all tasks weigh the same,
+    however many of their steps are scored. A task without any scored step counts as 0.
 
     Args:
-        logits: [B, T, N] for labels, [B, T, *bits] for bits.
-        y: labels [B, T], int64, ``ignored`` where no answer is scored; or bits [B, T, *bits], float, NaN there.
+        logits: [B, T, N] if the answers are labels, [B, T, *bits] if they are bits.
+        y: labels [B, T], int64, ``ignored`` at steps that are not scored; or bits [B, T, *bits], float, NaN at those.
+        ignored: the label of steps that are not scored.
+
+    Returns:
+        The loss [].
+
+    Example:
+        >>> sequence_loss(torch.zeros(1, 3, 4), torch.tensor([[2, -100, 0]])).exp()  # 4 equally probable labels
+        tensor(4.)
+        >>> sequence_loss(torch.zeros(1, 2), torch.tensor([[1.0, torch.nan]])).exp()
+        tensor(2.)
     """
     logits = full_precision(logits)
+    # Losses of all steps; those of steps that are not scored are 0.
     if y.is_floating_point():
         scored = ~y.isnan()
         losses = F.binary_cross_entropy_with_logits(logits, y.nan_to_num(), reduction="none") * scored
     else:
         scored = y != ignored
         losses = F.cross_entropy(logits.movedim(-1, 1), y, ignore_index=ignored, reduction="none")
+    # The mean over the scored steps of each task, then over tasks.
     return (losses.flatten(1).sum(1) / scored.flatten(1).sum(1).clamp_min(1)).mean()
 
 
 def sequence_errors(logits: Tensor, y: Tensor, ignored: int = -100) -> Tensor:
-    """Which answers are wrong: 1 where wrong, 0 where right, NaN where none is scored; in the shape of ``y``.
+    """Mark which answers are wrong: 1 if wrong, 0 if right, NaN if the step is not scored.
 
     Args:
-        logits, y: as for ``sequence_loss``; a bit is said to be 1 where its logit is positive.
+        logits: as for ``sequence_loss``. A bit is predicted as 1 if its logit is positive.
+        y: as for ``sequence_loss``.
+        ignored: as for ``sequence_loss``.
+
+    Returns:
+        The errors, in the shape of ``y``.
+
+    Example:
+        >>> sequence_errors(torch.tensor([[2.0, -1.0, 0.5]]), torch.tensor([[1.0, 1.0, torch.nan]]))
+        tensor([[0., 1., nan]])
     """
     if y.is_floating_point():
         wrong, scored = (logits > 0) != (y > 0.5), ~y.isnan()

@@ -1,6 +1,6 @@
-"""Encoders, nets that adapt, memories tried before they are used, and the policy of normalisation."""
+"""Encoders, networks that adapt, memories that are tested before use, and the policy of batch normalisation."""
 
-from kshot.nn.encoders import Encoder, EncoderChoice, conv4, encoder, linear, mlp
+from kshot.nn.encoders import Encoder, EncoderChoice, conv4, encoder, infer_output_shape, linear, mlp
 from kshot.nn.memories import memory
 from kshot.nn.networks import Network, NetworkChoice, network
 from kshot.nn.normalisation import Normalisation, evaluating
@@ -14,6 +14,7 @@ __all__ = [
     "conv4",
     "encoder",
     "evaluating",
+    "infer_output_shape",
     "linear",
     "memory",
     "mlp",

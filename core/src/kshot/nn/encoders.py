@@ -1,4 +1,7 @@
-"""The usual encoders, and ``Encoder``, which folds B and keeps the policy of normalisation around any module."""
+"""The usual encoders, and ``Encoder``, which applies any net to episodes by a stated policy of normalisation.
+
+Letters: B meta-batch, S support size, n examples, D embedding; an image is [C, H, W].
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from kshot.errors import DataError, OptionError
 from kshot.nn.normalisation import (
     Normalisation,
     batch_norms,
+    check_policy,
     evaluating,
     folded,
     per_episode_statistics,
@@ -25,12 +29,23 @@ EncoderChoice = Literal["auto", "conv4", "mlp", "linear"] | nn.Module
 
 
 class Encoder(nn.Module):
-    """An encoder of episodes: [B, n, *input] -> [B, n, D], around a net of [n, *input] -> [n, D].
+    """Embed episodes [B, n, *input] as [B, n, D] by a net that embeds examples [n, *input] as [n, D].
 
     Args:
-        net: any unmodified module; its batch norm layers, if any, obey ``normalisation``.
-        normalisation: whose statistics normalise whom at evaluation, see ``kshot.nn.normalisation``.
-        input_shape: of one input; others are refused with a DataError. None takes what the net takes.
+        net: any module, without changes. Its batch norm layers, if it has any, follow ``normalisation``.
+        normalisation: whose statistics normalise which examples at evaluation; see ``kshot.nn.normalisation``.
+        input_shape: shape of one input. If it is given, inputs of another shape raise a DataError.
+
+    Raises:
+        OptionError: the policy of normalisation is unknown.
+
+    Example:
+        >>> encoder = Encoder(nn.Linear(3, 2), input_shape=(3,)).eval()
+        >>> encoder(torch.zeros(4, 5, 3)).shape
+        torch.Size([4, 5, 2])
+        >>> z_support, z_query = encoder.given(torch.zeros(4, 5, 3))(torch.zeros(4, 7, 3))
+        >>> z_support.shape, z_query.shape
+        (torch.Size([4, 5, 2]), torch.Size([4, 7, 2]))
     """
 
     def __init__(
@@ -40,10 +55,7 @@ class Encoder(nn.Module):
         input_shape: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
-        if normalisation not in ("inductive", "support", "transductive"):
-            raise OptionError(
-                f"Encoder: normalisation is {normalisation!r}, expected 'inductive', 'support' or 'transductive'"
-            )
+        check_policy("Encoder", normalisation)
         self.net = net
         self.normalisation = normalisation
         self.input_shape = input_shape
@@ -51,11 +63,15 @@ class Encoder(nn.Module):
 
     @property
     def queries(self) -> Literal["independent", "joint"]:
-        """What ``Needs.queries`` is for a learner that embeds with this: ``joint`` if queries normalise each other."""
+        """Return ``Needs.queries`` of a learner with this encoder: ``joint`` if queries normalise each other."""
         return "joint" if self.has_batch_norm and self.normalisation == "transductive" else "independent"
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x`` [B, n, *input] -> [B, n, D]; in training each episode is normalised by itself."""
+        """Embed ``x`` [B, n, *input] as [B, n, D]. In training mode each episode is normalised by its own statistics.
+
+        Raises:
+            DataError: the inputs have another shape than ``input_shape``.
+        """
         self._check(x)
         if self.training and self.has_batch_norm:
             return per_episode_statistics(self.net, x)
@@ -63,13 +79,24 @@ class Encoder(nn.Module):
         return out.view(*x.shape[:2], *out.shape[1:])
 
     def given(self, support_x: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-        """The encoder as a predictor should use it after seeing ``support_x`` [B, S, *input].
+        """Return a function that embeds queries, and the support with them, by the policy of normalisation.
 
-        Returns a function from query inputs [B, n, *input] to the embeddings of support [B, S, D] and query
-        [B, n, D], by the policy of normalisation. Changes nothing in the module, whatever mode it is in.
+        The encoder computes in evaluation mode, whatever mode it is in, and nothing in it changes.
+
+        Args:
+            support_x: inputs of the support [B, S, *input].
+
+        Returns:
+            A function from inputs of queries [B, n, *input] to the embeddings of the support [B, S, D] and of the
+            queries [B, n, D].
+
+        Raises:
+            DataError: the inputs have another shape than ``input_shape``, or the policy is ``support`` and the support
+                is empty.
         """
         self._check(support_x)
         if not self.has_batch_norm or self.normalisation == "inductive":
+            # The support can be embedded once, because it does not depend on the queries.
             with evaluating(self):
                 net = self.net if torch.is_grad_enabled() else folded(self.net)
             z_support = self._evaluate(net, support_x)
@@ -77,9 +104,10 @@ class Encoder(nn.Module):
         if self.normalisation == "support":
             if support_x.shape[1] == 0:
                 raise DataError(
-                    "normalisation is 'support', but the support has no examples to take statistics from; "
-                    "use 'inductive' for zero-shot tasks"
+                    "Encoder: got a support without examples, expected at least one to take statistics from under "
+                    "normalisation='support'; use 'inductive' for zero-shot tasks"
                 )
+            # The statistics of each support are kept as buffers, and normalise the queries of its episode later.
             with evaluating(self):
                 pairs = [with_statistics_of(self.net, x) for x in support_x]
             z_support = torch.stack([z for z, _ in pairs])
@@ -100,6 +128,7 @@ class Encoder(nn.Module):
         return together
 
     def _evaluate(self, net: nn.Module, x: Tensor) -> Tensor:
+        """Embed ``x`` [B, n, *input] by ``net``, this encoder's own or its folded version, in evaluation mode."""
         self._check(x)
         with evaluating(self):
             z: Tensor = net(x.flatten(0, 1))
@@ -108,23 +137,69 @@ class Encoder(nn.Module):
     def _check(self, x: Tensor) -> None:
         if self.input_shape is not None and tuple(x.shape[2:]) != self.input_shape:
             raise DataError(
-                f"the encoder got inputs of shape {tuple(x.shape)}, expected [B, n, "
-                f"{', '.join(map(str, self.input_shape))}]: it was built for {self.input_shape}; convert the inputs "
-                "(channels, size) or build a learner for theirs"
+                f"Encoder: got inputs of shape {tuple(x.shape)}, expected "
+                f"[B, n, {', '.join(map(str, self.input_shape))}], for which it was built; convert the inputs "
+                "(channels, size) or build a learner for inputs of this shape"
             )
 
 
-def conv4(input_shape: tuple[int, ...], width: int = 64) -> nn.Sequential:
-    """4 x [3x3 conv, batch norm, 2x2 max pool, ReLU], flattened: [n, C, H, W] -> [n, D]; 28 x 28 gives D = ``width``.
+def infer_output_shape(encoder: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Infer the shape of one embedding by embedding one input of zeros.
 
-    The encoder of Vinyals et al. (2016). Pooling before the ReLU is the same function (both are monotone) on a
-    quarter of the numbers.
+    Use it to size the layers that follow an encoder. Nothing changes: the modes of the encoder and of its submodules,
+    its running statistics and the global random state are afterwards what they were. No gradient is computed.
+
+    Args:
+        encoder: an ``Encoder``, or another module from [B, n, *input] to [B, n, ...].
+        input_shape: shape of one input.
+
+    Returns:
+        The shape of one embedding: ``(D,)`` for vectors, ``(C, H, W)`` for maps.
 
     Raises:
-        DataError: the input is no image of at least 16 x 16.
+        DataError: ``input_shape`` is not the input shape that the encoder was built for.
+
+    Example:
+        >>> infer_output_shape(encoder("mlp", (28, 28), width=32), (28, 28))
+        (32,)
+        >>> infer_output_shape(Encoder(nn.Conv2d(1, 4, 3)), (1, 28, 28))
+        (4, 26, 26)
+    """
+    x = torch.zeros(1, 1, *input_shape)
+    # The modes are saved one by one, because a submodule may be in training mode within a module that is not.
+    modes = [(m, m.training) for m in encoder.modules()]
+    # In evaluation mode batch norm keeps its running statistics. A net may draw random numbers even then.
+    with torch.no_grad(), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+        try:
+            embedding: Tensor = encoder.eval()(x)
+        finally:
+            for m, training in modes:
+                m.training = training
+    return tuple(embedding.shape[2:])
+
+
+def conv4(input_shape: tuple[int, ...], width: int = 64) -> nn.Sequential:
+    """Build the encoder of Vinyals et al. (2016): 4 x [3x3 conv, batch norm, 2x2 max pool, ReLU], flattened.
+
+    Max pooling comes before the ReLU here. This is the same function, because both are monotone, and the ReLU has a
+    quarter of the numbers to process.
+
+    Args:
+        input_shape: ``(channels, height, width)``, at least 16 x 16.
+        width: channels of each convolution.
+
+    Returns:
+        A net from [n, C, H, W] to [n, D]. D is ``width`` for images of 28 x 28.
+
+    Raises:
+        DataError: the inputs are not images of at least 16 x 16.
+
+    Example:
+        >>> conv4((1, 28, 28), width=8)(torch.zeros(2, 1, 28, 28)).shape
+        torch.Size([2, 8])
     """
     if len(input_shape) != 3 or min(input_shape[1:]) < 16:
-        raise DataError(f"conv4: input_shape is {input_shape}, expected (channels, height >= 16, width >= 16)")
+        raise DataError(f"conv4: got input_shape={input_shape}, expected (channels, height >= 16, width >= 16)")
     channels = [input_shape[0], *[width] * 4]
     blocks = [
         nn.Sequential(
@@ -136,7 +211,20 @@ def conv4(input_shape: tuple[int, ...], width: int = 64) -> nn.Sequential:
 
 
 def mlp(input_shape: tuple[int, ...], hidden: tuple[int, ...] = (64, 64), out: int = 64) -> nn.Sequential:
-    """A fully connected net without normalisation: [n, *input] -> [n, ``out``]."""
+    """Build a fully connected net with ReLUs and without normalisation.
+
+    Args:
+        input_shape: shape of one input, which is flattened.
+        hidden: units of each hidden layer.
+        out: length of an output.
+
+    Returns:
+        A net from [n, *input] to [n, ``out``].
+
+    Example:
+        >>> mlp((2, 5), hidden=(16,), out=3)(torch.zeros(4, 2, 5)).shape
+        torch.Size([4, 3])
+    """
     sizes = [math.prod(input_shape), *hidden]
     layers: list[nn.Module] = [nn.Flatten()]
     for a, b in itertools.pairwise(sizes):
@@ -145,9 +233,21 @@ def mlp(input_shape: tuple[int, ...], hidden: tuple[int, ...] = (64, 64), out: i
 
 
 def linear(input_shape: tuple[int, ...], out: int = 64) -> nn.Sequential:
-    """One linear map W: [n, *input] -> [n, ``out``], under which distances are Mahalanobis', by the matrix W^T W.
+    """Build one linear map W without a bias, under which Euclidean distances are Mahalanobis distances.
 
-    It begins orthogonal, so that training begins at the distances of the inputs, or of their projection.
+    The matrix of the Mahalanobis distance is W^T W. W is initialised orthogonal. So the first distances are those of
+    the inputs if ``out`` is at least the length of an input, and those of a projection of the inputs otherwise.
+
+    Args:
+        input_shape: shape of one input, which is flattened.
+        out: length of an output.
+
+    Returns:
+        A net from [n, *input] to [n, ``out``].
+
+    Example:
+        >>> linear((2, 5), out=3)(torch.zeros(1, 2, 5)).tolist()
+        [[0.0, 0.0, 0.0]]
     """
     layer = nn.Linear(math.prod(input_shape), out, bias=False)
     nn.init.orthogonal_(layer.weight)
@@ -157,11 +257,22 @@ def linear(input_shape: tuple[int, ...], out: int = 64) -> nn.Sequential:
 def encoder(
     choice: EncoderChoice, input_shape: tuple[int, ...], normalisation: Normalisation = "inductive", width: int = 64
 ) -> Encoder:
-    """An encoder by name, or around a module of the user's; ``auto`` takes conv4 for images, mlp for the rest.
+    """Build an encoder by its name, or from a module of the user's.
+
+    Args:
+        choice: ``conv4``, ``mlp``, ``linear``, or a module from [n, *input] to [n, D]. ``auto`` chooses ``conv4`` for
+            images of at least 16 x 16 and ``mlp`` for all other inputs. An ``Encoder`` is returned as it is.
+        input_shape: shape of one input.
+        normalisation: whose statistics normalise which examples at evaluation; see ``kshot.nn.normalisation``.
+        width: channels of conv4, units of mlp, outputs of linear.
 
     Raises:
-        OptionError: an unknown name.
-        DataError: the encoder can't take ``input_shape``.
+        OptionError: the name or the policy of normalisation is unknown.
+        DataError: the encoder does not accept inputs of this shape.
+
+    Example:
+        >>> encoder("auto", (12,), width=8)(torch.zeros(2, 3, 12)).shape
+        torch.Size([2, 3, 8])
     """
     if isinstance(choice, Encoder):
         return choice
@@ -175,4 +286,4 @@ def encoder(
         return Encoder(mlp(input_shape, (width, width), width), normalisation, input_shape)
     if choice == "linear":
         return Encoder(linear(input_shape, width), normalisation, input_shape)
-    raise OptionError(f"encoder is {choice!r}, expected 'auto', 'conv4', 'mlp', 'linear' or an nn.Module of yours")
+    raise OptionError(f"encoder: got {choice!r}, expected 'auto', 'conv4', 'mlp', 'linear' or an nn.Module")

@@ -1,36 +1,70 @@
-"""Batch normalisation in episodes: whose statistics normalise whom is a policy, stated and recorded.
+"""Batch normalisation in episodes: the policy that says whose statistics normalise which examples.
 
-Statistics are always of one episode, never over the meta-batch B. While training they are those of all the images the
-episode shows the encoder. At evaluation the policy says:
+Statistics are always those of one episode, never of several episodes of a meta-batch. In training they are those of
+all inputs of the episode that the encoder is given. At evaluation they follow the policy, which every result records:
 
-- ``inductive``: the running statistics of training serve everybody. Queries can't see each other.
-- ``support``: the statistics of the episode's support serve support and queries.
-- ``transductive``: statistics of support and queries together; queries see each other, figures are higher.
+- ``inductive``: support and queries are normalised by the running statistics of training. Queries are independent.
+- ``support``: support and queries are normalised by the statistics of the episode's support.
+- ``transductive``: support and queries are normalised by their common statistics. The prediction for a query depends
+  on the other queries, and accuracies are usually higher.
+
+Letters: B meta-batch, n examples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from kshot.errors import OptionError
+
 Normalisation = Literal["inductive", "support", "transductive"]
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
+def check_policy(owner: str, normalisation: str) -> None:
+    """Check that ``normalisation`` is one of the three policies.
+
+    Args:
+        owner: the class or plugin that was given the option, for the error message.
+        normalisation: the option's value.
+
+    Raises:
+        OptionError: it is not one of them.
+
+    Example:
+        >>> check_policy("Encoder", "support")
+    """
+    if normalisation not in get_args(Normalisation):
+        raise OptionError(
+            f"{owner}: got normalisation={normalisation!r}, expected 'inductive', 'support' or 'transductive'"
+        )
+
+
 def batch_norms(module: nn.Module) -> list[nn.Module]:
-    """The batch norm layers within a module."""
+    """List the batch norm layers of a module.
+
+    Example:
+        >>> batch_norms(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)))[0].num_features
+        4
+    """
     return [m for m in module.modules() if isinstance(m, BATCH_NORMS)]
 
 
 def running_buffers(module: nn.Module) -> dict[str, Tensor]:
-    """The running means and variances of a module's batch norm layers, by name."""
+    """Collect the running means and variances of a module's batch norm layers, by their names in the module.
+
+    Example:
+        >>> list(running_buffers(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))))
+        ['1.running_mean', '1.running_var']
+    """
     return {
         f"{path}.{name}" if path else name: buffer
         for path, m in module.named_modules()
@@ -42,7 +76,21 @@ def running_buffers(module: nn.Module) -> dict[str, Tensor]:
 
 @contextmanager
 def own_statistics(module: nn.Module, momentum: float | None = None) -> Iterator[None]:
-    """Inside, batch norm layers normalise by what they are given, whatever the mode of the rest of the module."""
+    """Let batch norm layers normalise by the statistics of their inputs, within a ``with`` block.
+
+    The other layers keep their mode. Afterwards the batch norm layers have their previous mode and momentum again.
+
+    Args:
+        module: the module that contains the batch norm layers.
+        momentum: how far the running statistics move towards those of the inputs: 0 leaves them, 1 replaces them.
+            None keeps the momentum of each layer.
+
+    Example:
+        >>> net = nn.BatchNorm1d(1).eval()
+        >>> with own_statistics(net, momentum=0.0):
+        ...     net(torch.tensor([[2.0], [4.0]])).detach().round(decimals=2).tolist()
+        [[-1.0], [1.0]]
+    """
     layers: list[tuple[Any, bool, Any]] = [(m, m.training, m.momentum) for m in batch_norms(module)]
     try:
         for m, _, _ in layers:
@@ -51,13 +99,25 @@ def own_statistics(module: nn.Module, momentum: float | None = None) -> Iterator
                 m.momentum = momentum
         yield
     finally:
-        for m, training, old in layers:
-            m.training, m.momentum = training, old
+        for m, training, previous in layers:
+            m.training, m.momentum = training, previous
 
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Inside, the module is in evaluation mode; afterwards each of its parts has its own mode again."""
+    """Set a module to evaluation mode within a ``with`` block.
+
+    Afterwards each of its submodules has its previous mode again. A module that is in evaluation mode itself is left
+    as it is, with all its submodules.
+
+    Example:
+        >>> net = nn.Dropout()
+        >>> with evaluating(net):
+        ...     net.training
+        False
+        >>> net.training
+        True
+    """
     if not module.training:
         yield
         return
@@ -71,34 +131,59 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def folded(net: nn.Module) -> nn.Module:
-    """The net as a function for evaluation: convolutions have taken in the batch norm that follows them.
+    """Return a net for evaluation in which each convolution includes the batch norm layer that follows it.
 
-    The same function up to rounding, a tenth faster; for gradients to the net's own parameters it is of no use. Looks
-    into ``nn.Sequential`` only; everything else is shared with ``net``, which must be in evaluation mode.
+    It computes the same function up to rounding and is about a tenth faster. Gradients do not reach the parameters of
+    ``net`` through it. Only layers that follow each other in an ``nn.Sequential`` are folded; all others are shared
+    with ``net``.
+
+    Args:
+        net: a net in evaluation mode. It is not changed.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU()).eval()
+        >>> [type(layer).__name__ for layer in folded(net)]
+        ['Conv2d', 'ReLU']
     """
     if not isinstance(net, nn.Sequential):
         return net
-    parts: list[nn.Module] = []
-    for part in map(folded, net):
-        before = parts[-1] if parts else None
-        if isinstance(before, nn.Conv2d) and isinstance(part, nn.BatchNorm2d) and part.track_running_stats:
-            taken = fuse_conv_bn_eval(before, part)
-            parts[-1] = taken.to(memory_format=torch.channels_last) if is_channels_last(before.weight) else taken
+    layers: list[nn.Module] = []
+    for layer in map(folded, net):
+        before = layers[-1] if layers else None
+        if isinstance(before, nn.Conv2d) and isinstance(layer, nn.BatchNorm2d) and layer.track_running_stats:
+            fused = fuse_conv_bn_eval(before, layer)
+            layers[-1] = fused.to(memory_format=torch.channels_last) if is_channels_last(before.weight) else fused
         else:
-            parts.append(part)
-    return nn.Sequential(*parts)
+            layers.append(layer)
+    return nn.Sequential(*layers)
 
 
 def is_channels_last(weight: Tensor) -> bool:
-    """Whether a weight [C_out, C_in, h, w] has its input channels innermost, as ``Module.to`` strides it."""
+    """Return whether a weight [C_out, C_in, h, w] is stored with its input channels innermost (channels-last).
+
+    Example:
+        >>> weight = torch.zeros(2, 3, 5, 5)
+        >>> is_channels_last(weight), is_channels_last(weight.to(memory_format=torch.channels_last))
+        (False, True)
+    """
     return weight.stride(1) == 1
 
 
 def with_statistics_of(net: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """One episode's inputs ``x`` [n, *input], normalised by themselves -> (``net(x)``, their statistics).
+    """Compute ``net(x)`` normalised by the statistics of ``x``, and return these statistics too.
 
-    The statistics are buffers to call the net with in evaluation mode; the net's own stay as they were. Variances
-    are the unbiased ones that batch norm keeps.
+    Args:
+        net: the net. Its own buffers are not changed.
+        x: inputs of one episode [n, *input].
+
+    Returns:
+        The outputs [n, ...], and buffers with which the net, in evaluation mode, normalises other inputs by the
+        statistics of ``x``. The variances in them are the unbiased ones, as batch norm keeps them.
+
+    Example:
+        >>> z, buffers = with_statistics_of(nn.BatchNorm1d(1), torch.tensor([[2.0], [4.0]]))
+        >>> z.detach().round(decimals=2).tolist(), buffers["running_mean"].tolist(), buffers["running_var"].tolist()
+        ([[-1.0], [1.0]], [3.0], [2.0])
     """
     buffers = {name: b.clone() for name, b in net.named_buffers()}
     with own_statistics(net, momentum=1.0):
@@ -107,10 +192,23 @@ def with_statistics_of(net: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Ten
 
 
 def per_episode_statistics(net: nn.Module, x: Tensor) -> Tensor:
-    """Training: ``x`` [B, n, *input] -> [B, n, ...], each episode normalised by its own statistics.
+    """Apply a net in training to B episodes, and normalise each episode by its own statistics.
 
-    The running statistics move once, by the mean over the B episodes, so that any division of a meta-batch into
-    chunks gives the same.
+    The running statistics move once, by the mean over the B episodes. So the result does not depend on how a meta-batch
+    is divided into chunks.
+
+    Args:
+        net: a net in training mode.
+        x: inputs [B, n, *input].
+
+    Returns:
+        The outputs [B, n, ...].
+
+    Example:
+        >>> net = nn.BatchNorm1d(1)
+        >>> z = per_episode_statistics(net, torch.tensor([[[2.0], [4.0]], [[10.0], [30.0]]]))
+        >>> z.detach().round(decimals=2).tolist()
+        [[[-1.0], [1.0]], [[-1.0], [1.0]]]
     """
     if len(x) == 1:
         out: Tensor = net(x[0])
@@ -118,11 +216,13 @@ def per_episode_statistics(net: nn.Module, x: Tensor) -> Tensor:
     own = running_buffers(net)
     total = {name: torch.zeros_like(b) for name, b in own.items()}
     outs = []
-    for episode in x:  # each with a copy of the statistics: autograd keeps the ones it was called with
+    for episode in x:
+        # Each episode starts from its own copy of the running statistics, because autograd keeps those it was given.
         copies = {name: b.clone() for name, b in own.items()}
         outs.append(functional_call(net, copies, (episode,)))
         for name, b in copies.items():
             total[name] += b
+    # One move of the running statistics: to the mean of the B copies.
     for name, b in own.items():
         b.copy_(total[name] / len(x))
     return torch.stack(outs)

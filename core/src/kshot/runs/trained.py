@@ -18,7 +18,7 @@ from attrs import frozen
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kshot import registry
+from kshot import functional, registry
 from kshot._engine import warm_start
 from kshot._engine.evaluation import BUDGET
 from kshot._engine.inputs import load_inputs
@@ -301,9 +301,12 @@ def in_pieces(x: Tensor) -> tuple[Tensor, ...]:
 
 
 def best_threshold(near: NDArray[np.float64], far: NDArray[np.float64], split: str) -> Threshold:
-    """The threshold that maximises the mean of the two shares that are right: ``near`` at most it, ``far`` beyond.
+    """Choose the threshold by ``kshot.functional.best_threshold`` and record what it was chosen on.
 
-    Of equally good ones, the middle of the widest gap.
+    Args:
+        near: distances of pairs of the same class [G].
+        far: distances of pairs of two classes [I].
+        split: the split that the pairs are from.
 
     Raises:
         DataError: there are no pairs of one kind.
@@ -313,11 +316,5 @@ def best_threshold(near: NDArray[np.float64], far: NDArray[np.float64], split: s
             f"the episodes of split {split!r} have {len(near)} pairs of one class and {len(far)} of two; expected some "
             "of each: raise shot + query to at least 2, and way to at least 2"
         )
-    cuts = np.unique(np.concatenate([near, far]))  # a threshold just at, or between, two of them
-    right = (np.searchsorted(np.sort(near), cuts, "right") / len(near)) + 1
-    right = (right - np.searchsorted(np.sort(far), cuts, "right") / len(far)) / 2
-    best = np.flatnonzero(right == right.max())
-    above = np.append(cuts[1:], cuts[-1])
-    widest = best[(above[best] - cuts[best]).argmax()]
-    value = (cuts[widest] + above[widest]) / 2
-    return Threshold(float(value), float(right.max()), (len(near), len(far)), split)
+    value, accuracy = functional.best_threshold(torch.from_numpy(near), torch.from_numpy(far))
+    return Threshold(float(value), float(accuracy), (len(near), len(far)), split)

@@ -1,6 +1,6 @@
 """Prototypical networks: Snell, Swersky & Zemel, "Prototypical networks for few-shot learning", 2017 (1703.05175).
 
-Letters: B meta-batch, N way, S support size, n queries, D embedding, A attributes of a class.
+Letters: B meta-batch, N way, S support size, n queries, D embedding, A length of a class's semantic vector.
 """
 
 from __future__ import annotations
@@ -13,25 +13,32 @@ from torch import Tensor, nn
 from kshot import Episode, Metrics, Needs, Predictor, Support, TaskSpec, Training
 from kshot.errors import DataError
 from kshot.functional import class_means, full_precision, prototypical_logits
-from kshot.nn import EncoderChoice, Normalisation
+from kshot.nn import EncoderChoice, Normalisation, infer_output_shape
 from kshot.nn import encoder as build_encoder
 
 
 class ProtoNet(nn.Module):
-    """Classify by the nearest prototype, the mean embedding of a class's support.
+    """Classify a query by the nearest prototype; the prototype of a class is the mean embedding of its support.
 
-    Where a task has no labelled examples (zero-shot), a class's prototype is the embedding of its semantic vector,
-    scaled to unit length; the queries' embeddings are not (section 2.7 of the paper).
+    If a task has no labelled examples (zero-shot), the prototype of a class is the embedding of its semantic vector,
+    scaled to unit length. The embeddings of queries are not scaled (section 2.7 of the paper).
 
     Args:
-        spec: the tasks'; fixes the input shape and, where semantics are provided, the class vectors' length.
+        spec: of the tasks. It gives the input shape and, if the tasks provide semantics, the length of class vectors.
         encoder: ``auto``, ``conv4``, ``mlp``, ``linear`` or a module from [n, *input] to [n, D].
         width: channels of conv4, units of mlp, outputs of linear.
-        normalisation: whose batch statistics serve at evaluation: ``inductive``, ``support`` or ``transductive``.
+        normalisation: whose batch statistics are used at evaluation: ``inductive``, ``support`` or ``transductive``.
 
     Raises:
-        OptionError: an unknown encoder or policy.
-        DataError: the encoder can't take the input shape.
+        OptionError: the encoder or the policy of normalisation is unknown.
+        DataError: the encoder does not accept inputs of this shape.
+
+    Example:
+        >>> spec = TaskSpec(kind="classification", input_shape=(2,), way=2, shot=1, query=1)
+        >>> learner = ProtoNet(spec, encoder=nn.Flatten())  # the inputs themselves are the embeddings
+        >>> predict = learner.adapt(Support.of([[0.0, 0.0], [2.0, 0.0], [3.0, 4.0]], [0, 0, 1]))
+        >>> predict(torch.tensor([[[0.0, 0.0]]])).tolist()
+        [[[-1.0, -25.0]]]
     """
 
     needs = Needs(
@@ -42,8 +49,9 @@ class ProtoNet(nn.Module):
         exact_gradient=True,
         invariant={"labels", "order"},
     )
-    # A minute or two for a first good result. The paper trains 60-way with 5 queries, Adam 1e-3 halved every 2000
-    # episodes, for hours: recipes/protonet-omniglot-60way.toml. The shot is that of the test, as the paper advises.
+    # For a first good result in a minute or two. The paper trains for hours, 60-way with 5 queries, by Adam at 1e-3
+    # halved every 2000 episodes: recipes/protonet-omniglot-60way.toml. As the paper advises, the shot is that of the
+    # test.
     training_defaults = Training(lr=8e-3, schedule="linear", warmup=100, iterations=1000, tasks={"way": 30, "query": 1})
 
     def __init__(
@@ -59,31 +67,49 @@ class ProtoNet(nn.Module):
         self.needs = attrs.evolve(type(self).needs, queries=self.encoder.queries)
         self.class_encoder: nn.Module | None = None
         if spec.semantics_shape is not None:
-            with torch.no_grad():
-                D = self.encoder.eval()(torch.zeros(1, 1, *spec.input_shape)).shape[-1]
+            D = infer_output_shape(self.encoder, spec.input_shape)[-1]
             self.class_encoder = nn.Linear(spec.semantics_shape[0], D)
 
     def prototypes(self, z: Tensor, support: Support) -> Tensor:
-        """Support embeddings ``z`` [B, S, D] -> p_c = the mean over class c [B, N, D] (eq. 1), or from semantics."""
+        """Compute the prototypes p_c from the support (equation 1), or from semantics if the support is empty.
+
+        Args:
+            z: embeddings of the support [B, S, D].
+            support: their labels, and the class vectors [B, N, A] for zero-shot tasks.
+
+        Returns:
+            The prototypes [B, N, D].
+
+        Raises:
+            DataError: the support has neither examples nor semantics.
+        """
         if z.shape[1] == 0:
             if self.class_encoder is None or support.semantics is None:
-                raise DataError("protonet: a support without examples needs semantics, which these tasks lack")
+                raise DataError(
+                    "protonet: got a support without examples and without semantics, expected one of the two; use "
+                    "tasks with at least one example per class, or tasks that provide semantics"
+                )
+            # Section 2.7: p_c = g(v_c) / ||g(v_c)||.
             return F.normalize(self.class_encoder(support.semantics), dim=-1)
+        # Equation 1: p_c is the mean of f(x) over the support of class c.
         return class_means(z, support.y, support.way or 0)
 
     def meta_gradient(self, episodes: Episode) -> Metrics:
-        """Algorithm 1: J = -log p(y = c | x), with p the softmax over minus squared distances (eq. 2)."""
+        """Add the gradient of the loss of algorithm 1 to ``.grad``, and return the loss and the accuracy."""
         support, query = episodes.support, episodes.query
-        z = full_precision(self.encoder(torch.cat([support.x, query.x], 1)))  # both are normalised together
+        # Support and queries are embedded together, so that batch norm sees the whole episode.
+        z = full_precision(self.encoder(torch.cat([support.x, query.x], 1)))
         z_support, z_query = z[:, : support.x.shape[1]], z[:, support.x.shape[1] :]
+        # Equation 2: p(y = c | x) is the softmax over -||f(x) - p_c||^2.
         logits = prototypical_logits(z_query, self.prototypes(z_support, support))
+        # Algorithm 1: J is the mean of -log p(y = c | x) over the queries of all B episodes.
         loss = F.cross_entropy(logits.flatten(0, 1), query.y.flatten())
         loss.backward()  # type: ignore[no-untyped-call]
         accuracy = (logits.argmax(-1) == query.y).float().mean()
         return {"loss": loss.detach(), "accuracy": accuracy}
 
     def adapt(self, support: Support) -> Predictor:
-        """Prototypes from the support; logits of queries [B, n, N] are minus squared distances to them."""
+        """Return a predictor from queries [B, n, *input] to logits [B, n, N], minus squared distances to prototypes."""
         embed = self.encoder.given(support.x)
 
         def predict(x: Tensor) -> Tensor:
@@ -93,6 +119,6 @@ class ProtoNet(nn.Module):
         return predict
 
     def embed(self, x: Tensor) -> Tensor:
-        """``x`` [.., *input] -> embeddings [.., D] (ability ``Embeds``)."""
+        """Embed inputs [B, n, *input] as [B, n, D] (ability ``Embeds``)."""
         z: Tensor = self.encoder(x)
         return z

@@ -1,6 +1,6 @@
-"""The networks of Sung et al. 2018 (1711.06025), figure 2: encoder and relation module, for images and for vectors.
+"""The encoder and the relation module of Sung et al. 2018 (1711.06025), figure 2, for images and for vectors.
 
-Letters: B meta-batch, N way, n queries, D embedding.
+Letters: B meta-batch, N way, n queries, D embedding; an image or a map is [C, H, W].
 """
 
 from __future__ import annotations
@@ -12,16 +12,26 @@ from kshot.errors import DataError
 
 
 def conv_encoder(input_shape: tuple[int, ...], width: int = 64) -> nn.Sequential:
-    """2 x [3x3 conv, batch norm, ReLU, 2x2 max pool] without padding, 2 x [3x3 conv, batch norm, ReLU] with it:
-    [n, C, H, W] -> [n, ``width``, H', W']; 28 x 28 gives 5 x 5 (figure 2a).
+    """Build the convolutional encoder of figure 2a.
+
+    It is 2 x [3x3 conv, batch norm, ReLU, 2x2 max pool] without padding, then 2 x [3x3 conv, batch norm, ReLU] with
+    padding.
+
+    Args:
+        input_shape: ``(channels, height, width)``, at least 10 x 10.
+        width: channels of each convolution.
+
+    Returns:
+        A net from [n, C, H, W] to maps [n, ``width``, H', W']. Images of 28 x 28 give maps of 5 x 5.
 
     Raises:
-        DataError: the input is no image of at least 10 x 10.
+        DataError: the inputs are not images of at least 10 x 10.
     """
     if len(input_shape) != 3 or min(input_shape[1:]) < 10:
-        raise DataError(f"relationnet: input_shape is {input_shape}, expected (channels, height >= 10, width >= 10)")
+        raise DataError(f"relationnet: got input_shape={input_shape}, expected (channels, height >= 10, width >= 10)")
 
-    def block(channels: int, padding: int, *pool: nn.Module) -> nn.Sequential:  # pooling first is the same function
+    def block(channels: int, padding: int, *pool: nn.Module) -> nn.Sequential:
+        # Max pooling before the ReLU is the same function, because both are monotone.
         conv = nn.Conv2d(channels, width, 3, padding=padding)
         return nn.Sequential(conv, nn.BatchNorm2d(width), *pool, nn.ReLU(inplace=True))
 
@@ -30,10 +40,18 @@ def conv_encoder(input_shape: tuple[int, ...], width: int = 64) -> nn.Sequential
 
 
 def relation_module(map_shape: tuple[int, ...], width: int = 64) -> tuple[nn.Conv2d | nn.Linear, nn.Sequential]:
-    """The first layer, for ``first_layer``, and the rest: [pairs, ...] -> one logit of the relation score [pairs, 1].
+    """Build the relation module of figure 2b, from pairs of maps or vectors to one logit of the relation score.
 
-    On maps 2 x [3x3 conv, batch norm, ReLU, 2x2 max pool], FC 8, FC 1; a side of 1 is not pooled. On vectors 2 x [FC
-    ``width``, batch norm, ReLU], FC 8, FC 1: without batch norm training collapses to a constant.
+    For maps it is 2 x [3x3 conv, batch norm, ReLU, 2x2 max pool], FC 8, FC 1; maps with a side of 1 are not pooled. For
+    vectors it is 2 x [FC ``width``, batch norm, ReLU], FC 8, FC 1. Without batch norm, training collapses to a
+    constant.
+
+    Args:
+        map_shape: ``(C, H, W)`` of maps, or ``(D,)`` of vectors.
+        width: channels of the convolutions, or units.
+
+    Returns:
+        The first layer, whose weights are for ``first_layer``, and the remaining layers: [pairs, ...] -> [pairs, 1].
     """
     first: nn.Conv2d | nn.Linear
     if len(map_shape) == 1:
@@ -54,23 +72,25 @@ def relation_module(map_shape: tuple[int, ...], width: int = 64) -> tuple[nn.Con
         layers.append(nn.Flatten())
         features = width * H * W
     hidden = nn.Linear(features, 8)
-    nn.init.ones_(hidden.bias)  # as the authors do: else the first steps, all downwards, kill its units for good
+    # As the authors do. With smaller biases, the first steps, which all lower the scores, turn the ReLUs off for good.
+    nn.init.ones_(hidden.bias)
     return first, nn.Sequential(*layers, hidden, nn.ReLU(), nn.Linear(8, 1))
 
 
 def first_layer(classes: Tensor, queries: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The relation module's first layer on [class, query] of every pair, computed without making the pairs.
+    """Apply the first layer of the relation module to [class, query] of every pair, without building the pairs.
 
-    It is linear, so W [s, q] = W_s s + W_q q: on N + n maps, not on N n pairs.
+    The layer is linear, so W [s, q] = W_s s + W_q q. It is computed on N + n maps instead of N n pairs.
 
     Args:
         classes: maps [B, N, C, H, W] or vectors [B, N, D].
-        queries: [B, n, C, H, W] or [B, n, D].
-        weight: of a convolution [C', 2 C, 3, 3] with padding 1, or of a linear layer [C', 2 D]; first the class's.
+        queries: maps [B, n, C, H, W] or vectors [B, n, D].
+        weight: of a convolution [C', 2 C, 3, 3] with padding 1, or of a linear layer [C', 2 D]. Its first half along
+            the second axis is for the class.
         bias: [C'], or None.
 
     Returns:
-        [B, n * N, C', H, W] or [B, n * N, C'], query by query.
+        The outputs [B, n * N, C', H, W] or [B, n * N, C'], in the order of the queries.
     """
 
     def layer(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Siamese networks (Hadsell, Chopra & LeCun 2006; Koch, Zemel & Salakhutdinov 2015), and the verification of pairs."""
+"""Siamese networks (Hadsell, Chopra & LeCun 2006; Koch, Zemel & Salakhutdinov 2015), and verification."""
 
 from kshot_siamese.siamese import Siamese
 

@@ -1,42 +1,40 @@
-"""Verification: are two inputs of one class? By a threshold on their distance; judged over pairs.
+"""Verification: decide by a threshold on their distance whether two inputs are of the same class.
 
-A pair is genuine if both are of one class, else an imposter. P pairs, of n examples. In numpy alone: three measures of
-sorted numbers don't make scikit-learn worth installing beside a learner; the tests hold them to worked examples.
+A pair is genuine if both of its inputs are of the same class, and an imposter pair otherwise. Letters: P pairs,
+T thresholds. The measures are a few lines of numpy over sorted distances, so that scikit-learn is not needed.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from attrs import frozen
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
-from kshot import Pool
+from kshot import Pool, functional
 from kshot.errors import DataError
+from kshot.protocols import Compares
 
 Floats = NDArray[np.float64]
 Booleans = NDArray[np.bool_]
 
 
-class Compares(Protocol):
-    """A learner that embeds and tells the distance of two embeddings, as ``Siamese`` does."""
-
-    def embed(self, x: Tensor, /) -> Tensor: ...
-
-    def distance(self, a: Tensor, b: Tensor, /) -> Tensor: ...
-
-
 @frozen(eq=False)
 class Pairs:
-    """Pairs of examples and their distances.
+    """Store pairs of examples and their distances.
 
     Attributes:
-        distance [P]: the greater, the less alike.
-        genuine [P]: whether both are of one class.
-        first, second [P]: numbers of the examples.
+        distance: of each pair [P]; the greater, the less alike.
+        genuine: whether each pair is genuine [P].
+        first: number of the first example of each pair [P].
+        second: number of the second example of each pair [P].
+
+    Example:
+        >>> pairs = Pairs(np.array([0.1, 2.0]), np.array([True, False]), np.array([0, 0]), np.array([1, 2]))
+        >>> report(pairs, threshold=1.0)
+        {'auc': 1.0, 'eer': 0.0, 'accuracy': 1.0}
     """
 
     distance: Floats
@@ -46,10 +44,12 @@ class Pairs:
 
 
 def pairs_of(learner: Compares, pool: Pool, *, batch: int = 256) -> Pairs:
-    """All pairs of a pool's examples, numbered as in ``pool.table()``, by a learner in evaluation mode.
+    """Compute the distances of all pairs of a pool's examples, which are numbered as in ``pool.table()``.
 
     Args:
-        batch: examples embedded at once, and rows of pairs compared at once.
+        learner: a learner in evaluation mode that embeds inputs and compares embeddings, such as ``Siamese``.
+        pool: the examples.
+        batch: how many examples are embedded at once. 16 times as many pairs are compared at once.
     """
     ids, y = pool.table()
     first, second = np.triu_indices(len(y), 1)
@@ -64,38 +64,58 @@ def pairs_of(learner: Compares, pool: Pool, *, batch: int = 256) -> Pairs:
 
 
 def checked(distance: ArrayLike, genuine: ArrayLike) -> tuple[Floats, Booleans]:
-    """Distances [P] and whether genuine [P], as arrays.
+    """Convert distances [P] and whether pairs are genuine [P] to arrays, and check them.
 
     Raises:
-        DataError: shapes differ, a distance is not a number, or all pairs are of one sort.
+        DataError: the shapes differ, a distance is NaN, or all pairs are of the same kind.
     """
     d, g = np.asarray(distance, np.float64), np.asarray(genuine).astype(bool)
     if d.ndim != 1 or d.shape != g.shape:
-        raise DataError(f"verification: {d.shape} distances and {g.shape} labels came, expected one label a distance")
+        raise DataError(
+            f"verification: got distances of shape {d.shape} and labels of shape {g.shape}, expected one label per "
+            "distance"
+        )
     if np.isnan(d).any():
-        raise DataError(f"verification: {int(np.isnan(d).sum())} of {len(d)} distances are NaN, expected numbers")
+        raise DataError(f"verification: got NaN for {int(np.isnan(d).sum())} of {len(d)} distances, expected numbers")
     if g.all() or not g.any():
-        raise DataError(f"verification: {int(g.sum())} of {len(g)} pairs are genuine, expected some of each sort")
+        raise DataError(
+            f"verification: got {int(g.sum())} genuine pairs among {len(g)} pairs, expected some pairs of each kind"
+        )
     return d, g
 
 
 def roc_auc(distance: ArrayLike, genuine: ArrayLike) -> float:
-    """The area under the ROC curve: the probability that a genuine pair is nearer than an imposter, ties by half.
+    """Compute the area under the ROC curve.
 
-    From the ranks of the genuine pairs (Mann & Whitney 1947).
+    It is the probability that a genuine pair has a smaller distance than an imposter pair, with ties counted as one
+    half. It is computed from the ranks of the genuine pairs (Mann & Whitney 1947).
+
+    Example:
+        >>> roc_auc([1.0, 2.0, 2.0, 3.0], [True, True, False, False])
+        0.875
     """
     d, g = checked(distance, genuine)
     _, place, counts = np.unique(d, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]  # from 1; those of equal distances are their mean
+    # Ranks start at 1; equal distances get the mean of their ranks.
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
     G, imposters = int(g.sum()), int((~g).sum())
-    farther = ranks[g].sum() - G * (G + 1) / 2  # over genuine pairs, the number of imposters that are nearer
+    # The number of pairs (genuine, imposter) in which the imposter has the smaller distance.
+    farther = ranks[g].sum() - G * (G + 1) / 2
     return float(1 - farther / (G * imposters))
 
 
 def roc_curve(distance: ArrayLike, genuine: ArrayLike) -> tuple[Floats, Floats, Floats]:
-    """Thresholds [T] in rising order; the shares of imposters and of genuine pairs that are no farther [T] each.
+    """Compute the shares of imposter and of genuine pairs that each threshold accepts.
 
-    A pair is accepted if its distance is at most the threshold. The first threshold, -inf, accepts none.
+    A pair is accepted if its distance is at most the threshold.
+
+    Returns:
+        The thresholds [T] in rising order, the first of which is -inf and accepts no pair; the shares of imposters
+        [T]; the shares of genuine pairs [T].
+
+    Example:
+        >>> [column.tolist() for column in roc_curve([1.0, 2.0], [True, False])]
+        [[-inf, 1.0, 2.0], [0.0, 0.0, 1.0], [0.0, 1.0, 1.0]]
     """
     d, g = checked(distance, genuine)
     values, place = np.unique(d, return_inverse=True)
@@ -105,7 +125,14 @@ def roc_curve(distance: ArrayLike, genuine: ArrayLike) -> tuple[Floats, Floats, 
 
 
 def equal_error_rate(distance: ArrayLike, genuine: ArrayLike) -> float:
-    """Where as large a share of imposters is accepted as of genuine pairs refused; between thresholds, on the line."""
+    """Compute the error rate at which the share of accepted imposters equals the share of refused genuine pairs.
+
+    Between two thresholds the ROC curve is taken as a straight line.
+
+    Example:
+        >>> equal_error_rate([1.0, 1.0], [True, False])
+        0.5
+    """
     _, false, true = roc_curve(distance, genuine)
     gap = false - (1 - true)  # rises from -1 to 1
     i = int(np.argmax(gap >= 0))
@@ -114,25 +141,40 @@ def equal_error_rate(distance: ArrayLike, genuine: ArrayLike) -> float:
 
 
 def best_threshold(distance: ArrayLike, genuine: ArrayLike) -> float:
-    """The threshold of the best balanced accuracy, half-way to the next distance; to be chosen on validation pairs."""
-    thresholds, false, true = roc_curve(distance, genuine)
-    i = int(np.argmax(true - false))
-    return float(thresholds[i] if i in (0, len(thresholds) - 1) else (thresholds[i] + thresholds[i + 1]) / 2)
+    """Choose the threshold with the best balanced accuracy, by ``kshot.functional.best_threshold``.
+
+    Choose it on validation pairs, because its accuracy on the pairs it was chosen on is too high.
+
+    Example:
+        >>> best_threshold([1.0, 2.0, 4.0], [True, True, False])
+        3.0
+    """
+    d, g = checked(distance, genuine)
+    return float(functional.best_threshold(torch.from_numpy(d[g]), torch.from_numpy(d[~g]))[0])
 
 
 def balanced_accuracy(distance: ArrayLike, genuine: ArrayLike, threshold: float) -> float:
-    """The mean of two shares: genuine pairs within the threshold, and imposters beyond it.
+    """Compute the mean of two shares: genuine pairs that are accepted and imposter pairs that are refused.
 
-    Not the share of all pairs, nine tenths of which are imposters where there are ten people: to refuse all would be
-    right nine times in ten.
+    The plain share of right decisions would be misleading: among all pairs of pictures of ten people, nine in ten are
+    imposters, so refusing every pair would be right nine times in ten.
+
+    Example:
+        >>> balanced_accuracy([1.0, 3.0, 4.0], [True, True, False], threshold=2.0)
+        0.75
     """
     d, g = checked(distance, genuine)
     return float(((d[g] <= threshold).mean() + (d[~g] > threshold).mean()) / 2)
 
 
 def report(pairs: Pairs, threshold: float | None = None) -> dict[str, Any]:
-    """The measures of pairs by name: ``auc``, ``eer`` and, with a threshold from other pairs, ``accuracy``."""
-    made = {"auc": roc_auc(pairs.distance, pairs.genuine), "eer": equal_error_rate(pairs.distance, pairs.genuine)}
+    """Compute the measures by name: ``auc``, ``eer`` and, if a threshold is given, ``accuracy``.
+
+    Args:
+        pairs: the pairs to be judged.
+        threshold: chosen on other pairs. None leaves ``accuracy`` out.
+    """
+    measures = {"auc": roc_auc(pairs.distance, pairs.genuine), "eer": equal_error_rate(pairs.distance, pairs.genuine)}
     if threshold is not None:
-        made["accuracy"] = balanced_accuracy(pairs.distance, pairs.genuine, threshold)
-    return made
+        measures["accuracy"] = balanced_accuracy(pairs.distance, pairs.genuine, threshold)
+    return measures

@@ -1,4 +1,4 @@
-"""Trained learners as classifiers of scikit-learn."""
+"""Use trained learners as classifiers of scikit-learn."""
 
 from kshot_sklearn.classifier import FewShotClassifier
 

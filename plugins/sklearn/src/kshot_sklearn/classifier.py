@@ -1,4 +1,4 @@
-"""A few labelled examples in, a classifier out, by scikit-learn's conventions.
+"""A trained learner as a classifier that follows the conventions of scikit-learn.
 
 Letters: n examples, F features, N classes.
 """
@@ -23,33 +23,39 @@ from kshot.functional import class_means, prototypical_logits
 
 
 class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """Classify by a trained learner that adapts to the examples ``fit`` is given; nothing is trained.
+    """Classify by a trained learner that adapts to the examples given to ``fit``; nothing is trained.
 
-    Inputs are whatever the learner was trained on, as floats [n, *input], or, where ``model`` is a run, raw examples
-    as its tasks prepare them: paths, or pictures as uint8 [n, h, w].
+    Inputs are what the learner was trained on, as floats [n, *input]. If ``model`` is a run, they may also be raw
+    examples that its tasks can prepare: paths, or pictures as uint8 [n, h, w].
 
-    A pickle holds the examples and the name of the run, not the learner: it is read again, without executing anything
-    in it, when the classifier is next used, and refused if it has changed.
+    A pickle contains the examples and the name of the run, but not the learner. The learner is read again when the
+    unpickled classifier is first used, which executes no code of the file, and is refused if it has changed.
 
     Args:
-        model: the folder of a run of ``kshot train``; or a ``kshot.Trained``, for a learner made in Python, which is
-            pickled as Python pickles it; or None for the nearest class mean of the inputs themselves, Snell et al.'s
-            (2017) classifier without a net: the baseline that a learner has to beat.
+        model: the folder of a run of ``kshot train``; or a ``kshot.Trained``, for a learner that was built in Python
+            (it is pickled in the usual way); or None for the nearest class mean of the inputs themselves. That is the
+            classifier of Snell et al. (2017) without a network, the baseline that a learner has to exceed.
 
     Attributes:
         classes_: the labels [N], sorted.
-        n_features_in_: F, the length of the inputs' second axis, where they are arrays.
+        n_features_in_: F, the length of the second axis of the inputs, if they are arrays.
 
     Raises:
-        ValueError: at ``fit`` and ``predict``: malformed data, fewer than two classes, inputs of another shape.
+        ValueError: in ``fit`` and ``predict``: the data are malformed, there are fewer than two classes, or the inputs
+            have another shape than the learner was trained on.
         kshot.errors.KshotError: the run or its files can't be used.
+
+    Example:
+        >>> classifier = FewShotClassifier().fit([[0.0], [1.0], [9.0]], ["low", "low", "high"])
+        >>> classifier.predict([[2.0], [8.0]]).tolist()
+        ['low', 'high']
     """
 
     def __init__(self, model: str | PathLike[str] | Trained | None = None) -> None:
         self.model = model
 
     def fit(self, X: Any, y: Any) -> FewShotClassifier:
-        """Take examples ``X`` [n, *input] with labels ``y`` [n] as the support."""
+        """Store examples ``X`` [n, *input] with labels ``y`` [n] as the support, and return the classifier itself."""
         if y is None:
             raise ValueError("FewShotClassifier requires y to be passed, but the target y is None")
         X = self._checked(X, reset=True)
@@ -60,7 +66,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.classes_, labels = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             (only,) = self.classes_.tolist()
-            raise ValueError(f"y has only one class, {only!r}; expected examples of at least two classes")
+            raise ValueError(f"FewShotClassifier: got only one class, {only!r}, expected at least two classes in y")
         self.X_, self.y_ = X, labels.astype(np.int64)
         self._trained = self._load()
         if self._trained is not None:
@@ -70,59 +76,68 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
-        """Probabilities [n, N] of ``classes_``; rows sum to 1."""
+        """Predict the probabilities of ``classes_`` for inputs ``X`` [n, *input]: [n, N], and each row sums to 1."""
         check_is_fitted(self)
         X = self._checked(X, reset=False)
         y, way = torch.from_numpy(self.y_)[None], len(self.classes_)
         trained = self._again()
         if trained is None:
+            # The baseline: minus squared distances to the class means of the inputs, flattened.
             means = class_means(self._support.flatten(1)[None], y, way)
             logits: Tensor = prototypical_logits(self._inputs(X).flatten(1)[None], means)[0]
         else:
             logits = trained.logits(Support(x=self._support[None], y=y, way=way), self._inputs(X)).double()
-        made: NDArray[np.float64] = torch.softmax(logits, -1).numpy()
-        return made
+        probabilities: NDArray[np.float64] = torch.softmax(logits, -1).numpy()
+        return probabilities
 
     def predict(self, X: Any) -> NDArray[Any]:
-        """The most probable of ``classes_`` for each example [n]."""
+        """Predict the most probable of ``classes_`` for each of the inputs ``X`` [n, *input]: [n]."""
         best = self.predict_proba(X).argmax(1)
         labels: NDArray[Any] = self.classes_[best]
         return labels
 
     def _checked(self, X: Any, reset: bool) -> Any:
-        """Arrays as scikit-learn checks them; paths and the like are left to the learner's tasks."""
+        """Check ``X`` as scikit-learn does if it contains numbers; the tasks check paths and the like themselves."""
         if self.model is not None and is_raw(X):
             return list(X)
         if self.model is not None and np.asarray(X).dtype == np.uint8:
-            dtype: Any = None  # pictures: the tasks know what 255 is
+            dtype: Any = None  # pictures stay uint8, because the tasks define how they become floats
         else:
             dtype = np.float32 if self.model is not None else np.float64
         # The examples of fit are kept, so they are copied: later changes of the user's array must not reach them.
         return validate_data(self, X, reset=reset, allow_nd=True, dtype=dtype, copy=reset)
 
     def _inputs(self, X: Any) -> Tensor:
+        """Convert checked ``X`` to inputs of the learner, or to float64 for the baseline."""
         if self._trained is not None:
             return self._trained.inputs(X)
         return torch.from_numpy(np.array(X, dtype=np.float64))
 
     def _load(self) -> Trained | None:
+        """Read the learner from its run, if ``model`` is one."""
         if self.model is None or isinstance(self.model, Trained):
             return self.model
         return Trained.of_run(Path(self.model))
 
     def _again(self) -> Trained | None:
-        """The learner; after unpickling or cloning, as it is on disk now."""
+        """Return the learner. After unpickling, read it again first.
+
+        Raises:
+            ValueError: the run has other parameters than at ``fit``.
+        """
         if not hasattr(self, "_support"):
             self._trained = self._load()
             if self._trained is not None and self._trained.digest != self.checkpoint_:
                 del self._trained
                 raise ValueError(
-                    f"the run {self.model} has other parameters than when this classifier was fitted; fit it again"
+                    f"FewShotClassifier: got other parameters from the run {self.model} than when this classifier was "
+                    "fitted, expected the same; fit it again"
                 )
             self._support = self._inputs(self.X_)
         return self._trained
 
     def __getstate__(self) -> dict[str, Any]:
+        # The learner and its inputs are left out, and read again by ``_again``.
         state: dict[str, Any] = super().__getstate__()
         return {name: value for name, value in state.items() if name not in ("_trained", "_support")}
 

@@ -1,0 +1,106 @@
+"""Tests of kshot.functional: distances, class sums and means, and the best threshold, against values worked out by
+hand or by naive loops."""
+
+import doctest
+import importlib
+import itertools
+
+import pytest
+import torch
+
+from kshot.functional import (
+    best_threshold,
+    class_means,
+    class_sums,
+    full_precision,
+    pairwise_squared_distance,
+    prototypical_logits,
+)
+
+
+@pytest.mark.parametrize("module", ["metric", "sequence", "verification"])
+def test_the_examples_in_docstrings_run(module):
+    """A wrong example is worse than none."""
+    result = doctest.testmod(importlib.import_module(f"kshot.functional.{module}"))
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+# --- Distances and classes ----------------------------------------------------------------------------------------
+
+
+def test_full_precision_converts_half_precision_only():
+    """float64 must stay float64, because exact tests compute in it."""
+    for dtype, expected in (
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ):
+        assert full_precision(torch.zeros(1, dtype=dtype)).dtype == expected
+
+
+def test_distances_are_squared_and_summed():
+    """The distance of (0, 0) and (3, 4) is 25: neither its root 5 nor the mean over features, 12.5."""
+    a = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
+    assert pairwise_squared_distance(a, torch.tensor([[3.0, 4.0]])).tolist() == [[25.0], [13.0]]
+    assert prototypical_logits(a, a).tolist() == [[0.0, -2.0], [-2.0, 0.0]]
+
+
+def test_class_means_of_unbalanced_classes():
+    """Each sum is divided by the number of examples of its own class, in any order of the examples."""
+    z = torch.tensor([[[2.0], [10.0], [4.0], [6.0]]])
+    y = torch.tensor([[0, 1, 0, 0]])
+    assert class_means(z, y, 2).tolist() == [[[4.0], [10.0]]]
+
+
+def test_class_sums_are_those_of_a_naive_loop():
+    """The episodes of a batch have different labels, and class 3 has no examples."""
+    z = torch.randn(2, 6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = torch.tensor([[0, 2, 1, 0, 2, 0], [1, 0, 0, 2, 0, 2]])
+    sums = class_sums(z, y, 4)
+    for b in range(2):
+        for c in range(4):
+            naive = sum((z[b, i] for i in range(6) if y[b, i] == c), torch.zeros(3, dtype=torch.float64))
+            assert torch.allclose(sums[b, c], naive, rtol=0, atol=1e-12)
+
+
+# --- The best threshold -------------------------------------------------------------------------------------------
+
+
+def balanced(genuine: torch.Tensor, imposters: torch.Tensor, threshold: float) -> float:
+    """Compute the balanced accuracy by its definition."""
+    accepted, refused = (genuine <= threshold).double().mean(), (imposters > threshold).double().mean()
+    return float((accepted + refused) / 2)
+
+
+def test_the_best_threshold_by_hand():
+    """Two of three genuine pairs are nearer than all imposters: (2/3 + 1) / 2, in the middle of the gap from 2 to 4."""
+    threshold, accuracy = best_threshold(torch.tensor([1.0, 2.0, 9.0]), torch.tensor([4.0, 5.0, 10.0, 11.0]))
+    assert float(threshold) == 3.0
+    assert float(accuracy) == pytest.approx((2 / 3 + 1) / 2)
+
+
+def test_among_equally_good_thresholds_the_middle_of_the_widest_gap_is_chosen():
+    """From 1 to 2 and from 3 to 7, the accuracy is 3/4. If the gaps are equal too, the first one is taken."""
+    assert float(best_threshold(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 7.0]))[0]) == 5.0
+    assert float(best_threshold(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 4.0]))[0]) == 1.5
+
+
+def test_a_threshold_that_refuses_every_pair_is_never_chosen():
+    """If all genuine pairs are farther than all imposters, accepting every pair is as good, 1/2."""
+    threshold, accuracy = best_threshold(torch.tensor([2.0, 3.0]), torch.tensor([1.0]))
+    assert (float(threshold), float(accuracy)) == (3.0, 0.5)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_threshold_is_better_than_the_best(seed):
+    """All thresholds are tried, at and between the distances; with ties, and with distances below 0."""
+    generator = torch.Generator().manual_seed(seed)
+    genuine = (torch.randn(15, generator=generator, dtype=torch.float64)).round(decimals=1)
+    imposters = (torch.randn(25, generator=generator, dtype=torch.float64) + 1).round(decimals=1)
+    threshold, accuracy = best_threshold(genuine, imposters)
+    cuts = torch.cat([genuine, imposters]).unique().tolist()
+    tried = [balanced(genuine, imposters, t) for t in cuts + [(a + b) / 2 for a, b in itertools.pairwise(cuts)]]
+    assert float(accuracy) == pytest.approx(max(tried), abs=1e-12)
+    assert balanced(genuine, imposters, float(threshold)) == pytest.approx(max(tried), abs=1e-12)
