@@ -18,7 +18,7 @@ from kshot.errors import DataError, OptionError
 from kshot.functional import class_means, prototypical_logits
 from kshot.registry import Plugin
 from kshot.testing import RuleViolation, rules, sample_tasks, suite
-from kshot.testing.subjects import Source
+from kshot.testing.source import Source
 
 # --- Good learners, at least one of each kind -----------------------------------------------------
 

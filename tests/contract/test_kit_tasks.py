@@ -18,7 +18,7 @@ from kshot.preparing import Preparation
 from kshot.registry import Plugin
 from kshot.testing import RuleViolation, rules, sample_tasks, suite
 from kshot.testing.rulebook.tasks import bernstein
-from kshot.testing.subjects import Source
+from kshot.testing.source import Source
 
 # --- Good tasks -----------------------------------------------------------------------------------
 

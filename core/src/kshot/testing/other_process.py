@@ -18,7 +18,7 @@ import torch
 
 from kshot.errors import DataError
 from kshot.testing.compare import Facts, facts
-from kshot.testing.subjects import Source
+from kshot.testing.source import Source
 
 LIMIT = 300
 """Seconds that another process may take to load the tasks' data and to sample a few episodes."""

@@ -13,7 +13,7 @@ from kshot.registry.options import did_you_mean
 from kshot.testing.rulebook.rule import Rule, RuleViolation, rules
 
 if TYPE_CHECKING:
-    from kshot.testing.subjects import Source
+    from kshot.testing.source import Source
 
 Outcome = Literal["passed", "failed", "skipped", "failed as expected", "passed unexpectedly"]
 
@@ -195,7 +195,7 @@ def suite(
             f"suite: {', '.join(present) or 'no component'} came; expected one of learner=, tasks=, memory= and "
             "backend= (and tasks= beside a learner, to try it on)"
         )
-    from kshot.testing.subjects import Source
+    from kshot.testing.source import Source
 
     group = present[0]
     source = Source(group, given[group], dict(options or {}))

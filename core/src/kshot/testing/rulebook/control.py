@@ -14,11 +14,12 @@ from kshot.episode import Episode, Rollout, one_task, register_value, slice_task
 from kshot.errors import DataError, KshotError
 from kshot.randomness import generator, seeded
 from kshot.spec import TaskSpec, bounds
+from kshot.testing.cases import Case, floats_of, precise
 from kshot.testing.compare import difference, gap, named_tensors, rows, tolerance
 from kshot.testing.rulebook.learner_rule import learner_rule, only
 from kshot.testing.rulebook.rule import broken
 from kshot.testing.rulebook.tasks import tasks_rule
-from kshot.testing.subjects import Case, TasksSubject, floats_of, precise
+from kshot.testing.subjects import TasksSubject
 
 # --- Environments ---------------------------------------------------------------------------------
 

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kshot.testing.cases import Case, precise
+from kshot.testing.outer_steps import after, gradients_of, restore, state_of
 from kshot.testing.rulebook.learner_rule import learner_rule
 from kshot.testing.rulebook.rule import broken
-from kshot.testing.subjects import Case, after, gradients_of, precise, restore, state_of
 
 
 def at(step: int, steps: int) -> str:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from kshot.testing.cases import Case
 from kshot.testing.rulebook.rule import Broken, Rule, add, broken, named
-from kshot.testing.subjects import (
-    Case,
-    LearnerSubject,
-)
+from kshot.testing.subjects import LearnerSubject
 
 Check = Callable[[Case], None]
 Unless = Callable[[Case], "str | None"]

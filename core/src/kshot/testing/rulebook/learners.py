@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from kshot.randomness import seeded
+from kshot.testing.cases import Case, precise
 from kshot.testing.compare import changed, clones, difference, gap, held, named_tensors, tolerance
+from kshot.testing.outer_steps import gradient, gradients_of, restore, state_of
 from kshot.testing.rulebook.learner_rule import TABLES, learner_rule, only
 from kshot.testing.rulebook.rule import broken
-from kshot.testing.subjects import Case, gradient, gradients_of, precise, restore, state_of
 
 # --- What a learner sees --------------------------------------------------------------------------
 

@@ -8,11 +8,12 @@ import torch
 
 from kshot.episode import Objective, check_objective, check_weights
 from kshot.errors import DataError
+from kshot.testing.cases import Case, precise
 from kshot.testing.compare import clones, difference, gap, named_tensors, tolerance
 from kshot.testing.rulebook.learner_rule import learner_rule, only
 from kshot.testing.rulebook.rule import broken
 from kshot.testing.rulebook.tasks import tasks_rule
-from kshot.testing.subjects import Case, TasksSubject, precise
+from kshot.testing.subjects import TasksSubject
 
 
 def _no_objectives(subject: TasksSubject) -> str | None:

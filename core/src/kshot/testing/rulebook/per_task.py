@@ -11,10 +11,11 @@ from torch import Tensor
 from kshot.episode import Episode
 from kshot.protocols import PerTask
 from kshot.randomness import seeded
+from kshot.testing.cases import Case, precise
 from kshot.testing.compare import clones, difference, gap, tolerance
+from kshot.testing.outer_steps import clear, gradient, grads, restore, state_of
 from kshot.testing.rulebook.learner_rule import learner_rule
 from kshot.testing.rulebook.rule import broken
-from kshot.testing.subjects import Case, clear, gradient, grads, precise, restore, state_of
 
 
 def _whole(case: Case) -> str | None:

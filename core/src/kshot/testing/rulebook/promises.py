@@ -16,15 +16,12 @@ from kshot.errors import KshotError
 from kshot.kinds import KINDS
 from kshot.spec import Needs, bounds
 from kshot.testing import sample_tasks
+from kshot.testing.cases import Case, precise
 from kshot.testing.compare import gap, tolerance
+from kshot.testing.outer_steps import gradient
 from kshot.testing.rulebook.learner_rule import TABLES, claims, first_of, learner_rule, only
 from kshot.testing.rulebook.rule import Broken, Rule, add, broken
-from kshot.testing.subjects import (
-    Case,
-    LearnerSubject,
-    gradient,
-    precise,
-)
+from kshot.testing.subjects import LearnerSubject
 
 
 def expected_shape(case: Case, episode: Episode, x: Tensor) -> tuple[int, ...]:
