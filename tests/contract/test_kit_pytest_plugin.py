@@ -123,7 +123,7 @@ def test_every_rule_is_stated() -> None:
 
 def test_rules_of_an_unknown_group_are_refused() -> None:
     """With the near name."""
-    with pytest.raises(OptionError, match=r"'memory'; did you mean 'memories'"):
+    with pytest.raises(OptionError, match=r"got the group 'memory', expected one of .*; did you mean 'memories'"):
         rules("memory")
 
 

@@ -17,7 +17,7 @@ from kshot.episode import as_inputs
 from kshot.preparing import Preparation
 from kshot.registry import Plugin
 from kshot.testing import RuleViolation, rules, sample_tasks, suite
-from kshot.testing.rulebook.tasks import bernstein
+from kshot.testing.rulebook.task_examples import bernstein
 from kshot.testing.source import Source
 
 # --- Good tasks -----------------------------------------------------------------------------------
@@ -561,7 +561,7 @@ def test_a_manifest_that_says_another_kind_is_rejected(monkeypatch: pytest.Monke
     """``kshot list`` and ``check`` tell people what the manifest says."""
     monkeypatch.setattr(Source, "plugin", Plugin("lines", "tasks", "kshot-lines", "1", "x:y", kinds=("control",)))
     with pytest.raises(
-        RuleViolation, match=r"manifest-is-true: the manifest says control, but spec.kind is regression"
+        RuleViolation, match=r"manifest-is-true: got spec.kind regression, expected one of .*: control"
     ):
         suite(tasks=sample_tasks.Lines).verify("manifest-is-true")
 
