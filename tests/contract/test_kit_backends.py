@@ -166,9 +166,9 @@ def _default_dtype() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("call", "wrong", "said"),
     [
-        ("all_reduce", lambda found: found[0], "all_reduce of .* on rank 1 of 2 gave .*, expected .3.0, 6.0, 12.0"),
-        ("broadcast", lambda found: found[1], "broadcast of .* on rank 1 of 2 gave .*, expected .1.0, 2.0, 4.0"),
-        ("all_gather", lambda found: found[::-1], "all_gather gave .* of rank 0"),
+        ("all_reduce", lambda found: found[0], "all_reduce: got .* on rank 1 of 2, expected .3.0, 6.0, 12.0"),
+        ("broadcast", lambda found: found[1], "broadcast: got .* on rank 1 of 2, expected .1.0, 2.0, 4.0"),
+        ("all_gather", lambda found: found[::-1], "all_gather: got .* of rank 0"),
     ],
 )
 def test_a_world_of_two_that_mixes_up_its_ranks_is_rejected(call: str, wrong: Any, said: str) -> None:

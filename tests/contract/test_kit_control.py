@@ -213,7 +213,7 @@ def test_an_environment_that_is_no_registered_value_can_still_be_tried() -> None
     report = suite(tasks=Simulated).run()
     assert report.ok, str(report)
     (reason,) = [f.message for f in report if f.rule == "environments-travel"]
-    assert reason == "Simulator is no registered value (kshot.episode.register_value)"
+    assert reason == "Simulator is not registered with kshot.episode.register_value"
 
 
 # --- Learners -------------------------------------------------------------------------------------
@@ -458,7 +458,7 @@ def test_discrete_policies_that_answer_probabilities_are_rejected() -> None:
             policy = super().adapt(support)
             return lambda x: policy(x).float()
 
-    with pytest.raises(RuleViolation, match=r"predictions for 5 queries a task have shape \(3, 5, 2\)"):
+    with pytest.raises(RuleViolation, match=r"got predictions of shape \(3, 5, 2\) for 5 queries per task"):
         suite(learner=Soft, tasks=sample_tasks.Corridors).verify("predictor-shape")
     with pytest.raises(RuleViolation, match=r"actions are torch\.float32 .* expected int64 from 0 to 2 - 1"):
         suite(learner=Float, tasks=sample_tasks.Corridors).verify("predictor-shape")

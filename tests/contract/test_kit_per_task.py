@@ -119,15 +119,15 @@ def test_a_learner_that_parts_keeps_every_rule() -> None:
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        (summed, "differs in weight from what meta_gradient adds"),
+        (summed, "gradient of the mean loss that differs in weight"),
         (no_graph, "with a graph"),
-        (mean, r"of shape \(\), expected \(3,\)"),
-        (of_neighbours, "task 0 of 3 together and the same task alone: its loss"),
-        (displaced_neighbours, "task 0 of 3 together and the same task alone: weight"),
-        (shared, "expected each to begin with 3"),
+        (mean, r"losses of shape \(\) for 3 tasks, expected shape \(3,\)"),
+        (of_neighbours, "got other values for task 0 among 3 tasks than alone: its loss"),
+        (displaced_neighbours, "got other values for task 0 among 3 tasks than alone: weight"),
+        (shared, "expected B = 3 as first axis"),
         (nowhere, "expected one or more tensors"),
-        (infinite, "weight is not finite"),
-        (twice_seen, "buffers are not as after meta_gradient: seen"),
+        (infinite, "got NaN or infinite values in weight"),
+        (twice_seen, "got other buffers than after meta_gradient, expected the same: seen"),
     ],
     ids=lambda v: getattr(v, "__name__", None),
 )

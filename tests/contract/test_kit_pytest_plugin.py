@@ -45,7 +45,7 @@ def test_a_failure_names_the_rule_and_says_what_was_found(pytester: pytest.Pytes
     result.assert_outcomes(passed=len(rules("backends")) - 1, failed=1)
     result.stdout.fnmatch_lines(
         [
-            "*backend Undescribed breaks describe-is-plain: *which JSON can't write*",
+            "*backend Undescribed breaks describe-is-plain: *expected a mapping that JSON can write*",
             "*The rule: *",
             "FAILED *::conformance::describe-is-plain*",
         ]

@@ -63,8 +63,8 @@ def sample_elsewhere(source: Source, split: str, indices: list[int]) -> Facts:
         ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False)
         if ended.returncode or not answer.exists():
             raise DataError(
-                f"sample: got exit code {ended.returncode} from another process, expected it to sample these tasks; its "
-                f"error output:\n{ended.stderr.strip()[-3000:]}"
+                f"sample: got exit code {ended.returncode} from another process, expected 0; "
+                f"sampling these tasks must work in any process. Its error output:\n{ended.stderr.strip()[-3000:]}"
             )
         observations: Facts = torch.load(answer, weights_only=True)
     return observations

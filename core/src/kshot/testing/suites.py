@@ -159,7 +159,8 @@ class Suite:
         if reason is not None:
             return Finding(rule.name, "skipped", reason)
         if expected is not None:
-            return Finding(rule.name, "passed unexpectedly", f"got no failure, expected one; remove it from expected_failures: {expected}")
+            message = f"got no failure, expected one; remove it from expected_failures: {expected}"
+            return Finding(rule.name, "passed unexpectedly", message)
         return Finding(rule.name, "passed", "")
 
     def _named(self, name: str) -> Rule:
@@ -241,6 +242,7 @@ def suite(
             raise OptionError(unknown_rule(name, group, known))
         if not isinstance(reason, str) or not reason.strip():
             raise OptionError(
-                f"suite: got {reason!r} as reason for {name!r} in expected_failures, expected why the component breaks it"
+                f"suite: got the reason {reason!r} for {name!r} in expected_failures, expected why the component "
+                "breaks the rule"
             )
     return Suite(group, source, tried_on, expected_failures or {})

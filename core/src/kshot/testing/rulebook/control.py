@@ -296,7 +296,7 @@ def budget_kept(case: Case) -> None:
         predictor(case.probe(episode).to(floats_of(learner)))
         episode.query.source.rollout(predictor)
     if len(asked) > len(adapted):
-        broken(f"got rollouts {asked[len(adapted) :]} of the support from the predictor, expected none; play them in adapt")
+        broken(f"got rollouts {asked[len(adapted) :]} of the support from the predictor, expected all of them in adapt")
     if len(set(asked)) < len(asked):
         broken(f"got rollouts {asked} from adapt, expected each number once; keep what was played")
     if len(asked) > learner.needs.rollouts:

@@ -38,7 +38,7 @@ def is_module(component: object) -> bool:
 
 
 def run(memory: Any, interfaces: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-    """Run steps from ``state``, or from the initial state; return the reads [steps, B, read_size] and the last state."""
+    """Run steps from ``state`` or the initial state; return the reads [steps, B, read_size] and the last state."""
     state = memory.initial_state(interfaces.shape[1]) if state is None else state
     reads = []
     for interface in interfaces:
@@ -49,8 +49,9 @@ def run(memory: Any, interfaces: Tensor, state: Any = None) -> tuple[Tensor, Any
 
 @memory_rule()
 def sizes_are_true(subject: MemorySubject) -> None:
-    """A memory is an ``nn.Module`` with positive integers ``interface_size`` and ``read_size``. ``step`` takes interface
-    vectors [B, interface_size] and returns finite reads [B, read_size] and a state of the same shapes, for any B.
+    """A memory is an ``nn.Module`` with positive integers ``interface_size`` and ``read_size``. ``step`` takes
+    interface vectors [B, interface_size] and returns finite reads [B, read_size] and a state of the same shapes, for
+    any B.
     """
     memory = subject.build()
     if not is_module(memory):
@@ -124,7 +125,7 @@ def batch_equals_singles(subject: MemorySubject) -> None:
     together, _ = run(memory, interfaces)
     alone = torch.cat([run(memory, interfaces[:, b : b + 1])[0] for b in range(interfaces.shape[1])], 1)
     if (far := gap(together, alone)) > tolerance(together.dtype):
-        broken(f"got reads of three episodes that differ by {far:.2g} of the greatest one, expected those of each alone")
+        broken(f"got reads of three episodes that differ by {far:.2g} of the greatest, expected those of each alone")
 
 
 @memory_rule()
@@ -191,7 +192,7 @@ def stays_finite(subject: MemorySubject) -> None:
 
 @memory_rule()
 def weights_are_of_heads(subject: MemorySubject) -> None:
-    """If a state has ``read_weights`` or ``write_weights``, their shape is [B, heads, M], so that they can be plotted."""
+    """If a state has ``read_weights`` or ``write_weights``, their shape is [B, heads, M], as plots expect."""
     memory = subject.build()
     _, state = run(memory, subject.interfaces(memory, B=3))
     named = state if isinstance(state, Mapping) else getattr(state, "_asdict", dict)()
