@@ -277,9 +277,9 @@ def test_unknown_and_ill_typed_options_are_refused_together(observe: Observer) -
     assert error["type"] == "OptionError"
     assert "tasks 'good' (kshot-good 1.0)" in error["text"]
     assert "wya: unknown option; did you mean 'way'?" in error["text"]
-    assert "way: expected int, got 'five' (str)" in error["text"]
-    assert "noise: expected float, got True (bool)" in error["text"]
-    assert "order: expected one of 'random', 'sorted', got 'sort'; did you mean 'sorted'?" in error["text"]
+    assert "way: got 'five' (str), expected int" in error["text"]
+    assert "noise: got True (bool), expected float" in error["text"]
+    assert "order: got 'sort', expected one of 'random', 'sorted'; did you mean 'sorted'?" in error["text"]
     assert "way: int = 5  classes an episode." in error["text"]
     assert "order: 'random' | 'sorted' = 'random'" in error["text"]
 
@@ -289,7 +289,7 @@ def test_stale_entry_point_is_seen_by_the_list(listed: dict[str, Any], observe: 
     for name, module in (("stale", "kshot_stale"), ("halved", "kshot_halved.data.tasks")):
         found, reason = state(listed, name)
         assert found == "broken"
-        assert f"module {module} is not there" in reason
+        assert f"the module {module} does not exist" in reason
         assert f"pip uninstall kshot-{name}" in reason
         error = observe(f"result = error_of(registry.load, {name!r})")
         assert error["type"] == "PluginError"
@@ -301,7 +301,7 @@ def test_malformed_manifest_is_broken_with_file_and_line(listed: dict[str, Any],
     """The list never raises for it, and says where to look."""
     found, reason = state(listed, "malformed")
     assert found == "broken"
-    assert "plugin.toml, line 4: not valid TOML" in reason
+    assert "plugin.toml, line 4: got invalid TOML" in reason
     error = observe("result = error_of(registry.load, 'malformed')")
     assert error["type"] == "PluginError"
     assert error["cause"].startswith("ManifestError: ")
@@ -311,7 +311,8 @@ def test_unknown_key_of_a_manifest_is_broken(listed: dict[str, Any]) -> None:
     """A slip of the pen is shown to its author, not swallowed."""
     found, reason = state(listed, "slip")
     assert found == "broken"
-    assert "plugin.toml, line 4: unknown key 'sumary' in [tasks.slip]; did you mean 'summary'?" in reason
+    assert "plugin.toml, line 4: [tasks.slip]: got the unknown key 'sumary'" in reason
+    assert "did you mean 'summary'?" in reason
 
 
 def test_missing_requirement_is_unavailable_with_the_install_line(listed: dict[str, Any], observe: Observer) -> None:

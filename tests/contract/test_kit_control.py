@@ -460,7 +460,7 @@ def test_discrete_policies_that_answer_probabilities_are_rejected() -> None:
 
     with pytest.raises(RuleViolation, match=r"got predictions of shape \(3, 5, 2\) for 5 queries per task"):
         suite(learner=Soft, tasks=sample_tasks.Corridors).verify("predictor-shape")
-    with pytest.raises(RuleViolation, match=r"actions are torch\.float32 .* expected int64 from 0 to 2 - 1"):
+    with pytest.raises(RuleViolation, match=r"got actions torch\.float32 .* expected int64 from 0 to 2 - 1"):
         suite(learner=Float, tasks=sample_tasks.Corridors).verify("predictor-shape")
 
 

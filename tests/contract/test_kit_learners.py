@@ -802,7 +802,7 @@ def test_expected_failures_need_a_reason_and_a_rules_name() -> None:
     """Otherwise a suite could hide what it does not keep."""
     with pytest.raises(OptionError, match=r"got the reason ' ' for 'deterministic' in expected_failures"):
         suite(learner=NearestMean, expected_failures={"deterministic": " "})
-    with pytest.raises(OptionError, match=r"'determinstic'; did you mean 'deterministic'"):
+    with pytest.raises(OptionError, match=r"got the rule 'determinstic' .*; did you mean 'deterministic'"):
         suite(learner=NearestMean, expected_failures={"determinstic": "because"})
 
 

@@ -156,33 +156,33 @@ def test_fitting_value_comes_back_in_the_type_of_its_parameter(name: str, given:
 @pytest.mark.parametrize(
     ("name", "given", "message"),
     [
-        ("width", True, "expected int, got True (bool)"),
-        ("width", 5.0, "expected int, got 5.0 (float)"),
-        ("width", "5", "expected int, got '5' (str)"),
-        ("lr", "fast", "expected float, got 'fast' (str)"),
-        ("lr", False, "expected float, got False (bool)"),
-        ("lr", None, "expected float, got None (NoneType)"),
-        ("steps", "many", "expected int, got 'many' (str) (or None)"),
-        ("steps", 1.5, "expected int | None, got 1.5 (float)"),
-        ("root", 3, "expected Path | None, got 3 (int)"),
-        ("name", 3, "expected str, got 3 (int)"),
-        ("fast", 1, "expected bool (true or false), got 1 (int)"),
-        ("loss", "mes", "expected one of 'mse', 'mae', 3, got 'mes'; did you mean 'mse'?"),
-        ("loss", 3.0, "expected one of 'mse', 'mae', 3, got 3.0"),
-        ("shape", [1, 2, 3], "expected tuple[int, int] of 2 values, got [1, 2, 3] (list)"),
-        ("shape", "12", "expected tuple[int, int], got '12' (str)"),
-        ("sizes", [1, "a"], "expected tuple[int, ...], got [1, 'a']: in it expected int, got 'a' (str)"),
-        ("sizes", 3, "expected tuple[int, ...], got 3 (int)"),
-        ("rates", "123", "expected Sequence[float], got '123' (str)"),
+        ("width", True, "got True (bool), expected int"),
+        ("width", 5.0, "got 5.0 (float), expected int"),
+        ("width", "5", "got '5' (str), expected int"),
+        ("lr", "fast", "got 'fast' (str), expected float"),
+        ("lr", False, "got False (bool), expected float"),
+        ("lr", None, "got None (NoneType), expected float"),
+        ("steps", "many", "got 'many' (str), expected int (or None)"),
+        ("steps", 1.5, "got 1.5 (float), expected int | None"),
+        ("root", 3, "got 3 (int), expected Path | None"),
+        ("name", 3, "got 3 (int), expected str"),
+        ("fast", 1, "got 1 (int), expected bool (true or false)"),
+        ("loss", "mes", "got 'mes', expected one of 'mse', 'mae', 3; did you mean 'mse'?"),
+        ("loss", 3.0, "got 3.0, expected one of 'mse', 'mae', 3"),
+        ("shape", [1, 2, 3], "got [1, 2, 3] (list), expected tuple[int, int] of 2 values"),
+        ("shape", "12", "got '12' (str), expected tuple[int, int]"),
+        ("sizes", [1, "a"], "got [1, 'a'], expected tuple[int, ...]; of an element: got 'a' (str), expected int"),
+        ("sizes", 3, "got 3 (int), expected tuple[int, ...]"),
+        ("rates", "123", "got '123' (str), expected Sequence[float]"),
         (
             "table",
             {"a": "b"},
-            "expected Mapping[str, int], got {'a': 'b'}: in it expected int, got 'b' (str) (or None)",
+            "got {'a': 'b'}, expected Mapping[str, int]; of an element: got 'b' (str), expected int (or None)",
         ),
-        ("act", 3, "expected a callable, got 3 (int)"),
-        ("encoder", 3, "expected Encoder | None, got 3 (int)"),
-        ("encoder", "conv4", "expected Encoder, got 'conv4' (str) (or None)"),
-        ("either", [1], "expected int | str | None, got [1] (list)"),
+        ("act", 3, "got 3 (int), expected a callable"),
+        ("encoder", 3, "got 3 (int), expected Encoder | None"),
+        ("encoder", "conv4", "got 'conv4' (str), expected Encoder (or None)"),
+        ("either", [1], "got [1] (list), expected int | str | None"),
     ],
 )
 def test_ill_typed_value_is_refused_with_what_was_expected(name: str, given: Any, message: str) -> None:
@@ -204,7 +204,7 @@ def test_object_of_a_class_is_checked_by_isinstance() -> None:
     today = datetime.date(2026, 11, 24)
     # Locals of a test are out of reach of string annotations, module globals are not.
     assert validate(factory, {"when": today}, who="it") == {"when": today}
-    with pytest.raises(OptionError, match=r"when: expected date, got 5 \(int\)"):
+    with pytest.raises(OptionError, match=r"when: got 5 \(int\), expected date"):
         validate(factory, {"when": 5}, who="it")
 
 
@@ -214,8 +214,8 @@ def test_all_that_is_wrong_is_said_at_once_with_the_list_of_options() -> None:
         validate(learner, {"stepz": 1, "lr": "x"}, who="learner 'it'", skip_positional=1)
     first, head, *table = str(caught.value).splitlines()
     assert first == (
-        "learner 'it': stepz: unknown option; did you mean 'steps'?; lr: expected float, got 'x' (str); "
-        "width: missing, expected int"
+        "learner 'it': stepz: unknown option; did you mean 'steps'?; lr: got 'x' (str), expected float; "
+        "width: got nothing, expected int"
     )
     assert head == "its options:"
     assert table[0] == "  width: int (required)  of the hidden layers, all of them."
@@ -254,8 +254,8 @@ def test_text_of_a_flag_is_read_by_the_type_of_the_option(name: str, text: str, 
 
 def test_text_of_a_flag_that_does_not_fit_is_refused() -> None:
     """With the value as it was read."""
-    assert refused(width=Raw("5.5")).splitlines()[0] == "learner 'it': width: expected int, got 5.5 (float)"
-    assert refused(fast=Raw("yes")).splitlines()[0].endswith("fast: expected bool (true or false), got 'yes' (str)")
+    assert refused(width=Raw("5.5")).splitlines()[0] == "learner 'it': width: got 5.5 (float), expected int"
+    assert refused(fast=Raw("yes")).splitlines()[0].endswith("fast: got 'yes' (str), expected bool (true or false)")
 
 
 def test_class_gives_the_options_of_its_init() -> None:
@@ -295,7 +295,7 @@ def test_factory_with_keyword_arguments_of_any_name_takes_them() -> None:
     def factory(way: int = 5, **more: Any) -> None: ...
 
     assert validate(factory, {"way": 3, "x": Raw("[1]")}, who="it") == {"way": 3, "x": [1]}
-    with pytest.raises(OptionError, match="way: expected int"):
+    with pytest.raises(OptionError, match=r"way: got 'a' \(str\), expected int"):
         validate(factory, {"way": "a", "x": 1}, who="it")
 
 

@@ -185,7 +185,7 @@ def one_thread() -> Iterator[None]:
 
 def unknown_rule(name: str, group: str, known: Mapping[str, Rule]) -> str:
     """Return the message for a rule's name that does not exist."""
-    return f"suite: got the rule {name!r} for {group}{did_you_mean(name, known)}; expected one of {', '.join(known)}"
+    return f"suite: got the rule {name!r} for {group}, expected one of {', '.join(known)}{did_you_mean(name, known)}"
 
 
 def suite(
