@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,20 @@ def global_state() -> dict[str, Any]:
 
 
 @pytest.fixture
-def stateless_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Run a test in an empty folder that also has the cache, and require that it leaves no global state."""
-    with monkeypatch.context() as patched:
-        patched.chdir(tmp_path)
-        patched.setenv("KSHOT_CACHE", str(tmp_path / "cache"))
-        before = global_state()
-        yield tmp_path
-        after = global_state()
-    assert [name for name in before if after[name] != before[name]] == [], "the examples changed these"
+def stateless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], AbstractContextManager[Path]]:
+    """A context in an empty folder, which also has the cache; it requires that nothing inside changes global state.
+
+    Import modules before entering it: some libraries set environment variables when they are imported.
+    """
+
+    @contextmanager
+    def context() -> Iterator[Path]:
+        with monkeypatch.context() as patched:
+            patched.chdir(tmp_path)
+            patched.setenv("KSHOT_CACHE", str(tmp_path / "cache"))
+            before = global_state()
+            yield tmp_path
+            after = global_state()
+        assert [name for name in before if after[name] != before[name]] == [], "the examples changed these"
+
+    return context

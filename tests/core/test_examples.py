@@ -53,11 +53,11 @@ def failures_of(test: doctest.DocTest) -> str:
 
 
 @pytest.mark.parametrize("module", public_modules())
-@pytest.mark.usefixtures("stateless_folder")
-def test_the_examples_of_a_module_run(module: str) -> None:
+def test_the_examples_of_a_module_run(module: str, stateless: Any) -> None:
     """A reader copies an example, so it must work as it is written."""
-    failures = [failures_of(test) for test in examples_in(importlib.import_module(module))]
-    assert "".join(failures) == ""
+    tests = examples_in(importlib.import_module(module))
+    with stateless():
+        assert "".join(failures_of(test) for test in tests) == ""
 
 
 PUBLIC_OBJECTS = sorted(
@@ -70,8 +70,7 @@ PUBLIC_OBJECTS = sorted(
 
 
 @pytest.mark.parametrize("name", PUBLIC_OBJECTS)
-@pytest.mark.usefixtures("stateless_folder")
-def test_a_public_name_has_an_example(name: str) -> None:
+def test_a_public_name_has_an_example(name: str, stateless: Any) -> None:
     """``help(kshot.NAME)`` shows how to use it; an example of a method of a class counts for the class.
 
     Some of these live in private modules, so their examples are run here as well.
@@ -81,7 +80,8 @@ def test_a_public_name_has_an_example(name: str) -> None:
     tests = doctest.DocTestFinder(exclude_empty=True).find(value, name, module=False, globs=_globals_of(value))
     tests = [test for test in tests if test.examples]
     assert tests, f"kshot.{name} has no example in its docstring"
-    assert "".join(failures_of(test) for test in tests) == ""
+    with stateless():
+        assert "".join(failures_of(test) for test in tests) == ""
 
 
 def _globals_of(value: Any) -> dict[str, Any]:

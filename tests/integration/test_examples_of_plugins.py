@@ -7,6 +7,7 @@ import importlib
 import inspect
 import pkgutil
 from importlib import metadata
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ import kshot
 
 OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
-PACKAGES = sorted(d.name.replace("-", "_") for d in metadata.distributions() if d.name.startswith("kshot-"))
+PACKAGES = sorted({d.name.replace("-", "_") for d in metadata.distributions() if d.name.startswith("kshot-")})
 COMPONENTS = [
     (plugin.group, plugin.name)
     for plugin in kshot.plugins()
@@ -38,12 +39,12 @@ def run_examples(tests: list[doctest.DocTest]) -> str:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-@pytest.mark.usefixtures("stateless_folder")
-def test_the_examples_of_a_plugin_run(package: str) -> None:
+def test_the_examples_of_a_plugin_run(package: str, stateless: Any) -> None:
     """A reader copies an example, so it must work as it is written, and in any folder."""
     finder = doctest.DocTestFinder(exclude_empty=True)
     tests = [t for name in modules_of(package) for t in finder.find(importlib.import_module(name), name)]
-    assert run_examples(tests) == ""
+    with stateless():
+        assert run_examples(tests) == ""
 
 
 @pytest.mark.parametrize(("group", "name"), COMPONENTS, ids=lambda value: value)
