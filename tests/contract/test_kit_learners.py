@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 import kshot
 from kshot import Episode, Needs, Support, TaskSpec
-from kshot.errors import DataError, OptionError
+from kshot.errors import DataError
 from kshot.functional import class_means, prototypical_logits
 from kshot.registry import Plugin
 from kshot.testing import RuleViolation, rules, sample_tasks, suite
@@ -143,44 +142,6 @@ class LastGoal(nn.Module):
         return lambda x: self.gain * (goal - x)
 
 
-class LearnedRate(nn.Module):
-    """Objectives: gradient descent whose rate is learned; yields twice on a meta-batch, as a truncated unroll does."""
-
-    needs = Needs(kinds=("objective",), exact_gradient=True)
-
-    def __init__(self, spec: TaskSpec) -> None:
-        super().__init__()
-        self.rate = nn.Parameter(torch.tensor(0.1))
-
-    def descend(self, source: Any, steps: int, create_graph: bool) -> Tensor:
-        point, points = source.initial, []
-        with torch.enable_grad():
-            for _ in range(steps):
-                point = point if point.requires_grad else point.requires_grad_()
-                (slope,) = torch.autograd.grad(source.loss(point).sum(), point, create_graph=create_graph)
-                point = point - self.rate * slope
-                points.append(point)
-        return torch.stack(points, 1)
-
-    def meta_gradient(self, episodes: Episode) -> Iterator[dict[str, Any]]:
-        for steps in (2, 4):
-            source = attrs.evolve(episodes.query.source, initial=episodes.query.source.initial.clone())
-            points = self.descend(source, steps, create_graph=True)
-            loss = source.loss(points[:, -1]).mean()
-            loss.backward()
-            score = kshot.kinds.objective(self.adapt(episodes.support), episodes)["loss"]
-            yield {"loss": loss.detach(), "score": score.mean()}
-
-    def adapt(self, support: Support) -> Callable[[Tensor], Tensor]:
-        source = attrs.evolve(support.source, initial=support.source.initial.clone())
-
-        def predict(x: Tensor) -> Tensor:
-            points = self.descend(source, int(x.max()), create_graph=False).detach()
-            return points[torch.arange(len(x))[:, None], x.long() - 1]
-
-        return predict
-
-
 class FromSemantics(NearestMean):
     """Zero-shot-ready: prototypes from class vectors alone."""
 
@@ -255,7 +216,6 @@ GOOD = [
     FirstOrderMaml,
     Recurrent,
     LastGoal,
-    LearnedRate,
     FromSemantics,
     SoftMeans,
     Joint,
@@ -624,60 +584,7 @@ class WrongKinds(NearestMean):
     needs = Needs(kinds=("classification", "regression"))
 
 
-class FirstStepExact(LearnedRate):
-    """Claims the exact gradient, and halves it from the second outer step on."""
-
-    def meta_gradient(self, episodes: Episode) -> Iterator[dict[str, Any]]:
-        source = attrs.evolve(episodes.query.source, initial=episodes.query.source.initial.clone())
-        for share in (1.0, 0.5):
-            loss = source.loss(self.descend(source, 3, create_graph=True)[:, -1]).mean()
-            (share * loss).backward()
-            yield {"loss": loss.detach()}
-
-
-class OverwritingLater(LearnedRate):
-    """Clears the gradient from the second outer step on."""
-
-    def meta_gradient(self, episodes: Episode) -> Iterator[dict[str, Any]]:
-        yield from itertools.islice(super().meta_gradient(episodes), 1)
-        self.rate.grad = None
-        yield from itertools.islice(super().meta_gradient(episodes), 1)
-
-
-class OneUnroll(LearnedRate):
-    """Goes on at a later outer step from a point that it keeps on itself: chunks of a meta-batch get mixed up."""
-
-    needs = Needs(kinds=("objective",))
-    point: Any = None
-
-    def meta_gradient(self, episodes: Episode) -> Iterator[dict[str, Any]]:
-        self.point = episodes.query.source.initial
-        for _ in range(2):
-            source = attrs.evolve(episodes.query.source, initial=self.point.detach().clone())
-            points = self.descend(source, 2, create_graph=True)
-            self.point = points[:, -1]
-            loss = source.loss(self.point).mean()
-            loss.backward()
-            yield {"loss": loss.detach()}
-
-
-class MoreForMore(LearnedRate):
-    """Takes as many outer steps as there are tasks."""
-
-    def meta_gradient(self, episodes: Episode) -> Iterator[dict[str, Any]]:
-        return itertools.islice(super().meta_gradient(episodes), min(episodes.size, 2))
-
-
-class CountsQuestions(LearnedRate):
-    """Gives as many iterates as it is asked for, whatever the steps."""
-
-    def adapt(self, support: Support) -> Callable[[Tensor], Tensor]:
-        source = attrs.evolve(support.source, initial=support.source.initial.clone())
-        return lambda x: self.descend(source, x.shape[1], create_graph=False).detach()
-
-
 SAMPLE = sample_tasks.classification()
-OBJECTIVES = sample_tasks.Quadratics()
 STREAM = sample_tasks.LabelStream()
 UNLABELLED = sample_tasks.classification(unlabelled=4)
 # Rule, broken learner, tasks, and the other rules that it can't but break.
@@ -701,11 +608,6 @@ BROKEN: list[tuple[str, Any, Any, set[str]]] = [
     ("gradient-accumulates", Vectorial, SAMPLE, set()),
     ("finite-differences", HalfGradient, SAMPLE, set()),
     ("finite-differences", ClaimsSecondOrder, SAMPLE, set()),
-    ("finite-differences", FirstStepExact, OBJECTIVES, set()),
-    ("gradient-accumulates", OverwritingLater, OBJECTIVES, set()),
-    ("batch-equals-singles", OneUnroll, OBJECTIVES, set()),
-    ("batch-equals-singles", MoreForMore, OBJECTIVES, set()),
-    ("iterates-by-step", CountsQuestions, OBJECTIVES, set()),
     ("predictor-shape", Transposed, SAMPLE, {"query-permutation", "unbalanced-support", "needs-are-true"}),
     ("predictor-shape", Infinite, SAMPLE, {"unbalanced-support"}),
     ("unbalanced-support", Balanced, SAMPLE, set()),
@@ -744,24 +646,20 @@ def test_a_broken_learner_is_rejected_by_the_rule_it_breaks(
 def test_every_rule_for_learners_has_a_learner_that_breaks_it() -> None:
     """A rule that nothing was seen to break may be one that can't be broken."""
     tested = {getattr(case, "values", case)[0] for case in BROKEN}
-    control = {"budget-kept", "plays-from-own-chance"}  # test_kit_control.py
-    per_task = {"task-losses-part-the-gradient"}  # test_kit_per_task.py
-    assert tested | control | per_task == {rule.name for rule in rules("learners")}
-
-
-def test_chunks_that_can_not_advance_together_are_told_by_their_numbers() -> None:
-    """A generator that gives more outer steps to more tasks would stop in the middle of a meta-batch."""
-    with pytest.raises(RuleViolation, match=r"got 2 outer steps on 3 tasks together, expected 1 as on each"):
-        suite(learner=MoreForMore, tasks=OBJECTIVES).verify("batch-equals-singles")
+    elsewhere = {
+        "budget-kept",  # test_kit_control.py
+        "plays-from-own-chance",
+        "iterates-by-step",  # test_kit_objectives.py
+        "task-losses-part-the-gradient",  # test_kit_per_task.py
+    }
+    assert tested | elsewhere == {rule.name for rule in rules("learners")}
 
 
 def test_a_manifest_that_says_other_kinds_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     """``kshot list`` and ``check`` tell people what the manifest says."""
     said = Plugin("nearest", "learners", "kshot-nearest", "1", "x:y", kinds=("regression",))
     monkeypatch.setattr(Source, "plugin", said)
-    with pytest.raises(
-        RuleViolation, match=r"needs-are-true: got needs.kinds classification, expected .*: regression"
-    ):
+    with pytest.raises(RuleViolation, match=r"needs-are-true: got needs.kinds classification, expected .*: regression"):
         suite(learner=NearestMean).verify("needs-are-true")
 
 
@@ -778,46 +676,3 @@ def test_a_declared_kind_that_the_learner_refuses_is_rejected() -> None:
 
     with pytest.raises(RuleViolation, match=r"needs\.kinds has 'regression'.*no regression after all"):
         suite(learner=Refusing).verify("needs-are-true")
-
-
-def test_a_learner_that_can_not_be_built_breaks_every_rule_by_name() -> None:
-    """The reason is the builder's own error, not a crash of the kit."""
-
-    def factory(spec: TaskSpec) -> Any:
-        raise ZeroDivisionError("nothing to divide by")
-
-    report = suite(learner=factory, tasks=SAMPLE).run()
-    assert all("nothing to divide by" in f.message for f in report if f.outcome == "failed")
-    assert not report.ok
-
-
-def test_options_of_the_suite_are_the_factorys() -> None:
-    """They are checked as everywhere: an unknown one is refused with the near name."""
-    assert suite(learner=NearestMean, options={"width": 7}).subject().cases[0].build().embed.out_features == 7
-    with pytest.raises(RuleViolation, match=r"did you mean 'width'"):
-        suite(learner=NearestMean, options={"widht": 7}).verify("deterministic")
-
-
-def test_expected_failures_need_a_reason_and_a_rules_name() -> None:
-    """Otherwise a suite could hide what it does not keep."""
-    with pytest.raises(OptionError, match=r"got the reason ' ' for 'deterministic' in expected_failures"):
-        suite(learner=NearestMean, expected_failures={"deterministic": " "})
-    with pytest.raises(OptionError, match=r"got the rule 'determinstic' .*; did you mean 'deterministic'"):
-        suite(learner=NearestMean, expected_failures={"determinstic": "because"})
-
-
-def test_an_expected_failure_that_passes_fails_the_report() -> None:
-    """What was mended must leave the list."""
-    report = suite(learner=NearestMean, tasks=SAMPLE, expected_failures={"deterministic": "not yet"}).run()
-    assert not report.ok
-    assert ("deterministic", "passed unexpectedly") in [f[:2] for f in report]
-    report = suite(learner=Unseeded, tasks=SAMPLE, expected_failures={"deterministic": "not yet"}).run()
-    assert report.ok
-    assert "not yet" in str(report)
-
-
-@pytest.mark.parametrize("given", [{}, {"learner": NearestMean, "memory": NearestMean}, {"learner": 3}])
-def test_a_suite_is_of_one_component(given: dict[str, Any]) -> None:
-    """Two components, none, or something that is none are refused when the suite is made."""
-    with pytest.raises(OptionError):
-        suite(**given)
