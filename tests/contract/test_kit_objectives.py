@@ -1,4 +1,6 @@
-"""The kit's rules for objectives: good tasks and learners keep them, broken ones are rejected by the rule's name."""
+"""The kit's rules for objectives: good tasks and learners keep them, and broken ones are rejected
+by the rule's name.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ IN_THIS_PROCESS = [rule.name for rule in rules("tasks") if rule.name != "same-ep
 
 
 class SpoiltObjectives:
-    """Good objectives, with one thing wrong: subclasses override ``function`` or ``spoil``."""
+    """Good objectives with one fault: subclasses override ``function`` or ``spoil``."""
 
     function = staticmethod(sample_tasks.quadratic)
 
@@ -49,7 +51,7 @@ class Constant(SpoiltObjectives):
 
 
 class LossPerParameter(SpoiltObjectives):
-    """One loss for each parameter."""
+    """The loss is a vector with one entry per parameter."""
 
     @staticmethod
     def function(point: Any, data: Any) -> Any:
@@ -57,7 +59,7 @@ class LossPerParameter(SpoiltObjectives):
 
 
 class Undefined(SpoiltObjectives):
-    """NaN where optimization starts."""
+    """The loss is NaN at the initial point."""
 
     @staticmethod
     def function(point: Any, data: Any) -> Any:
@@ -65,7 +67,7 @@ class Undefined(SpoiltObjectives):
 
 
 class Drifting(SpoiltObjectives):
-    """Moves its target each time that it is evaluated."""
+    """Each evaluation moves the target."""
 
     @staticmethod
     def function(point: Any, data: Any) -> Any:
@@ -74,14 +76,14 @@ class Drifting(SpoiltObjectives):
 
 
 class Unweighed(SpoiltObjectives):
-    """No step counts."""
+    """The weights of all steps are 0."""
 
     def spoil(self, episode: Episode) -> Episode:
         return attrs.evolve(episode, query=attrs.evolve(episode.query, y=torch.zeros_like(episode.query.y)))
 
 
 class HalfSteps(SpoiltObjectives):
-    """Asks between two updates."""
+    """The steps are not integers."""
 
     def spoil(self, episode: Episode) -> Episode:
         return attrs.evolve(episode, query=attrs.evolve(episode.query, x=episode.query.x + 0.5))
@@ -127,7 +129,9 @@ def test_broken_objectives_are_rejected_by_the_rule_they_break(rule: str, tasks:
 
 
 class LearnedRate(nn.Module):
-    """Objectives: gradient descent whose rate is learned; yields twice on a meta-batch, as a truncated unroll does."""
+    """A good learner: gradient descent with a learned rate; it yields twice per meta-batch, as a
+    truncated unroll does.
+    """
 
     needs = Needs(kinds=("objective",), exact_gradient=True)
 
@@ -171,7 +175,7 @@ def test_a_good_learner_of_objectives_keeps_every_rule() -> None:
 
 
 class FirstStepExact(LearnedRate):
-    """Claims the exact gradient, and halves it from the second outer step on."""
+    """Declares the exact gradient, but halves it from the second outer step on."""
 
     def meta_gradient(self, episodes: Episode) -> Iterator[dict[str, Any]]:
         source = attrs.evolve(episodes.query.source, initial=episodes.query.source.initial.clone())
@@ -191,7 +195,9 @@ class OverwritingLater(LearnedRate):
 
 
 class OneUnroll(LearnedRate):
-    """Goes on at a later outer step from a point that it keeps on itself: chunks of a meta-batch get mixed up."""
+    """Continues at a later outer step from a point that it keeps on itself, so that chunks of a meta-batch are mixed
+    up.
+    """
 
     needs = Needs(kinds=("objective",))
     point: Any = None
@@ -208,14 +214,14 @@ class OneUnroll(LearnedRate):
 
 
 class MoreForMore(LearnedRate):
-    """Takes as many outer steps as there are tasks."""
+    """Takes as many outer steps as there are tasks, up to two."""
 
     def meta_gradient(self, episodes: Episode) -> Iterator[dict[str, Any]]:
         return itertools.islice(super().meta_gradient(episodes), min(episodes.size, 2))
 
 
 class CountsQuestions(LearnedRate):
-    """Gives as many iterates as it is asked for, whatever the steps."""
+    """Returns as many iterates as there are steps, whatever their numbers."""
 
     def adapt(self, support: Support) -> Callable[[Tensor], Tensor]:
         source = attrs.evolve(support.source, initial=support.source.initial.clone())
@@ -242,6 +248,6 @@ def test_broken_learners_of_objectives_are_rejected_by_the_rule_they_break(rule:
 
 
 def test_chunks_that_can_not_advance_together_are_told_by_their_numbers() -> None:
-    """A generator that gives more outer steps to more tasks would stop in the middle of a meta-batch."""
+    """A generator with more outer steps for more tasks would stop in the middle of a meta-batch."""
     with pytest.raises(RuleViolation, match=r"got 2 outer steps on 3 tasks together, expected 1 as on each"):
         suite(learner=MoreForMore, tasks=OBJECTIVES).verify("batch-equals-singles")

@@ -17,7 +17,7 @@ SAMPLE = sample_tasks.Lines()
 
 
 class MeanTarget(nn.Module):
-    """Predicts the mean of the support's targets plus a learned function of the query."""
+    """A good learner: predicts the mean of the support's targets plus a learned function of the query."""
 
     needs = Needs(kinds=("regression",), exact_gradient=True)
 
@@ -46,7 +46,7 @@ class GloballySeeded(MeanTarget):
 
 
 def test_a_learner_that_can_not_be_built_breaks_every_rule_by_name() -> None:
-    """The reason is the builder's own error, not a crash of the kit."""
+    """The reason is the error of the factory, and the kit itself does not fail."""
 
     def factory(spec: TaskSpec) -> Any:
         raise ZeroDivisionError("nothing to divide by")
@@ -57,14 +57,14 @@ def test_a_learner_that_can_not_be_built_breaks_every_rule_by_name() -> None:
 
 
 def test_options_of_the_suite_are_the_factorys() -> None:
-    """They are checked as everywhere: an unknown one is refused with the near name."""
+    """Options are checked as everywhere: an unknown one is refused with the most similar name."""
     assert suite(learner=MeanTarget, options={"width": 7}).subject().cases[0].build().embed.out_features == 7
     with pytest.raises(RuleViolation, match=r"did you mean 'width'"):
         suite(learner=MeanTarget, options={"widht": 7}).verify("deterministic")
 
 
 def test_expected_failures_need_a_reason_and_a_rules_name() -> None:
-    """Otherwise a suite could hide what it does not keep."""
+    """Without these, a suite could hide that it breaks a rule."""
     with pytest.raises(OptionError, match=r"got the reason ' ' for 'deterministic' in expected_failures"):
         suite(learner=MeanTarget, expected_failures={"deterministic": " "})
     with pytest.raises(OptionError, match=r"got the rule 'determinstic' .*; did you mean 'deterministic'"):
@@ -72,7 +72,7 @@ def test_expected_failures_need_a_reason_and_a_rules_name() -> None:
 
 
 def test_an_expected_failure_that_passes_fails_the_report() -> None:
-    """What was mended must leave the list."""
+    """A fault that was fixed must be removed from the list of expected failures."""
     report = suite(learner=MeanTarget, tasks=SAMPLE, expected_failures={"deterministic": "not yet"}).run()
     assert not report.ok
     assert ("deterministic", "passed unexpectedly") in [f[:2] for f in report]
@@ -83,6 +83,6 @@ def test_an_expected_failure_that_passes_fails_the_report() -> None:
 
 @pytest.mark.parametrize("given", [{}, {"learner": MeanTarget, "memory": MeanTarget}, {"learner": 3}])
 def test_a_suite_is_of_one_component(given: dict[str, Any]) -> None:
-    """Two components, none, or something that is none are refused when the suite is made."""
+    """Two components, none, or an object that is not a component are refused when the suite is built."""
     with pytest.raises(OptionError):
         suite(**given)
