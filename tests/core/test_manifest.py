@@ -1,4 +1,4 @@
-"""plugin.toml: what it may say, and how it is refused."""
+"""``plugin.toml``: what it may contain, and how errors in it are refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ aliases = ["prototypical"]
 
 
 def test_whole_manifest_is_read() -> None:
-    """Every key there is."""
+    """A manifest with every key is read."""
     assert parse(WHOLE) == Manifest(
         api_level=1,
         lifecycle="incubating",
@@ -43,7 +43,7 @@ def test_whole_manifest_is_read() -> None:
 
 
 def test_api_level_alone_is_enough() -> None:
-    """All the rest has a harmless default."""
+    """All other keys have defaults."""
     assert parse("api_level = 1") == Manifest(1, "stable", (), {})
 
 
@@ -90,21 +90,21 @@ def test_api_level_alone_is_enough() -> None:
     ],
 )
 def test_what_it_can_not_say_is_refused_with_the_line(text: str, message: str) -> None:
-    """A slip of the pen is found by its author, who is told where."""
+    """The message names the line of the misspelt key or the wrong value."""
     with pytest.raises(ManifestError) as caught:
         parse(text, where="m.toml")
     assert str(caught.value) == message
 
 
 def test_text_that_is_no_toml_is_refused_with_the_line() -> None:
-    """tomllib's own position, brought to the front."""
+    """The message begins with tomllib's own position."""
     with pytest.raises(ManifestError, match=r"^m\.toml, line 2: got invalid TOML: "):
         parse("api_level = 1\n[tasks", where="m.toml")
 
 
 @pytest.mark.parametrize("level", [0, 2])
 def test_manifest_of_another_api_level_is_not_judged(level: int) -> None:
-    """What its keys mean is not known here; the level is what the registry refuses, with the right advice."""
+    """Its keys are unknown here; the registry refuses the level and says what to update."""
     tables = "[tasks.a]\nsummary = 'later'\nkinds = 7\n[tasks.b]\nsummary = 1\n[hooks]\nx = 1"
     text = f"api_level = {level}\nnew = 1\n{tables}"
     assert parse(text) == Manifest(
@@ -114,7 +114,7 @@ def test_manifest_of_another_api_level_is_not_judged(level: int) -> None:
 
 
 def test_file_that_can_not_be_read_is_refused_by_name(tmp_path: Path) -> None:
-    """Missing, or not text."""
+    """A missing file and a file that is not text are refused."""
     with pytest.raises(ManifestError, match=r"missing\.toml: can't be read: No such file"):
         read(tmp_path / "missing.toml")
     path = tmp_path / "plugin.toml"
