@@ -165,7 +165,7 @@ def test_a_folder_with_anything_in_it_is_refused_and_left_alone() -> None:
         (["protonet", "toy", "--engine.iteration=3"], 2, "iteration: unknown option; did you mean 'iterations'?"),
         (["protonet", "toy", "--engine.meta_batch=0"], 2, "meta_batch is 0"),
         (["protonet", "toy", "--optimizer.lr=fast"], 2, "lr: got 'fast' (str), expected float"),
-        (["protonet", "toy", "--optimizer=adan"], 2, "'adan'; did you mean 'adam'?"),
+        (["protonet", "toy", "--optimizer=adan"], 2, "name: got 'adan', expected one of 'adam', 'adamw'"),
         (["protonet", "toy", "--evaluate.episode=3"], 2, "episode: unknown option; did you mean 'episodes'?"),
         (["protonet", "toy", "--backend.thread=3"], 2, "thread: unknown option; did you mean 'threads'?"),
         (["protonet", "toy", "--backend=cpuu"], 4, "no backend is called 'cpuu'"),

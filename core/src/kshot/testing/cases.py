@@ -37,6 +37,12 @@ class Case:
         name: the tasks in words.
         tasks: the tasks.
         source: builds the learner.
+
+    Example:
+        >>> from kshot.testing.sample_tasks import LabelStream
+        >>> case = Case("a stream", LabelStream(), Source("learners", lambda spec: None, {}))
+        >>> case.kind, case.size, case.training
+        ('sequence', 3, 'train')
     """
 
     name: str

@@ -25,6 +25,11 @@ class TasksSubject:
 
     Args:
         source: builds the tasks.
+
+    Example:
+        >>> subject = TasksSubject(Source("tasks", sample_tasks.classification, {"way": (2, 4), "block": 4}))
+        >>> subject.block(first=2)  # episodes 4 and 5 are in another block
+        range(2, 4)
     """
 
     def __init__(self, source: Source) -> None:
@@ -63,6 +68,11 @@ class LearnerSubject:
     Args:
         source: builds the learner.
         tasks: the tasks that the user gave; if there are none, the kit's own are used.
+
+    Example:
+        >>> lines = Source("tasks", sample_tasks.Lines(), {})
+        >>> [case.kind for case in LearnerSubject(Source("learners", lambda spec: None, {}), [lines]).cases]
+        ['regression']
     """
 
     def __init__(self, source: Source, tasks: Sequence[Source] = ()) -> None:

@@ -131,6 +131,6 @@ def _check_slopes(case: Case, learner: Any, cast: Any, taken: list[dict[str, Ten
             shown = f"got {claimed:.6g} by .grad, expected the slope {slope:.6g}"
     if good < 6:
         broken(
-            f"{when}.grad is not the derivative of metrics['loss'] along {directions - good} of {directions} "
-            f"directions: {shown}; correct it, or declare needs.exact_gradient = False"
+            f"{when}got a .grad that is not the derivative of metrics['loss'] along {directions - good} of "
+            f"{directions} directions, expected it to be ({shown}); correct it, or set needs.exact_gradient = False"
         )

@@ -61,11 +61,11 @@ def _check_causal(case: Case, learner: Any) -> None:
     episode, other = case.episode(), case.episode(first=case.tasks.spec.block * 7)
     x = episode.query.x
     T = min(x.shape[1], other.query.x.shape[1])
-    whole = case.predict(learner, episode, x[:, :T])
+    original = case.predict(learner, episode, x[:, :T])
     for t in {0, T // 2, T - 2} - {-1}:
         later = torch.cat([x[:, : t + 1], other.query.x[: len(x), t + 1 : T]], 1)
-        seen = case.predict(learner, case.episode(), later)
-        far = gap(whole[:, : t + 1], seen[:, : t + 1])
+        predictions = case.predict(learner, case.episode(), later)
+        far = gap(original[:, : t + 1], predictions[:, : t + 1])
         if far > 1e-5:
             broken(
                 f"got predictions up to step {t} that differ by {far:.2g} of the greatest one when the stream differs "

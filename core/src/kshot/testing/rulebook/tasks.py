@@ -25,16 +25,25 @@ def same_episodes(subject: TasksSubject) -> None:
             for another in subject.spec.splits:
                 subject.tasks.sample(another, [i + 1])
             if where := difference(singles[i], observed(subject, split, [i])):
-                broken(f"episode {i} of split {split!r} is not the same when sampled again in another order: {where}")
+                broken(
+                    f"episode {i} of split {split!r}: got another episode when sampled in another order, expected the "
+                    f"same: {where}"
+                )
         # From tasks that were built a second time.
         if where := difference(singles[indices[-1]], observed(subject, split, [indices[-1]], other)):
-            broken(f"episode {indices[-1]} of split {split!r} is not the same after building the tasks again: {where}")
+            broken(
+                f"episode {indices[-1]} of split {split!r}: got another episode from tasks that were built again, "
+                f"expected the same: {where}"
+            )
         # In a batch whose order is mixed.
         mixed = indices[::-2] + indices[-2::-2]
         together = observed(subject, split, mixed)
         for place, i in enumerate(mixed):
             if where := difference(singles[i], rows(together, place)):
-                broken(f"episode {i} of split {split!r} is not the same alone and in the batch {mixed}: {where}")
+                broken(
+                    f"episode {i} of split {split!r}: got another episode in the batch {mixed} than alone, expected "
+                    f"the same: {where}"
+                )
 
 
 @tasks_rule(lambda subject: importable(subject.source))
@@ -44,7 +53,10 @@ def same_episodes_in_another_process(subject: TasksSubject) -> None:
     there = sample_elsewhere(subject.source, split, [3, 0])
     here = {f"{i}.{name}": t for i in (0, 3) for name, t in observed(subject, split, [i]).items()}
     if where := difference(here, {name: there[name] for name in here if name in there} | there):
-        broken(f"episodes of split {split!r} are not the same in another process: {where} (names begin with episodes)")
+        broken(
+            f"split {split!r}: got other episodes in another process, expected the same: {where} (names begin with the "
+            "number of the episode)"
+        )
 
 
 def _no_seed(subject: TasksSubject) -> str | None:
@@ -86,7 +98,7 @@ def data_immutable(subject: TasksSubject) -> None:
                 array.fill(0)
         if where := difference(before, observed(subject, split, [0], tasks)):
             broken(
-                f"after writing into an episode of split {split!r}, sampling it again gives another episode: {where}; "
+                f"split {split!r}: got another episode 0 after writing into a sampled one, expected the same: {where}; "
                 "return copies of the data"
             )
 
