@@ -1,6 +1,6 @@
-"""Every state and error of a plugin, with real distributions: built from ``plugins/``, installed by pip.
+"""Every state and error of a plugin, with real distributions that are built from ``plugins/`` and installed by pip.
 
-Each observation is made in a process of its own, in which all of them are installed side by side.
+Each observation is made in a process of its own, in which all of them are installed together.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ result = None
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which every distribution of ``plugins/`` is installed, and two are then half removed."""
+    """Build a folder in which every distribution of ``plugins/`` is installed and two of them are partly removed."""
     work = tmp_path_factory.mktemp("contract")
     sources, wheels, site = work / "sources", work / "wheels", work / "site"
     shutil.copytree(SOURCES, sources)
@@ -76,7 +76,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Observer:
-    """Runs lines in a fresh process that sees the installed distributions, and returns their ``result``."""
+    """Run lines in a fresh process that sees the installed distributions, and return their ``result``."""
 
     def __init__(self, site: Path) -> None:
         self.site = site
@@ -97,7 +97,7 @@ def observe(site: Path) -> Observer:
 
 @pytest.fixture(scope="session")
 def listed(observe: Observer) -> dict[str, Any]:
-    """Name -> state and reason, as listed before anything was imported; and what the listing had imported."""
+    """Return the states and reasons as listed before any import, and which modules the listing imported."""
     result: dict[str, Any] = observe(
         "rows = [[p.name, p.distribution, p.state, p.reason] for p in registry.plugins()]",
         "ours = {p.target.partition(':')[0].partition('.')[0] for p in registry.plugins() if not p.builtin}",
@@ -108,19 +108,19 @@ def listed(observe: Observer) -> dict[str, Any]:
 
 
 def state(listed: dict[str, Any], name: str) -> tuple[str, str]:
-    """State and reason of the only plugin with this name."""
-    [(_, _, found, reason)] = [row for row in listed["rows"] if row[0] == name]
-    return found, reason
+    """Return the state and the reason of the only plugin with this name."""
+    [(_, _, state_of, reason)] = [row for row in listed["rows"] if row[0] == name]
+    return state_of, reason
 
 
 def test_listing_imports_no_plugin_and_no_torch(listed: dict[str, Any]) -> None:
-    """Or one slow or broken plugin would spoil ``kshot list`` for all."""
+    """Otherwise one slow or broken plugin would affect every ``kshot list``."""
     assert listed["plugins"] == []
     assert listed["torch"] is False
 
 
 def test_good_plugins_are_ok_beside_every_broken_one(listed: dict[str, Any], observe: Observer) -> None:
-    """One broken plugin never stops another: what is sound loads and builds after all others were tried."""
+    """A good plugin can be loaded and built after all broken ones were tried."""
     assert state(listed, "good") == ("ok", "")
     assert state(listed, "good-learner") == ("ok", "")
     result = observe(
@@ -136,14 +136,14 @@ def test_good_plugins_are_ok_beside_every_broken_one(listed: dict[str, Any], obs
 
 
 def test_no_manifest_is_allowed(listed: dict[str, Any], observe: Observer) -> None:
-    """The manifest is a third rung: an entry point alone makes a plugin, of API level 1, without summary."""
+    """A plugin without a manifest, with an entry point alone, has API level 1 and no summary."""
     assert state(listed, "manifestless") == ("ok", "")
     lines = "p = registry.find('manifestless'); result = [p.api_level, p.summary, p.kinds, p.lifecycle]"
     assert observe(lines) == [1, "", [], "stable"]
 
 
 def test_manifest_is_read_without_importing(observe: Observer) -> None:
-    """Summary, kinds and aliases are shown by the list, which imports nothing."""
+    """The list shows summary, kinds and aliases, and imports nothing."""
     result = observe(
         "p = registry.find('fine')",
         "result = [p.name, p.version, p.summary, p.kinds, p.aliases, 'kshot_good' in sys.modules]",
@@ -152,7 +152,7 @@ def test_manifest_is_read_without_importing(observe: Observer) -> None:
 
 
 def test_import_that_raises_is_broken_and_its_cause_is_chained(listed: dict[str, Any], observe: Observer) -> None:
-    """Asking for it raises the original cause; the list then remembers it with the traceback."""
+    """Loading it raises the original cause, and the list then shows the traceback."""
     assert state(listed, "raising")[0] == "ok"  # nothing but importing it could tell
     error, after, again = observe(
         "error = error_of(registry.tasks, 'raising')",
@@ -172,21 +172,21 @@ def test_import_that_raises_is_broken_and_its_cause_is_chained(listed: dict[str,
 
 
 def test_import_that_exits_does_not_end_the_process(observe: Observer) -> None:
-    """A plugin's import may not decide that the program is over."""
+    """Importing a plugin must not end the program."""
     error = observe("result = error_of(registry.load, 'exiting')")
     assert error["type"] == "PluginError"
     assert error["cause"] == "SystemExit: enough"
 
 
 def test_entry_point_to_a_missing_attribute_is_broken(observe: Observer) -> None:
-    """The module is there, the name in it is not: the AttributeError is the cause."""
+    """If the module exists but not the name in it, the AttributeError is the cause."""
     error = observe("result = error_of(registry.load, 'attributeless')")
     assert error["type"] == "PluginError"
     assert "has no attribute 'Tusks'" in error["cause"]
 
 
 def test_newer_api_level_is_incompatible_and_never_imported(listed: dict[str, Any], observe: Observer) -> None:
-    """What a newer manifest says besides is not ours to judge; the way out is a newer kshot."""
+    """The other keys of a newer manifest are not checked, and the message advises a newer kshot."""
     assert state(listed, "newer") == (
         "incompatible",
         "needs API level 2, this kshot speaks 1: pip install -U kshot",
@@ -198,14 +198,14 @@ def test_newer_api_level_is_incompatible_and_never_imported(listed: dict[str, An
 
 
 def test_older_api_level_is_incompatible(listed: dict[str, Any]) -> None:
-    """There the plugin is what wants an update."""
+    """The message advises an update of the plugin."""
     found, reason = state(listed, "older")
     assert found == "incompatible"
     assert reason.endswith("pip install -U kshot-older")
 
 
 def test_name_claimed_by_two_distributions_is_refused_for_both(listed: dict[str, Any], observe: Observer) -> None:
-    """Never first or last wins, which would hang on the order of installation; both are named."""
+    """Both are refused and named, so that the order of installation does not decide."""
     rows = [row for row in listed["rows"] if row[0] == "twice"]
     assert sorted(row[1] for row in rows) == ["kshot-first", "kshot-second"]
     for _, _, found, reason in rows:
@@ -219,7 +219,7 @@ def test_name_claimed_by_two_distributions_is_refused_for_both(listed: dict[str,
 
 
 def test_disabling_one_distribution_ends_the_duplicate(observe: Observer) -> None:
-    """The way out that the message offers, where both must stay installed."""
+    """The message suggests this if both must stay installed."""
     result = observe("result = [registry.load('twice').__module__, state_of('twice')]", KSHOT_DISABLE="kshot-second")
     assert result == ["kshot_first", [["ok", ""], ["disabled", "KSHOT_DISABLE names it"]]]
 
@@ -232,7 +232,7 @@ def test_name_claimed_in_two_groups_of_one_distribution_is_refused(listed: dict[
 
 
 def test_alias_is_as_unique_as_a_name(listed: dict[str, Any]) -> None:
-    """Or it would be a way round the rule above."""
+    """Otherwise aliases would circumvent the uniqueness of names."""
     for name in ("aliased", "plain"):
         found, reason = state(listed, name)
         assert found == "duplicate"
@@ -240,7 +240,7 @@ def test_alias_is_as_unique_as_a_name(listed: dict[str, Any]) -> None:
 
 
 def test_builtin_can_not_be_overridden(listed: dict[str, Any], observe: Observer) -> None:
-    """A plugin that claims `cpu` or `progress` is a duplicate; the built-in stays what it is."""
+    """A plugin that claims `cpu` or `progress` is a duplicate, and the built-in remains."""
     for name in ("cpu", "progress"):
         rows = {row[1]: row[2:] for row in listed["rows"] if row[0] == name}
         assert rows["kshot"] == ["ok", ""]
@@ -253,7 +253,7 @@ def test_builtin_can_not_be_overridden(listed: dict[str, Any], observe: Observer
 
 
 def test_disabled_by_the_environment(observe: Observer) -> None:
-    """By name, alias too, read when asked: no import, no uninstall, and gone with the variable."""
+    """KSHOT_DISABLE takes names and aliases; it is read at each request, and nothing is imported or uninstalled."""
     found, error, imported, other, later = observe(
         "import os",
         "first = state_of('good')",
@@ -272,24 +272,24 @@ def test_disabled_by_the_environment(observe: Observer) -> None:
 
 
 def test_unknown_and_ill_typed_options_are_refused_together(observe: Observer) -> None:
-    """All at once, with the list of valid ones: a user corrects a command once, not three times."""
+    """One message has all wrong options and the list of valid ones, so that a user corrects a command once."""
     error = observe("result = error_of(registry.tasks, 'good', wya=3, way='five', noise=True, order='sort')")
     assert error["type"] == "OptionError"
     assert "tasks 'good' (kshot-good 1.0)" in error["text"]
     assert "wya: unknown option; did you mean 'way'?" in error["text"]
-    assert "way: expected int, got 'five' (str)" in error["text"]
-    assert "noise: expected float, got True (bool)" in error["text"]
-    assert "order: expected one of 'random', 'sorted', got 'sort'; did you mean 'sorted'?" in error["text"]
+    assert "way: got 'five' (str), expected int" in error["text"]
+    assert "noise: got True (bool), expected float" in error["text"]
+    assert "order: got 'sort', expected one of 'random', 'sorted'; did you mean 'sorted'?" in error["text"]
     assert "way: int = 5  classes an episode." in error["text"]
     assert "order: 'random' | 'sorted' = 'random'" in error["text"]
 
 
 def test_stale_entry_point_is_seen_by_the_list(listed: dict[str, Any], observe: Observer) -> None:
-    """A half-removed distribution is told without importing it; the cause is then the import's error."""
+    """A partly removed distribution is recognised without an import; the cause is then the import's error."""
     for name, module in (("stale", "kshot_stale"), ("halved", "kshot_halved.data.tasks")):
         found, reason = state(listed, name)
         assert found == "broken"
-        assert f"module {module} is not there" in reason
+        assert f"the module {module} does not exist" in reason
         assert f"pip uninstall kshot-{name}" in reason
         error = observe(f"result = error_of(registry.load, {name!r})")
         assert error["type"] == "PluginError"
@@ -298,24 +298,25 @@ def test_stale_entry_point_is_seen_by_the_list(listed: dict[str, Any], observe: 
 
 
 def test_malformed_manifest_is_broken_with_file_and_line(listed: dict[str, Any], observe: Observer) -> None:
-    """The list never raises for it, and says where to look."""
+    """The list does not raise an exception for it, and names file and line."""
     found, reason = state(listed, "malformed")
     assert found == "broken"
-    assert "plugin.toml, line 4: not valid TOML" in reason
+    assert "plugin.toml, line 4: got invalid TOML" in reason
     error = observe("result = error_of(registry.load, 'malformed')")
     assert error["type"] == "PluginError"
     assert error["cause"].startswith("ManifestError: ")
 
 
 def test_unknown_key_of_a_manifest_is_broken(listed: dict[str, Any]) -> None:
-    """A slip of the pen is shown to its author, not swallowed."""
+    """A misspelt key is reported and not ignored."""
     found, reason = state(listed, "slip")
     assert found == "broken"
-    assert "plugin.toml, line 4: unknown key 'sumary' in [tasks.slip]; did you mean 'summary'?" in reason
+    assert "plugin.toml, line 4: [tasks.slip]: got the unknown key 'sumary'" in reason
+    assert "did you mean 'summary'?" in reason
 
 
 def test_missing_requirement_is_unavailable_with_the_install_line(listed: dict[str, Any], observe: Observer) -> None:
-    """The manifest names what must be there, so the list can tell without importing."""
+    """The manifest names the required modules, so that the list can check them without an import."""
     found, reason = state(listed, "needy")
     assert found == "unavailable"
     assert reason == "needs a_module_that_is_nowhere, not installed: pip install a_module_that_is_nowhere"
@@ -325,7 +326,7 @@ def test_missing_requirement_is_unavailable_with_the_install_line(listed: dict[s
 
 
 def test_unavailable_raised_at_import_is_the_state(observe: Observer) -> None:
-    """What a plugin finds missing is no fault of it, and its words are the reason."""
+    """A plugin that lacks something on this machine is not broken, and its own message is the reason."""
     error, after = observe("result = [error_of(registry.load, 'deviceless'), state_of('deviceless')]")
     assert error["type"] == "Unavailable"
     assert error["cause"] == "Unavailable: no such device in this machine"
@@ -334,7 +335,7 @@ def test_unavailable_raised_at_import_is_the_state(observe: Observer) -> None:
 
 
 def test_unavailable_raised_when_built_says_who(observe: Observer) -> None:
-    """Other options may work, so that the plugin's state stays ok."""
+    """Other options may work, so the plugin's state remains ok."""
     error, after = observe("result = [error_of(registry.backend, 'choosy', index=3), state_of('choosy')]")
     assert error["type"] == "Unavailable"
     assert error["text"] == "backend 'choosy' (kshot-choosy 1.0) is unavailable: no device number 3"
@@ -342,7 +343,7 @@ def test_unavailable_raised_when_built_says_who(observe: Observer) -> None:
 
 
 def test_factory_that_returns_something_else_is_refused(observe: Observer) -> None:
-    """At the door, with the plugin's name, and not somewhere inside a training loop."""
+    """It is refused when it is built, with the plugin's name, and not inside a training loop."""
     error = observe("result = error_of(registry.tasks, 'hollow')")
     assert error["type"] == "PluginError"
     assert (
@@ -352,7 +353,9 @@ def test_factory_that_returns_something_else_is_refused(observe: Observer) -> No
 
 
 def test_unknown_name_suggests_what_is_installed_or_to_install(observe: Observer) -> None:
-    """Did you mean, the group it is really in, and the install line of a first-party plugin."""
+    """The message has a similar name, the group that the name belongs to, or the first-party
+    distribution to install.
+    """
     near, group, install = observe(
         "near = error_of(registry.tasks, 'godo')",
         "group = error_of(registry.learner, 'good', None)",
@@ -365,7 +368,9 @@ def test_unknown_name_suggests_what_is_installed_or_to_install(observe: Observer
 
 
 def test_learner_is_initialised_by_its_seed_alone(observe: Observer) -> None:
-    """Same seed, same parameters, whatever was drawn before; the process's random state stays as it was."""
+    """The same seed gives the same parameters, whatever was drawn before, and the process's random state does not
+    change.
+    """
     result = observe(
         "import torch",
         "from kshot.spec import TaskSpec",

@@ -1,4 +1,4 @@
-"""The kit's rules for backends: the CPU's keeps them, broken ones are rejected by the rule's name."""
+"""The kit's rules for backends: the CPU keeps them, and broken backends are rejected by the rule's name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kshot.testing import RuleViolation, rules, suite
 
 
 class Plain(Cpu):
-    """The CPU without settings that last for the process."""
+    """The CPU without settings that remain for the rest of the process."""
 
     def __init__(self) -> None:
         super().__init__(precision="float32", memory_format="contiguous", keep_freed_memory=False)
@@ -58,14 +58,14 @@ class Forgetting(Plain):
 
 
 class Flattening(Plain):
-    """Makes a list of an episode."""
+    """Turns an episode into a list."""
 
     def place(self, x: Any) -> Any:
         return [x.support, x.query] if isinstance(x, Episode) else super().place(x)
 
 
 class LeavesTheMode(Plain):
-    """Autocast changes the default type, and after an error leaves it so."""
+    """Changes the default type in autocast, and does not restore it after an error."""
 
     @contextmanager
     def autocast(self) -> Iterator[None]:  # type: ignore[override]
@@ -76,7 +76,7 @@ class LeavesTheMode(Plain):
 
 
 class Swallowing(Plain):
-    """Autocast swallows errors."""
+    """Suppresses errors in autocast."""
 
     @contextmanager
     def autocast(self) -> Iterator[None]:  # type: ignore[override]
@@ -85,7 +85,7 @@ class Swallowing(Plain):
 
 
 class OneBased(Plain):
-    """Ranks that begin with 1."""
+    """Numbers ranks from 1."""
 
     class World(OneProcess):
         rank = 1
@@ -97,7 +97,7 @@ class OneBased(Plain):
 
 
 class Doubling(Plain):
-    """Reduces twice."""
+    """Doubles what it reduces."""
 
     class World(OneProcess):
         def all_reduce(self, tensor: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ class Doubling(Plain):
 
 
 class Narrowing(Plain):
-    """Everything travels as float32."""
+    """Sends everything as float32."""
 
     class World(OneProcess):
         def all_gather(self, tensor: Tensor) -> list[Tensor]:
@@ -117,7 +117,7 @@ class Narrowing(Plain):
 
 
 class Flat(Plain):
-    """A number comes back as a vector of one."""
+    """Returns a number as a vector of length one."""
 
     class World(OneProcess):
         def broadcast(self, tensor: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ class Flat(Plain):
 
 
 class Undescribed(Plain):
-    """Describes itself by an object."""
+    """Describes itself with an object."""
 
     def describe(self) -> Any:
         return {"name": "cpu", "precision": torch.float32}
@@ -147,8 +147,8 @@ BROKEN: list[tuple[str, Any]] = [
     ("world-keeps-types-and-shapes", Flat),
     ("describe-is-plain", Undescribed),
 ]
-# What follows from the same fault: under bfloat16 inputs the small net of autocast-is-a-context can't compute, and a
-# world that gives other values gives other values of every type.
+# Rules that break by the same fault: the small net of autocast-is-a-context can't compute with bfloat16 inputs, and a
+# world that returns other values does so for every type.
 ALSO = {
     Halving: {"autocast-is-a-context"},
     OneBased: {"world-keeps-types-and-shapes"},
@@ -158,7 +158,7 @@ ALSO = {
 
 @pytest.fixture(autouse=True)
 def _default_dtype() -> Iterator[None]:
-    """A broken backend must not break the tests after it."""
+    """Restore the default type, so that a broken backend does not affect later tests."""
     yield
     torch.set_default_dtype(torch.float32)
 
@@ -166,50 +166,50 @@ def _default_dtype() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("call", "wrong", "said"),
     [
-        ("all_reduce", lambda found: found[0], "all_reduce of .* on rank 1 of 2 gave .*, expected .3.0, 6.0, 12.0"),
-        ("broadcast", lambda found: found[1], "broadcast of .* on rank 1 of 2 gave .*, expected .1.0, 2.0, 4.0"),
-        ("all_gather", lambda found: found[::-1], "all_gather gave .* of rank 0"),
+        ("all_reduce", lambda tensors: tensors[0], "all_reduce: got .* on rank 1 of 2, expected .3.0, 6.0, 12.0"),
+        ("broadcast", lambda tensors: tensors[1], "broadcast: got .* on rank 1 of 2, expected .1.0, 2.0, 4.0"),
+        ("all_gather", lambda tensors: tensors[::-1], "all_gather: got .* of rank 0"),
     ],
 )
 def test_a_world_of_two_that_mixes_up_its_ranks_is_rejected(call: str, wrong: Any, said: str) -> None:
-    """Whoever tests a backend of several processes runs the kit in each of them; here, as seen by the second."""
-    parts = [torch.tensor([1.0, 2.0, 4.0]), torch.tensor([2.0, 4.0, 8.0])]
+    """To test several processes, the kit runs in each of them; this is the view of the second one."""
+    tensors = [torch.tensor([1.0, 2.0, 4.0]), torch.tensor([2.0, 4.0, 8.0])]
 
     class World:
         rank, size = 1, 2
 
         def all_reduce(self, _: Tensor) -> Tensor:
-            return parts[0] + parts[1]
+            return tensors[0] + tensors[1]
 
         def broadcast(self, _: Tensor) -> Tensor:
-            return parts[0]
+            return tensors[0]
 
         def all_gather(self, _: Tensor) -> list[Tensor]:
-            return parts
+            return tensors
 
     backend = Plain()
     backend.world = World()
     tried = suite(backend=backend)
     assert tried.verify("world-is-consistent") is None
-    setattr(backend.world, call, lambda _: wrong(parts))
+    setattr(backend.world, call, lambda _: wrong(tensors))
     with pytest.raises(RuleViolation, match=said):
         tried.verify("world-is-consistent")
 
 
 @pytest.mark.parametrize("options", [{}, {"precision": "bfloat16"}, {"memory_format": "contiguous"}])
 def test_the_cpu_keeps_every_rule(options: dict[str, Any]) -> None:
-    """In each of its precisions and memory formats."""
+    """The CPU keeps all rules with each of its precisions and memory formats."""
     report = suite(backend="cpu", options={"keep_freed_memory": False, **options}).run()
     assert [f.outcome for f in report] == ["passed"] * len(rules("backends")), str(report)
 
 
 def test_a_backend_may_be_given_built() -> None:
-    """Devices may be hard to build: the object itself is tried."""
+    """A device may be hard to build, so the kit accepts the object itself."""
     assert suite(backend=Plain()).run().ok
 
 
 def test_an_unavailable_backend_is_skipped_with_its_own_reason() -> None:
-    """A machine without the device is no fault of the backend."""
+    """If the device is missing on this machine, the backend is not at fault."""
 
     def backend() -> Any:
         raise Unavailable("no such device here")
@@ -221,7 +221,7 @@ def test_an_unavailable_backend_is_skipped_with_its_own_reason() -> None:
 
 @pytest.mark.parametrize(("rule", "backend"), BROKEN, ids=lambda v: getattr(v, "__name__", None))
 def test_a_broken_backend_is_rejected_by_the_rule_it_breaks(rule: str, backend: Any) -> None:
-    """The message names the rule; rules that the backend keeps are not blamed."""
+    """The message names the rule, and rules that the backend keeps do not fail."""
     tried = suite(backend=backend)
     with pytest.raises(RuleViolation, match=f"^{rule}: .{{20,}}"):
         tried.verify(rule)
@@ -231,5 +231,5 @@ def test_a_broken_backend_is_rejected_by_the_rule_it_breaks(rule: str, backend: 
 
 
 def test_every_rule_for_backends_has_a_backend_that_breaks_it() -> None:
-    """A rule that nothing was seen to break may be one that can't be broken."""
+    """A rule that no test breaks may be one that can't be broken."""
     assert {rule for rule, _ in BROKEN} == {rule.name for rule in rules("backends")}

@@ -1,4 +1,6 @@
-"""The kit's rules for control: good environments and learners keep them, broken ones are rejected by name."""
+"""The kit's rules for control: good environments and learners keep them, and broken ones are rejected by the rule's
+name.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ LEARNERS_RULES = {"budget-kept", "plays-from-own-chance"}
 
 
 def test_these_are_the_rules_for_control() -> None:
-    """A rule that is not named here may be one that nothing was seen to break."""
+    """A rule that no test breaks may be one that can't be broken."""
     found = {rule.name for group in ("tasks", "learners") for rule in rules(group)}
     assert found >= TASKS_RULES | LEARNERS_RULES
     assert {rule for rule, *_ in BROKEN_TASKS} == TASKS_RULES
@@ -41,14 +43,14 @@ def test_these_are_the_rules_for_control() -> None:
 @pytest.mark.parametrize("tasks", [sample_tasks.Points, sample_tasks.Corridors])
 @pytest.mark.parametrize("rollouts", [8, 1])
 def test_good_environments_keep_every_rule(tasks: Any, rollouts: int) -> None:
-    """Continuous and discrete actions; with budgets for several updates and for one."""
+    """These have continuous and discrete actions, with budgets for several updates and for one."""
     report = suite(tasks=tasks, options={"rollouts": rollouts}).run()
     assert report.ok, str(report)
     assert {f.rule for f in report if f.outcome == "passed"} >= TASKS_RULES
 
 
 class Bent(sample_tasks.Points):
-    """Points whose environments are wrapped by ``bend``."""
+    """Good tasks whose environments are wrapped by ``bend``."""
 
     bend: Callable[[Any], Any]
 
@@ -64,7 +66,7 @@ class Bent(sample_tasks.Points):
 
 @frozen(eq=False)
 class Wrapped:
-    """An environment of which a subclass spoils something."""
+    """An environment in which a subclass changes one thing."""
 
     of: sample_tasks.PointEnvironment
 
@@ -73,7 +75,7 @@ class Wrapped:
 
 
 class Differentiable(Wrapped):
-    """The policy's graph stays in the actions."""
+    """Returns rewards with a graph."""
 
     def rollout(self, policy: Policy, number: int = 0) -> Rollout:
         played = self.of.rollout(policy, number)
@@ -81,7 +83,7 @@ class Differentiable(Wrapped):
 
 
 class Clipped(Wrapped):
-    """Tells the actions as they took effect, not as the policy gave them."""
+    """Records actions as they took effect, and not as the policy returned them."""
 
     def rollout(self, policy: Policy, number: int = 0) -> Rollout:
         played = self.of.rollout(policy, number)
@@ -89,7 +91,7 @@ class Clipped(Wrapped):
 
 
 class NeverOver(Wrapped):
-    """Rewards after the end."""
+    """Has rewards after the end."""
 
     def rollout(self, policy: Policy, number: int = 0) -> Rollout:
         played = self.of.rollout(policy, number)
@@ -99,21 +101,21 @@ class NeverOver(Wrapped):
 
 
 class OneTooMany(Wrapped):
-    """Plays a trajectory more than the spec says."""
+    """Plays one trajectory more than the spec says."""
 
     def rollout(self, policy: Policy, number: int = 0) -> Rollout:
         return attrs.evolve(self.of, trajectories=self.of.trajectories + 1).rollout(policy, number)
 
 
 class Unlimited(Wrapped):
-    """Knows no budget."""
+    """Ignores the budget."""
 
     def rollout(self, policy: Policy, number: int = 0) -> Rollout:
         return self.of.rollout(policy, number % 8)
 
 
 class Remembering(Wrapped):
-    """Chance goes on from rollout to rollout."""
+    """Lets random numbers depend on the rollouts that were played before."""
 
     played: list[int] = []
 
@@ -124,7 +126,7 @@ class Remembering(Wrapped):
 
 
 class SameForAllNumbers(Wrapped):
-    """Every number has the same chance."""
+    """Has the same random numbers in every rollout."""
 
     def rollout(self, policy: Policy, number: int = 0) -> Rollout:
         self.of.rollout(policy, number)  # for its budget
@@ -132,7 +134,7 @@ class SameForAllNumbers(Wrapped):
 
 
 class Crowded(Wrapped):
-    """The starting points of a task depend on how many tasks are played together."""
+    """Lets the goal of a task depend on how many tasks are played together."""
 
     def rollout(self, policy: Policy, number: int = 0) -> Rollout:
         moved = self.of.goal + torch.arange(self.of.goal[..., 0].numel())[..., None]
@@ -140,7 +142,7 @@ class Crowded(Wrapped):
 
 
 class Anything(Wrapped):
-    """Takes actions that are no numbers for standing still."""
+    """Accepts NaN actions as standing still."""
 
     def rollout(self, policy: Policy, number: int = 0) -> Rollout:
         if hasattr(policy, "begin"):
@@ -149,7 +151,7 @@ class Anything(Wrapped):
 
 
 class HalfRegistered(Wrapped):
-    """Leaves its environment behind when it is sliced."""
+    """Is not sliced with its episode."""
 
 
 for wrapped in Wrapped.__subclasses__():
@@ -159,7 +161,7 @@ register_value(HalfRegistered)
 
 
 class SameForBoth(sample_tasks.Points):
-    """Support and query under the same chance."""
+    """Has the same random numbers in support and query."""
 
     def sample(self, split: str, indices: Sequence[int]) -> Episode:
         episode = super().sample(split, indices)
@@ -184,7 +186,7 @@ BROKEN_TASKS: list[tuple[str, Any]] = [
 
 @pytest.mark.parametrize(("rule", "broken"), BROKEN_TASKS, ids=lambda v: getattr(v, "__name__", None))
 def test_broken_environments_are_rejected_by_the_rule_they_break(rule: str, broken: Any) -> None:
-    """The message names the rule and says what was found."""
+    """The message names the rule and says what was observed."""
     tasks = (
         broken if issubclass(broken, Bent | sample_tasks.Points) else type(broken.__name__, (Bent,), {"bend": broken})
     )
@@ -194,7 +196,7 @@ def test_broken_environments_are_rejected_by_the_rule_they_break(rule: str, brok
 
 @frozen(eq=False)
 class Simulator:
-    """Not registered as a value."""
+    """An environment that is not registered as a value."""
 
     of: Any
 
@@ -203,24 +205,26 @@ class Simulator:
 
 
 class Simulated(Bent):
-    """Points in a simulator."""
+    """Good tasks with such an environment."""
 
     bend = Simulator
 
 
 def test_an_environment_that_is_no_registered_value_can_still_be_tried() -> None:
-    """A wrapper of a simulator can't be sliced; the kit says so and tries the rest."""
+    """A wrapper of a simulator can't be sliced; the kit reports this and tries the other rules."""
     report = suite(tasks=Simulated).run()
     assert report.ok, str(report)
     (reason,) = [f.message for f in report if f.rule == "environments-travel"]
-    assert reason == "Simulator is no registered value (kshot.episode.register_value)"
+    assert reason == "Simulator is not registered with kshot.episode.register_value"
 
 
 # --- Learners -------------------------------------------------------------------------------------
 
 
 class Keen(nn.Module):
-    """One step of REINFORCE on the support's returns, for both sorts of actions, from a policy that draws."""
+    """A good learner: one step of REINFORCE on the support's returns, for both sorts of actions, with a stochastic
+    policy.
+    """
 
     needs = Needs(kinds=("control",), rollouts=1)
     rollouts = 1
@@ -269,14 +273,14 @@ class Keen(nn.Module):
 
 @frozen(eq=False)
 class Drawing:
-    """A linear policy of each task, weight [B, A, O] and bias [B, A]."""
+    """A linear policy for each task, with weight [B, A, O] and bias [B, A]."""
 
     weight: Tensor
     bias: Tensor
     discrete: bool
 
     def out(self, x: Tensor) -> Tensor:
-        """[B, E, (T,) O] -> [B, E, (T,) A]"""
+        """Compute the outputs [B, E, (T,) A] for observations [B, E, (T,) O]."""
         flat = x.flatten(1, -2)
         return torch.baddbmm(self.bias[:, None], flat, self.weight.mT).reshape(*x.shape[:-1], -1)
 
@@ -297,14 +301,14 @@ class Drawing:
 
 
 class Twice(Keen):
-    """Two updates on rollouts of their own, and says so."""
+    """A good learner that makes two updates on two rollouts, and declares it."""
 
     needs = Needs(kinds=("control",), rollouts=2)
     rollouts = 2
 
 
 class Stranger(nn.Module):
-    """Written for one episode, without B: tries actions at random, and keeps to the best; its policy draws."""
+    """A good learner written for one episode, without B: tries random actions and keeps the best."""
 
     needs = Needs(kinds=("control",), actions="continuous")
 
@@ -330,7 +334,7 @@ class Stranger(nn.Module):
 
 @frozen(eq=False)
 class OfOne:
-    """The same action with noise, for a task without B."""
+    """A policy that takes the same action with noise, for a task without B."""
 
     action: Tensor
     spread: Tensor
@@ -345,21 +349,21 @@ class OfOne:
 
 @pytest.mark.parametrize("learner", [Keen, Twice, Stranger], ids=lambda c: c.__name__)
 def test_good_learners_keep_every_rule(learner: Any) -> None:
-    """Stochastic policies, several updates, and a learner written for one episode and lifted by a loop."""
+    """These have stochastic policies, several updates, or are written for one episode and lifted by a loop."""
     report = suite(learner=learner).run()
     assert report.ok, str(report)
     assert {f.rule for f in report if f.outcome == "passed"} >= LEARNERS_RULES
 
 
 def test_a_policy_is_tried_on_both_sorts_of_actions() -> None:
-    """Where it does not say that it takes only one."""
+    """A learner is tried on both unless it declares that it accepts only one."""
     named = [case.name for case in suite(learner=Keen).subject().cases]
     assert named == ["control", "control with discrete actions"]
     assert [case.name for case in suite(learner=Stranger).subject().cases] == ["control"]
 
 
 class Rewound(Twice):
-    """Plays rollout 0 again and again."""
+    """Plays rollout 0 several times."""
 
     def learn(self, support: Support) -> tuple[Tensor, Tensor]:
         again = attrs.evolve(support, source=Rewinding(support.source))
@@ -375,13 +379,13 @@ class Rewinding:
 
 
 class Understated(Twice):
-    """Plays twice and says once."""
+    """Plays two rollouts but declares one."""
 
     needs = Needs(kinds=("control",), rollouts=1)
 
 
 class Late(Keen):
-    """Adapts when it is first asked."""
+    """Adapts at the first call of the predictor."""
 
     def adapt(self, support: Support) -> Any:
         return Asked(lambda: super(Late, self).adapt(support))
@@ -417,7 +421,7 @@ class Global(Drawing):
 
 
 class FromTheFirst(Keen):
-    """Draws for all tasks from the first one's key."""
+    """Draws for all tasks from the key of the first one."""
 
     def policy(self, weight: Tensor, bias: Tensor) -> Drawing:
         return First(weight, bias, self.discrete)
@@ -440,13 +444,13 @@ BROKEN_LEARNERS: list[tuple[str, Any]] = [
 
 @pytest.mark.parametrize(("rule", "learner"), BROKEN_LEARNERS, ids=lambda v: getattr(v, "__name__", None))
 def test_broken_learners_are_rejected_by_the_rule_they_break(rule: str, learner: Any) -> None:
-    """The message names the rule and says what was found."""
+    """The message names the rule and says what was observed."""
     with pytest.raises(RuleViolation, match=f"^{rule}: .{{20,}}"):
         suite(learner=learner).verify(rule)
 
 
 def test_discrete_policies_that_answer_probabilities_are_rejected() -> None:
-    """A scorer would take them for actions."""
+    """A scorer would take probabilities for actions."""
 
     class Soft(Keen):
         def adapt(self, support: Support) -> Any:
@@ -458,14 +462,16 @@ def test_discrete_policies_that_answer_probabilities_are_rejected() -> None:
             policy = super().adapt(support)
             return lambda x: policy(x).float()
 
-    with pytest.raises(RuleViolation, match=r"predictions for 5 queries a task have shape \(3, 5, 2\)"):
+    with pytest.raises(RuleViolation, match=r"got predictions of shape \(3, 5, 2\) for 5 queries per task"):
         suite(learner=Soft, tasks=sample_tasks.Corridors).verify("predictor-shape")
-    with pytest.raises(RuleViolation, match=r"actions are torch\.float32 .* expected int64 from 0 to 2 - 1"):
+    with pytest.raises(RuleViolation, match=r"got actions torch\.float32 .* expected int64 from 0 to 2 - 1"):
         suite(learner=Float, tasks=sample_tasks.Corridors).verify("predictor-shape")
 
 
 def test_the_corridor_by_hand() -> None:
-    """Three steps to the end, without slips: -0.1 twice and 1, then nothing; the other way, -0.1 throughout."""
+    """Three steps to the end without slips give -0.1 twice, then 1, then nothing; in the other direction, all give
+    -0.1.
+    """
     tasks = sample_tasks.Corridors(query=40)
     environment = tasks.sample("train", [0]).query.source
     towards = torch.tensor(int(environment.end[0] > 0))

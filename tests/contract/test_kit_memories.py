@@ -1,4 +1,4 @@
-"""The kit's rules for memories: good memories keep them, broken ones are rejected by the rule's name."""
+"""The kit's rules for memories: good memories keep them, and broken ones are rejected by the rule's name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kshot.testing import RuleViolation, rules, suite
 
 
 class Slots(nn.Module):
-    """Writes to the slots that a softmax points at, then reads where others point."""
+    """A good memory: writes to slots by softmax weights, then reads by other softmax weights."""
 
     def __init__(self, slots: int, width: int, reads: int, *, decay: float = 0.9) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Slots(nn.Module):
 
 
 class Tuples(Slots):
-    """Legitimate: its state is a nested tuple."""
+    """A legitimate case: the state is a nested tuple."""
 
     def initial_state(self, batch_size: int) -> Any:
         state = super().initial_state(batch_size)
@@ -44,7 +44,7 @@ class Tuples(Slots):
 
 
 class InPlace(Slots):
-    """Counts the age in the state that it was given."""
+    """Increments the age in the state that it was given."""
 
     def step(self, interface: Tensor, state: Any) -> tuple[Tensor, Any]:
         reads, new = super().step(interface, state)
@@ -52,7 +52,7 @@ class InPlace(Slots):
 
 
 class Counting(Slots):
-    """Counts its steps in a buffer of its own."""
+    """Counts its steps in a buffer."""
 
     def __init__(self, slots: int, width: int, reads: int) -> None:
         super().__init__(slots, width, reads)
@@ -64,7 +64,7 @@ class Counting(Slots):
 
 
 class PythonState(Slots):
-    """A number in the state."""
+    """Has a Python number in the state."""
 
     def initial_state(self, batch_size: int) -> Any:
         return {**super().initial_state(batch_size), "age": 0.0}
@@ -75,14 +75,14 @@ class PythonState(Slots):
 
 
 class SharedState(Slots):
-    """A tensor in the state that does not begin with B."""
+    """Has a tensor in the state whose first axis is not B."""
 
     def initial_state(self, batch_size: int) -> Any:
         return {**super().initial_state(batch_size), "age": torch.zeros(())}
 
 
 class MoreThanItSays(Slots):
-    """Says one number less than it reads."""
+    """States a read_size that is one too small."""
 
     def __init__(self, slots: int, width: int, reads: int) -> None:
         super().__init__(slots, width, reads)
@@ -90,7 +90,7 @@ class MoreThanItSays(Slots):
 
 
 class Growing(Slots):
-    """The state grows with every step."""
+    """Has a state that grows with every step."""
 
     def initial_state(self, batch_size: int) -> Any:
         return {**super().initial_state(batch_size), "past": torch.zeros(batch_size, 0, self.read_size)}
@@ -101,7 +101,7 @@ class Growing(Slots):
 
 
 class Mixing(Slots):
-    """Reads are centred over the batch."""
+    """Centres reads over the batch."""
 
     def step(self, interface: Tensor, state: Any) -> tuple[Tensor, Any]:
         reads, new = super().step(interface, state)
@@ -109,7 +109,7 @@ class Mixing(Slots):
 
 
 class Remembering(Slots):
-    """A wiped memory still holds what was written last."""
+    """Still has the last writes in its initial state."""
 
     last: Tensor | None = None
 
@@ -124,7 +124,7 @@ class Remembering(Slots):
 
 
 class RandomReads(Slots):
-    """Reads with noise."""
+    """Adds noise to reads."""
 
     def step(self, interface: Tensor, state: Any) -> tuple[Tensor, Any]:
         reads, new = super().step(interface, state)
@@ -134,14 +134,14 @@ class RandomReads(Slots):
 
 
 class Detached(Slots):
-    """Nothing can be learned about what was written."""
+    """Detaches the interface, so that nothing about writing can be learned."""
 
     def step(self, interface: Tensor, state: Any) -> tuple[Tensor, Any]:
         return super().step(interface.detach(), state)
 
 
 class Overflowing(Slots):
-    """Squares are summed before a root is taken of them: large interfaces overflow, and 0 has no slope."""
+    """Takes the root of a product of squares: large interfaces overflow, and at 0 there is no slope."""
 
     def step(self, interface: Tensor, state: Any) -> tuple[Tensor, Any]:
         reads, new = super().step(interface, state)
@@ -149,7 +149,7 @@ class Overflowing(Slots):
 
 
 class FlatWeights(Slots):
-    """The weights of all heads in one row."""
+    """Has the weights of all heads in one row."""
 
     def initial_state(self, batch_size: int) -> Any:
         return {**super().initial_state(batch_size), "read_weights": torch.zeros(batch_size, 2 * self.slots)}
@@ -160,7 +160,7 @@ class FlatWeights(Slots):
 
 
 class CpuStates(Slots):
-    """Its states are on the CPU, wherever it is."""
+    """Builds its states on the CPU, whatever its device."""
 
     def initial_state(self, batch_size: int) -> Any:
         return {n: t.cpu() for n, t in super().initial_state(batch_size).items()}
@@ -197,14 +197,14 @@ def test_a_good_memory_keeps_every_rule(memory: Any) -> None:
 
 
 def test_sizes_and_options_are_the_users() -> None:
-    """The kit asks for small sizes; options among the suite's win."""
+    """The kit asks for small sizes, but the options of the suite have precedence."""
     memory = suite(memory=Slots, options={"width": 9, "decay": 0.5}).subject().build()
     assert (memory.width, memory.slots, memory.decay) == (9, 6, 0.5)
 
 
 @pytest.mark.parametrize(("rule", "memory", "also"), BROKEN, ids=lambda v: getattr(v, "__name__", None))
 def test_a_broken_memory_is_rejected_by_the_rule_it_breaks(rule: str, memory: Any, also: set[str]) -> None:
-    """The message names the rule; rules that the memory keeps are not blamed."""
+    """The message names the rule, and rules that the memory keeps do not fail."""
     tried = suite(memory=memory)
     with pytest.raises(RuleViolation, match=f"^{rule}: .{{20,}}"):
         tried.verify(rule)
@@ -212,6 +212,6 @@ def test_a_broken_memory_is_rejected_by_the_rule_it_breaks(rule: str, memory: An
 
 
 def test_every_rule_for_memories_has_a_memory_that_breaks_it() -> None:
-    """A rule that nothing was seen to break may be one that can't be broken."""
+    """A rule that no test breaks may be one that can't be broken."""
     tested = {getattr(case, "values", case)[0] for case in BROKEN}
     assert tested == {rule.name for rule in rules("memories")}

@@ -1,4 +1,6 @@
-"""The kit's rule for learners whose meta-gradient parts by task: a good one keeps it, broken ones are rejected."""
+"""The kit's rule for learners whose meta-gradient is a sum over tasks: a good one keeps it, broken
+ones are rejected.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ RULE = "task-losses-part-the-gradient"
 
 
 class Whole(nn.Module):
-    """One gradient step of a linear model on the support, by hand, of first order."""
+    """One gradient step of a linear model on the support, by hand, of first order, without ``task_losses``."""
 
     needs = Needs(kinds=("regression",))
 
@@ -28,11 +30,12 @@ class Whole(nn.Module):
         self.register_buffer("seen", torch.zeros(1))
 
     def fitted(self, support: Support) -> Tensor:
-        """theta' [B, d, 1]."""
+        """Return the adapted weights theta' [B, d, 1]."""
         errors = support.x @ self.weight - support.y
         return self.weight - 0.1 * (support.x.transpose(1, 2) @ errors).detach() / support.x.shape[1]
 
     def parts(self, episodes: Episode) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Return the loss of each task [B] and its displacements."""
         adapted = self.fitted(episodes.support)
         if self.training:
             self.seen += episodes.query.y.mean()
@@ -50,67 +53,67 @@ class Whole(nn.Module):
 
 
 class Rates(Whole):
-    """The same, with the ability."""
+    """The same learner with ``task_losses``."""
 
     def task_losses(self, episodes: Episode) -> tuple[Tensor, Mapping[str, Tensor]]:
         return self.parts(episodes)
 
 
 def summed(self: Whole, episodes: Episode) -> tuple[Any, Any]:
-    """The gradient of the sum, not of the mean."""
+    """Return losses whose mean has the gradient of the sum."""
     losses, away = self.parts(episodes)
     return losses * len(losses), away
 
 
 def no_graph(self: Whole, episodes: Episode) -> tuple[Any, Any]:
-    """Numbers that nothing can be learnt from."""
+    """Return losses without a graph."""
     losses, away = self.parts(episodes)
     return losses.detach(), away
 
 
 def mean(self: Whole, episodes: Episode) -> tuple[Any, Any]:
-    """One loss for all tasks."""
+    """Return one loss for all tasks."""
     losses, away = self.parts(episodes)
     return losses.mean(), away
 
 
 def of_neighbours(self: Whole, episodes: Episode) -> tuple[Any, Any]:
-    """Each task's loss is its neighbour's: the mean and its gradient are right."""
+    """Return the loss of the neighbouring task; the mean and its gradient are right."""
     losses, away = self.parts(episodes)
     return losses.roll(1), away
 
 
 def displaced_neighbours(self: Whole, episodes: Episode) -> tuple[Any, Any]:
-    """The same of the displacements."""
+    """Return the displacements of the neighbouring task."""
     losses, away = self.parts(episodes)
     return losses, {n: d.roll(1, 0) for n, d in away.items()}
 
 
 def shared(self: Whole, episodes: Episode) -> tuple[Any, Any]:
-    """One displacement for all tasks."""
+    """Return one displacement for all tasks."""
     losses, away = self.parts(episodes)
     return losses, {n: d.mean(0) for n, d in away.items()}
 
 
 def nowhere(self: Whole, episodes: Episode) -> tuple[Any, Any]:
-    """No displacement at all."""
+    """Return no displacement."""
     return self.parts(episodes)[0], {}
 
 
 def infinite(self: Whole, episodes: Episode) -> tuple[Any, Any]:
-    """Went to infinity."""
+    """Return infinite displacements."""
     losses, away = self.parts(episodes)
     return losses, {n: d / 0 for n, d in away.items()}
 
 
 def twice_seen(self: Whole, episodes: Episode) -> tuple[Any, Any]:
-    """The running statistic moves twice."""
+    """Update the running statistic twice."""
     self.parts(episodes)
     return self.parts(episodes)
 
 
 def test_a_learner_that_parts_keeps_every_rule() -> None:
-    """With a parameter that does not adapt, and a buffer that training moves."""
+    """The learner has a parameter that does not adapt and a buffer that training changes."""
     report = suite(learner=Rates, tasks=sample_tasks.Lines).run()
     assert report.ok, str(report)
     assert {f.rule for f in report if f.outcome == "passed"} >= {RULE}
@@ -119,34 +122,34 @@ def test_a_learner_that_parts_keeps_every_rule() -> None:
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        (summed, "differs in weight from what meta_gradient adds"),
+        (summed, "gradient of the mean loss that differs in weight"),
         (no_graph, "with a graph"),
-        (mean, r"of shape \(\), expected \(3,\)"),
-        (of_neighbours, "task 0 of 3 together and the same task alone: its loss"),
-        (displaced_neighbours, "task 0 of 3 together and the same task alone: weight"),
-        (shared, "expected each to begin with 3"),
+        (mean, r"losses of shape \(\) for 3 tasks, expected shape \(3,\)"),
+        (of_neighbours, "got other values for task 0 among 3 tasks than alone: its loss"),
+        (displaced_neighbours, "got other values for task 0 among 3 tasks than alone: weight"),
+        (shared, "expected B = 3 as first axis"),
         (nowhere, "expected one or more tensors"),
-        (infinite, "weight is not finite"),
-        (twice_seen, "buffers are not as after meta_gradient: seen"),
+        (infinite, "got NaN or infinite values in weight"),
+        (twice_seen, "got other buffers than after meta_gradient, expected the same: seen"),
     ],
     ids=lambda v: getattr(v, "__name__", None),
 )
 def test_task_losses_that_do_not_add_up_are_rejected(
     broken: Callable[..., Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A wrapper would train on something else than the learner does, and nobody would see it."""
+    """Otherwise a wrapper would train on something else than the learner does, and nobody would notice."""
     learner = type("Broken", (Whole,), {"task_losses": broken})
     with pytest.raises(RuleViolation, match=f"{RULE}: .*{message}"):
         suite(learner=learner, tasks=sample_tasks.Lines).verify(RULE)
 
 
 def test_learners_without_the_ability_are_not_asked() -> None:
-    """It is optional."""
+    """The ability is optional, so the rule does not apply without it."""
     assert suite(learner=Whole, tasks=sample_tasks.Lines).verify(RULE) == "it has no task_losses"
 
 
 def test_the_losses_of_the_good_learner_are_the_squared_errors() -> None:
-    """By torch's own loss, so that the good example is one."""
+    """The losses of the good learner equal torch's own mean squared error."""
     tasks = sample_tasks.Lines()
     learner, episodes = Rates(tasks.spec), tasks.sample("train", [0, 1])
     losses, away = learner.task_losses(episodes)

@@ -1,4 +1,4 @@
-"""The pytest plugin: one line a component becomes one test a rule, and costs nothing where it is not used."""
+"""The pytest plugin: one line per component becomes one test per rule, and unused it costs nothing."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ def ran(pytester: pytest.Pytester, text: str, *arguments: str) -> pytest.RunResu
 
 
 def test_one_line_is_one_test_for_each_rule(pytester: pytest.Pytester) -> None:
-    """The id is the rule's name, so that -k and reports speak of rules."""
+    """A test's id has the rule's name, so that -k and reports use names of rules."""
     result = ran(pytester, "conformance = suite(backend=Honest)", "-v")
     result.assert_outcomes(passed=len(rules("backends")))
     result.stdout.fnmatch_lines(["*test_components.py::conformance::describe-is-plain PASSED*"])
 
 
 def test_a_failure_names_the_rule_and_says_what_was_found(pytester: pytest.Pytester) -> None:
-    """No traceback through the kit: the component, the rule, what was found, and the rule in words."""
+    """The report has the component, the rule, the observation and the rule in words, but no traceback of the kit."""
     result = ran(pytester, "conformance = suite(backend=Undescribed)")
     result.assert_outcomes(passed=len(rules("backends")) - 1, failed=1)
     result.stdout.fnmatch_lines(
         [
-            "*backend Undescribed breaks describe-is-plain: *which JSON can't write*",
+            "*backend Undescribed breaks describe-is-plain: *expected a mapping that JSON can write*",
             "*The rule: *",
             "FAILED *::conformance::describe-is-plain*",
         ]
@@ -54,19 +54,19 @@ def test_a_failure_names_the_rule_and_says_what_was_found(pytester: pytest.Pytes
 
 
 def test_an_expected_failure_is_a_strict_xfail_with_its_reason(pytester: pytest.Pytester) -> None:
-    """Known faults stay visible, and mended ones must leave the list."""
+    """Known faults remain visible, and those that were fixed must be removed from the list."""
     text = """
-        broken = suite(backend=Undescribed, expected_failures={"describe-is-plain": "told upstream"})
-        mended = suite(backend=Honest, expected_failures={"describe-is-plain": "was broken once"})
+        broken = suite(backend=Undescribed, expected_failures={"describe-is-plain": "reported upstream"})
+        fixed = suite(backend=Honest, expected_failures={"describe-is-plain": "was broken once"})
     """
     result = ran(pytester, text, "-rx")
     result.assert_outcomes(passed=2 * len(rules("backends")) - 2, xfailed=1, failed=1)
-    result.stdout.fnmatch_lines(["XFAIL *broken::describe-is-plain - told upstream*"])
+    result.stdout.fnmatch_lines(["XFAIL *broken::describe-is-plain - reported upstream*"])
     result.stdout.fnmatch_lines(["*XPASS(strict)*was broken once*"])
 
 
 def test_a_rule_that_does_not_apply_is_skipped_with_the_reason(pytester: pytest.Pytester) -> None:
-    """-ra lists what was not tested, one line each."""
+    """-ra lists what was not tested, in one line each."""
     text = """
         from kshot.testing import sample_tasks
         lines = suite(tasks=sample_tasks.Lines())
@@ -78,7 +78,7 @@ def test_a_rule_that_does_not_apply_is_skipped_with_the_reason(pytester: pytest.
 
 
 def test_rules_are_chosen_by_name(pytester: pytest.Pytester) -> None:
-    """-k takes part of a rule's name, and an id names one rule."""
+    """-k accepts a fragment of a rule's name, and an id names one rule."""
     result = ran(pytester, "conformance = suite(backend=Honest)", "-k", "describe")
     result.assert_outcomes(passed=1, deselected=len(rules("backends")) - 1)
     result = pytester.runpytest("-p", "no:cacheprovider", "test_components.py::conformance::world-is-consistent")
@@ -99,7 +99,7 @@ def test_a_component_that_can_not_be_built_fails_with_its_own_traceback(pytester
 
 
 def test_the_plugin_imports_nothing_until_a_suite_is_there() -> None:
-    """It is loaded in every pytest run where kshot is installed: torch alone would cost each of them a second."""
+    """Every pytest run loads the plugin if kshot is installed, and importing torch would cost each of them a second."""
     code = """
         import sys
         import kshot.testing.pytest_plugin
@@ -114,7 +114,7 @@ def test_the_plugin_imports_nothing_until_a_suite_is_there() -> None:
 
 
 def test_every_rule_is_stated() -> None:
-    """A name in kebab case and words that an author can be held to."""
+    """Every rule has a name in kebab case and a statement in words."""
     for rule in rules():
         assert isinstance(rule, Rule)
         assert rule.name == rule.name.lower().replace("_", "-")
@@ -122,12 +122,12 @@ def test_every_rule_is_stated() -> None:
 
 
 def test_rules_of_an_unknown_group_are_refused() -> None:
-    """With the near name."""
-    with pytest.raises(OptionError, match=r"'memory'; did you mean 'memories'"):
+    """The message has the most similar name."""
+    with pytest.raises(OptionError, match=r"got the group 'memory', expected one of .*; did you mean 'memories'"):
         rules("memory")
 
 
 def test_a_suite_is_named_after_its_component() -> None:
-    """Reports of many suites are told apart."""
+    """Reports of several suites can be distinguished."""
     report = suite(backend="cpu", options={"keep_freed_memory": False}).run()
     assert str(report).startswith(f"backend cpu: {len(rules('backends'))} passed\n  passed    place-keeps-values")

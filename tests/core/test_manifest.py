@@ -1,4 +1,4 @@
-"""plugin.toml: what it may say, and how it is refused."""
+"""``plugin.toml``: what it may contain, and how errors in it are refused."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from kshot.registry.manifest import Entry, Manifest, ManifestError, parse, read
+from kshot.spec import KIND_NAMES
 
 WHOLE = """
 api_level = 1
@@ -24,7 +25,7 @@ aliases = ["prototypical"]
 
 
 def test_whole_manifest_is_read() -> None:
-    """Every key there is."""
+    """A manifest with every key is read."""
     assert parse(WHOLE) == Manifest(
         api_level=1,
         lifecycle="incubating",
@@ -42,68 +43,68 @@ def test_whole_manifest_is_read() -> None:
 
 
 def test_api_level_alone_is_enough() -> None:
-    """All the rest has a harmless default."""
+    """All other keys have defaults."""
     assert parse("api_level = 1") == Manifest(1, "stable", (), {})
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "m.toml: api_level is missing; this kshot speaks api_level = 1"),
-        ('api_level = "1"', "m.toml, line 1: api_level must be an integer, got '1'"),
-        ("api_level = true", "m.toml, line 1: api_level must be an integer, got True"),
+        ("", "m.toml: got no api_level, expected api_level = 1"),
+        ('api_level = "1"', "m.toml, line 1: api_level: got '1', expected an integer"),
+        ("api_level = true", "m.toml, line 1: api_level: got True, expected an integer"),
         (
             "api_level = 1\nlifecycle = 'old'",
-            "m.toml, line 2: lifecycle must be one of stable, incubating, got 'old'",
+            "m.toml, line 2: lifecycle: got 'old', expected one of stable, incubating",
         ),
         (
             "api_level = 1\nrequires = 'torch'",
-            "m.toml, line 2: requires must be a list of strings, got 'torch'",
+            "m.toml, line 2: requires: got 'torch', expected a list of strings",
         ),
-        ("api_level = 1\nrequires = [1]", "m.toml, line 2: requires must be a list of strings, got [1]"),
+        ("api_level = 1\nrequires = [1]", "m.toml, line 2: requires: got [1], expected a list of strings"),
         (
             "api_level = 1\n\n[learner.x]",
-            "m.toml, line 3: unknown key 'learner'; did you mean 'learners'? "
-            "(known: api_level, lifecycle, requires, learners, tasks, memories, backends, hooks)",
+            "m.toml, line 3: got the unknown key 'learner', expected one of api_level, lifecycle, requires, learners, "
+            "tasks, memories, backends, hooks; did you mean 'learners'?",
         ),
         (
             "api_level = 1\n[tasks.a]\nsummary = 'x'\n[tasks.b]\nsummary = 'x'\nkind = ['control']",
-            "m.toml, line 6: unknown key 'kind' in [tasks.b]; did you mean 'kinds'? "
-            "(known: summary, kinds, paper, aliases)",
+            "m.toml, line 6: [tasks.b]: got the unknown key 'kind', expected one of summary, kinds, paper, aliases; "
+            "did you mean 'kinds'?",
         ),
         (
             "api_level = 1\n[tasks.a]\nkinds = ['klassification']",
-            "m.toml, line 3: kinds of [tasks.a] has 'klassification'; did you mean 'classification'? "
-            "(known: classification, regression, sequence, control, objective)",
+            "m.toml, line 3: [tasks.a]: got the kind 'klassification', expected some of "
+            f"{', '.join(KIND_NAMES)}; did you mean 'classification'?",
         ),
         (
             "api_level = 1\n[tasks.b]\nsummary = 'x'\n[tasks.a]\nsummary = 3",
-            "m.toml, line 5: summary of [tasks.a] must be a string, got 3",
+            "m.toml, line 5: [tasks.a]: got summary = 3, expected a string",
         ),
         (
             "api_level = 1\n[tasks.a]\naliases = 'b'",
-            "m.toml, line 3: aliases must be a list of strings, got 'b'",
+            "m.toml, line 3: aliases: got 'b', expected a list of strings",
         ),
-        ("api_level = 1\n[tasks]\na = 3", "m.toml, line 3: tasks.a must be a table [tasks.a], got 3"),
-        ("api_level = 1\ntasks = 3", "m.toml, line 2: tasks must be tables [tasks.NAME], got 3"),
+        ("api_level = 1\n[tasks]\na = 3", "m.toml, line 3: tasks.a: got 3, expected a table [tasks.a]"),
+        ("api_level = 1\ntasks = 3", "m.toml, line 2: tasks: got 3, expected tables [tasks.NAME]"),
     ],
 )
 def test_what_it_can_not_say_is_refused_with_the_line(text: str, message: str) -> None:
-    """A slip of the pen is found by its author, who is told where."""
+    """The message names the line of the misspelt key or the wrong value."""
     with pytest.raises(ManifestError) as caught:
         parse(text, where="m.toml")
     assert str(caught.value) == message
 
 
 def test_text_that_is_no_toml_is_refused_with_the_line() -> None:
-    """tomllib's own position, brought to the front."""
-    with pytest.raises(ManifestError, match=r"^m\.toml, line 2: not valid TOML: "):
+    """The message begins with tomllib's own position."""
+    with pytest.raises(ManifestError, match=r"^m\.toml, line 2: got invalid TOML: "):
         parse("api_level = 1\n[tasks", where="m.toml")
 
 
 @pytest.mark.parametrize("level", [0, 2])
 def test_manifest_of_another_api_level_is_not_judged(level: int) -> None:
-    """What its keys mean is not known here; the level is what the registry refuses, with the right advice."""
+    """Its keys are unknown here; the registry refuses the level and says what to update."""
     tables = "[tasks.a]\nsummary = 'later'\nkinds = 7\n[tasks.b]\nsummary = 1\n[hooks]\nx = 1"
     text = f"api_level = {level}\nnew = 1\n{tables}"
     assert parse(text) == Manifest(
@@ -113,12 +114,12 @@ def test_manifest_of_another_api_level_is_not_judged(level: int) -> None:
 
 
 def test_file_that_can_not_be_read_is_refused_by_name(tmp_path: Path) -> None:
-    """Missing, or not text."""
+    """A missing file and a file that is not text are refused."""
     with pytest.raises(ManifestError, match=r"missing\.toml: can't be read: No such file"):
         read(tmp_path / "missing.toml")
     path = tmp_path / "plugin.toml"
     path.write_bytes(b"api_level = 1 # \xff")
-    with pytest.raises(ManifestError, match=r"plugin\.toml: not UTF-8 text"):
+    with pytest.raises(ManifestError, match=r"plugin\.toml: got bytes, expected UTF-8 text"):
         read(path)
     path.write_text("api_level = 1", encoding="utf-8")
     assert read(path) == Manifest()

@@ -1,4 +1,4 @@
-"""Options: read from a factory's signature, checked by its annotations."""
+"""Options are read from a factory's signature and checked by its annotations."""
 
 from __future__ import annotations
 
@@ -101,14 +101,14 @@ def refused(**given: Any) -> str:
     ],
 )
 def test_literal_is_toml_or_the_text_itself(text: str, value: Any) -> None:
-    """A flag means what the same text means in a TOML file; what is no TOML is a string, and so are dates."""
+    """A flag means what the same text means in a TOML file; other text and dates are strings."""
     parsed = parse_literal(text)
     assert parsed == value
     assert type(parsed) is type(value)
 
 
 def test_options_are_the_keyword_parameters_after_the_leading_ones() -> None:
-    """The protocol's own arguments (a learner's spec) are no options."""
+    """The arguments that the protocol defines (a learner's spec) are not options."""
     options = {option.name: option for option in options_of(learner, skip_positional=1)}
     assert "spec" not in options
     assert options["width"] == Option("width", int, None, True, "of the hidden layers, all of them.")
@@ -147,7 +147,7 @@ def test_options_are_the_keyword_parameters_after_the_leading_ones() -> None:
     ],
 )
 def test_fitting_value_comes_back_in_the_type_of_its_parameter(name: str, given: Any, taken: Any) -> None:
-    """So that a factory never meets a list where its signature says tuple."""
+    """A factory never gets a list if its signature says tuple."""
     value = check(**{name: given})[name]
     assert value == taken
     assert type(value) is type(taken)
@@ -156,42 +156,42 @@ def test_fitting_value_comes_back_in_the_type_of_its_parameter(name: str, given:
 @pytest.mark.parametrize(
     ("name", "given", "message"),
     [
-        ("width", True, "expected int, got True (bool)"),
-        ("width", 5.0, "expected int, got 5.0 (float)"),
-        ("width", "5", "expected int, got '5' (str)"),
-        ("lr", "fast", "expected float, got 'fast' (str)"),
-        ("lr", False, "expected float, got False (bool)"),
-        ("lr", None, "expected float, got None (NoneType)"),
-        ("steps", "many", "expected int, got 'many' (str) (or None)"),
-        ("steps", 1.5, "expected int | None, got 1.5 (float)"),
-        ("root", 3, "expected Path | None, got 3 (int)"),
-        ("name", 3, "expected str, got 3 (int)"),
-        ("fast", 1, "expected bool (true or false), got 1 (int)"),
-        ("loss", "mes", "expected one of 'mse', 'mae', 3, got 'mes'; did you mean 'mse'?"),
-        ("loss", 3.0, "expected one of 'mse', 'mae', 3, got 3.0"),
-        ("shape", [1, 2, 3], "expected tuple[int, int] of 2 values, got [1, 2, 3] (list)"),
-        ("shape", "12", "expected tuple[int, int], got '12' (str)"),
-        ("sizes", [1, "a"], "expected tuple[int, ...], got [1, 'a']: in it expected int, got 'a' (str)"),
-        ("sizes", 3, "expected tuple[int, ...], got 3 (int)"),
-        ("rates", "123", "expected Sequence[float], got '123' (str)"),
+        ("width", True, "got True (bool), expected int"),
+        ("width", 5.0, "got 5.0 (float), expected int"),
+        ("width", "5", "got '5' (str), expected int"),
+        ("lr", "fast", "got 'fast' (str), expected float"),
+        ("lr", False, "got False (bool), expected float"),
+        ("lr", None, "got None (NoneType), expected float"),
+        ("steps", "many", "got 'many' (str), expected int (or None)"),
+        ("steps", 1.5, "got 1.5 (float), expected int | None"),
+        ("root", 3, "got 3 (int), expected Path | None"),
+        ("name", 3, "got 3 (int), expected str"),
+        ("fast", 1, "got 1 (int), expected bool (true or false)"),
+        ("loss", "mes", "got 'mes', expected one of 'mse', 'mae', 3; did you mean 'mse'?"),
+        ("loss", 3.0, "got 3.0, expected one of 'mse', 'mae', 3"),
+        ("shape", [1, 2, 3], "got [1, 2, 3] (list), expected tuple[int, int] of 2 values"),
+        ("shape", "12", "got '12' (str), expected tuple[int, int]"),
+        ("sizes", [1, "a"], "got [1, 'a'], expected tuple[int, ...]; of an element: got 'a' (str), expected int"),
+        ("sizes", 3, "got 3 (int), expected tuple[int, ...]"),
+        ("rates", "123", "got '123' (str), expected Sequence[float]"),
         (
             "table",
             {"a": "b"},
-            "expected Mapping[str, int], got {'a': 'b'}: in it expected int, got 'b' (str) (or None)",
+            "got {'a': 'b'}, expected Mapping[str, int]; of an element: got 'b' (str), expected int (or None)",
         ),
-        ("act", 3, "expected a callable, got 3 (int)"),
-        ("encoder", 3, "expected Encoder | None, got 3 (int)"),
-        ("encoder", "conv4", "expected Encoder, got 'conv4' (str) (or None)"),
-        ("either", [1], "expected int | str | None, got [1] (list)"),
+        ("act", 3, "got 3 (int), expected a callable"),
+        ("encoder", 3, "got 3 (int), expected Encoder | None"),
+        ("encoder", "conv4", "got 'conv4' (str), expected Encoder (or None)"),
+        ("either", [1], "got [1] (list), expected int | str | None"),
     ],
 )
 def test_ill_typed_value_is_refused_with_what_was_expected(name: str, given: Any, message: str) -> None:
-    """A bool is no int, an integral float is no int, a string is no sequence: nothing is guessed."""
+    """A bool is not an int, an integral float is not an int, and a string is not a sequence: nothing is guessed."""
     assert refused(**{name: given}).splitlines()[0] == f"learner 'it': {name}: {message}"
 
 
 def test_object_passes_for_a_protocol() -> None:
-    """What a protocol demands is checked by who uses it; only plain values are out of the question."""
+    """Who uses the component checks the protocol; only plain values are refused here."""
     encoder = Flat()
     assert check(encoder=encoder) == {"encoder": encoder}
 
@@ -204,7 +204,7 @@ def test_object_of_a_class_is_checked_by_isinstance() -> None:
     today = datetime.date(2026, 11, 24)
     # Locals of a test are out of reach of string annotations, module globals are not.
     assert validate(factory, {"when": today}, who="it") == {"when": today}
-    with pytest.raises(OptionError, match=r"when: expected date, got 5 \(int\)"):
+    with pytest.raises(OptionError, match=r"when: got 5 \(int\), expected date"):
         validate(factory, {"when": 5}, who="it")
 
 
@@ -214,8 +214,8 @@ def test_all_that_is_wrong_is_said_at_once_with_the_list_of_options() -> None:
         validate(learner, {"stepz": 1, "lr": "x"}, who="learner 'it'", skip_positional=1)
     first, head, *table = str(caught.value).splitlines()
     assert first == (
-        "learner 'it': stepz: unknown option; did you mean 'steps'?; lr: expected float, got 'x' (str); "
-        "width: missing, expected int"
+        "learner 'it': stepz: unknown option; did you mean 'steps'?; lr: got 'x' (str), expected float; "
+        "width: got nothing, expected int"
     )
     assert head == "its options:"
     assert table[0] == "  width: int (required)  of the hidden layers, all of them."
@@ -223,7 +223,7 @@ def test_all_that_is_wrong_is_said_at_once_with_the_list_of_options() -> None:
 
 
 def test_leading_argument_can_not_be_given_as_an_option() -> None:
-    """``spec`` comes from the tasks."""
+    """The tasks supply ``spec``."""
     assert "spec: unknown option" in refused(spec=3)
 
 
@@ -246,20 +246,20 @@ def test_leading_argument_can_not_be_given_as_an_option() -> None:
     ],
 )
 def test_text_of_a_flag_is_read_by_the_type_of_the_option(name: str, text: str, taken: Any) -> None:
-    """A folder may be called 2024 and a run 'none'."""
+    """A folder may be called 2024, and a run 'none'."""
     value = check(**{name: Raw(text)})[name]
     assert value == taken
     assert type(value) is type(taken)
 
 
 def test_text_of_a_flag_that_does_not_fit_is_refused() -> None:
-    """With the value as it was read."""
-    assert refused(width=Raw("5.5")).splitlines()[0] == "learner 'it': width: expected int, got 5.5 (float)"
-    assert refused(fast=Raw("yes")).splitlines()[0].endswith("fast: expected bool (true or false), got 'yes' (str)")
+    """The message has the value as it was read."""
+    assert refused(width=Raw("5.5")).splitlines()[0] == "learner 'it': width: got 5.5 (float), expected int"
+    assert refused(fast=Raw("yes")).splitlines()[0].endswith("fast: got 'yes' (str), expected bool (true or false)")
 
 
 def test_class_gives_the_options_of_its_init() -> None:
-    """Attrs classes, plain classes, inherited initialisers and partials are factories alike."""
+    """Attrs classes, plain classes, inherited initialisers and partials are all factories."""
 
     class Plain:
         def __init__(self, spec: Any, *, depth: int = 2) -> None:
@@ -284,23 +284,23 @@ def test_class_gives_the_options_of_its_init() -> None:
 
 
 def test_inherited_initialiser_is_read_with_the_names_of_its_own_module() -> None:
-    """A plugin's class need not import what its parent's annotations mention."""
+    """A plugin's class need not import the names in its parent's annotations."""
     heir = type("Heir", (Owner,), {"__module__": "keyword"})
     assert validate(heir, {"root": "a"}, who="it") == {"root": Path("a")}
 
 
 def test_factory_with_keyword_arguments_of_any_name_takes_them() -> None:
-    """``**kwargs`` is a factory's word that it knows what to do with them; named ones are still checked."""
+    """A factory with ``**kwargs`` accepts any name, but its named parameters are still checked."""
 
     def factory(way: int = 5, **more: Any) -> None: ...
 
     assert validate(factory, {"way": 3, "x": Raw("[1]")}, who="it") == {"way": 3, "x": [1]}
-    with pytest.raises(OptionError, match="way: expected int"):
+    with pytest.raises(OptionError, match=r"way: got 'a' \(str\), expected int"):
         validate(factory, {"way": "a", "x": 1}, who="it")
 
 
 def test_factory_without_options_says_so() -> None:
-    """Instead of an empty list."""
+    """The message says this instead of showing an empty list."""
     with pytest.raises(OptionError, match=r"it: way: unknown option\nit takes no options$"):
         validate(lambda: None, {"way": 3}, who="it")
 
@@ -319,5 +319,5 @@ def test_factory_without_options_says_so() -> None:
     ],
 )
 def test_type_is_written_as_a_reader_would(annotation: Any, text: str) -> None:
-    """No module paths in error messages."""
+    """Error messages have no module paths."""
     assert type_text(annotation) == text

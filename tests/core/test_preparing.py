@@ -94,10 +94,10 @@ def test_another_form_is_refused(value: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"factor": "2", "offset": torch.ones(2)}, "factor: expected float, got '2'"),
-        ({"factor": 2.0, "offset": [1.0]}, "offset: expected Tensor"),
+        ({"factor": "2", "offset": torch.ones(2)}, "factor: got '2' (str), expected float"),
+        ({"factor": 2.0, "offset": [1.0]}, "offset: got [1.0] (list), expected Tensor"),
         ({"factor": 2.0, "offset": torch.ones(2), "path": "x"}, "path: unknown option"),
-        ({"factor": 2.0}, "offset: missing"),
+        ({"factor": 2.0}, "offset: got nothing, expected Tensor"),
         ({"factor": 2.0, "offset": torch.ones(2), "below": {"a": 1}}, "below: expected plain values"),
         ({"factor": 2.0, "offset": torch.ones(2), "raw": 1}, "raw: unknown option"),
     ],

@@ -1,6 +1,6 @@
-"""The registry's own rules: registering, nesting, remembering, and what discovery survives.
+"""The registry: registering, nesting, how components were built, and what discovery tolerates.
 
-What needs a real installed distribution is in ``tests/contract``.
+Tests that need a real installed distribution are in ``tests/contract``.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Plain(torch.nn.Module):
 
 
 class Wrapper(Plain):
-    """A learner of a learner."""
+    """A learner that wraps a learner."""
 
     def __init__(self, spec: TaskSpec, *, inner: Learner, encoder: Any = None) -> None:
         super().__init__(spec)
@@ -81,7 +81,7 @@ class Slots(torch.nn.Module):
 
 
 class Few:
-    """Tasks whose spec is set when they are made."""
+    """Tasks whose spec is set by ``__init__``."""
 
     def __init__(self, *, way: int = 5, root: Path | None = None) -> None:
         self.spec, self.way, self.root = SPEC, way, root
@@ -90,7 +90,7 @@ class Few:
 
 
 class View:
-    """Tasks of tasks."""
+    """Tasks that wrap tasks."""
 
     def __init__(self, *, of: TaskDistribution) -> None:
         self.of, self.spec = of, of.spec
@@ -114,14 +114,14 @@ def names(registry: Registry, group: str) -> list[str]:
 
 
 def test_group_is_told_from_the_members(registry: Registry) -> None:
-    """A notebook says ``kshot.register`` and no more; a spec that only instances have is no obstacle."""
+    """``kshot.register`` needs no group, also if only instances have a spec."""
     assert names(registry, "learners") == ["plain", "remembering", "wrapper"]
     assert names(registry, "memories") == ["slots"]
     assert names(registry, "tasks") == ["few", "view"]
 
 
 def test_backend_is_told_from_its_members() -> None:
-    """The fourth protocol."""
+    """A backend is recognised by ``place`` and ``autocast``."""
 
     class MyGPU2Backend:
         def place(self, x: Any) -> Any: ...
@@ -134,7 +134,7 @@ def test_backend_is_told_from_its_members() -> None:
 
 
 def test_registering_is_a_decorator_with_and_without_arguments() -> None:
-    """Both return what they decorate."""
+    """Both forms return what they decorate."""
     made = Registry()
 
     @made.register
@@ -154,12 +154,12 @@ def test_registering_is_a_decorator_with_and_without_arguments() -> None:
 
 
 def test_group_that_can_not_be_told_is_asked_for() -> None:
-    """Nothing is guessed for a function, or for a class of no protocol."""
+    """The group of a function, or of a class of no protocol, is not guessed."""
     made = Registry()
     for factory in (lambda: None, dict):
-        with pytest.raises(OptionError, match="say group= one of 'learners', 'tasks'"):
+        with pytest.raises(OptionError, match="set group= to one of 'learners', 'tasks'"):
             made.register(factory)
-    with pytest.raises(OptionError, match="no group is called 'learner'; did you mean 'learners'"):
+    with pytest.raises(OptionError, match=r"got the group 'learner', expected one of .*; did you mean 'learners'"):
         made.register(Plain, group="learner")
 
 
@@ -167,12 +167,12 @@ def test_impossible_name_is_refused() -> None:
     """A dot or an equals sign would break nested options on the command line."""
     made = Registry()
     for name in ("a.b", "a=b", "A", "", "a_b"):
-        with pytest.raises(OptionError, match="is no name for a plugin"):
+        with pytest.raises(OptionError, match="expected lower-case letters, digits and hyphens"):
             made.register(Plain, name=name)
 
 
 def test_taken_name_is_refused(registry: Registry) -> None:
-    """By another object, in any group, and by a built-in."""
+    """A name is taken if another object of any group, or a built-in, has it."""
     with pytest.raises(PluginError, match=r"'plain' is taken by learner 'plain' \(registered from .*:Plain\)"):
         registry.register(Few, name="plain")
     with pytest.raises(PluginError, match=r"'cpu' is taken by backend 'cpu' \(kshot"):
@@ -192,7 +192,7 @@ def test_registering_the_same_class_again_replaces_it() -> None:
 
 
 def test_registry_of_the_process_is_behind_the_module() -> None:
-    """``kshot.register`` and ``kshot.learner`` must mean the same registry."""
+    """``kshot.register`` and ``kshot.learner`` use the same registry."""
     assert kshot.registry.register.__self__ is kshot.registry.default  # type: ignore[attr-defined]
     assert kshot.registry.learner.__self__ is kshot.registry.default  # type: ignore[attr-defined]
     assert {p.name for p in kshot.registry.plugins() if p.builtin} == {"cpu", "progress", "metrics"}
@@ -211,7 +211,7 @@ def test_registry_of_the_process_is_behind_the_module() -> None:
     ],
 )
 def test_nested_learner_is_built_by_name(registry: Registry, inner: Any, lr: float) -> None:
-    """From code, TOML tables and flags alike, with the spec of the outer one."""
+    """It can be given by code, TOML tables and flags, and gets the spec of the outer one."""
     made: Any = registry.learner("wrapper", SPEC, inner=inner)
     assert isinstance(made.inner, Plain)
     assert made.inner.lr == lr
@@ -219,7 +219,7 @@ def test_nested_learner_is_built_by_name(registry: Registry, inner: Any, lr: flo
 
 
 def test_nested_learner_may_be_built_already(registry: Registry) -> None:
-    """It passes through, and how it was built is remembered where that is known."""
+    """It is passed on unchanged, and how it was built is recorded if that is known."""
     inner = registry.learner("plain", SPEC, lr=0.3)
     made: Any = registry.learner("wrapper", SPEC, inner=inner)
     assert made.inner is inner
@@ -234,7 +234,7 @@ def test_nested_learner_may_be_built_already(registry: Registry) -> None:
 
 
 def test_nested_tasks_are_built_by_name(registry: Registry) -> None:
-    """A view names the tasks it is of."""
+    """A view names the tasks that it wraps."""
     made: Any = registry.tasks("view", of={"name": "few", "way": 3, "root": "a/b"})
     assert made.of.way == 3
     how = registry.built(made)
@@ -246,7 +246,7 @@ def test_nested_tasks_are_built_by_name(registry: Registry) -> None:
 def test_a_path_to_what_is_there_is_recorded_as_found_from_any_folder(
     registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run is resumed, and predicts, from other folders than it was begun in; nested components too."""
+    """A run may be resumed, and may predict, in another folder than the one in which it began."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
     for root, recorded in (("here", str(tmp_path / "here")), ("not here", "not here"), ("/", "/")):
@@ -257,7 +257,7 @@ def test_a_path_to_what_is_there_is_recorded_as_found_from_any_folder(
 
 
 def test_memory_sizes_among_the_options_win_over_the_learners_choice(registry: Registry) -> None:
-    """``--learner.memory.slots=128`` is the user's word; without it the learner's sizes hold."""
+    """``--learner.memory.slots=128`` has precedence; without it, the learner's sizes are used."""
     made: Any = registry.learner("remembering", SPEC)
     assert made.memory.made == (8, 4, 1, False)
     made = registry.learner("remembering", SPEC, memory={"name": "slots", "slots": 128, "sharp": True})
@@ -272,10 +272,9 @@ def test_memory_sizes_among_the_options_win_over_the_learners_choice(registry: R
 
 
 def test_error_of_a_nested_component_says_where_it_is_nested(registry: Registry) -> None:
-    """Or the user looks for the option in the wrong plugin."""
-    with pytest.raises(
-        OptionError, match=r"^option inner of learner 'wrapper' .*: learner 'plain' .*: lr: expected float"
-    ):
+    """Otherwise the user would look for the option in the wrong plugin."""
+    message = r"^option inner of learner 'wrapper' .*: learner 'plain' .*: lr: got 'x' \(str\), expected float"
+    with pytest.raises(OptionError, match=message):
         registry.learner("wrapper", SPEC, inner={"name": "plain", "lr": "x"})
     with pytest.raises(
         UnknownPluginError, match=r"^option inner of .*: 'few' is tasks, not a learner: kshot.tasks\('few'\)"
@@ -283,9 +282,9 @@ def test_error_of_a_nested_component_says_where_it_is_nested(registry: Registry)
         registry.learner("wrapper", SPEC, inner="few")
     with pytest.raises(OptionError, match=r"option inner takes a plugin's name and its options.*got {'lr': 1}"):
         registry.learner("wrapper", SPEC, inner={"lr": 1})
-    with pytest.raises(OptionError, match=r"inner: expected Learner, got 5 \(int\)"):
+    with pytest.raises(OptionError, match=r"inner: got 5 \(int\), expected Learner"):
         registry.learner("wrapper", SPEC, inner=5)
-    with pytest.raises(OptionError, match="inner: missing, expected Learner"):
+    with pytest.raises(OptionError, match="inner: got nothing, expected Learner"):
         registry.learner("wrapper", SPEC)
 
 
@@ -293,7 +292,7 @@ def test_error_of_a_nested_component_says_where_it_is_nested(registry: Registry)
 
 
 def test_options_are_remembered_as_plain_values(registry: Registry) -> None:
-    """A run's configuration is written from them, in the type that building gave them."""
+    """A run's configuration is written from them, in the types to which building converted them."""
     how = registry.built(registry.learner("plain", SPEC, lr=1, sizes=(1, 2), seed=4))
     assert how is not None
     assert (how.group, how.name, how.options, how.seed) == (
@@ -306,7 +305,7 @@ def test_options_are_remembered_as_plain_values(registry: Registry) -> None:
 
 
 def test_memory_of_what_was_built_ends_with_it(registry: Registry) -> None:
-    """No component is kept alive by the registry, and no later object inherits its identity."""
+    """The registry keeps no component alive, and a later object does not inherit its record."""
     made = registry.learner("plain", SPEC)
     assert len(registry._built) == 1
     del made
@@ -315,7 +314,7 @@ def test_memory_of_what_was_built_ends_with_it(registry: Registry) -> None:
 
 
 def test_component_without_weak_references_is_remembered_too() -> None:
-    """Slots without ``__weakref__`` are legitimate."""
+    """Slots without ``__weakref__`` are allowed."""
 
     @attrs.frozen(weakref_slot=False)
     class Slotted:
@@ -332,7 +331,7 @@ def test_component_without_weak_references_is_remembered_too() -> None:
 
 
 def test_rebuilding_lays_changed_options_over_the_old_ones(registry: Registry) -> None:
-    """Evaluation may use other options than training; the seed stays, nested tables merge."""
+    """Evaluation may use other options than training; the seed remains, and nested tables are merged."""
     first: Any = registry.learner("wrapper", SPEC, inner={"name": "plain", "lr": 0.5, "sizes": [3]}, seed=9)
     other: Any = registry.rebuild(first, SPEC, inner={"lr": 0.7})
     assert (other.inner.lr, other.inner.sizes) == (0.7, (3,))
@@ -346,7 +345,7 @@ def test_rebuilding_lays_changed_options_over_the_old_ones(registry: Registry) -
 
 
 def test_rebuilding_shares_no_parameters(registry: Registry) -> None:
-    """An encoder that was given as an object is copied, or training one would change the other."""
+    """An encoder that was given as an object is copied; otherwise training one learner would change the other."""
     encoder = torch.nn.Linear(2, 2)
     first = registry.learner("wrapper", SPEC, inner="plain", encoder=encoder)
     other = registry.rebuild(first, SPEC)
@@ -355,7 +354,7 @@ def test_rebuilding_shares_no_parameters(registry: Registry) -> None:
 
 
 def test_info_tells_the_options(registry: Registry) -> None:
-    """Name, type, default and line of documentation; sizes of a memory are the learner's to choose."""
+    """Each has a name, a type, a default and a line of documentation; the learner chooses the sizes of a memory."""
     info = registry.info("plain")
     assert [str(option) for option in info.options] == ["lr: float = 0.1", "sizes: tuple[int, ...] = (1,)"]
     assert info.options[0].doc == "the rate."
@@ -370,7 +369,7 @@ def test_info_tells_the_options(registry: Registry) -> None:
 
 
 def test_error_while_building_names_the_plugin() -> None:
-    """The factory's own exception stays what it is; a note says whose it was."""
+    """The factory's own exception is raised, with a note that names the plugin."""
 
     def fragile(*, way: int = 5) -> Any:
         raise ZeroDivisionError("by nothing")
@@ -385,7 +384,7 @@ def test_error_while_building_names_the_plugin() -> None:
 
 
 def test_learner_factory_without_a_place_for_the_spec_is_refused() -> None:
-    """``factory(spec, **options)`` is the contract."""
+    """A factory must be callable as ``factory(spec, **options)``."""
     made = Registry()
     made.register(lambda *, lr=0.1: None, name="specless", group="learners")
     with pytest.raises(PluginError, match="must take the spec of the tasks as its first argument"):
@@ -397,7 +396,7 @@ def test_learner_factory_without_a_place_for_the_spec_is_refused() -> None:
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder on sys.path for hand-made distributions."""
+    """Return a folder on sys.path for hand-made distributions."""
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
     for name in [name for name in sys.modules if name.startswith("handmade")]:
@@ -419,7 +418,7 @@ def handmade(registry: Registry) -> dict[str, Plugin]:
 
 
 def test_malformed_line_of_entry_points_costs_one_plugin_only(site: Path) -> None:
-    """importlib.metadata would raise for the whole file."""
+    """importlib.metadata would raise an exception for the entire file."""
     (site / "handmade_a.py").write_text("class Tasks:\n    pass\n")
     lines = [
         "no equals sign",
@@ -429,9 +428,9 @@ def test_malformed_line_of_entry_points_costs_one_plugin_only(site: Path) -> Non
     ]
     distribution(site, "handmade", "[other]\nx = y\n[kshot.tasks]\n# note\n" + "\n".join(lines))
     found = handmade(Registry())
-    assert found["no equals sign"].reason == "its entry point is '', not 'module:attribute'"
-    assert found["no-colon"].reason == "its entry point is 'handmade_a', not 'module:attribute'"
-    assert found["Bad_Name"].reason.startswith("'Bad_Name' is no name for a plugin")
+    assert found["no equals sign"].reason == "got the entry point '', expected 'module:attribute'"
+    assert found["no-colon"].reason == "got the entry point 'handmade_a', expected 'module:attribute'"
+    assert found["Bad_Name"].reason.startswith("got the name 'Bad_Name'")
     assert (found["good"].state, found["good"].target) == ("ok", "handmade_a:Tasks")
     assert {p.state for p in found.values()} == {"broken", "ok"}
     for name in set(found) - {"good"}:
@@ -440,15 +439,15 @@ def test_malformed_line_of_entry_points_costs_one_plugin_only(site: Path) -> Non
 
 
 def test_distribution_without_metadata_is_listed_by_its_folder(site: Path) -> None:
-    """What a half-finished pip uninstall leaves must not stop the list."""
+    """What an incomplete pip uninstall leaves behind must not stop the list."""
     distribution(site, "handmade", "[kshot.tasks]\na = handmade_gone:Tasks\n", metadata=False)
     plugin = handmade(Registry())["a"]
     assert (plugin.distribution, plugin.version, plugin.state) == ("handmade", "1.0", "broken")
-    assert plugin.reason.startswith("stale entry point: module handmade_gone is not there")
+    assert plugin.reason.startswith("stale entry point: the module handmade_gone does not exist")
 
 
 def test_distribution_found_twice_counts_once(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An editable install beside its source tree is one: the first on sys.path, whose code is imported."""
+    """An editable install beside its source tree counts once: the first on sys.path, whose code is imported."""
     (site / "handmade_b.py").write_text("class Tasks:\n    pass\n")
     later = tmp_path / "later"
     later.mkdir()
@@ -460,17 +459,17 @@ def test_distribution_found_twice_counts_once(site: Path, tmp_path: Path, monkey
 
 
 def test_manifest_that_is_not_there_is_broken(site: Path) -> None:
-    """The entry point promises it; a wheel that forgot to include it should not go unnoticed."""
+    """A wheel that lacks the file named by its entry point must be noticed."""
     (site / "handmade_c.py").write_text("class Tasks:\n    pass\n")
     points = "[kshot.tasks]\nc = handmade_c:Tasks\n[kshot.manifest]\nc = handmade_c:plugin.toml\n"
     distribution(site, "handmade-c", points)
     plugin = handmade(Registry())["c"]
     assert plugin.state == "broken"
-    assert plugin.reason.startswith("handmade_c/plugin.toml is not there")
+    assert plugin.reason.startswith("handmade_c/plugin.toml does not exist")
 
 
 def test_manifest_of_a_name_without_entry_point_is_shown(site: Path) -> None:
-    """A plugin added since an editable install; the others of the distribution work on."""
+    """A plugin may have been added after an editable install; the others of the distribution still work."""
     package = site / "handmade_d"
     package.mkdir()
     (package / "__init__.py").write_text("class Tasks:\n    pass\n")
@@ -487,7 +486,7 @@ def test_manifest_of_a_name_without_entry_point_is_shown(site: Path) -> None:
 
 
 def test_refresh_sees_what_was_installed_since(site: Path) -> None:
-    """pip install in a notebook; and a plugin that failed is tried again."""
+    """``refresh`` is for pip install in a notebook; a plugin that failed is tried again."""
     made = Registry()
     assert handmade(made) == {}
     (site / "handmade_e.py").write_text("raise ValueError('not yet')\n")
@@ -497,14 +496,14 @@ def test_refresh_sees_what_was_installed_since(site: Path) -> None:
     with pytest.raises(PluginError, match="not yet"):
         made.load("e")
     assert made.find("e").state == "broken"
-    (site / "handmade_e.py").write_text("class Tasks:\n    pass\n# mended\n")
+    (site / "handmade_e.py").write_text("class Tasks:\n    pass\n# fixed\n")
     made.refresh()
     assert made.find("e").state == "ok"
     assert made.load("e").__name__ == "Tasks"
 
 
 def test_target_that_is_not_callable_is_broken(site: Path) -> None:
-    """An entry point that names a constant."""
+    """An entry point may name a constant by mistake."""
     (site / "handmade_f.py").write_text("Tasks = 3\n")
     distribution(site, "handmade-f", "[kshot.tasks]\nf = handmade_f:Tasks\n")
     with pytest.raises(PluginError, match="neither a class nor a function"):
@@ -512,7 +511,7 @@ def test_target_that_is_not_callable_is_broken(site: Path) -> None:
 
 
 def test_listing_among_sixty_distributions_finds_every_plugin(site: Path) -> None:
-    """With its manifest, among distributions that are no plugins (how long it takes: benchmarks/startup.py)."""
+    """All plugins are listed with their manifests (benchmarks/startup.py measures how long it takes)."""
     for i in range(60):
         name = f"handmade-{i}"
         package = site / f"handmade_x{i}"
@@ -528,7 +527,7 @@ def test_listing_among_sixty_distributions_finds_every_plugin(site: Path) -> Non
 
 
 def test_importing_the_registry_imports_no_torch() -> None:
-    """Listing stays within its import budget."""
+    """Listing plugins stays within its import budget."""
     heavy = "[m for m in ('torch', 'numpy', 'pluggy') if m in sys.modules]"
     program = f"import sys, kshot.registry; kshot.registry.plugins(); print({heavy})"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -536,7 +535,7 @@ def test_importing_the_registry_imports_no_torch() -> None:
 
 
 def test_every_first_party_name_has_group_and_distribution() -> None:
-    """The table answers for all of ours, the distribution `kshot-NAME` wherever the two are alike."""
+    """The table has all of our plugins; a distribution is called `kshot-NAME` unless it has several plugins."""
     table = tomllib.loads(Path(kshot.registry.__file__).with_name("first_party.toml").read_text(encoding="utf-8"))
     elsewhere = {
         "toy-sinusoids": "kshot-toy",

@@ -1,4 +1,4 @@
-"""What these tests look at: the repository itself, project by project."""
+"""Fixtures of these tests, which examine the repository itself, project by project."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def load_install() -> ModuleType:
-    """The script that tox calls before each proof knows what projects there are."""
+    """Import the script that tox calls before each proof; it knows which projects there are."""
     spec = importlib.util.spec_from_file_location("kshot_repository_install", Path(__file__).with_name("install.py"))
     assert spec is not None
     assert spec.loader is not None
@@ -32,7 +32,7 @@ def root() -> Path:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that takes ``project`` is about every distribution's folder, one that takes ``plugin`` about plugins'."""
+    """Run a test with the argument ``project`` for every distribution, and one with ``plugin`` for every plugin."""
     projects = load_install().projects()
     for name, folders in (("project", projects), ("plugin", projects[1:])):
         if name in metafunc.fixturenames:

@@ -1,4 +1,4 @@
-"""What is imported is declared, public, and allowed: told from the sources, so that no environment can hide it."""
+"""Imports are declared, public and allowed; this is read from the sources, so that no environment can hide it."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from typing import NamedTuple
 import pytest
 
 IMPORT_NAMES = {"pillow": "PIL", "attrs": "attr attrs", "scikit-learn": "sklearn", "pyyaml": "yaml"}
-"""Distributions whose import names are not their own with underscores."""
+"""Distributions whose import names differ from their own names."""
 
 
 class Import(NamedTuple):
-    """One import: ``module`` and the ``name`` taken from it ('' for the module itself), and where it stands."""
+    """One import: the ``module``, the ``name`` imported from it ('' for the module itself), and its line."""
 
     module: str
     name: str
     line: int
     when: str
-    """run: with the module; later: in a function; never: for the type checker only; perhaps: an ImportError is met."""
+    """run: with the module; later: in a function; never: for the type checker only; perhaps: ImportError is caught."""
 
 
 def imports_of(text: str, package: str) -> Iterator[Import]:
-    """Every import of a source file that lies in ``package``."""
+    """Yield every import of a source file that is in ``package``."""
 
     def walk(node: ast.AST, when: str) -> Iterator[Import]:
         if isinstance(node, ast.Import):
@@ -49,7 +49,7 @@ def imports_of(text: str, package: str) -> Iterator[Import]:
 
 
 def sources(project: Path) -> dict[str, Path]:
-    """Dotted module name -> file, of a project's src folder."""
+    """Map the dotted name of each module in a project's src folder to its file."""
     src = project / ("core/src" if (project / "core").is_dir() else "src")
     names = {}
     for file in sorted(src.rglob("*.py")):
@@ -60,6 +60,7 @@ def sources(project: Path) -> dict[str, Path]:
 
 
 def imports_by_module(project: Path) -> dict[str, list[Import]]:
+    """Map each module of a project to its imports."""
     found = {}
     for module, file in sources(project).items():
         package = module if file.name == "__init__.py" else module.rpartition(".")[0]
@@ -73,7 +74,7 @@ def core(root: Path) -> dict[str, list[Import]]:
 
 
 def test_imports_are_told_apart() -> None:
-    """The tests below are worth what this reading of the sources is worth."""
+    """The tests below depend on reading the sources correctly."""
     text = (
         "import os.path\nfrom . import near\nfrom ..up import name\n"
         "if TYPE_CHECKING:\n    import typed\n"
@@ -91,7 +92,7 @@ def test_imports_are_told_apart() -> None:
 
 
 def test_every_import_is_declared(project: Path, install: ModuleType) -> None:
-    """What happens to be there, because another package brought it, is missing on somebody's machine."""
+    """A module that is only installed because another package needs it is missing on some machines."""
     declared = {*install.required(project), *extras(project, install)}
     allowed = {name for d in declared for name in IMPORT_NAMES.get(d, d.replace("-", "_")).split()}
     own = {module.partition(".")[0] for module in sources(project)}
@@ -105,13 +106,13 @@ def test_every_import_is_declared(project: Path, install: ModuleType) -> None:
 
 
 def extras(project: Path, install: ModuleType) -> set[str]:
-    """Distributions of the optional dependencies: the kit's pytest plugin imports pytest, which only tests have."""
+    """Return the distributions of the optional dependencies; only tests have pytest, which the kit's plugin imports."""
     lines = [line for group in install.table(project).get("optional-dependencies", {}).values() for line in group]
     return {line.split(">")[0].split("[")[0].strip().lower() for line in lines}
 
 
 def test_nothing_is_declared_in_vain(project: Path, install: ModuleType) -> None:
-    """A dependency that nothing imports is paid for by everyone who installs."""
+    """Everyone who installs the project pays for a dependency that nothing imports."""
     used = {found.module.partition(".")[0] for all_found in imports_by_module(project).values() for found in all_found}
     idle = [
         name
@@ -122,7 +123,7 @@ def test_nothing_is_declared_in_vain(project: Path, install: ModuleType) -> None
 
 
 def test_only_the_test_extra_has_pytest(project: Path, install: ModuleType, core: dict[str, list[Import]]) -> None:
-    """The kit's pytest plugin is loaded by pytest; nothing else may need it."""
+    """pytest loads the kit's pytest plugin; nothing else may need pytest."""
     needing = {
         m for m, found in imports_by_module(project).items() if any(i.module.split(".")[0] == "pytest" for i in found)
     }
@@ -130,7 +131,7 @@ def test_only_the_test_extra_has_pytest(project: Path, install: ModuleType, core
 
 
 def test_plugins_use_what_is_public(plugin: Path) -> None:
-    """The one rule: no underscore in the path is public, but for the command line, which is for people."""
+    """A module is public if no part of its path has an underscore, except the command line."""
     private = [
         f"{module}, line {found.line}: {found.module} {found.name}".strip()
         for module, all_found in imports_by_module(plugin).items()
@@ -145,7 +146,7 @@ def test_plugins_use_what_is_public(plugin: Path) -> None:
 
 
 def test_plugins_import_names_that_the_core_has(plugin: Path, root: Path) -> None:
-    """Names that are only there because another module of the core imported them are nobody's promise."""
+    """A name that a module has only because it imports it may disappear."""
     import importlib
 
     missing = []
@@ -168,12 +169,12 @@ LAYERS = {
     "kshot.protocols": {"kshot.episode", "kshot.preparing", "kshot.spec", "torch"},
     "kshot.functional": {"kshot.functional", "torch"},
 }
-"""What the lowest layers may import beside the standard library; a package stands for all its modules."""
+"""What the lowest layers may import besides the standard library; a package stands for all its modules."""
 
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_the_lowest_layers_import_only_what_lies_below(layer: str, core: dict[str, list[Import]]) -> None:
-    """Mathematics and values that know nothing of engine and registry can be read, tested and reused alone."""
+    """Mathematics and values can then be read, tested and reused without the engine and the registry."""
     above = [
         f"{module}, line {found.line}: {found.module}"
         for module, all_found in core.items()
@@ -186,7 +187,7 @@ def test_the_lowest_layers_import_only_what_lies_below(layer: str, core: dict[st
 
 
 def test_nothing_in_the_core_knows_the_command_line_or_the_kit(core: dict[str, list[Import]]) -> None:
-    """They stand on top: a library that is imported in a notebook has no use for either."""
+    """A library that is imported in a notebook needs neither."""
     upwards = [
         f"{module}, line {found.line}: {found.module}"
         for module, all_found in core.items()
@@ -198,14 +199,15 @@ def test_nothing_in_the_core_knows_the_command_line_or_the_kit(core: dict[str, l
 
 
 def targets(module: str, found: Import, core: dict[str, list[Import]]) -> set[str]:
-    """The modules of the core that an import needs, apart from the packages that the importing module lies in."""
+    """Return the modules of the core that an import needs, without the packages that contain the importing module."""
     named = f"{found.module}.{found.name}" if f"{found.module}.{found.name}" in core else found.module
     return {named} if named in core and named != "kshot" and not f"{module}.".startswith(f"{named}.") else set()
 
 
 def test_modules_of_the_core_import_each_other_in_one_direction(core: dict[str, list[Import]]) -> None:
-    """A circle is two modules that can't be read, or moved, one without the other: an import inside a function, or for
-    the type checker alone, hides it but does not open it."""
+    """Two modules in a circle can't be read or moved separately. An import inside a function, or for the type checker
+    only, hides the circle but does not open it.
+    """
     below = {module: set().union(*(targets(module, i, core) for i in found)) for module, found in core.items()}
     while leaves := {module for module, wanted in below.items() if not wanted & set(below)}:
         below = {module: wanted for module, wanted in below.items() if module not in leaves}
@@ -213,11 +215,11 @@ def test_modules_of_the_core_import_each_other_in_one_direction(core: dict[str, 
 
 
 WINGS = ["values", "registry", "kshot._engine", "kshot.runs", "kshot.cli"]
-"""From the lowest to the highest. Values, protocols, mathematics and data are all that is in no other wing."""
+"""The wings of the core from the lowest to the highest; values, protocols, mathematics and data are the rest."""
 
 
 def wing(module: str) -> int:
-    """The place of a module in ``WINGS``."""
+    """Return the place of a module in ``WINGS``."""
     found = [i for i, name in enumerate(WINGS) if module == name or module.startswith(f"{name}.")]
     return found[0] if found else WINGS.index("registry") if module.startswith("kshot.registry") else 0
 
@@ -236,10 +238,10 @@ def test_no_wing_imports_a_higher_one(core: dict[str, list[Import]]) -> None:
 
 
 def test_no_module_of_the_core_names_a_first_party_plugin(root: Path, install: ModuleType) -> None:
-    """Plugins are found, not known: only first_party.toml, which answers an unknown name, may have their names."""
+    """Plugins are discovered; only first_party.toml, which answers a request for an unknown name, may name them."""
     distributions = {install.table(plugin)["name"] for plugin in install.projects()[1:]}
     packages = {name.replace("-", "_") for name in distributions}
-    # Tasks may be called like what is in them: a stream is also something that any tasks may provide.
+    # Names of tasks are excluded, because they may be ordinary words: any tasks may provide a stream.
     names = distributions | packages
     for plugin in install.projects()[1:]:
         for group, entries in install.table(plugin).get("entry-points", {}).items():

@@ -1,4 +1,4 @@
-"""Every folder of the repository has its agreed shape: thirty plugins are as easy to find one's way in as one."""
+"""Every folder of the repository has the agreed shape, so that all plugins are arranged in the same way."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from pathlib import Path
 from types import ModuleType
 
 LIBRARIES = {"sklearn"}
-"""Plugins that nobody asks for by name, as they are imported in code."""
+"""Plugins that are imported in code and register nothing."""
 
 SKIPPED = {".git", ".tox", ".venv", "build", "dist", "node_modules", "__pycache__", "runs"}
 
 
 def files(root: Path, pattern: str) -> list[Path]:
-    """Files of the repository, without what tools leave in it."""
-    found = []
+    """Return the files of the repository without those that tools leave in it."""
+    matching = []
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = [s for s in subfolders if s not in SKIPPED and not s.startswith((".venv", ".tox"))]
-        found += [Path(folder) / name for name in names if re.fullmatch(pattern, name)]
-    return sorted(found)
+        matching += [Path(folder) / name for name in names if re.fullmatch(pattern, name)]
+    return sorted(matching)
 
 
 def console_lines(text: str) -> list[str]:
-    """The lines of a document's console blocks."""
+    """Return the lines of a document's console blocks."""
     blocks = re.findall(r"^```(?:console|sh|bash)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     return [line for block in blocks for line in block.splitlines() if line]
 
 
 def test_a_plugin_s_folder_has_its_agreed_shape(plugin: Path, install: ModuleType) -> None:
-    """Who knows one plugin finds their way in each: names follow from the folder's, and nothing is missing."""
+    """All names follow from the folder's name, and no file is missing."""
     package = f"kshot_{plugin.name.replace('-', '_')}"
     expected = [
         "pyproject.toml",
@@ -53,25 +53,25 @@ def test_a_plugin_s_folder_has_its_agreed_shape(plugin: Path, install: ModuleTyp
 
 
 def test_a_manifest_says_the_same_as_the_entry_points(plugin: Path, install: ModuleType) -> None:
-    """A name that only one of them has is listed without its summary, or never found."""
+    """A name that is in one of them only is listed without a summary, or is never found."""
     from kshot.registry import manifest
 
     package = f"kshot_{plugin.name.replace('-', '_')}"
-    said = manifest.read(plugin / "src" / package / "plugin.toml")
+    content = manifest.read(plugin / "src" / package / "plugin.toml")
     points = {
         (group.removeprefix("kshot."), name)
         for group, entries in install.table(plugin)["entry-points"].items()
         if group not in ("kshot.manifest", "kshot.preparations")
         for name in entries
     }
-    assert set(said.entries) == points
-    assert [key for key, entry in said.entries.items() if not entry.summary] == []
+    assert set(content.entries) == points
+    assert [key for key, entry in content.entries.items() if not entry.summary] == []
     if plugin.parent.name == "contrib":
-        assert said.lifecycle == "incubating", "contrib promises no stability"
+        assert content.lifecycle == "incubating", "got another lifecycle, expected incubating for contrib"
 
 
 def test_a_plugin_s_readme_says_how_to_install_and_run_it(plugin: Path, install: ModuleType) -> None:
-    """It is the page that a package index shows: it stands alone."""
+    """A package index shows this page, so it must be complete by itself."""
     text = (plugin / "README.md").read_text(encoding="utf-8")
     assert text.startswith(f"# kshot-{plugin.name}\n")
     lines = console_lines(text)
@@ -82,14 +82,14 @@ def test_a_plugin_s_readme_says_how_to_install_and_run_it(plugin: Path, install:
 
 
 def test_versions_are_bounded_from_below_only(project: Path, install: ModuleType) -> None:
-    """An upper bound of torch, written today, keeps people from a torch that works tomorrow."""
+    """An upper bound for torch would exclude later versions that work."""
     lines = install.required(project).values()
     assert [line for line in lines if re.search(r"<|==|~=", line)] == []
     assert [line for line in lines if ">=" not in line] == []
 
 
 def test_an_algorithm_is_one_file_that_can_be_read_in_one_sitting(plugin: Path, install: ModuleType) -> None:
-    """A learner or a memory is read like its paper's algorithm box: at most 200 lines."""
+    """The file of a learner or a memory, which is read like its paper's algorithm box, has at most 200 lines."""
     entries = install.table(plugin)["entry-points"]
     targets = [t for group in ("kshot.learners", "kshot.memories") for t in entries.get(group, {}).values()]
     long = {}
@@ -114,20 +114,20 @@ def test_a_file_of_sources_is_read_in_one_sitting(root: Path, install: ModuleTyp
 
 
 def test_test_files_have_unique_names(root: Path) -> None:
-    """Test folders are no packages, so a name is all that tells two files apart in a report."""
+    """Test folders are not packages, so reports distinguish two files by their names only."""
     names = Counter(file.name for file in files(root, r"test_.*\.py"))
     assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_test_folders_are_no_packages(root: Path, install: ModuleType) -> None:
-    """They are imported by path, and can't lean on one another by accident."""
+    """Test files are imported by path, so that they can't depend on each other by accident."""
     folders = [root / "tests", *(project / "tests" for project in install.projects())]
     inits = [p for folder in folders for p in files(folder, r"__init__\.py") if "src" not in p.parts]
     assert inits == []
 
 
 def test_tox_proves_every_plugin_alone(root: Path, install: ModuleType) -> None:
-    """A plugin that is only ever tested beside the others may need them without knowing."""
+    """A plugin that is only tested together with others may need them without declaring it."""
     tox = configparser.ConfigParser(interpolation=None)
     tox.read(root / "tox.ini", encoding="utf-8")
     (listed,) = re.findall(r"plugin-\{([\w,-]+)\}", tox["tox"]["env_list"])
@@ -135,7 +135,7 @@ def test_tox_proves_every_plugin_alone(root: Path, install: ModuleType) -> None:
 
 
 def test_lint_sees_every_source_folder(root: Path, install: ModuleType) -> None:
-    """Strict types hold for contributed plugins too."""
+    """Strict types are required for contributed plugins too."""
     tox = configparser.ConfigParser(interpolation=None)
     tox.read(root / "tox.ini", encoding="utf-8")
     groups = {plugin.parent.name for plugin in install.projects()[1:]}
@@ -144,7 +144,7 @@ def test_lint_sees_every_source_folder(root: Path, install: ModuleType) -> None:
 
 
 def test_ci_runs_the_readme_s_test_command(root: Path) -> None:
-    """What a newcomer is told to type is what is known to work."""
+    """The command that newcomers are asked to type is the one that is known to work."""
     commands = [line for line in console_lines((root / "README.md").read_text("utf-8")) if "tox run" in line]
     assert len(commands) == 1
     script = root / ".ci" / "run"
@@ -153,18 +153,18 @@ def test_ci_runs_the_readme_s_test_command(root: Path) -> None:
 
 
 def test_no_file_names_a_folder_of_somebody_s_machine(root: Path) -> None:
-    """Such a path works for one person, and tells the others nothing."""
+    """Such a path works on one machine only."""
     homes = re.compile(r"(?<![\w.:/])/(?:home|Users|root|work)/\w")
-    told = [
+    naming = [
         str(file.relative_to(root))
         for file in files(root, r".*\.(?:py|md|toml|ini|sh)|run")
         if homes.search(file.read_text(encoding="utf-8"))
     ]
-    assert told == []
+    assert naming == []
 
 
 def test_links_between_documents_lead_somewhere(root: Path) -> None:
-    """A map with a missing road is worse than none."""
+    """A link to a missing file misleads the reader."""
     dead = []
     for file in files(root, r".*\.md"):
         for target in re.findall(r"\]\(([^)#:]+)(?:#[\w-]*)?\)", file.read_text(encoding="utf-8")):

@@ -1,6 +1,6 @@
-"""``kshot list`` answers at once: it imports no plugin, no torch, and little else.
+"""``kshot list`` answers quickly, because it imports no plugin, no torch, and few other modules.
 
-How long it takes is measured by ``benchmarks/startup.py``; a timed test would fail on a busy machine.
+``benchmarks/startup.py`` measures how long it takes; a timed test would fail on a busy machine.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from importlib import metadata
 
 MODULES = 220
-"""Standard library included. A list imports the core's own few modules, attrs, click and what reads entry points."""
+"""The budget, including the standard library: a list needs a few modules of the core, attrs, click and importlib."""
 
 LIST = """
 import contextlib, io, json, sys
@@ -29,7 +29,7 @@ def listing() -> dict[str, object]:
 
 
 def test_list_imports_no_plugin_and_no_torch() -> None:
-    """A broken plugin must not break the list, and a second's wait for torch would make nobody ask again."""
+    """A broken plugin must not break the list, and users do not want to wait for torch."""
     answer = listing()
     assert "cpu" in str(answer["shown"])  # it did list
     loaded = {str(module).partition(".")[0] for module in answer["modules"]}  # type: ignore[attr-defined]
@@ -38,6 +38,6 @@ def test_list_imports_no_plugin_and_no_torch() -> None:
 
 
 def test_list_imports_few_modules() -> None:
-    """Start-up time is lost by one import at a time."""
+    """Every import adds to the start-up time."""
     modules = listing()["modules"]
     assert len(modules) <= MODULES, modules  # type: ignore[arg-type]

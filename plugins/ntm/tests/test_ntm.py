@@ -264,7 +264,7 @@ def test_options_that_make_no_machine_are_refused():
     """Heads and slots are the memory's to judge, units the controller's."""
     with pytest.raises(OptionError, match="hidden is 0"):
         kshot.learner("ntm", bits(2), hidden=0)
-    with pytest.raises(OptionError, match="controller: expected one of 'feedforward', 'lstm', got 'gru'"):
+    with pytest.raises(OptionError, match="controller: got 'gru', expected one of 'feedforward', 'lstm'"):
         kshot.learner("ntm", bits(2), controller="gru")
     with pytest.raises(OptionError, match="9 read and 1 write heads came for 4 slots"):
         kshot.learner("ntm", bits(2), memory={"name": "ntm-memory", "slots": 4, "reads": 9})

@@ -1,4 +1,4 @@
-"""Values of options: what text means, and how a value becomes the type that an annotation asks for."""
+"""Convert values of options: text to values, and values to the type that an annotation demands."""
 
 from __future__ import annotations
 
@@ -17,22 +17,32 @@ __all__ = ["Raw", "WrongType", "convert", "did_you_mean", "nearest", "parse_lite
 
 
 class Raw(str):
-    """Text of a command-line flag, read by the option's type: 5 for an int, '5' for a str."""
+    """Text of a command-line flag, which is read according to the option's type: 5 for an int, '5' for a str.
+
+    Example:
+        >>> convert(Raw("5"), int), convert(Raw("5"), str)
+        (5, '5')
+    """
 
     __slots__ = ()
 
 
 class WrongType(Exception):
-    """A value does not fit an annotation; the message is what follows the option's name."""
+    """Raised when a value does not fit an annotation; the message is meant to follow the option's name."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that is most like ``name``, or None where none is near."""
+    """Return the known name that is most similar to ``name``, or None if none is similar."""
     return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)), None)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'shot'?"``, or '' where nothing is near."""
+    """Return the hint ``"; did you mean 'shot'?"``, or an empty string if no known name is similar.
+
+    Example:
+        >>> did_you_mean("shots", ["way", "shot"])
+        "; did you mean 'shot'?"
+    """
     near = nearest(name, known)
     return f"; did you mean {near!r}?" if near else ""
 
@@ -41,10 +51,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def parse_literal(text: str) -> Any:
-    """The value that ``text`` writes in TOML's syntax, or the text itself where it is none.
+    """Read text in TOML's syntax; return the text itself if it is not valid TOML.
 
-    ``5``, ``1e-3``, ``true``, ``[1, 2]``, ``{lr = 0.1}`` and ``"quoted"`` are what they look like; ``none``
-    is None, ``.5`` and ``True`` are taken too; ``omniglot``, ``a/b.zip`` and dates are strings.
+    ``5``, ``1e-3``, ``true``, ``[1, 2]``, ``{lr = 0.1}`` and ``"quoted"`` are what they look like. Unlike in TOML,
+    ``none`` is None, and ``.5`` and ``True`` are accepted. ``omniglot``, ``a/b.zip`` and dates are strings.
+
+    Example:
+        >>> parse_literal("[1, 2]"), parse_literal("none"), parse_literal("omniglot")
+        ([1, 2], None, 'omniglot')
     """
     text = text.strip()
     words = {"none": None, "null": None, "true": True, "false": False}
@@ -64,7 +78,7 @@ def parse_literal(text: str) -> Any:
 
 
 def _plain(value: Any) -> bool:
-    """Whether JSON could write it; TOML's dates and times are not meant by anyone who types an option."""
+    """Say whether JSON can write the value. TOML's dates and times can't be meant as the value of an option."""
     if isinstance(value, dict | list):
         return all(map(_plain, value.values() if isinstance(value, dict) else value))
     return isinstance(value, str | bool | int | float)
@@ -74,7 +88,12 @@ def _plain(value: Any) -> bool:
 
 
 def type_text(annotation: Any) -> str:
-    """An annotation as a reader would write it: no module paths, choices as their values."""
+    """Return an annotation as a reader would write it: without module paths, and choices by their values.
+
+    Example:
+        >>> type_text(tuple[int, ...] | None)
+        'tuple[int, ...] | None'
+    """
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is Any:
         return "any"
@@ -108,7 +127,7 @@ _SCALARS: dict[type, tuple[Any, str]] = {
 }
 _ORDERED = (list, tuple, range)
 _ANY_ORDER = (*_ORDERED, set, frozenset)
-_CONTAINERS: dict[Any, tuple[Any, Any]] = {  # what is taken, what it becomes
+_CONTAINERS: dict[Any, tuple[Any, Any]] = {  # accepted types, and the type of the result
     tuple: (_ORDERED, tuple),
     list: (_ORDERED, list),
     abc.Sequence: (_ORDERED, tuple),
@@ -123,14 +142,26 @@ _CONTAINERS: dict[Any, tuple[Any, Any]] = {  # what is taken, what it becomes
 
 
 def convert(value: Any, annotation: Any) -> Any:
-    """``value`` in the type of ``annotation``; ``Raw`` is read by the type. Raises WrongType."""
+    """Convert a value to the type of an annotation.
+
+    Args:
+        value: any value; ``Raw`` text is read according to the annotation.
+        annotation: a type, or a construct of ``typing``. Annotations that can't be checked accept anything.
+
+    Raises:
+        WrongType: the value does not fit.
+
+    Example:
+        >>> convert([1, 2], tuple[float, ...])
+        (1.0, 2.0)
+    """
     if not isinstance(value, Raw):
         return _convert(value, annotation)
     parsed = parse_literal(value)
     try:
         return _convert(parsed, annotation)
     except WrongType as exc:
-        try:  # '2024' is a fine name of a folder
+        try:  # the text may be meant as it is: a folder can be called '2024'
             return _convert(str(value), annotation)
         except WrongType:
             raise exc from None
@@ -139,7 +170,7 @@ def convert(value: Any, annotation: Any) -> Any:
 def _convert(value: Any, annotation: Any) -> Any:
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     kind = origin or annotation
-    is_class = inspect.isclass(kind)  # else a name for type checkers only, a type variable: anything goes
+    is_class = inspect.isclass(kind)  # if not, it is a type variable or a name for type checkers: accept anything
     if annotation is Any:
         return value
     if origin is typing.Annotated:
@@ -163,7 +194,7 @@ def _convert(value: Any, annotation: Any) -> Any:
     if kind is abc.Callable:
         return _checked(value, callable(value), "a callable")
     if getattr(kind, "_is_protocol", False):
-        # What a protocol demands is the business of who uses it; but no plain value is a learner.
+        # Who uses the component checks the protocol; here, only plain values are excluded.
         plain = isinstance(value, str | bytes | int | float | list | tuple | dict | None)
         return _checked(value, not plain, type_text(annotation))
     try:
@@ -178,7 +209,7 @@ def _checked(value: Any, fits: bool, expected: str) -> Any:
         return value
     text = repr(value)
     text = text if len(text) <= 80 else text[:77] + "..."
-    raise WrongType(f"expected {expected}, got {text} ({type(value).__name__})")
+    raise WrongType(f"got {text} ({type(value).__name__}), expected {expected}")
 
 
 def _choice(value: Any, choices: tuple[Any, ...]) -> Any:
@@ -186,11 +217,11 @@ def _choice(value: Any, choices: tuple[Any, ...]) -> Any:
         if type(value) is type(choice) and value == choice:  # True is not 1
             return choice
     hint = did_you_mean(value, [c for c in choices if isinstance(c, str)]) if isinstance(value, str) else ""
-    raise WrongType(f"expected one of {', '.join(map(repr, choices))}, got {value!r}{hint}")
+    raise WrongType(f"got {value!r}, expected one of {', '.join(map(repr, choices))}{hint}")
 
 
 def _member(value: Any, annotation: Any, members: tuple[Any, ...]) -> Any:
-    # A value that is one of the types already stays as it is: 5 for `float | int`, 'a' for `Path | str`.
+    # A value that already has one of the types stays unchanged: 5 for `float | int`, 'a' for `Path | str`.
     if type(value) in members:
         return value
     messages = []
@@ -200,23 +231,23 @@ def _member(value: Any, annotation: Any, members: tuple[Any, ...]) -> Any:
         except WrongType as exc:
             if member is not types.NoneType:
                 messages.append(str(exc))
-    # For `X | None` the message about X is the useful one.
+    # For `X | None`, the message about X is the useful one.
     if len(messages) == 1 and isinstance(value, str | list | tuple | dict):
         raise WrongType(f"{messages[0]} (or None)")
     return _checked(value, False, type_text(annotation))
 
 
 def _container(value: Any, annotation: Any, kind: Any, args: tuple[Any, ...]) -> Any:
-    accepted, made = _CONTAINERS[kind]
+    accepted, container = _CONTAINERS[kind]
     _checked(value, isinstance(value, accepted), type_text(annotation))
     fixed = kind is tuple and args and args[-1] is not Ellipsis
     if fixed:
         _checked(value, len(value) == len(args), f"{type_text(annotation)} of {len(args)} values")
     try:
-        if made is dict:
+        if container is dict:
             of_key, of_value = args or (Any, Any)
             return {convert(key, of_key): convert(item, of_value) for key, item in value.items()}
         each = args if fixed else [args[0] if args else Any] * len(value)
-        return made(convert(item, item_type) for item, item_type in zip(value, each, strict=True))
+        return container(convert(item, item_type) for item, item_type in zip(value, each, strict=True))
     except WrongType as exc:
-        raise WrongType(f"expected {type_text(annotation)}, got {value!r}: in it {exc}") from None
+        raise WrongType(f"got {value!r}, expected {type_text(annotation)}; of an element: {exc}") from None

@@ -1,4 +1,4 @@
-"""Finds the installed plugins: entry points say where they are, ``plugin.toml`` what they are. Imports none."""
+"""Find the installed plugins by their entry points and ``plugin.toml`` files, without importing them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kshot.registry.plugin import NAME, Plugin, State
 
 STALE = "stale entry point"
 _INSTALL_AS = {"sklearn": "scikit-learn", "PIL": "pillow", "cv2": "opencv-python", "yaml": "pyyaml"}
-_NOT_PLUGINS = ("manifest", "preparations")  # groups of entry points that name something else than plugins
+_NOT_PLUGINS = ("manifest", "preparations")  # groups of entry points that do not name plugins
 _Line = tuple[str, str, str]  # of entry_points.txt: group without 'kshot.', name, value
 
 
@@ -34,9 +34,9 @@ _BUILTIN_PREPARATIONS = frozenset({"kshot.episode:as_inputs"})
 
 
 def installed() -> Iterator[tuple[Plugin, ManifestError | None]]:
-    """Every plugin of every distribution on sys.path, in the state that can be told without importing it.
+    """Yield every plugin of every distribution on sys.path, in the state that is known without importing it.
 
-    With the exception that put it into this state, where one did.
+    Each comes with the exception that caused this state, or None.
     """
     try:
         version = importlib.metadata.distribution("kshot").version
@@ -49,15 +49,19 @@ def installed() -> Iterator[tuple[Plugin, ManifestError | None]]:
         if lines := _entry_lines(distribution):
             name, version = _identity(distribution)
             normal = re.sub(r"[-_.]+", "-", name).lower()
-            if normal not in seen:  # the first on sys.path is the one whose code is imported
+            if normal not in seen:  # Python imports the code of the first one on sys.path
                 seen.add(normal)
                 yield from _plugins_of(name, version, lines)
 
 
 def preparations() -> frozenset[str]:
-    """``module:function`` of every function that an installed distribution has registered as preparing inputs.
+    """Return every function that an installed distribution has registered as preparing inputs, as ``module:function``.
 
-    A plugin registers one by an entry point of the group ``kshot.preparations``. Imports none of them.
+    A plugin registers a function by an entry point of the group ``kshot.preparations``. None of them is imported.
+
+    Example:
+        >>> "kshot.episode:as_inputs" in preparations()
+        True
     """
     lines = (line for distribution in importlib.metadata.distributions() for line in _entry_lines(distribution))
     return _BUILTIN_PREPARATIONS | {target for group, _, target in lines if group == "preparations"}
@@ -91,29 +95,29 @@ def _plugins_of(name: str, version: str, lines: list[_Line]) -> Iterator[tuple[P
     for (group, plugin_name), entry in entries.items() if manifest.api_level == API_LEVEL else ():
         reason = (
             f"plugin.toml describes it, but {name} {version} has no such entry point in kshot.{group}: "
-            f"correct the name, or install {name} again if it was added since"
+            f"correct the name, or install {name} again if the entry point was added later"
         )
         yield Plugin(plugin_name, group, name, version, "", "broken", reason, entry.summary, entry.kinds), None
 
 
 def _misnamed(plugin: Plugin) -> tuple[State, str] | None:
-    """What is wrong with the entry point itself."""
+    """Return the state and the reason if the entry point itself is wrong, or None."""
     module = plugin.target.partition(":")[0]
     if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", plugin.target):
-        return "broken", f"its entry point is {plugin.target!r}, not 'module:attribute'"
+        return "broken", f"got the entry point {plugin.target!r}, expected 'module:attribute'"
     if not re.fullmatch(NAME, plugin.name):
-        return "broken", f"{plugin.name!r} is no name for a plugin; small letters, digits and hyphens are"
+        return "broken", f"got the name {plugin.name!r}, expected lower-case letters, digits and hyphens"
     if module_spec(module) is None:
         owner = plugin.distribution
         return "broken", (
-            f"{STALE}: module {module} is not there, though {owner} is installed; it may be half "
+            f"{STALE}: the module {module} does not exist, although {owner} is installed; it may be only partly "
             f"removed: pip install --force-reinstall {owner}, or pip uninstall {owner}"
         )
     return None
 
 
 def _needs(manifest: Manifest, distribution: str) -> tuple[State, str]:
-    """Whether what the manifest asks for is here."""
+    """Return the state and the reason: whether the API level fits and the required modules are installed."""
     if manifest.api_level != API_LEVEL:
         update = "kshot" if manifest.api_level > API_LEVEL else distribution
         speaks = f"needs API level {manifest.api_level}, this kshot speaks {API_LEVEL}"
@@ -125,11 +129,11 @@ def _needs(manifest: Manifest, distribution: str) -> tuple[State, str]:
     return "ok", ""
 
 
-# -------------------- reading what is on the disk
+# -------------------- reading files
 
 
 def _text(distribution: Distribution, *files: str) -> str:
-    """The first of these files that says anything, or ''."""
+    """Return the text of the first of these files that is not empty, or an empty string."""
     try:
         return next(filter(None, map(distribution.read_text, files)), "")
     except (OSError, UnicodeDecodeError):
@@ -137,51 +141,55 @@ def _text(distribution: Distribution, *files: str) -> str:
 
 
 def _entry_lines(distribution: Distribution) -> list[_Line]:
-    """The lines of our groups. A value is '' where the line can't be read."""
-    # Read by hand: of a hundred installed distributions a few are ours, and one malformed line (which
-    # importlib.metadata would raise for) must cost one plugin only.
+    """Return the entry points of kshot's groups. The value of a malformed line is an empty string."""
+    # Parse the file here instead of by importlib.metadata: most distributions are not plugins, and one malformed
+    # line, for which importlib.metadata raises an exception, must affect one plugin only.
     text = _text(distribution, "entry_points.txt")
     if "kshot." not in text:
         return []
-    found, group = [], ""
+    entries, group = [], ""
     for line in map(str.strip, text.splitlines()):
         if line.startswith("[") and line.endswith("]"):
             group = line[1:-1].strip()
         elif line and line[0] not in "#;" and group.startswith("kshot.") and group[6:] in (*GROUPS, *_NOT_PLUGINS):
             name, _, value = map(str.strip, line.partition("="))
-            value = re.sub(r"\s*\[[^\]]*\]$", "", value)  # extras mean nothing to us
-            found.append((group[6:], name, re.sub(r"\s*:\s*", ":", value)))
-    return found
+            value = re.sub(r"\s*\[[^\]]*\]$", "", value)  # extras are ignored
+            entries.append((group[6:], name, re.sub(r"\s*:\s*", ":", value)))
+    return entries
 
 
 def _identity(distribution: Distribution) -> tuple[str, str]:
-    """Name and version from the headers of METADATA, without parsing the long description below them."""
+    """Read name and version from the headers of METADATA, without parsing the long description below them."""
     head = _text(distribution, "METADATA", "PKG-INFO").partition("\n\n")[0]
     headers = dict(re.findall(r"^(Name|Version):[ \t]*(\S+)", head, re.MULTILINE))
-    folder = Path(str(getattr(distribution, "_path", "unknown"))).name  # half removed: only the folder tells
+    folder = Path(str(getattr(distribution, "_path", "unknown"))).name  # if partly removed, only the folder has them
     name, _, version = re.sub(r"\.(dist|egg)-info$", "", folder).partition("-")
     return headers.get("Name", name), headers.get("Version", version)
 
 
 def _manifest(values: list[str]) -> Manifest:
-    """The manifest that the entry points in ``kshot.manifest`` name. Raises ManifestError."""
+    """Read the manifest that the entry points in ``kshot.manifest`` name.
+
+    Raises:
+        ManifestError: there are several, the entry point is malformed, or the file is missing or wrong.
+    """
     if not values:
         return Manifest()
     if len(values) > 1:
-        raise ManifestError(f"kshot.manifest has {', '.join(values)}; one plugin.toml describes a distribution")
+        raise ManifestError(f"kshot.manifest: got {', '.join(values)}, expected one plugin.toml per distribution")
     if not re.fullmatch(r"[\w.]+:[\w.-]+", values[0]):
-        raise ManifestError(f"its entry point in kshot.manifest is {values[0]!r}, not 'package:plugin.toml'")
+        raise ManifestError(f"kshot.manifest: got the entry point {values[0]!r}, expected 'package:plugin.toml'")
     package, _, file = values[0].partition(":")
     spec = module_spec(package)
     for place in (spec and spec.submodule_search_locations) or ():
         if (path := Path(place, file)).is_file():
             return read(path)
     relative = f"{package.replace('.', '/')}/{file}"
-    raise ManifestError(f"{relative} is not there, though an entry point in kshot.manifest names it")
+    raise ManifestError(f"{relative} does not exist, although an entry point in kshot.manifest names it")
 
 
 def module_spec(module: str) -> ModuleSpec | None:
-    """Where a module is, told without importing anything, its parents included."""
+    """Find a module without importing anything, not even its parent packages; return None if it does not exist."""
     top, *rest = module.split(".")
     try:
         spec = importlib.util.find_spec(top)

@@ -1,24 +1,24 @@
-"""``plugin.toml``: what can be said about a distribution's plugins without importing them.
+"""Read ``plugin.toml``, which describes a distribution's plugins without importing them.
 
-The file lies in the import package, and an entry point of the group ``kshot.manifest`` says where::
+The file is in the import package, and an entry point of the group ``kshot.manifest`` names it::
 
     [project.entry-points."kshot.manifest"]
     protonet = "kshot_protonet:plugin.toml"
 
-It looks like this::
+An example::
 
-    api_level = 1                      # of the kshot they were written for; required
-    lifecycle = "stable"               # or "incubating"; stable where left out
-    requires = ["torchaudio"]          # import names without which they do not work
+    api_level = 1                      # the API level of kshot that they were written for; required
+    lifecycle = "stable"               # or "incubating"; the default is "stable"
+    requires = ["torchaudio"]          # modules without which they do not work
 
-    [learners.protonet]                # an entry point: learners, tasks, memories, backends or hooks
+    [learners.protonet]                # group and name of an entry point
     summary = "Prototypical networks"  # one line
-    kinds = ["classification"]         # what kinds of task it takes or gives
+    kinds = ["classification"]         # the kinds of tasks that it learns or provides
     paper = "arXiv:1703.05175"
     aliases = ["prototypical"]         # further names, as unique as the name itself
 
-All of a table may be left out. A key that is not listed here is refused, being a slip of the pen; except
-where ``api_level`` is another than this kshot's, which can't know what such a manifest says.
+Every key of a table may be omitted. A key that is not listed here is refused, because it is probably misspelt. The
+keys of a manifest with another ``api_level`` are not checked, because this version of kshot does not know them.
 """
 
 from __future__ import annotations
@@ -42,15 +42,23 @@ LIFECYCLES = ("stable", "incubating")
 
 
 class ManifestError(PluginError, ValueError):
-    """A ``plugin.toml`` can't be read, or says what it can't say.
-
-    Names the file and, where known, the line.
-    """
+    """Raised when a ``plugin.toml`` can't be read or is not valid; names the file and, if known, the line."""
 
 
 @frozen
 class Entry:
-    """What the manifest says of one plugin."""
+    """What the manifest says about one plugin.
+
+    Attributes:
+        summary: one line about it.
+        kinds: the kinds of tasks that it learns or provides.
+        paper: where its method was published.
+        aliases: further names.
+
+    Example:
+        >>> Entry(summary="Prototypical networks").kinds
+        ()
+    """
 
     summary: str = ""
     kinds: tuple[str, ...] = ()
@@ -60,7 +68,18 @@ class Entry:
 
 @frozen
 class Manifest:
-    """A whole ``plugin.toml``; ``entries`` by group and name."""
+    """The content of a ``plugin.toml``.
+
+    Attributes:
+        api_level: the API level that the plugins were written for.
+        lifecycle: "stable" or "incubating".
+        requires: modules without which the plugins do not work.
+        entries: the plugins, by group and name.
+
+    Example:
+        >>> Manifest(requires=("torchaudio",)).api_level
+        1
+    """
 
     api_level: int = 1
     lifecycle: str = "stable"
@@ -69,18 +88,35 @@ class Manifest:
 
 
 def read(path: Path) -> Manifest:
-    """The manifest in a file. Raises ManifestError."""
+    """Read a manifest from a file.
+
+    Raises:
+        ManifestError: the file can't be read or is not valid.
+    """
     try:
         text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as exc:
-        raise ManifestError(f"{path}: not UTF-8 text ({exc.reason} at byte {exc.start})") from exc
+        raise ManifestError(f"{path}: got bytes, expected UTF-8 text ({exc.reason} at byte {exc.start})") from exc
     except OSError as exc:
         raise ManifestError(f"{path}: can't be read: {exc.strerror or exc}") from exc
     return parse(text, where=str(path))
 
 
 def parse(text: str, *, where: str = "plugin.toml") -> Manifest:
-    """The manifest that ``text`` writes. Raises ManifestError with ``where`` and the line."""
+    """Read a manifest from text.
+
+    Args:
+        text: the content of a ``plugin.toml``.
+        where: the name of the file, for errors.
+
+    Raises:
+        ManifestError: the text is not a valid manifest.
+
+    Example:
+        >>> manifest = parse("api_level = 1\\n[learners.mine]\\nkinds = ['regression']")
+        >>> manifest.entries["learners", "mine"].kinds
+        ('regression',)
+    """
     import tomllib
 
     try:
@@ -88,7 +124,7 @@ def parse(text: str, *, where: str = "plugin.toml") -> Manifest:
     except tomllib.TOMLDecodeError as exc:
         line = re.search(r"at line (\d+)", str(exc))
         place = f"{where}, line {line.group(1) if line else len(text.splitlines())}"  # "at end of document"
-        raise ManifestError(f"{place}: not valid TOML: {exc}") from exc
+        raise ManifestError(f"{place}: got invalid TOML: {exc}") from exc
     try:
         return _manifest(document)
     except _Refused as exc:
@@ -106,26 +142,27 @@ class _Refused(Exception):
 def _manifest(document: dict[str, Any]) -> Manifest:
     level = document.get("api_level")
     if level is None:
-        raise _Refused((), "", f"api_level is missing; this kshot speaks api_level = {API_LEVEL}")
+        raise _Refused((), "", f"got no api_level, expected api_level = {API_LEVEL}")
     if not isinstance(level, int) or isinstance(level, bool):
-        raise _Refused((), "api_level", f"api_level must be an integer, got {level!r}")
+        raise _Refused((), "api_level", f"api_level: got {level!r}, expected an integer")
     if level != API_LEVEL:
         return Manifest(api_level=level, entries=_summaries(document))
     known = ("api_level", "lifecycle", "requires", *GROUPS)
     for key in document:
         if key not in known:
-            raise _Refused((), key, f"unknown key {key!r}{did_you_mean(key, known)} (known: {', '.join(known)})")
+            hint = did_you_mean(key, known)
+            raise _Refused((), key, f"got the unknown key {key!r}, expected one of {', '.join(known)}{hint}")
     lifecycle = document.get("lifecycle", "stable")
     if lifecycle not in LIFECYCLES:
-        raise _Refused((), "lifecycle", f"lifecycle must be one of {', '.join(LIFECYCLES)}, got {lifecycle!r}")
+        raise _Refused((), "lifecycle", f"lifecycle: got {lifecycle!r}, expected one of {', '.join(LIFECYCLES)}")
     entries = {}
     for group in GROUPS:
         tables = document.get(group, {})
         if not isinstance(tables, dict):
-            raise _Refused((), group, f"{group} must be tables [{group}.NAME], got {tables!r}")
+            raise _Refused((), group, f"{group}: got {tables!r}, expected tables [{group}.NAME]")
         for name, table in tables.items():
             if not isinstance(table, dict):
-                raise _Refused((group,), name, f"{group}.{name} must be a table [{group}.{name}], got {table!r}")
+                raise _Refused((group,), name, f"{group}.{name}: got {table!r}, expected a table [{group}.{name}]")
             entries[group, name] = _entry(group, name, table)
     return Manifest(level, lifecycle, _strings((), "requires", document), entries)
 
@@ -138,15 +175,16 @@ def _entry(group: str, name: str, table: dict[str, Any]) -> Entry:
             raise _Refused(
                 here,
                 key,
-                f"unknown key {key!r} in [{group}.{name}]{did_you_mean(key, known)} (known: {', '.join(known)})",
+                f"[{group}.{name}]: got the unknown key {key!r}, expected one of {', '.join(known)}"
+                f"{did_you_mean(key, known)}",
             )
         if key in ("summary", "paper") and not isinstance(value, str):
-            raise _Refused(here, key, f"{key} of [{group}.{name}] must be a string, got {value!r}")
+            raise _Refused(here, key, f"[{group}.{name}]: got {key} = {value!r}, expected a string")
     kinds = _strings(here, "kinds", table)
     for kind in kinds:
         if kind not in KIND_NAMES:
-            hint, known_kinds = did_you_mean(kind, KIND_NAMES), ", ".join(KIND_NAMES)
-            raise _Refused(here, "kinds", f"kinds of [{group}.{name}] has {kind!r}{hint} (known: {known_kinds})")
+            expected = f"{', '.join(KIND_NAMES)}{did_you_mean(kind, KIND_NAMES)}"
+            raise _Refused(here, "kinds", f"[{group}.{name}]: got the kind {kind!r}, expected some of {expected}")
     return Entry(
         summary=" ".join(table.get("summary", "").split()),
         kinds=kinds,
@@ -158,23 +196,23 @@ def _entry(group: str, name: str, table: dict[str, Any]) -> Entry:
 def _strings(table: tuple[str, ...], key: str, values: dict[str, Any]) -> tuple[str, ...]:
     value = values.get(key, [])
     if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
-        raise _Refused(table, key, f"{key} must be a list of strings, got {value!r}")
+        raise _Refused(table, key, f"{key}: got {value!r}, expected a list of strings")
     return tuple(value)
 
 
 def _summaries(document: dict[str, Any]) -> dict[tuple[str, str], Entry]:
-    """What can be shown of a manifest of another API level, whose other keys we don't know."""
-    found = {}
+    """Return what can be shown of a manifest of another API level, whose other keys are unknown here."""
+    entries = {}
     for group in GROUPS:
         tables = document.get(group)
         for name, table in tables.items() if isinstance(tables, dict) else ():
             summary = table.get("summary") if isinstance(table, dict) else None
-            found[group, name] = Entry(summary=summary if isinstance(summary, str) else "")
-    return found
+            entries[group, name] = Entry(summary=summary if isinstance(summary, str) else "")
+    return entries
 
 
 def _line_of(text: str, table: tuple[str, ...], key: str) -> int | None:
-    """The line of a key, for the message. tomllib gives no positions; None where the layout is unusual."""
+    """Find the line of a key, for the message; return None if the layout is unusual. tomllib gives no positions."""
     current: tuple[str, ...] = ()
     for number, line in enumerate(text.splitlines(), 1):
         line = line.strip()

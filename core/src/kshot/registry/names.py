@@ -1,4 +1,4 @@
-"""Whose name is whose: names that several claim, and what to say of a name that nobody has."""
+"""Resolve names: which plugins claim the same name, and what to suggest for a name that does not exist."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from kshot.registry.plugin import SINGULAR, A, Plugin
 
 
 def claims(plugins: Iterable[Plugin]) -> dict[str, list[Plugin]]:
-    """Who claims each name, aliases included: names are unique across all groups."""
-    found: dict[str, list[Plugin]] = {}
+    """Map each name and alias to the plugins that claim it; names must be unique across all groups."""
+    claimed: dict[str, list[Plugin]] = {}
     for plugin in plugins:
         for name in set(plugin.names):
-            found.setdefault(name, []).append(plugin)
-    return found
+            claimed.setdefault(name, []).append(plugin)
+    return claimed
 
 
 def dispute(plugin: Plugin, claimed: Mapping[str, list[Plugin]]) -> str:
-    """Why its name is not its own and what ends it, or ''. A built-in keeps its name, whoever claims it."""
+    """Return why a plugin can't have its name and what to do, or an empty string. Built-ins always keep their names."""
     if plugin.builtin:
         return ""
     for name in plugin.names:
@@ -34,16 +34,18 @@ def dispute(plugin: Plugin, claimed: Mapping[str, list[Plugin]]) -> str:
             if len(owners) > 1:
                 way_out += f", or KSHOT_DISABLE={owners[-1]}"
             elif owners:
-                way_out = f"{owners[0]} must name one of them otherwise"
+                way_out = f"{owners[0]} must rename one of them"
             return f"{name!r} is claimed by {them}: {way_out}"
     return ""
 
 
 def unknown(name: str, group: str | None, elsewhere: Plugin | None, listed: Collection[Plugin]) -> str:
-    """What to say about a name that nothing (of the group) has.
+    """Return the message for a name that no plugin (of the group) has.
 
     Args:
-        elsewhere: what has the name in another group.
+        name: the unknown name.
+        group: the group in which it was looked up, or None.
+        elsewhere: the plugin of another group that has the name, or None.
         listed: all plugins.
     """
     if elsewhere is not None and group is not None:
@@ -73,6 +75,7 @@ def _where(row: Mapping[str, Any], group: str | None, listed: Collection[Plugin]
 
 
 def _first_party() -> dict[str, dict[str, Any]]:
+    """Read the table of first-party plugins, installed or not."""
     import tomllib
 
     return tomllib.loads(Path(__file__).with_name("first_party.toml").read_text(encoding="utf-8"))

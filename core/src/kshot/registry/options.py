@@ -1,9 +1,9 @@
-"""The options of a plugin: the keyword parameters of its factory, checked by their types.
+"""Read the options of a plugin from the signature of its factory, and check values against their types.
 
-Pure functions over signatures; nothing here knows a plugin or imports torch. A factory is a class or a
-function. A value is checked against the annotation of its parameter and comes back in that type (a list as
-the tuple it stands for, an int as the float it stands for); a parameter without an annotation takes
-anything. ``kshot.registry.conversion`` knows the types.
+A factory is a class or a function; its options are its keyword parameters. Each value is checked against the
+annotation of its parameter and converted to that type (a list to a tuple, an int to a float, if the annotation says
+so). A parameter without an annotation accepts anything. ``kshot.registry.conversion`` converts the values. Nothing
+here imports torch or a plugin.
 """
 
 from __future__ import annotations
@@ -29,7 +29,16 @@ __all__ = ["Option", "Raw", "did_you_mean", "options_of", "parse_literal", "tabl
 class Option:
     """One keyword parameter of a factory.
 
-    ``default`` is None where ``required``; ``doc`` is from the docstring.
+    Attributes:
+        name: name of the parameter.
+        annotation: its type.
+        default: its default value; None if ``required``.
+        required: whether it has no default.
+        doc: its text in the factory's docstring, or an empty string.
+
+    Example:
+        >>> print(Option("width", int, 16, False))
+        width: int = 16
     """
 
     name: str
@@ -40,7 +49,7 @@ class Option:
 
     @property
     def type(self) -> str:
-        """The annotation as text: ``int | None``, ``'mean' | 'sum'``, ``tuple[int, ...]``."""
+        """The annotation as text, as in ``int | None``, ``'mean' | 'sum'`` or ``tuple[int, ...]``."""
         return type_text(self.annotation)
 
     def __str__(self) -> str:
@@ -59,7 +68,20 @@ def _default_text(value: Any) -> str:
 
 
 def options_of(factory: Callable[..., Any], *, skip_positional: int = 0) -> tuple[Option, ...]:
-    """The options of a factory in the order of its signature, without its first ``skip_positional`` ones."""
+    """Return the options of a factory in the order of its signature.
+
+    Args:
+        factory: a class or a function.
+        skip_positional: how many leading parameters are not options.
+
+    Raises:
+        OptionError: the factory has no signature.
+
+    Example:
+        >>> def learner(spec, *, lr: float = 0.1): ...
+        >>> [str(option) for option in options_of(learner, skip_positional=1)]
+        ['lr: float = 0.1']
+    """
     parameters = [p for p in _parameters(factory) if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     leading = [p for p in parameters if p.kind is not p.KEYWORD_ONLY][:skip_positional]
     namespace = _namespace(factory)
@@ -80,7 +102,7 @@ def options_of(factory: Callable[..., Any], *, skip_positional: int = 0) -> tupl
 
 
 def takes_positional(factory: Callable[..., Any], count: int) -> bool:
-    """Whether ``factory`` can be called with ``count`` leading positional arguments."""
+    """Say whether ``factory`` can be called with ``count`` leading positional arguments."""
     kinds = [p.kind.name for p in _parameters(factory)]
     return "VAR_POSITIONAL" in kinds or sum(kind.startswith("POSITIONAL") for kind in kinds) >= count
 
@@ -89,24 +111,25 @@ def _parameters(factory: Callable[..., Any]) -> list[inspect.Parameter]:
     try:
         return list(inspect.signature(factory).parameters.values())
     except (TypeError, ValueError) as exc:
-        raise OptionError(f"{factory!r} has no signature to read options from: {exc}") from exc
+        raise OptionError(f"options: got {factory!r}, expected a factory with a signature: {exc}") from exc
 
 
 def _namespace(factory: Any) -> dict[str, Any]:
-    """Where names in string annotations are looked up: the modules of the factory and of its ``__init__``."""
+    """Return the names for string annotations: those in the modules of the factory and of its ``__init__``."""
     while isinstance(factory, functools.partial):
         factory = factory.func
     module = sys.modules.get(getattr(factory, "__module__", None) or "")
     names = dict(vars(module)) if module is not None else {}
     function = inspect.unwrap(factory.__init__ if inspect.isclass(factory) else factory)
-    # An inherited __init__ was written in another module than the class: its own names win.
+    # An inherited __init__ may be from another module than the class; the names of that module take precedence.
     return names | getattr(function, "__globals__", {})
 
 
 def _resolve(annotation: Any, namespace: dict[str, Any]) -> Any:
-    """A string annotation as the object it names; a ``ForwardRef``, which takes anything, where it can't be.
+    """Evaluate a string annotation; return a ``ForwardRef``, which accepts anything, if that is not possible.
 
-    One by one, unlike ``typing.get_type_hints``: a name that only type checkers import spoils one option.
+    Unlike ``typing.get_type_hints``, this evaluates each annotation alone: a name that is imported for type checkers
+    only affects one option and not all of them.
     """
     if annotation is inspect.Parameter.empty:
         return Any
@@ -121,9 +144,9 @@ def _resolve(annotation: Any, namespace: dict[str, Any]) -> Any:
 
 
 def _doc_line(doc: str, name: str) -> str:
-    """The text after ``name:`` or ``name (type):`` in a docstring, with the deeper lines below it."""
-    found = re.search(rf"^([ \t]*){name} *(?:\([^)\n]*\))?:[ \t]+(.+(?:\n\1[ \t]+\S.*)*)", doc, re.MULTILINE)
-    return " ".join(found.group(2).split()) if found else ""
+    """Return the text after ``name:`` or ``name (type):`` in a docstring, with the indented lines below it."""
+    match = re.search(rf"^([ \t]*){name} *(?:\([^)\n]*\))?:[ \t]+(.+(?:\n\1[ \t]+\S.*)*)", doc, re.MULTILINE)
+    return " ".join(match.group(2).split()) if match else ""
 
 
 # -------------------- all together
@@ -137,17 +160,26 @@ def validate(
     skip_positional: int = 0,
     missing_ok: Collection[str] = (),
 ) -> dict[str, Any]:
-    """The given options, each in the type of its parameter: what ``factory(*leading, **result)`` takes.
+    """Check the given options and convert each to the type of its parameter.
 
     Args:
-        factory: a class or a function; its first ``skip_positional`` parameters are no options.
-        given: names and values. Text of the command line comes as ``Raw``.
-        who: whose options these are, for the error: ``learner 'protonet' (kshot-protonet 0.1.0)``.
-        missing_ok: required options that someone else supplies.
+        factory: a class or a function.
+        given: names and values; text of the command line is given as ``Raw``.
+        who: the component in words, for the error: ``learner 'protonet' (kshot-protonet 0.1.0)``.
+        skip_positional: how many leading parameters of the factory are not options.
+        missing_ok: required options that the caller supplies later.
+
+    Returns:
+        The options, such that ``factory(*leading, **options)`` can be called.
 
     Raises:
-        OptionError: unknown, ill-typed or missing options, *all* of them in one message with the list of
-            valid ones. A factory with ``**kwargs`` has no unknown options.
+        OptionError: options are unknown, missing or of the wrong type. One message has all of them, with the list of
+            valid options. If the factory has ``**kwargs``, no option is unknown.
+
+    Example:
+        >>> def tasks(*, way: int = 5, rates: tuple[float, ...] = ()): ...
+        >>> validate(tasks, {"rates": [1, 0.5]}, who="tasks 'mine'")
+        {'rates': (1.0, 0.5)}
     """
     options = {option.name: option for option in options_of(factory, skip_positional=skip_positional)}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in _parameters(factory))
@@ -163,7 +195,7 @@ def validate(
             wrong.append(f"{name}: {exc}")
     for option in options.values():
         if option.required and option.name not in given and option.name not in missing_ok:
-            wrong.append(f"{option.name}: missing, expected {option.type}")
+            wrong.append(f"{option.name}: got nothing, expected {option.type}")
     if wrong:
         listing = f"its options:\n{table(options.values())}" if options else "it takes no options"
         raise OptionError(f"{who}: {'; '.join(wrong)}\n{listing}")
@@ -171,5 +203,5 @@ def validate(
 
 
 def table(options: Iterable[Option]) -> str:
-    """One indented line an option: name, type, default, documentation."""
+    """Format options as indented lines, one per option: name, type, default, documentation."""
     return "\n".join(f"  {option}" + (f"  {option.doc}" if option.doc else "") for option in options)

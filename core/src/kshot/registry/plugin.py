@@ -1,4 +1,4 @@
-"""What is known of a plugin: a frozen value, always in one state."""
+"""Represent what is known about a plugin, as frozen values."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ SINGULAR = {
     "hooks": "hook",
 }
 A = {group: one if group == "tasks" else f"a {one}" for group, one in SINGULAR.items()}
-MEMBERS = {  # what tells a component of a group; of a hook, nothing does
+MEMBERS = {  # the members by which the group of a class is recognised; hooks can't be recognised
     "learners": ("meta_gradient", "adapt"),
     "tasks": ("spec", "sample"),
     "memories": ("initial_state", "step"),
     "backends": ("place", "autocast"),
 }
-LEADING = {"learners": 1}  # how many parameters of a factory are the protocol's own (the spec), and no options
+LEADING = {"learners": 1}  # how many leading parameters of a factory are not options (a learner's spec)
 MEMORY_SIZES = ("slots", "width", "reads")
 NAME = r"[a-z0-9]+(-[a-z0-9]+)*"
 
@@ -36,16 +36,34 @@ NAME = r"[a-z0-9]+(-[a-z0-9]+)*"
 class Plugin:
     """One plugin as it is listed.
 
-    The first line of ``reason`` is enough for a list; a traceback may follow.
+    Attributes:
+        name: the name by which it is built.
+        group: learners, tasks, memories, backends or hooks.
+        distribution: the installed distribution; empty if the plugin was registered in this process.
+        version: version of the distribution.
+        target: where its factory is, as ``module:attribute``.
+        state: "ok", or why it can't be used.
+        reason: the reason in words, empty if the state is "ok". A list shows its first line; a traceback may follow.
+        summary: one line about it.
+        kinds: the kinds of tasks that it learns or provides.
+        lifecycle: "stable" or "incubating".
+        api_level: the API level that it was written for.
+        aliases: further names.
+        builtin: whether it is part of kshot.
+
+    Example:
+        >>> plugin = Plugin("protonet", "learners", "kshot-protonet", "0.1.0", "kshot_protonet:ProtoNet")
+        >>> plugin.who
+        "learner 'protonet' (kshot-protonet 0.1.0)"
     """
 
     name: str
     group: str
-    distribution: str  # '' for what was registered in this process
+    distribution: str
     version: str
-    target: str  # 'module:attribute'
+    target: str
     state: State = "ok"
-    reason: str = ""  # '' when ok
+    reason: str = ""
     summary: str = ""
     kinds: tuple[str, ...] = ()
     lifecycle: str = "stable"
@@ -55,30 +73,30 @@ class Plugin:
 
     @property
     def key(self) -> Key:
-        """What no two plugins have in common, those that claim one name included."""
+        """The key that distinguishes all plugins, also those that claim the same name."""
         return self.distribution, self.group, self.name
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Its name and its aliases."""
+        """The name and the aliases."""
         return self.name, *self.aliases
 
     @property
     def who(self) -> str:
-        """The plugin in an error message: ``learner 'protonet' (kshot-protonet 0.1.0)``."""
+        """The plugin as error messages name it: ``learner 'protonet' (kshot-protonet 0.1.0)``."""
         return f"{SINGULAR[self.group]} {self.name!r} ({self.origin})"
 
     @property
     def origin(self) -> str:
-        """Distribution and version, or where the object was registered."""
+        """The distribution and its version, or where the object was registered."""
         return f"{self.distribution} {self.version}".strip() or f"registered from {self.target}"
 
     @property
     def refusal(self) -> str:
-        """Why it can't be had, in a line; for a state other than ok."""
+        """The reason in one line why the plugin can't be used, if its state is not "ok"."""
         first = self.reason.partition("\n")[0]
         if self.state == "disabled":
-            return f"{self.who} is disabled: {first}; take it out of that environment variable to use it"
+            return f"{self.who} is disabled: {first}; remove it from that environment variable to use it"
         if self.state == "duplicate":
             return f"{SINGULAR[self.group]} {self.name!r} is refused: {first}"
         return f"{self.who} is {self.state}: {first}"
@@ -86,7 +104,18 @@ class Plugin:
 
 @frozen
 class PluginInfo:
-    """A plugin and what its factory tells once it is imported."""
+    """A plugin with what is known after importing its factory.
+
+    Attributes:
+        plugin: the plugin.
+        options: the options of its factory.
+        doc: the docstring of its factory.
+
+    Example:
+        >>> import kshot
+        >>> [option.name for option in kshot.info("cpu").options][:2]
+        ['precision', 'memory_format']
+    """
 
     plugin: Plugin
     options: tuple[Option, ...]

@@ -1,9 +1,17 @@
-"""The conformance kit: does a component keep what its protocol promises? One line a component in a test module:
+"""The conformance kit, which checks that a component keeps what its protocol promises.
+
+Add one line per component to a test module:
 
     conformance = kshot.testing.suite(learner="protonet")
 
-pytest, where kshot is installed, collects it as one test for each rule; without pytest, ``print(suite(...).run())``.
-Importing this imports neither torch nor the rules; names are fetched on first use.
+If kshot is installed, pytest collects it as one test per rule. Without pytest, use ``print(suite(...).run())``.
+Importing this module imports neither torch nor the rules; its names are loaded on first use.
+
+Example:
+    >>> import kshot.testing
+    >>> report = kshot.testing.suite(tasks=kshot.testing.sample_tasks.Lines()).run()
+    >>> report.ok
+    True
 """
 
 from __future__ import annotations

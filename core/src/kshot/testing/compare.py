@@ -1,4 +1,4 @@
-"""Values compared: which tensors an episode holds, where two differ, and what a learner holds."""
+"""Compare values: the tensors in an episode, where two sets of tensors differ, and the state of a module."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ Facts = dict[str, Tensor]
 
 
 def named_tensors(value: Any, name: str = "") -> Facts:
-    """Every tensor within a value, by the path to it; each begins with B."""
+    """Return every tensor within a value, named by the path to it; each begins with B.
+
+    Example:
+        >>> from kshot.testing.sample_tasks import Lines
+        >>> list(named_tensors(Lines().sample("train", [0]).query))
+        ['x', 'y']
+    """
 
     def within(key: Any) -> str:
         return f"{name}.{key}" if name else str(key)
@@ -40,37 +46,47 @@ def named_tensors(value: Any, name: str = "") -> Facts:
 
 
 def standing_still(shape: tuple[int, ...], dtype: torch.dtype) -> Any:
-    """A policy that always takes the action 0."""
+    """Return a policy that always takes the action 0."""
     return lambda x: torch.zeros(*x.shape[:2], *shape, dtype=dtype)
 
 
 def facts(episode: Episode, target_shape: tuple[int, ...]) -> Facts:
-    """All that can be observed of an episode: its tensors, what its environments answer to standing still, and the
-    loss at the initial points of its objectives."""
-    found = named_tensors(episode)
+    """Return everything that can be observed of an episode, as named tensors.
+
+    These are its own tensors, the rollouts of its environments under the action 0, and the losses of its objectives
+    at their initial points.
+    """
+    observations = named_tensors(episode)
     for name, source in (("support", episode.support.source), ("query", episode.query.source)):
         if isinstance(source, Objective):
-            with contextlib.suppress(Exception):  # a broken one is told by a rule of its own
-                found[f"{name}.source.loss"] = source.loss(source.initial)
+            with contextlib.suppress(Exception):  # another rule reports a broken objective
+                observations[f"{name}.source.loss"] = source.loss(source.initial)
         if not hasattr(source, "rollout"):
             continue
         for dtype in (torch.float32, torch.int64):
             try:
                 played = source.rollout(standing_still(target_shape, dtype))
             except Exception:
-                continue  # an environment with other actions: its tensors are compared, its behaviour is not
-            found.update(named_tensors(played, f"{name}.source.rollout"))
+                continue  # an environment with other actions: its tensors are compared, but not its behaviour
+            observations.update(named_tensors(played, f"{name}.source.rollout"))
             break
-    return found
+    return observations
 
 
 def tolerance(dtype: torch.dtype) -> float:
-    """How far two ways to compute one thing may differ, against its greatest value."""
+    """Return how far two ways to compute the same may differ, relative to the greatest value."""
     return 1e-7 if dtype == torch.float64 else 2e-3 if dtype == torch.float32 else 5e-2
 
 
 def gap(a: Tensor, b: Tensor) -> float:
-    """The greatest difference, against the greatest value of either; infinite where NaNs are elsewhere."""
+    """Return the greatest difference, relative to the greatest absolute value of either tensor.
+
+    Returns infinity if the NaNs of the two are in different places.
+
+    Example:
+        >>> gap(torch.tensor([1.0, 4.0]), torch.tensor([1.0, 3.0]))
+        0.25
+    """
     a, b = a.detach().double(), b.detach().double()
     if a.numel() == 0:
         return 0.0
@@ -82,13 +98,19 @@ def gap(a: Tensor, b: Tensor) -> float:
 
 
 def difference(a: Mapping[str, Tensor], b: Mapping[str, Tensor], within: float | None = None) -> str | None:
-    """Where two sets of tensors differ, in words, or None.
+    """Say in words where two sets of tensors differ, or return None if they are the same.
 
     Args:
-        within: relative tolerance of floating-point tensors; None takes their precision's, 0 wants the same bits.
+        a, b: tensors by name.
+        within: relative tolerance for floating-point tensors; None takes the tolerance of their precision, 0 demands
+            the same bits.
+
+    Example:
+        >>> difference({"y": torch.tensor([1, 2])}, {"y": torch.tensor([1, 3])})
+        'y differs, first at (1,): 2 and 3'
     """
     if a.keys() != b.keys():
-        return f"{sorted(a.keys() ^ b.keys())} is there in one and not in the other"
+        return f"{sorted(a.keys() ^ b.keys())} is in one of them only"
     for name in a:
         first, second = a[name], b[name]
         if first.shape != second.shape:
@@ -106,36 +128,37 @@ def difference(a: Mapping[str, Tensor], b: Mapping[str, Tensor], within: float |
     return None
 
 
-def rows(found: Mapping[str, Tensor], b: int) -> Facts:
-    """Task ``b`` alone, with B = 1."""
-    return {name: t[b : b + 1] for name, t in found.items()}
+def rows(tensors: Mapping[str, Tensor], b: int) -> Facts:
+    """Return the tensors of task ``b`` alone, with B = 1."""
+    return {name: t[b : b + 1] for name, t in tensors.items()}
 
 
-def clones(found: Mapping[str, Tensor]) -> Facts:
-    return {name: t.detach().clone() for name, t in found.items()}
+def clones(tensors: Mapping[str, Tensor]) -> Facts:
+    """Copy tensors, without their graph."""
+    return {name: t.detach().clone() for name, t in tensors.items()}
 
 
-def held(module: nn.Module) -> dict[str, Any]:
-    """What ``adapt`` must leave as it is: parameters, buffers, gradients, modes and the states of all generators."""
-    found: dict[str, Any] = {}
+def watched(module: nn.Module) -> dict[str, Any]:
+    """Return what ``adapt`` must not change: parameters, buffers, gradients, modes, and states of random generators."""
+    state: dict[str, Any] = {}
     for name, p in module.named_parameters():
-        found[f"parameter {name}"] = p.detach().clone()
-        found[f"gradient of {name}"] = None if p.grad is None else p.grad.detach().clone()
-        found[f"requires_grad of {name}"] = p.requires_grad
+        state[f"parameter {name}"] = p.detach().clone()
+        state[f"gradient of {name}"] = None if p.grad is None else p.grad.detach().clone()
+        state[f"requires_grad of {name}"] = p.requires_grad
     for name, b in module.named_buffers():
-        found[f"buffer {name}"] = b.detach().clone()
+        state[f"buffer {name}"] = b.detach().clone()
     for name, m in module.named_modules():
-        found[f"mode (training) of {name or 'the learner'}"] = m.training
-    found["torch's random state"] = torch.default_generator.get_state()
-    found["random's state"] = random.getstate()
-    found["numpy's random state"] = [
-        part.tolist() if isinstance(part, np.ndarray) else part for part in np.random.get_state(legacy=True)
+        state[f"mode (training) of {name or 'the learner'}"] = m.training
+    state["torch's random state"] = torch.default_generator.get_state()
+    state["random's state"] = random.getstate()
+    state["numpy's random state"] = [
+        field.tolist() if isinstance(field, np.ndarray) else field for field in np.random.get_state(legacy=True)
     ]
-    return found
+    return state
 
 
 def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Names of what is not as it was, bit for bit."""
+    """Return the names of the values that differ in any bit."""
 
     def same(a: Any, b: Any) -> bool:
         if isinstance(a, Tensor) and isinstance(b, Tensor):

@@ -1,4 +1,4 @@
-"""Samples tasks in a process of its own: ``python -m kshot.testing.other_process REQUEST ANSWER``."""
+"""Sample tasks in another process: ``python -m kshot.testing.other_process REQUEST ANSWER``."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ import torch
 
 from kshot.errors import DataError
 from kshot.testing.compare import Facts, facts
-from kshot.testing.subjects import Source
+from kshot.testing.source import Source
 
 LIMIT = 300
-"""Seconds that another process may take to load the tasks' data and to sample a few episodes."""
+"""How many seconds the other process may take to load the tasks' data and to sample a few episodes."""
 
 
 def importable(source: Source) -> str | None:
-    """Why another process can't build these tasks, or None where it can."""
+    """Return the reason why another process can't build these tasks, or None if it can."""
     if source.is_built:
         return "these tasks were given built; give their name or factory, so that another process can build them too"
     if isinstance(source.given, str):
@@ -42,7 +42,11 @@ def importable(source: Source) -> str | None:
 
 
 def sample_elsewhere(source: Source, split: str, indices: list[int]) -> Facts:
-    """Episodes ``indices`` of ``split``, one by one, as a process with another hash seed samples them."""
+    """Sample the episodes ``indices`` of ``split``, one by one, in a process with another hash seed.
+
+    Raises:
+        DataError: the other process failed; the message has the end of its error output.
+    """
     request: dict[str, Any] = {"options": source.options, "split": split, "indices": indices}
     if isinstance(source.given, str):
         request["name"] = source.given
@@ -58,42 +62,45 @@ def sample_elsewhere(source: Source, split: str, indices: list[int]) -> Facts:
         command = [sys.executable, "-m", "kshot.testing.other_process", str(asked), str(answer)]
         ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False)
         if ended.returncode or not answer.exists():
-            raise DataError(f"another process could not sample these tasks:\n{ended.stderr.strip()[-3000:]}")
-        found: Facts = torch.load(answer, weights_only=True)
-    return found
+            raise DataError(
+                f"sample: got exit code {ended.returncode} from another process, expected 0; "
+                f"sampling these tasks must work in any process. Its error output:\n{ended.stderr.strip()[-3000:]}"
+            )
+        observations: Facts = torch.load(answer, weights_only=True)
+    return observations
 
 
 def _import(module: str, file: str, qualname: str) -> Callable[..., Any]:
-    """The factory: by its module's name, or, where that can't be imported (a test module, a script), by its file."""
+    """Import the factory by the name of its module, or by its file if it is in a test module or a script."""
     try:
-        found: Any = importlib.import_module(module) if module != "__main__" else None
+        value: Any = importlib.import_module(module) if module != "__main__" else None
     except ImportError:
-        found = None
-    if found is None:
+        value = None
+    if value is None:
         name = f"_kshot_elsewhere_{Path(file).stem}"
         spec = importlib.util.spec_from_file_location(name, file)
         if spec is None or spec.loader is None:
-            raise ImportError(f"no module at {file}")
-        found = importlib.util.module_from_spec(spec)
-        sys.modules[name] = found
-        spec.loader.exec_module(found)
+            raise ImportError(f"got the file {file}, expected a Python module")
+        value = importlib.util.module_from_spec(spec)
+        sys.modules[name] = value
+        spec.loader.exec_module(value)
     for part in qualname.split("."):
-        found = getattr(found, part)
-    made: Callable[..., Any] = found
-    return made
+        value = getattr(value, part)
+    factory: Callable[..., Any] = value
+    return factory
 
 
 def main(asked: str, answer: str) -> None:
-    """Build the tasks, sample, and write what can be observed of the episodes."""
+    """Read a request, build the tasks, sample their episodes, and write everything that can be observed of them."""
     request = pickle.loads(Path(asked).read_bytes())
     given = request["name"] if "name" in request else _import(*request["factory"])
     tasks = Source("tasks", given, request["options"]).build()
-    found = {
+    observations = {
         f"{i}.{name}": t
         for i in request["indices"]
         for name, t in facts(tasks.sample(request["split"], [i]), tasks.spec.target_shape).items()
     }
-    torch.save(found, answer)
+    torch.save(observations, answer)
 
 
 if __name__ == "__main__":

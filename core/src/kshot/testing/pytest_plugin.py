@@ -1,7 +1,7 @@
-"""The pytest plugin: a ``kshot.testing.Suite`` in a test module becomes one test for each rule.
+"""The pytest plugin, which turns a ``kshot.testing.Suite`` in a test module into one test per rule.
 
-It is loaded in every pytest run where kshot is installed, so it imports nothing of kshot: a suite can only be there
-if its module already is.
+Every pytest run loads it if kshot is installed, so it imports nothing of kshot: a suite can exist only if its module
+has been imported already.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 
 def pytest_pycollect_makeitem(collector: pytest.Collector, name: str, obj: object) -> pytest.Collector | None:
-    """Collect suites, whatever they are called."""
+    """Collect suites, whatever their variables are called."""
     suites = sys.modules.get("kshot.testing.suites")
     if suites is None or not isinstance(obj, suites.Suite):
         return None
-    made: SuiteCollector = SuiteCollector.from_parent(collector, name=name, suite=obj)
-    return made
+    suite: SuiteCollector = SuiteCollector.from_parent(collector, name=name, suite=obj)
+    return suite
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """A rule that does not apply is reported where the suite is, not here."""
+    """Report a rule that does not apply at the file of the suite, not at this file."""
     report = yield
     if isinstance(item, RuleItem) and report.skipped and isinstance(report.longrepr, tuple):
         report.longrepr = (str(item.path), None, report.longrepr[2])  # type: ignore[assignment]
@@ -36,13 +36,14 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 class SuiteCollector(pytest.Collector):
-    """The rules of one component; a test's id ends in ``NAME::RULE``."""
+    """Collect the rules of one component; the id of each test ends in ``NAME::RULE``."""
 
     def __init__(self, *, suite: Suite, **more: Any) -> None:
         super().__init__(**more)
         self.suite = suite
 
     def collect(self) -> Iterator[pytest.Item]:
+        """Yield one test per rule; those of ``expected_failures`` are marked as strict xfails."""
         for rule in self.suite.rules():
             item: RuleItem = RuleItem.from_parent(self, name=rule.name, suite=self.suite, rule=rule)
             if rule.name in self.suite.expected_failures:
@@ -52,7 +53,7 @@ class SuiteCollector(pytest.Collector):
 
 
 class RuleItem(pytest.Item):
-    """One rule, tried on one component."""
+    """Run one rule on one component."""
 
     def __init__(self, *, suite: Suite, rule: Rule, **more: Any) -> None:
         super().__init__(**more)
@@ -60,13 +61,14 @@ class RuleItem(pytest.Item):
         self.rule = rule
 
     def runtest(self) -> None:
+        """Verify the rule, and skip the test if it does not apply."""
         reason = self.suite.verify(self.rule)
         if reason is not None:
             where = self.parent.name if self.parent is not None else self.suite.who
             pytest.skip(f"{where}::{self.rule.name} does not apply to {self.suite.who}: {reason}")
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
-        """What was found, the rule itself, and the component's own traceback where it raised."""
+        """Show what was observed, the rule in words, and the component's own traceback if it raised an exception."""
         violation = excinfo.value
         if getattr(violation, "rule", None) != self.rule.name:
             return super().repr_failure(excinfo, style)
@@ -77,4 +79,5 @@ class RuleItem(pytest.Item):
         return text
 
     def reportinfo(self) -> tuple[Any, int | None, str]:
+        """Return the file of the suite and the name of the test."""
         return self.path, None, f"{self.suite.who}: {self.rule.name}"

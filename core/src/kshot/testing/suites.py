@@ -1,4 +1,4 @@
-"""``suite(...)``: one component and the rules it is to keep; ``Report``: how it went."""
+"""Suites of one component and its rules, and reports of how it kept them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,24 @@ from kshot.registry.options import did_you_mean
 from kshot.testing.rulebook.rule import Rule, RuleViolation, rules
 
 if TYPE_CHECKING:
-    from kshot.testing.subjects import Source
+    from kshot.testing.source import Source
 
 Outcome = Literal["passed", "failed", "skipped", "failed as expected", "passed unexpectedly"]
 
 
 class Finding(NamedTuple):
-    """How one rule went. ``message``: what was found, or why the rule does not hold; empty where it passed."""
+    """The outcome of one rule.
+
+    Attributes:
+        rule: name of the rule.
+        outcome: what happened.
+        message: what was observed, or why the rule does not apply; empty if it passed.
+
+    Example:
+        >>> finding = Finding("describe-is-plain", "passed", "")
+        >>> finding.outcome
+        'passed'
+    """
 
     rule: str
     outcome: Outcome
@@ -28,11 +39,16 @@ class Finding(NamedTuple):
 
 @frozen
 class Report:
-    """How all rules of a component went. Prints as a table.
+    """The outcomes of all rules of a component; it prints as a table.
 
     Attributes:
         component: the component in words.
-        findings: one a rule.
+        findings: one per rule.
+
+    Example:
+        >>> print(Report("backend mine", (Finding("place-keeps-values", "passed", ""),)))
+        backend mine: 1 passed
+          passed    place-keeps-values
     """
 
     component: str
@@ -40,7 +56,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing failed, but for what was expected to, and all that was expected to fail did."""
+        """Whether no rule failed except those that were expected to fail, and all of those did fail."""
         return not any(f.outcome in ("failed", "passed unexpectedly") for f in self.findings)
 
     def __iter__(self) -> Iterator[Finding]:
@@ -55,11 +71,16 @@ class Report:
 
 
 class Suite:
-    """One component and the rules it is to keep; made by ``suite``.
+    """One component and the rules that it must keep; ``suite`` builds it.
 
     Attributes:
         group: tasks, learners, memories or backends.
-        expected_failures: rule names, each with the reason why the component breaks it.
+        expected_failures: names of rules, each with the reason why the component breaks it.
+
+    Example:
+        >>> from kshot.testing import sample_tasks, suite
+        >>> suite(tasks=sample_tasks.Lines()).verify("labels-uniform")
+        'their kind is regression'
     """
 
     def __init__(
@@ -80,14 +101,15 @@ class Suite:
         return self._source.who
 
     def rules(self) -> tuple[Rule, ...]:
-        """The rules for this group of components."""
+        """Return the rules for this group of components."""
         return rules(self.group)
 
     def verify(self, rule: Rule | str) -> str | None:
-        """Try one rule: None where it is kept, or the reason why it does not hold for this component.
+        """Check one rule; return None if it is kept, or the reason why it does not apply to this component.
 
         Raises:
             RuleViolation: the component breaks the rule, or can't be built.
+            OptionError: there is no rule of this name.
         """
         rule = self._named(rule) if isinstance(rule, str) else rule
         try:
@@ -96,7 +118,7 @@ class Suite:
         except Unavailable as why:
             return str(why)
         except Exception as raised:
-            message = f"{self.who} could not be built or looked at: {type(raised).__name__}: {raised}"
+            message = f"got {type(raised).__name__} while building or inspecting {self.who}, expected none: {raised}"
             raise RuleViolation(rule.name, message) from raised
         if reason is None:
             try:
@@ -107,23 +129,23 @@ class Suite:
         return reason
 
     def subject(self) -> Any:
-        """The component as the rules are given it; built when first needed."""
+        """Return the component in the form that rules receive; it is built at the first call."""
         if self._subject is None:
             from kshot.testing import subjects
 
             if self.group == "learners":
                 self._subject = subjects.LearnerSubject(self._source, self._tasks)
             else:
-                made = {
+                subject_types = {
                     "tasks": subjects.TasksSubject,
                     "memories": subjects.MemorySubject,
                     "backends": subjects.BackendSubject,
                 }
-                self._subject = made[self.group](self._source)
+                self._subject = subject_types[self.group](self._source)
         return self._subject
 
     def run(self) -> Report:
-        """Try every rule."""
+        """Check every rule and report the outcomes."""
         return Report(self.who, tuple(self._finding(rule) for rule in self.rules()))
 
     def _finding(self, rule: Rule) -> Finding:
@@ -137,19 +159,20 @@ class Suite:
         if reason is not None:
             return Finding(rule.name, "skipped", reason)
         if expected is not None:
-            return Finding(rule.name, "passed unexpectedly", f"take it out of expected_failures: {expected}")
+            message = f"got no failure, expected one; remove it from expected_failures: {expected}"
+            return Finding(rule.name, "passed unexpectedly", message)
         return Finding(rule.name, "passed", "")
 
     def _named(self, name: str) -> Rule:
-        found = {rule.name: rule for rule in self.rules()}
-        if name not in found:
-            raise OptionError(unknown_rule(name, self.group, found))
-        return found[name]
+        known = {rule.name: rule for rule in self.rules()}
+        if name not in known:
+            raise OptionError(unknown_rule(name, self.group, known))
+        return known[name]
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Inside, torch computes in one thread: the kit's components are so small that more of them only wait."""
+    """Let torch compute in one thread inside the context, because the kit's components are too small for more."""
     import torch
 
     threads = torch.get_num_threads()
@@ -161,8 +184,8 @@ def one_thread() -> Iterator[None]:
 
 
 def unknown_rule(name: str, group: str, known: Mapping[str, Rule]) -> str:
-    """What to say about a rule's name that nothing has."""
-    return f"suite: no rule for {group} is called {name!r}{did_you_mean(name, known)}; there are {', '.join(known)}"
+    """Return the message for a rule's name that does not exist."""
+    return f"suite: got the rule {name!r} for {group}, expected one of {', '.join(known)}{did_you_mean(name, known)}"
 
 
 def suite(
@@ -174,28 +197,35 @@ def suite(
     options: Mapping[str, Any] | None = None,
     expected_failures: Mapping[str, str] | None = None,
 ) -> Suite:
-    """The rules for one component.
+    """Build the suite of one component.
 
     Args:
         learner: a plugin's name, a learner class, or a factory ``(spec, **options)``.
-        tasks: a plugin's name, a class or factory, or tasks that are already built. With ``learner``, what it is tried
-            on instead of the kit's own small tasks: one of these, ``{"name": ..., **options}``, or a list of them.
+        tasks: a plugin's name, a class or factory, or tasks that are already built. Together with ``learner``: the
+            tasks on which the learner is tried instead of the kit's own small tasks; one of these,
+            ``{"name": ..., **options}``, or a list of them.
         memory: a plugin's name, a class, or a factory ``(slots, width, reads, **options)``.
         backend: a plugin's name, a class or factory, or a backend that is already built.
-        options: of the component.
-        expected_failures: rules that the component is known to break, each with the reason.
+        options: options of the component.
+        expected_failures: names of rules that the component is known to break, each with the reason.
 
     Raises:
-        OptionError: not exactly one component, no such rule, or an expected failure without a reason.
+        OptionError: there is not exactly one component, a rule does not exist, or an expected failure has no reason.
+
+    Example:
+        >>> from kshot.testing import sample_tasks, suite
+        >>> report = suite(tasks=sample_tasks.Quadratics, options={"steps": 3}).run()
+        >>> report.ok
+        True
     """
     given = {"learners": learner, "tasks": tasks, "memories": memory, "backends": backend}
     present = [group for group, value in given.items() if value is not None]
     if len(present) != 1 and present != ["learners", "tasks"]:
         raise OptionError(
-            f"suite: {', '.join(present) or 'no component'} came; expected one of learner=, tasks=, memory= and "
-            "backend= (and tasks= beside a learner, to try it on)"
+            f"suite: got {', '.join(present) or 'no component'}, expected one of learner=, tasks=, memory= and "
+            "backend= (or tasks= together with a learner, to try the learner on them)"
         )
-    from kshot.testing.subjects import Source
+    from kshot.testing.source import Source
 
     group = present[0]
     source = Source(group, given[group], dict(options or {}))
@@ -204,12 +234,15 @@ def suite(
         for each in tasks if isinstance(tasks, list | tuple) else [tasks]:
             more = dict(each) if isinstance(each, Mapping) else {"name": each}
             if "name" not in more:
-                raise OptionError(f"suite: tasks are {each!r}, expected {{'name': ..., **options}}")
+                raise OptionError(f"suite: got the tasks {each!r}, expected {{'name': ..., **options}}")
             tried_on.append(Source("tasks", more.pop("name"), more))
     known = {rule.name: rule for rule in rules(group)} if expected_failures else {}
     for name, reason in (expected_failures or {}).items():
         if name not in known:
             raise OptionError(unknown_rule(name, group, known))
         if not isinstance(reason, str) or not reason.strip():
-            raise OptionError(f"suite: expected_failures has no reason for {name!r}; say why the component breaks it")
+            raise OptionError(
+                f"suite: got the reason {reason!r} for {name!r} in expected_failures, expected why the component "
+                "breaks the rule"
+            )
     return Suite(group, source, tried_on, expected_failures or {})

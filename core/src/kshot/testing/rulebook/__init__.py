@@ -1,1 +1,1 @@
-"""The rules that a component must keep to satisfy its protocol, one file for each group of rules."""
+"""The rules that a component must keep to satisfy its protocol, one file per group of rules."""

@@ -1,4 +1,7 @@
-"""Rules for backends. They run in the one process that the tests run in, or in each of several that do the same."""
+"""Rules for backends.
+
+They run in the process of the tests; to test several processes, the same rules run in each of them.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ Check = Callable[[BackendSubject], None]
 
 
 def backend_rule(unless: Callable[[BackendSubject], str | None] = always) -> Callable[[Check], Check]:
-    """Put a check on the list of rules for backends."""
+    """Register a check as a rule for backends; ``unless`` returns the reason why it does not apply, or None."""
 
     def put(check: Check) -> Check:
         add(Rule(named(check), "backends", check, unless))
@@ -29,14 +32,14 @@ def backend_rule(unless: Callable[[BackendSubject], str | None] = always) -> Cal
 
 
 def net() -> nn.Module:
-    """A module with convolutions, batch norm and buffers."""
-    made: nn.Module = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3 * 36, 2))
-    return made.eval()
+    """Build a module with a convolution, batch norm and buffers."""
+    module: nn.Module = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3 * 36, 2))
+    return module.eval()
 
 
 @backend_rule()
 def place_keeps_values(subject: BackendSubject) -> None:
-    """``place`` puts a tensor on the backend's device and changes neither its values, its type nor its shape."""
+    """``place`` moves a tensor to the backend's device and changes neither its values nor its type nor its shape."""
     backend = subject.backend
     for tensor in (
         torch.linspace(-1, 1, 2 * 3 * 8 * 8).view(2, 3, 8, 8),
@@ -46,36 +49,42 @@ def place_keeps_values(subject: BackendSubject) -> None:
     ):
         placed = backend.place(tensor)
         if placed.device.type != torch.device(backend.device).type:
-            broken(f"a tensor was placed on {placed.device}, the backend's device is {backend.device}")
+            broken(f"place: got a tensor on {placed.device}, expected it on the backend's device {backend.device}")
         if placed.dtype != tensor.dtype or placed.shape != tensor.shape:
-            broken(f"a {tensor.dtype} of shape {tuple(tensor.shape)} became {placed.dtype} {tuple(placed.shape)}")
+            broken(
+                f"place: got {placed.dtype} {tuple(placed.shape)} for a tensor {tensor.dtype} {tuple(tensor.shape)}, "
+                "expected the same type and shape"
+            )
         if not torch.equal(placed.cpu(), tensor):
-            broken(f"the values of a {tensor.dtype} tensor changed")
+            broken(f"place: got other values in a {tensor.dtype} tensor, expected the same")
 
 
 @backend_rule()
 def place_module_in_place(subject: BackendSubject) -> None:
-    """A module is placed in place: it is the same object with the same parameter objects, so that an optimizer made
-    before goes on working; parameters and buffers keep their values, types and shapes.
+    """``place`` changes a module in place: it returns the same object with the same parameter objects, so that an
+    optimizer that was built before still works. Parameters and buffers keep their values, types and shapes.
     """
     backend, module = subject.backend, net()
     parameters = dict(module.named_parameters())
     before = {n: t.detach().clone() for n, t in module.state_dict().items()}
     placed = backend.place(module)
     if placed is not module:
-        broken(f"place returned another module ({type(placed).__name__}), expected the one it was given")
+        broken(f"place: got another module ({type(placed).__name__}), expected the one that was given")
     for name, p in placed.named_parameters():
         if p is not parameters.get(name):
-            broken(f"parameter {name} is another object after placing; an optimizer made before would step the old one")
+            broken(
+                f"place: got another object as parameter {name}, expected the same one; an optimizer that was built "
+                "before would update the old one"
+            )
         if p.device.type != torch.device(backend.device).type:
-            broken(f"parameter {name} is on {p.device}, the backend's device is {backend.device}")
-    if found := difference(before, {n: t.detach().cpu() for n, t in placed.state_dict().items()}, 0):
-        broken(f"placing a module changed it: {found}")
+            broken(f"place: got parameter {name} on {p.device}, expected it on the backend's device {backend.device}")
+    if where := difference(before, {n: t.detach().cpu() for n, t in placed.state_dict().items()}, 0):
+        broken(f"place: got other values in a module, expected the same: {where}")
 
 
 @backend_rule()
 def place_handles_episodes(subject: BackendSubject) -> None:
-    """Episodes keep their structure: the same fields with the same values, on the device, origin and way included."""
+    """``place`` keeps the structure of episodes: the same fields with the same values, including origin and way."""
     backend = subject.backend
     for name, tasks in (
         ("classification", sample_tasks.classification(semantics=3, unlabelled=2, external=2)),
@@ -85,23 +94,27 @@ def place_handles_episodes(subject: BackendSubject) -> None:
         episode = tasks.sample("train", [0, 1])
         placed = backend.place(episode)
         if not isinstance(placed, Episode):
-            broken(f"an episode of {name} became a {type(placed).__name__}")
+            broken(f"place: got a {type(placed).__name__} for an episode of {name}, expected an Episode")
         for path, tensor in named_tensors(attrs.evolve(placed, origin=None)).items():
             if tensor.device.type != torch.device(backend.device).type:
                 broken(
-                    f"{path} of an episode of {name} is on {tensor.device}, the backend's device is {backend.device}"
+                    f"place: got {path} of an episode of {name} on {tensor.device}, expected it on the backend's "
+                    f"device {backend.device}"
                 )
         moved = {path: t.cpu() for path, t in named_tensors(placed).items()}
-        if found := difference(named_tensors(episode), moved, 0):
-            broken(f"an episode of {name} is not what it was: {found}")
+        if where := difference(named_tensors(episode), moved, 0):
+            broken(f"place: got other values in an episode of {name}, expected the same: {where}")
         if placed.support.way != episode.support.way or placed.origin is not episode.origin:
-            broken(f"an episode of {name} lost its way or origin")
+            broken(
+                f"place: got another way or origin for an episode of {name}, expected way {episode.support.way} and "
+                "the same origin object"
+            )
 
 
 @backend_rule()
 def autocast_is_a_context(subject: BackendSubject) -> None:
-    """``autocast()`` gives a new context each time, which may be nested, ends with what was before (after an error
-    too), and computes the same to the precision of bfloat16.
+    """``autocast()`` returns a new context each time. Contexts may be nested, restore the previous mode at their end
+    (also after an error), let errors propagate, and compute the same results up to the precision of bfloat16.
     """
     backend = subject.backend
     device = torch.device(backend.device).type
@@ -122,52 +135,54 @@ def autocast_is_a_context(subject: BackendSubject) -> None:
         with backend.autocast():
             nested = module(x)
         if mode() != inside:
-            broken(f"after a nested autocast the mode is {mode()}, expected {inside}")
+            broken(f"autocast: got the mode {mode()} after a nested context, expected {inside}")
         if not torch.is_grad_enabled():
-            broken("autocast turned gradients off")
+            broken("autocast: got disabled gradients inside, expected them enabled")
     if mode() != before:
-        broken(f"after autocast the mode is {mode()}, expected {before}")
+        broken(f"autocast: got the mode {mode()} afterwards, expected {before}")
     try:
         with backend.autocast():
             raise LookupError
     except LookupError:
         pass
     else:
-        broken("autocast swallowed an error that was raised inside")
+        broken("autocast: got no error although one was raised inside, expected it to propagate")
     if mode() != before:
-        broken(f"after an error in autocast the mode is {mode()}, expected {before}")
+        broken(f"autocast: got the mode {mode()} after an error inside, expected {before}")
     if (far := gap(plain, nested)) > 0.1:
-        broken(f"under autocast a small net's outputs differ by {far:.2g} of the greatest one")
+        broken(f"autocast: got outputs of a small net that differ by {far:.2g} of the greatest, expected at most 0.1")
 
 
 @backend_rule()
 def world_is_consistent(subject: BackendSubject) -> None:
-    """``world`` has a rank within its size; a gathering is every rank's tensor in order, a reduction their sum, and
-    what is broadcast is rank 0's; in a world of one, all of these are what came.
+    """``world.rank`` is less than ``world.size``. ``all_gather`` returns the tensors of all ranks in order,
+    ``all_reduce`` their sum, and ``broadcast`` the tensor of rank 0. In a world of one process, each returns what it
+    was given.
     """
     world, place = subject.backend.world, subject.backend.place
     if not 0 <= world.rank < world.size:
-        broken(f"rank is {world.rank} of {world.size}, expected 0 <= rank < size")
+        broken(f"world: got rank {world.rank} of size {world.size}, expected 0 <= rank < size")
+    # Every rank can compute the tensors of all others, so that it knows what to expect.
     everyones = [torch.tensor([1.0, 2.0, 4.0]) * (rank + 1) for rank in range(world.size)]
     gathered = world.all_gather(place(everyones[world.rank].clone()))
     if len(gathered) != world.size:
-        broken(f"all_gather gave {len(gathered)} tensors in a world of {world.size}")
-    for rank, (found, expected) in enumerate(zip(gathered, everyones, strict=True)):
-        if not torch.equal(found.cpu(), expected):
-            broken(f"all_gather gave {found.tolist()} for the {expected.tolist()} of rank {rank}")
+        broken(f"all_gather: got {len(gathered)} tensors, expected {world.size}, one per rank")
+    for rank, (answer, expected) in enumerate(zip(gathered, everyones, strict=True)):
+        if not torch.equal(answer.cpu(), expected):
+            broken(f"all_gather: got {answer.tolist()} of rank {rank}, expected {expected.tolist()}")
     for name, expected in (("all_reduce", torch.stack(everyones).sum(0)), ("broadcast", everyones[0])):
-        found = getattr(world, name)(place(everyones[world.rank].clone()))
-        if found is None or not torch.equal(found.cpu(), expected):
+        answer = getattr(world, name)(place(everyones[world.rank].clone()))
+        if answer is None or not torch.equal(answer.cpu(), expected):
             broken(
-                f"{name} of {everyones[world.rank].tolist()} on rank {world.rank} of {world.size} gave {found}, "
+                f"{name}: got {answer} for {everyones[world.rank].tolist()} on rank {world.rank} of {world.size}, "
                 f"expected {expected.tolist()}"
             )
 
 
 @backend_rule()
 def world_keeps_types_and_shapes(subject: BackendSubject) -> None:
-    """What ranks give one another keeps its type, its shape and its device, the CPU or the backend's: gradients and
-    statistics in any precision, counters, bytes; single numbers, empty tensors, and tensors in any memory format.
+    """Tensors that ranks exchange keep their type, shape and device (the CPU or the backend's). They may be gradients
+    and statistics of any precision, counters, bytes, single numbers, empty tensors, and tensors of any memory format.
     """
     world, place = subject.backend.world, subject.backend.place
     kinds = {
@@ -185,26 +200,26 @@ def world_keeps_types_and_shapes(subject: BackendSubject) -> None:
             answers = {
                 "all_reduce": world.all_reduce(sent.clone()) if world.rank == 0 else world.all_reduce(sent * 0),
                 "broadcast": world.broadcast(sent.clone()),
-                **{f"all_gather [{r}]": found for r, found in enumerate(world.all_gather(sent.clone()))},
+                **{f"all_gather [{r}]": answer for r, answer in enumerate(world.all_gather(sent.clone()))},
             }
-            for name, found in answers.items():
-                if (found.dtype, found.shape, found.device) != (sent.dtype, sent.shape, sent.device):
+            for name, answer in answers.items():
+                if (answer.dtype, answer.shape, answer.device) != (sent.dtype, sent.shape, sent.device):
                     broken(
-                        f"{name} of {what} ({sent.dtype}, {tuple(sent.shape)}, on {sent.device}) gave {found.dtype}, "
-                        f"{tuple(found.shape)}, on {found.device}"
+                        f"{name} of {what}: got {answer.dtype}, {tuple(answer.shape)}, on {answer.device}, expected "
+                        f"{sent.dtype}, {tuple(sent.shape)}, on {sent.device}"
                     )
-                if not torch.equal(found, sent):
-                    broken(f"{name} of {what} gave {found.tolist()}, expected {sent.tolist()}")
+                if not torch.equal(answer, sent):
+                    broken(f"{name} of {what}: got {answer.tolist()}, expected {sent.tolist()}")
 
 
 @backend_rule()
 def describe_is_plain(subject: BackendSubject) -> None:
-    """``describe()`` is a mapping that JSON can write, with at least ``name`` and ``precision`` as text."""
-    said = subject.backend.describe()
+    """``describe()`` returns a mapping that JSON can write, in which ``name`` and ``precision`` are strings."""
+    description = subject.backend.describe()
     try:
-        again = json.loads(json.dumps(dict(said), allow_nan=False))
+        again = json.loads(json.dumps(dict(description), allow_nan=False))
     except (TypeError, ValueError) as raised:
-        broken(f"describe() gave {said!r}, which JSON can't write: {raised}")
+        broken(f"describe: got {description!r}, expected a mapping that JSON can write: {raised}")
     for name in ("name", "precision"):
         if not isinstance(again.get(name), str):
-            broken(f"describe() has {name} = {again.get(name)!r}, expected text; results record it")
+            broken(f"describe: got {name} = {again.get(name)!r}, expected a string, because results record it")

@@ -1,4 +1,4 @@
-"""Rules for control: what environments give and refuse, and how learners play in them."""
+"""Rules for control: what environments return and refuse, and how learners play in them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from kshot.episode import Episode, Rollout, one_task, register_value, slice_task
 from kshot.errors import DataError, KshotError
 from kshot.randomness import generator, seeded
 from kshot.spec import TaskSpec, bounds
+from kshot.testing.cases import Case, floats_of, precise
 from kshot.testing.compare import difference, gap, named_tensors, rows, tolerance
 from kshot.testing.rulebook.learner_rule import learner_rule, only
 from kshot.testing.rulebook.rule import broken
-from kshot.testing.rulebook.tasks import tasks_rule
-from kshot.testing.subjects import Case, TasksSubject, floats_of, precise
+from kshot.testing.rulebook.task_rule import tasks_rule
+from kshot.testing.subjects import TasksSubject
 
 # --- Environments ---------------------------------------------------------------------------------
 
@@ -29,12 +30,12 @@ def _no_control(subject: TasksSubject) -> str | None:
 
 @frozen(eq=False)
 class Chance:
-    """A policy that draws any action, from the key of its rollout alone, and keeps what it was told and asked.
+    """A policy that draws actions from the key of its rollout alone, and records its calls.
 
     Attributes:
-        spec: whose actions it takes.
+        spec: the spec that defines the actions.
         begun: the (key, shape) of each rollout.
-        seen, taken: what it was shown and what it answered, by step.
+        seen, taken: the observation and the action of each step.
     """
 
     spec: TaskSpec
@@ -43,12 +44,12 @@ class Chance:
     taken: list[Tensor] = attrs.field(factory=list)
 
     def __call__(self, observation: Tensor) -> Tensor:
-        """The action 0."""
+        """Return the action 0."""
         shape = (*observation.shape[: observation.ndim - len(self.spec.input_shape)], *self.spec.target_shape)
         return torch.zeros(shape, dtype=observation.dtype if self.spec.way is None else torch.int64)
 
     def begin(self, key: Tensor, shape: tuple[int, int]) -> Callable[[Tensor], Tensor]:
-        """Actions of each trajectory and step, which depend on nothing else."""
+        """Draw the actions of each trajectory and step; they depend on nothing but the key."""
         self.begun.append((key, shape))
         E, T = shape
         drawn = []
@@ -72,7 +73,7 @@ class Chance:
 
 def _play(spec: TaskSpec, environment: Any, number: int = 0) -> tuple[Rollout, Chance]:
     policy = Chance(spec)
-    with torch.enable_grad():
+    with torch.enable_grad():  # a rollout must not keep a graph even if gradients are enabled
         return environment.rollout(policy, number), policy
 
 
@@ -83,9 +84,10 @@ def _both(episode: Episode) -> list[tuple[str, Any]]:
 @tasks_rule(_no_control)
 def rollouts_as_specified(subject: TasksSubject) -> None:
     """A rollout is what the spec and ``kshot.episode.Rollout`` say: ``shot`` trajectories in the support and ``query``
-    in the query, observations [B, E, T, *input] that the policy saw, in order, the actions that it answered, finite
-    rewards [B, E, T], none after the end, ``running`` true up to the end, scores [B, E], and no graph. A policy that
-    begins rollouts is begun once each, with int64 keys [B] and (E, T), and is what plays.
+    in the query; the observations [B, E, T, *input] that the policy saw, in order, and the actions that it returned;
+    finite rewards [B, E, T], which are 0 after the end of a trajectory; ``running`` [B, E, T], true up to the end;
+    scores [B, E]; and no graph. If a policy has ``begin``, it is called once per rollout, with int64 keys [B] and
+    (E, T), and what it returns chooses the actions.
     """
     spec = subject.spec
     for split in spec.splits:
@@ -97,15 +99,18 @@ def rollouts_as_specified(subject: TasksSubject) -> None:
 
 def _check_rollout(played: Rollout, policy: Chance, spec: TaskSpec, B: int, count: Any, where: str) -> None:
     if len(policy.begun) != 1 or not policy.seen:
-        broken(f"{where}: a policy with begin was begun {len(policy.begun)} times, expected once, and asked after it")
+        broken(
+            f"{where}: got {len(policy.begun)} calls of the policy's begin and {len(policy.seen)} of what it returned, "
+            "expected one call of begin and then one call per step"
+        )
     key, (E, T) = policy.begun[0]
     if key.dtype != torch.int64 or tuple(key.shape) != (B,) or len(set(key.tolist())) < B:
-        broken(f"{where}: begin got keys {key.dtype} {key.tolist()}, expected int64, one for each of {B} tasks")
+        broken(f"{where}: got keys {key.dtype} {key.tolist()} in begin, expected int64, one for each of {B} tasks")
     low, high = bounds(count)
     if low is not None and high is not None and not low <= E <= high:
-        broken(f"{where}: {E} trajectories, the spec says {count}")
+        broken(f"{where}: got {E} trajectories, expected the spec's {count}")
     if len(policy.seen) > T:
-        broken(f"{where}: the policy was asked {len(policy.seen)} times, begin was told {T} steps")
+        broken(f"{where}: got {len(policy.seen)} calls of the policy, expected at most the {T} steps given to begin")
     steps = len(policy.seen)
     expected = {
         "observations": (B, E, steps, *spec.input_shape),
@@ -114,38 +119,41 @@ def _check_rollout(played: Rollout, policy: Chance, spec: TaskSpec, B: int, coun
         "running": (B, E, steps),
     }
     for name, shape in expected.items():
-        found = getattr(played, name)
-        if tuple(found.shape) != shape:
-            broken(f"{where}: {name} have shape {tuple(found.shape)}, expected {shape}")
-        if found.requires_grad:
-            broken(f"{where}: {name} hold on to the policy's graph; rollouts are data: play under torch.no_grad()")
+        recorded = getattr(played, name)
+        if tuple(recorded.shape) != shape:
+            broken(f"{where}: got {name} of shape {tuple(recorded.shape)}, expected {shape}")
+        if recorded.requires_grad:
+            broken(f"{where}: got {name} with a graph, expected none, because rollouts are data; use torch.no_grad()")
     running = played.running
     to_the_end = bool(running[..., 0].all()) and not bool((running[..., 1:] > running[..., :-1]).any())
     if running.dtype != torch.bool or not to_the_end:
-        broken(f"{where}: running is {running.dtype}, expected bool: true from the first step to the end, false after")
+        broken(f"{where}: got running {running.dtype}, expected bool: true from the first step to the end, then false")
     taken, seen = torch.stack(policy.taken, 2).detach(), torch.stack(policy.seen, 2)
-    for name, told, there in (("actions", played.actions, taken), ("observations", played.observations, seen)):
-        if not torch.equal(told[running], there[running].to(told.dtype)):
-            broken(f"{where}: {name} are not those of the policy, as it gave or saw them")
+    for name, recorded, actual in (("actions", played.actions, taken), ("observations", played.observations, seen)):
+        if not torch.equal(recorded[running], actual[running].to(recorded.dtype)):
+            broken(f"{where}: got other {name} than the policy returned or saw, expected exactly these")
     for name, values in (("rewards", played.rewards), ("observations", played.observations[running])):
         if not values.is_floating_point() or not bool(torch.isfinite(values).all()):
-            broken(f"{where}: {name} are {values.dtype}, some perhaps NaN or infinite; expected finite floats")
+            broken(f"{where}: got {name} {values.dtype} that are not all finite floats, expected finite floats")
     if bool((played.rewards[~running] != 0).any()):
-        broken(f"{where}: there are rewards after a trajectory's end, expected 0")
+        broken(f"{where}: got rewards after the end of a trajectory, expected 0")
     if spec.input_range is not None:
         low_x, high_x = float(played.observations[running].min()), float(played.observations[running].max())
         if low_x < spec.input_range[0] - 1e-6 or high_x > spec.input_range[1] + 1e-6:
-            broken(f"{where}: observations lie in [{low_x:.4g}, {high_x:.4g}], the spec says {list(spec.input_range)}")
+            broken(
+                f"{where}: got observations in [{low_x:.4g}, {high_x:.4g}], expected the spec's input_range "
+                f"{list(spec.input_range)}"
+            )
     for name, score in played.scores.items():
         if tuple(score.shape) != (B, E):
-            broken(f"{where}: the score {name!r} has shape {tuple(score.shape)}, expected one a trajectory, {(B, E)}")
+            broken(f"{where}: got the score {name!r} of shape {tuple(score.shape)}, expected {(B, E)} (per trajectory)")
 
 
 @tasks_rule(_no_control)
 def rollouts_are_values(subject: TasksSubject) -> None:
-    """Playing changes nothing: a number played again, after others, gives the same bits. The numbers of the support go
-    up to the spec's ``rollouts``; that one and negative ones are refused with kshot.errors.DataError; the query has no
-    such end.
+    """Playing changes nothing: rollout n, played again after others, gives the same bits. Rollouts of the support are
+    numbered from 0 to the spec's ``rollouts`` - 1; any other number is refused with kshot.errors.DataError. The query
+    has no such limit.
     """
     spec = subject.spec
     split = spec.splits[0]
@@ -155,8 +163,8 @@ def rollouts_are_values(subject: TasksSubject) -> None:
         numbers = range(3) if limit is None else range(min(limit, 3))
         first = {n: named_tensors(_play(spec, environment, n)[0]) for n in numbers}
         for n in numbers:
-            if found := difference(first[n], named_tensors(_play(spec, environment, n)[0]), 0):
-                broken(f"{where}: rollout {n}, played again after others: {found}")
+            if differs := difference(first[n], named_tensors(_play(spec, environment, n)[0]), 0):
+                broken(f"{where}: got another rollout {n} when played again after others, expected the same: {differs}")
         for n in [-1] if limit is None else [-1, limit]:
             _refused(lambda n=n, e=environment: _play(spec, e, n), DataError, f"{where}: rollout {n}")  # type: ignore[misc]
 
@@ -167,14 +175,14 @@ def _refused(act: Callable[[], object], error: type[Exception], what: str) -> No
     except error:
         return
     except Exception as raised:
-        broken(f"{what} raised {type(raised).__name__}: {raised}; expected kshot.errors.{error.__name__}")
-    broken(f"{what} was taken, expected kshot.errors.{error.__name__}")
+        broken(f"got {type(raised).__name__} ({raised}) for {what}, expected kshot.errors.{error.__name__}")
+    broken(f"got no error for {what}, expected kshot.errors.{error.__name__}")
 
 
 @tasks_rule(_no_control)
 def rollouts_have_own_chance(subject: TasksSubject) -> None:
-    """Chance is the task's, the number's, and the support's or query's own: the keys given to policies all differ, and
-    each task plays in a meta-batch as it does alone.
+    """Random numbers depend on the task, on the rollout's number, and on whether it belongs to support or query: the
+    keys given to policies all differ, and each task plays in a meta-batch in the same way as alone.
     """
     spec = subject.spec
     split = spec.splits[0]
@@ -189,23 +197,26 @@ def rollouts_have_own_chance(subject: TasksSubject) -> None:
             for b, key in enumerate(policy.begun[0][0].tolist()):
                 name = f"{where} of episode {indices[b]}, rollout {n}"
                 if key in keys:
-                    broken(f"begin got the same key {key} for {name} and for {keys[key]}")
+                    broken(f"got the same key {key} in begin for {name} and for {keys[key]}, expected different keys")
                 keys[key] = name
             for b, i in enumerate(indices):
                 alone = dict(_both(subject.tasks.sample(split, [i])))[where]
                 one = named_tensors(_play(spec, alone, n)[0])
-                if found := difference(one, rows(named_tensors(played), b)):
-                    broken(f"{where} of episode {i}, rollout {n}, alone and with other tasks: {found}")
+                if differs := difference(one, rows(named_tensors(played), b)):
+                    broken(
+                        f"{where} of episode {i}: got another rollout {n} alone than together with other tasks, "
+                        f"expected the same: {differs}"
+                    )
 
 
 @tasks_rule(_no_control)
 def wrong_actions_refused(subject: TasksSubject) -> None:
-    """Actions of another shape or type, none of the ``way``, or not finite, are refused by an error of kshot's own."""
+    """Actions of another shape or type, outside of 0 to ``way`` - 1, or not finite are refused with a KshotError."""
     spec = subject.spec
     still = Chance(spec)
     wrong: dict[str, Callable[[Tensor], Tensor]] = {
         "for one trajectory too few": lambda x: still(x)[:, 1:],
-        "with an axis too many": lambda x: still(x)[..., None],
+        "with one axis too many": lambda x: still(x)[..., None],
     }
     if spec.way is None:
         wrong["of integers"] = lambda x: still(x).long()
@@ -225,27 +236,29 @@ def _not_registered(subject: TasksSubject) -> str | None:
 
     source = subject.tasks.sample(subject.spec.splits[0], [0]).query.source
     registered = type(source) in pytree.SUPPORTED_NODES
-    return None if registered else f"{type(source).__name__} is no registered value (kshot.episode.register_value)"
+    return None if registered else f"{type(source).__name__} is not registered with kshot.episode.register_value"
 
 
 @tasks_rule(_not_registered)
 def environments_travel(subject: TasksSubject) -> None:
-    """Sliced with its episode, an environment plays the tasks that are left; of one task, without B, it plays that."""
+    """An environment that is sliced with its episode plays the remaining tasks. Without the axis B, it plays its one
+    task.
+    """
     spec = subject.spec
     episode = subject.tasks.sample(spec.splits[0], list(subject.block(0, 3)))
-    last = episode.size - 1
+    last = episode.size - 1  # the task to compare
     for where, environment in _both(episode):
         if spec.rollouts == 0 and where == "support":
             continue
-        whole = rows(named_tensors(_play(spec, environment)[0]), last)
+        in_batch = rows(named_tensors(_play(spec, environment)[0]), last)
         sliced = dict(_both(slice_tasks(episode, last, last + 1)))[where]
-        if found := difference(whole, named_tensors(_play(spec, sliced)[0])):
-            broken(f"{where}: task {last} sliced from its meta-batch: {found}")
+        if differs := difference(in_batch, named_tensors(_play(spec, sliced)[0])):
+            broken(f"{where}: got another rollout of task {last} after slicing, expected the same: {differs}")
         single, policy = _play(spec, dict(_both(one_task(episode, last)))[where])
         if policy.begun[0][0].ndim:
-            broken(f"{where}: of one task, begin got keys of shape {tuple(policy.begun[0][0].shape)}, expected ()")
-        if found := difference(whole, {name: t[None] for name, t in named_tensors(single).items()}):
-            broken(f"{where}: task {last} alone, without B: {found}")
+            broken(f"{where}: got keys of shape {tuple(policy.begun[0][0].shape)} in begin for one task, expected ()")
+        if differs := difference(in_batch, {name: t[None] for name, t in named_tensors(single).items()}):
+            broken(f"{where}: got another rollout of task {last} without the axis B, expected the same: {differs}")
 
 
 # --- Learners -------------------------------------------------------------------------------------
@@ -253,13 +266,13 @@ def environments_travel(subject: TasksSubject) -> None:
 
 @frozen(eq=False)
 class Counting:
-    """An environment that keeps the numbers of the rollouts it was asked for."""
+    """An environment that records the numbers of the rollouts that are played in it."""
 
     environment: Any
     asked: list[int]
 
     def rollout(self, policy: Any, number: int = 0) -> Rollout:
-        """The environment's own."""
+        """Record the number and play in the wrapped environment."""
         self.asked.append(number)
         played: Rollout = self.environment.rollout(policy, number)
         return played
@@ -270,8 +283,8 @@ register_value(Counting, "environment")
 
 @learner_rule(only("control"))
 def budget_kept(case: Case) -> None:
-    """While adapting, a learner plays each number of the support at most once, as many as ``needs.rollouts`` says; its
-    predictor plays no more.
+    """While adapting, a learner plays each rollout of the support at most once, and at most ``needs.rollouts`` of them.
+    Its predictor plays no further rollouts of the support.
     """
     learner = case.warmed()
     episode = case.single(0)
@@ -283,17 +296,17 @@ def budget_kept(case: Case) -> None:
         predictor(case.probe(episode).to(floats_of(learner)))
         episode.query.source.rollout(predictor)
     if len(asked) > len(adapted):
-        broken(f"the predictor played rollouts {asked[len(adapted) :]} of the support; adapt has to do that")
+        broken(f"got rollouts {asked[len(adapted) :]} of the support from the predictor, expected all of them in adapt")
     if len(set(asked)) < len(asked):
-        broken(f"adapt played rollouts {asked}, expected each number once: what was played is data to be kept")
+        broken(f"got rollouts {asked} from adapt, expected each number once; keep what was played")
     if len(asked) > learner.needs.rollouts:
-        broken(f"adapt played {len(asked)} rollouts, but needs.rollouts is {learner.needs.rollouts}")
+        broken(f"got {len(asked)} rollouts from adapt, expected at most needs.rollouts = {learner.needs.rollouts}")
 
 
 @learner_rule(only("control"))
 def plays_from_own_chance(case: Case) -> None:
-    """A predictor plays a rollout alike whenever it is asked, whatever the global random state; and three tasks play
-    together as each does alone: chance comes from the key that ``begin`` is given.
+    """A predictor plays a rollout in the same way each time, whatever the global random state, and several tasks play
+    together in the same way as each alone: random numbers come from the key that ``begin`` receives.
     """
     learner, cast, dtype = precise(case)
 
@@ -302,17 +315,23 @@ def plays_from_own_chance(case: Case) -> None:
         with torch.no_grad(), seeded("plays", seed):
             predictor = learner.adapt(episode.for_adapting(learner.needs.queries))
             first, again = (named_tensors(episode.query.source.rollout(predictor)) for _ in range(2))
-        if found := difference(first, again, 0):
-            broken(f"a predictor that plays a rollout a second time plays otherwise: {found}")
+        if where := difference(first, again, 0):
+            broken(f"got another rollout when a predictor played it a second time, expected the same: {where}")
         return first
 
     together, other = played(case.episode(), 1), played(case.episode(), 2)
-    if found := difference(together, other, 1e-6):
-        broken(f"from another global random state: {found}; draw from the key that begin is given")
+    if where := difference(together, other, 1e-6):
+        broken(
+            f"got another rollout from another global random state, expected the same: {where}; draw from the key that "
+            "begin receives"
+        )
     if learner.needs.couples_tasks:
         return
     for b in range(case.size):
         alone = played(case.single(b), 1)
         for name, values in rows(together, b).items():
             if (far := gap(values, alone[name])) > tolerance(dtype):
-                broken(f"task {b} plays otherwise in a meta-batch than alone: {name}, by {far:.2g} of the greatest")
+                broken(
+                    f"got {name} of task {b} that differ by {far:.2g} of the greatest one in a meta-batch, expected "
+                    "those of the task alone"
+                )

@@ -9,20 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kshot.testing.cases import Case, precise
+from kshot.testing.outer_steps import after, gradients_of, restore, state_of
 from kshot.testing.rulebook.learner_rule import learner_rule
 from kshot.testing.rulebook.rule import broken
-from kshot.testing.subjects import Case, after, gradients_of, precise, restore, state_of
 
 
 def at(step: int, steps: int) -> str:
-    """Which of several outer steps on one meta-batch is meant."""
+    """Name an outer step for a message; return an empty string if there is only one."""
     return f"at outer step {step + 1} on a meta-batch, " if steps > 1 else ""
 
 
 @learner_rule()
 def gradient_accumulates(case: Case) -> None:
-    """``meta_gradient`` adds to what is in ``.grad``, leaves the parameters alone and returns finite scalars: at each
-    of its outer steps, where it is a generator.
+    """``meta_gradient`` adds to ``.grad``, does not change the parameters, and returns finite scalars. If it is a
+    generator, this holds at each of its outer steps.
     """
     learner = case.warmed()
     state = state_of(learner)
@@ -42,7 +43,8 @@ def _check_added(learner: Any, before: Mapping[str, Tensor], own: Mapping[str, T
     stepped = [n for n, p in learner.named_parameters() if not torch.equal(p, before[n])]
     if stepped:
         broken(
-            f"{when}meta_gradient changed the parameters {', '.join(stepped[:5])}; the engine's optimizer steps them"
+            f"{when}got changed parameters {', '.join(stepped[:5])}, expected meta_gradient to leave them unchanged; "
+            "the engine's optimizer updates them"
         )
     for name, p in learner.named_parameters():
         if not p.requires_grad:
@@ -51,19 +53,19 @@ def _check_added(learner: Any, before: Mapping[str, Tensor], own: Mapping[str, T
         far = math.inf if p.grad is None else float((p.grad - 2.0 - added).abs().max())
         if far > 1e-3 * (2.0 + float(added.abs().max())):
             broken(
-                f"{when}.grad of {name} was 2 everywhere before meta_gradient; it is off by {far:.2g} from 2 + the "
-                "gradient afterwards: add to .grad, don't overwrite or clear it"
+                f"{when}got a .grad of {name} that is off by {far:.2g}, expected 2 + the gradient, because it was 2 "
+                "everywhere before meta_gradient; add to .grad, do not overwrite or clear it"
             )
 
 
 def _check_scalars(metrics: Mapping[str, Any], when: str) -> None:
     for name, value in metrics.items():
         if not (isinstance(value, int | float) or (isinstance(value, Tensor) and value.ndim == 0)):
-            broken(f"{when}metric {name!r} is {_kind_of(value)}, expected a scalar")
+            broken(f"{when}metric {name!r}: got {_kind_of(value)}, expected a scalar")
         if not math.isfinite(float(value)):
-            broken(f"{when}metric {name!r} is {float(value)}, expected a finite number")
+            broken(f"{when}metric {name!r}: got {float(value)}, expected a finite number")
         if isinstance(value, Tensor) and value.requires_grad:
-            broken(f"{when}metric {name!r} holds on to its graph; return {name}.detach()")
+            broken(f"{when}metric {name!r}: got a tensor with a graph, expected one without; return {name}.detach()")
 
 
 def _kind_of(value: Any) -> str:
@@ -71,15 +73,16 @@ def _kind_of(value: Any) -> str:
 
 
 def _inexact(case: Case) -> str | None:
-    return None if case.needs.exact_gradient else "it does not claim that its gradient is that of the loss"
+    return None if case.needs.exact_gradient else "needs.exact_gradient is False"
 
 
 @learner_rule(_inexact)
 def finite_differences(case: Case) -> None:
-    """Where ``needs.exact_gradient``: ``.grad`` is the derivative of ``metrics["loss"]``. Along eight random directions
-    most central differences agree with it; in float64 where the learner can, with fixed randomness and with buffers
-    put back between evaluations. Kinks (ReLU, max pooling) may spoil a few. Where ``meta_gradient`` is a generator it
-    holds at each outer step, by the parameters as they are then: what earlier steps led to is a constant.
+    """If ``needs.exact_gradient``, ``.grad`` is the derivative of ``metrics["loss"]``: central differences along at
+    least six of eight random directions agree with it (kinks, as of ReLU and max pooling, may spoil a few). They are
+    computed in float64 if the learner can, with the same random numbers and with buffers restored between evaluations.
+    If ``meta_gradient`` is a generator, this holds at each outer step, for the parameters of that step; what earlier
+    steps led to counts as a constant.
     """
     learner, cast, dtype = precise(case)
     own = gradients_of(learner, cast(case.episode(split=case.training)))
@@ -88,18 +91,19 @@ def finite_differences(case: Case) -> None:
 
 
 def _check_slopes(case: Case, learner: Any, cast: Any, taken: list[dict[str, Tensor]], exact: bool, when: str) -> None:
-    """The last of the gradients ``taken`` is that of its outer step's loss."""
+    """Compare the last of the gradients ``taken`` with the slopes of its outer step's loss."""
     start, own = state_of(learner), taken[-1]
     parameters = [(n, p) for n, p in learner.named_parameters() if p.requires_grad]
 
     def loss(change: float, along: Mapping[str, Tensor]) -> float:
+        """Compute the loss of this outer step at parameters moved by ``change`` along a direction."""
         steps = after(learner, cast(case.episode(split=case.training)), taken[:-1])
         now = state_of(learner)
         restore(learner, {**now, **{n: now[n] + change * d for n, d in along.items()}})
         metrics = next(steps)
         restore(learner, start)
         if "loss" not in metrics:
-            broken("it claims the exact gradient, but metrics have no 'loss'")
+            broken(f"got metrics {sorted(metrics)}, expected one called 'loss', because needs.exact_gradient is True")
         return float(metrics["loss"])
 
     total = math.sqrt(sum(float(g.double().square().sum()) for g in own.values()))
@@ -107,13 +111,15 @@ def _check_slopes(case: Case, learner: Any, cast: Any, taken: list[dict[str, Ten
     eps, agree, shown = (1e-6, 1e-4, "") if exact else (3e-3, 0.1, "")
     good, directions = 0, 8
     for _ in range(directions):
+        # Draw a random direction, scaled to the norm of each parameter.
         along = {}
         for n, p in parameters:
             noise = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p)
             scale = p.detach().norm().clamp_min(0.1) / noise.norm().clamp_min(1e-12)
             along[n] = noise * scale
-            if not exact and n in own and total > 0:  # float32 sees a slope only along the gradient
+            if not exact and n in own and total > 0:  # float32 is too coarse except along the gradient
                 along[n] = along[n] / math.sqrt(len(parameters)) + own[n] / total
+        # Compare the central difference with the directional derivative <gradient, direction>.
         values = [loss(sign * eps, along) for sign in (1, -1)]
         slope = (values[0] - values[1]) / (2 * eps)
         claimed = sum(float((own[n].double() * along[n].double()).sum()) for n in own if n in along)
@@ -122,9 +128,9 @@ def _check_slopes(case: Case, learner: Any, cast: Any, taken: list[dict[str, Ten
         if abs(slope - claimed) <= agree * max(abs(slope), abs(claimed), size) + noise_floor:
             good += 1
         else:
-            shown = f"the loss rises by {slope:.6g} a unit, .grad says {claimed:.6g}"
+            shown = f"got {claimed:.6g} by .grad, expected the slope {slope:.6g}"
     if good < 6:
         broken(
-            f"{when}along {directions - good} of {directions} directions .grad is not the slope of metrics['loss']: "
-            f"{shown}"
+            f"{when}got a .grad that is not the derivative of metrics['loss'] along {directions - good} of "
+            f"{directions} directions, expected it to be ({shown}); correct it, or set needs.exact_gradient = False"
         )

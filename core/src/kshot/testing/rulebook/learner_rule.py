@@ -1,28 +1,26 @@
-"""How a rule for learners is stated: on which tasks it holds, and that it is tried on each of them."""
+"""Register rules for learners, which are checked on each task distribution to which they apply."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from kshot.testing.cases import Case
 from kshot.testing.rulebook.rule import Broken, Rule, add, broken, named
-from kshot.testing.subjects import (
-    Case,
-    LearnerSubject,
-)
+from kshot.testing.subjects import LearnerSubject
 
 Check = Callable[[Case], None]
 Unless = Callable[[Case], "str | None"]
 
 TABLES = ("classification", "regression")
-"""The kinds whose episodes are tables of examples: their queries stand for themselves."""
+"""The kinds whose episodes are tables of labelled examples, so that each query has a meaning without the others."""
 
 
 def everywhere(_: Case) -> None:
-    """The rule holds for all tasks."""
+    """Say that a rule applies to all tasks."""
 
 
 def learner_rule(unless: Unless = everywhere) -> Callable[[Check], Check]:
-    """Put a check on the list of rules for learners: it is tried on each case for which ``unless`` says nothing."""
+    """Register a check as a rule for learners; it is run on each case for which ``unless`` returns None."""
 
     def put(check: Check) -> Check:
         def on_every_case(subject: LearnerSubject) -> None:
@@ -30,8 +28,8 @@ def learner_rule(unless: Unless = everywhere) -> Callable[[Check], Check]:
                 if unless(case) is None:
                     try:
                         check(case)
-                    except Broken as found:
-                        broken(f"on {case.name}: {found}")
+                    except Broken as violation:
+                        broken(f"on {case.name}: {violation}")
                     except Exception as raised:
                         raised.add_note(f"on {case.name}")
                         raise
@@ -48,15 +46,15 @@ def learner_rule(unless: Unless = everywhere) -> Callable[[Check], Check]:
 
 
 def only(*kinds: str) -> Unless:
-    """The rule holds for these kinds."""
+    """Say that a rule applies to these kinds only."""
     return lambda case: None if case.kind in kinds else f"it learns {case.kind}"
 
 
 def first_of(*reasons: Unless) -> Unless:
-    """The rule holds where all of these say nothing."""
+    """Combine reasons: the rule applies if none of them returns one."""
     return lambda case: next((r for r in (reason(case) for reason in reasons) if r is not None), None)
 
 
 def claims(what: str) -> Unless:
-    """The rule holds for learners that claim this invariance."""
-    return lambda case: None if what in case.needs.invariant else f"it does not claim to be invariant to {what}"
+    """Say that a rule applies only to learners that declare this invariance."""
+    return lambda case: None if what in case.needs.invariant else f"needs.invariant does not have {what!r}"

@@ -1,4 +1,4 @@
-"""Rules for learners: what they see, what they leave alone, and how queries and tasks may act on each other."""
+"""Rules for learners: what they may see and change, and how queries and tasks may affect each other."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 
 from kshot.randomness import seeded
-from kshot.testing.compare import changed, clones, difference, gap, held, named_tensors, tolerance
+from kshot.testing.cases import Case, precise
+from kshot.testing.compare import changed, clones, difference, gap, named_tensors, tolerance, watched
+from kshot.testing.outer_steps import gradient, gradients_of, restore, state_of
 from kshot.testing.rulebook.learner_rule import TABLES, learner_rule, only
 from kshot.testing.rulebook.rule import broken
-from kshot.testing.subjects import Case, gradient, gradients_of, precise, restore, state_of
 
 # --- What a learner sees --------------------------------------------------------------------------
 
 
 def poisoned(y: Tensor, way: int | None, kind: str) -> Tensor:
-    """Other labels than ``y``; other numbers, NaN among them, where targets are numbers; other weights of steps."""
+    """Return labels that all differ from ``y``: other classes, other numbers (some NaN), or other weights of steps."""
     if kind == "objective":
         return 1 + 2 * y.flip(1)
     if y.is_floating_point():
@@ -30,13 +31,14 @@ def poisoned(y: Tensor, way: int | None, kind: str) -> Tensor:
 
 @learner_rule()
 def query_labels_unseen(case: Case) -> None:
-    """Query labels reach no prediction: after ``meta_gradient`` on an episode with wrong query labels, with the
-    learner's state put back, ``adapt`` and its predictions are the same, bit for bit, as with the true ones. In a
-    stream, whose input at t + 1 shows the label of t, the label y_t does not affect predictions up to t.
+    """Query labels do not affect predictions. After ``meta_gradient`` on an episode with wrong query labels, and with
+    the learner's state restored, ``adapt`` gives the same predictions, bit for bit, as after an episode with the true
+    labels. In a stream, where the input of step t + 1 shows the label of step t, the label y_t does not affect
+    predictions up to step t.
     """
     learner = case.warmed()
     state = state_of(learner)
-    found = []
+    predictions = []
     for poison in (False, True):
         episode = case.episode(split=case.training)
         if poison:
@@ -44,34 +46,38 @@ def query_labels_unseen(case: Case) -> None:
             episode = attrs.evolve(episode, query=attrs.evolve(episode.query, y=y))
         gradient(learner, episode)
         restore(learner, state)
-        found.append(case.predict(learner, case.episode(split=case.training)))
-    if gap(*found) > 0:
-        broken(f"with other query labels, predictions differ by {gap(*found):.2g} of the greatest one; expected no bit")
+        predictions.append(case.predict(learner, case.episode(split=case.training)))
+    if (far := gap(*predictions)) > 0:
+        broken(
+            f"got predictions that differ by {far:.2g} of the greatest one after meta_gradient with other query "
+            "labels, expected the same bits; keep nothing of an episode on the learner"
+        )
     if "stream" in case.tasks.spec.provides:
         _check_causal(case, learner)
 
 
 def _check_causal(case: Case, learner: Any) -> None:
+    """Replace a stream from step t + 1 on, which shows y_t, and compare the predictions up to step t."""
     episode, other = case.episode(), case.episode(first=case.tasks.spec.block * 7)
     x = episode.query.x
     T = min(x.shape[1], other.query.x.shape[1])
-    whole = case.predict(learner, episode, x[:, :T])
+    original = case.predict(learner, episode, x[:, :T])
     for t in {0, T // 2, T - 2} - {-1}:
         later = torch.cat([x[:, : t + 1], other.query.x[: len(x), t + 1 : T]], 1)
-        seen = case.predict(learner, case.episode(), later)
-        far = gap(whole[:, : t + 1], seen[:, : t + 1])
+        predictions = case.predict(learner, case.episode(), later)
+        far = gap(original[:, : t + 1], predictions[:, : t + 1])
         if far > 1e-5:
             broken(
-                f"with another stream from step {t + 1} on, which shows y_{t}, predictions up to step {t} differ by "
-                f"{far:.2g} of the greatest one; expected the same"
+                f"got predictions up to step {t} that differ by {far:.2g} of the greatest one when the stream differs "
+                f"from step {t + 1} on, which shows y_{t}, expected the same; use inputs of earlier steps only"
             )
 
 
 @learner_rule()
 def adapt_changes_nothing(case: Case) -> None:
-    """``adapt`` and its predictor leave parameters, buffers, gradients, ``requires_grad``, the mode of every
-    submodule, the support's tensors and the states of all random generators as they were; with gradients enabled and
-    without. Learners are adapted in evaluation mode.
+    """``adapt`` and its predictor change nothing: neither parameters, buffers, gradients and ``requires_grad``, nor the
+    mode of any submodule, the tensors of the support, or the states of the global random generators. This holds with
+    gradients enabled and disabled. The learner is in evaluation mode.
     """
     learner = case.warmed()
     for p in learner.parameters():
@@ -79,21 +85,21 @@ def adapt_changes_nothing(case: Case) -> None:
     for enabled in (False, True):
         episode = case.episode()
         shown = clones(named_tensors(episode.support))
-        before = held(learner)
+        before = watched(learner)
         with torch.set_grad_enabled(enabled):
             x = case.probe(episode)
             learner.adapt(episode.for_adapting(learner.needs.queries))(x)
-        if names := changed(before, held(learner)):
-            where = "enabled" if enabled else "disabled"
-            broken(f"with gradients {where}, these are not as they were: {', '.join(names[:5])}")
-        if found := difference(shown, named_tensors(episode.support), 0):
-            broken(f"the support was written to: {found}")
+        if names := changed(before, watched(learner)):
+            mode = "enabled" if enabled else "disabled"
+            broken(f"with gradients {mode}: got changes in {', '.join(names[:5])}, expected adapt to change nothing")
+        if where := difference(shown, named_tensors(episode.support), 0):
+            broken(f"got changes in the support, expected adapt not to write to it: {where}")
 
 
 @learner_rule()
 def predictors_are_values(case: Case) -> None:
-    """A predictor stays what it was when the learner adapts to another task: nothing of an episode stays on the
-    learner.
+    """A predictor gives the same answers after the learner has adapted to another task: what ``adapt`` learns is kept
+    by the predictor and not by the learner.
     """
     learner = case.warmed()
     far = case.tasks.spec.block * 5
@@ -103,33 +109,34 @@ def predictors_are_values(case: Case) -> None:
         expected = case.predict(learner, case.episode(), x)
         predictor = learner.adapt(first.for_adapting(learner.needs.queries))
         learner.adapt(second.for_adapting(learner.needs.queries))(case.probe(second))
-        found = predictor(x)
-    if (apart := gap(expected, found)) > tolerance(found.dtype):
+        answers = predictor(x)
+    if (far_off := gap(expected, answers)) > tolerance(answers.dtype):
         broken(
-            f"after the learner adapted to another task, a predictor's answers differ by {apart:.2g} of the greatest "
-            "one; expected the same: what adapt learns belongs to the predictor"
+            f"got answers of a predictor that differ by {far_off:.2g} of the greatest one after the learner adapted to "
+            "another task, expected the same; keep what adapt learns in the predictor"
         )
 
 
 @learner_rule()
 def deterministic(case: Case) -> None:
-    """The same state and the same episode give the same predictions whatever the global random state, and the same
-    gradient from the same global random state: chance while adapting comes from ``kshot.generator(key, purpose)``.
+    """The same state and the same episode give the same predictions, whatever the global random state, and the same
+    gradient from the same global random state. While adapting, random numbers come from
+    ``kshot.generator(key, purpose)``.
     """
     learner = case.warmed()
-    found = []
+    predictions = []
     for seed in (1, 2):
         with seeded("deterministic", seed):
-            found.append(case.predict(learner, case.episode()))
-    if (far := gap(*found)) > 1e-6:
+            predictions.append(case.predict(learner, case.episode()))
+    if (far := gap(*predictions)) > 1e-6:
         broken(
-            f"adapting twice to one episode, predictions differ by {far:.2g} of the greatest one; expected the same: "
-            "draw from kshot.generator(support.key[b], purpose)"
+            f"got predictions that differ by {far:.2g} of the greatest one after adapting twice to one episode, "
+            "expected the same; draw from kshot.generator(support.key[b], purpose)"
         )
-    found_twice = [gradients_of(learner, case.episode(split=case.training), seed=3) for _ in range(2)]
-    for first, second in zip(*found_twice, strict=True):
+    gradients = [gradients_of(learner, case.episode(split=case.training), seed=3) for _ in range(2)]
+    for first, second in zip(*gradients, strict=True):
         if where := difference(first, second, within=1e-5):
-            broken(f"two gradients of one episode from the same random state: {where}")
+            broken(f"got two gradients of one episode from the same random state, expected the same: {where}")
 
 
 # --- Queries and batches --------------------------------------------------------------------------
@@ -137,7 +144,7 @@ def deterministic(case: Case) -> None:
 
 @learner_rule(only(*TABLES))
 def query_permutation(case: Case) -> None:
-    """Predictions follow a permutation of the queries; where ``needs.queries`` is ``independent``, each query alone
+    """If the queries are permuted, so are the predictions. If ``needs.queries`` is ``independent``, each query alone
     gets the same prediction as together with the others.
     """
     learner, cast, dtype = precise(case)
@@ -146,13 +153,13 @@ def query_permutation(case: Case) -> None:
     order = torch.randperm(x.shape[1], generator=torch.Generator().manual_seed(5))
     followed = case.predict(learner, cast(case.episode()), x[:, order])
     if (far := gap(together[:, order], followed)) > tolerance(dtype):
-        broken(f"with the queries in another order, predictions differ by {far:.2g} of the greatest one")
+        broken(f"got predictions that differ by {far:.2g} of the greatest one with permuted queries, expected the same")
     if learner.needs.queries == "independent":
         alone = [case.predict(learner, cast(case.episode()), x[:, i : i + 1]) for i in range(x.shape[1])]
         if (far := gap(together, torch.cat(alone, 1))) > tolerance(dtype):
             broken(
-                f"one by one, queries get predictions that differ by {far:.2g} of the greatest one from those "
-                "together; expected the same, or needs.queries = 'joint'"
+                f"got predictions that differ by {far:.2g} of the greatest one for queries one by one, expected those "
+                "of all queries together; or declare needs.queries = 'joint'"
             )
 
 
@@ -164,9 +171,10 @@ def _cannot_batch(case: Case) -> str | None:
 
 @learner_rule(_cannot_batch)
 def batch_equals_singles(case: Case) -> None:
-    """Several tasks together give the same predictions as each alone, and their gradient is the mean of the tasks'
-    own, at each of the outer steps where ``meta_gradient`` is a generator; unless ``needs.couples_tasks``. In float64
-    where the learner can; the gradient only where it does not draw from torch's generator while training (dropout).
+    """Several tasks together get the same predictions as each task alone, and their gradient is the mean of the
+    gradients of each task alone (at each outer step, if ``meta_gradient`` is a generator), unless
+    ``needs.couples_tasks``. This is checked in float64 if the learner can compute in it. The gradient is not compared
+    if it depends on torch's global generator (dropout).
     """
     learner, cast, dtype = precise(case)
     indices = range(case.size)
@@ -174,30 +182,30 @@ def batch_equals_singles(case: Case) -> None:
     alone = torch.cat([case.predict(learner, cast(case.single(i))) for i in indices])
     if (far := gap(together, alone)) > tolerance(dtype):
         broken(
-            f"{case.size} tasks adapted to together get predictions that differ by {far:.2g} of the greatest one from "
-            "those of each task alone; expected the same, or needs.couples_tasks"
+            f"got predictions that differ by {far:.2g} of the greatest one for {case.size} tasks together, expected "
+            "those of each task alone; or declare needs.couples_tasks"
         )
     both = [gradients_of(learner, cast(case.episode(split=case.training)), seed=seed) for seed in (1, 2)]
     if any(difference(one, other) for one, other in zip(*both, strict=True)):
-        return
+        return  # the gradient depends on torch's generator, whose numbers differ between one task and several
     alone_each = gradients_of(learner, *(cast(case.single(i, case.training)) for i in indices))
     if len(both[0]) != len(alone_each):
         broken(
-            f"on {case.size} tasks together it takes {len(both[0])} outer steps, on each alone {len(alone_each)}; "
-            "expected as many, so that chunks of a meta-batch advance together"
+            f"got {len(both[0])} outer steps on {case.size} tasks together, expected {len(alone_each)} as on each "
+            "task alone, so that chunks of a meta-batch can advance together"
         )
-    for whole, mean in zip(both[0], alone_each, strict=True):
-        _check_mean(case, whole, mean, dtype)
+    for batch, mean in zip(both[0], alone_each, strict=True):
+        _check_mean(case, batch, mean, dtype)
 
 
-def _check_mean(case: Case, whole: dict[str, Tensor], mean: dict[str, Tensor], dtype: torch.dtype) -> None:
+def _check_mean(case: Case, batch: dict[str, Tensor], mean: dict[str, Tensor], dtype: torch.dtype) -> None:
     largest = max((float(g.abs().max()) for g in mean.values() if g.numel()), default=0.0)
-    for n in sorted(whole.keys() | mean.keys()):
-        known = whole[n] if n in whole else mean[n]
+    for n in sorted(batch.keys() | mean.keys()):
+        known = batch[n] if n in batch else mean[n]
         zero = torch.zeros_like(known)
-        apart = float((mean.get(n, zero) - whole.get(n, zero)).abs().max()) / max(largest, 1e-30)
-        if apart > tolerance(dtype):
+        far = float((mean.get(n, zero) - batch.get(n, zero)).abs().max()) / max(largest, 1e-30)
+        if far > tolerance(dtype):
             broken(
-                f"the gradient of {n} over {case.size} tasks differs by {apart:.2g} of the greatest gradient from the "
-                "mean over each task alone; expected the mean, or needs.couples_tasks"
+                f"got a gradient of {n} over {case.size} tasks that differs by {far:.2g} of the greatest gradient from "
+                "the mean over each task alone, expected that mean; or declare needs.couples_tasks"
             )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from kshot.testing.compare import changed, clones, difference, gap, held, tolerance
+from kshot.testing.compare import changed, clones, difference, gap, tolerance, watched
 from kshot.testing.rulebook.rule import Rule, add, always, broken, named
 from kshot.testing.subjects import MemorySubject
 
@@ -18,7 +18,7 @@ Check = Callable[[MemorySubject], None]
 
 
 def memory_rule(unless: Callable[[MemorySubject], str | None] = always) -> Callable[[Check], Check]:
-    """Put a check on the list of rules for memories."""
+    """Register a check as a rule for memories; ``unless`` returns the reason why it does not apply, or None."""
 
     def put(check: Check) -> Check:
         add(Rule(named(check), "memories", check, unless))
@@ -28,16 +28,17 @@ def memory_rule(unless: Callable[[MemorySubject], str | None] = always) -> Calla
 
 
 def flat(state: Any) -> dict[str, Tensor]:
-    """The leaves of a state, by number."""
+    """Return the leaves of a state, named by number."""
     return {f"leaf {i} of the state": leaf for i, leaf in enumerate(pytree.tree_leaves(state))}
 
 
 def is_module(component: object) -> bool:
+    """Say whether a component is an ``nn.Module``."""
     return isinstance(component, nn.Module)
 
 
 def run(memory: Any, interfaces: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-    """Steps from ``state``, or from a wiped memory: reads [steps, B, read_size] and the last state."""
+    """Run steps from ``state`` or the initial state; return the reads [steps, B, read_size] and the last state."""
     state = memory.initial_state(interfaces.shape[1]) if state is None else state
     reads = []
     for interface in interfaces:
@@ -48,50 +49,51 @@ def run(memory: Any, interfaces: Tensor, state: Any = None) -> tuple[Tensor, Any
 
 @memory_rule()
 def sizes_are_true(subject: MemorySubject) -> None:
-    """A memory is an ``nn.Module`` with ``interface_size`` and ``read_size``: ``step`` takes interfaces
-    [B, interface_size] and returns finite reads [B, read_size] and a state of the same shapes, for any B.
+    """A memory is an ``nn.Module`` with positive integers ``interface_size`` and ``read_size``. ``step`` takes
+    interface vectors [B, interface_size] and returns finite reads [B, read_size] and a state of the same shapes, for
+    any B.
     """
     memory = subject.build()
     if not is_module(memory):
-        broken(f"a {type(memory).__name__} is no torch.nn.Module")
+        broken(f"got a {type(memory).__name__}, expected a torch.nn.Module")
     for name in ("interface_size", "read_size"):
         if not isinstance(getattr(memory, name, None), int) or getattr(memory, name) < 1:
-            broken(f"{name} is {getattr(memory, name, None)!r}, expected a positive int")
+            broken(f"{name}: got {getattr(memory, name, None)!r}, expected a positive int")
     for B in (1, 3):
         before = flat(memory.initial_state(B))
         answer = memory.step(subject.interfaces(memory, B=B)[0], memory.initial_state(B))
         if not isinstance(answer, tuple) or len(answer) != 2:
-            broken(f"step returned a {type(answer).__name__}, expected (reads, state)")
+            broken(f"step: got a {type(answer).__name__}, expected (reads, state)")
         reads, state = answer
         if tuple(reads.shape) != (B, memory.read_size):
-            broken(f"reads have shape {tuple(reads.shape)}, expected {(B, memory.read_size)} by read_size")
+            broken(f"step: got reads of shape {tuple(reads.shape)}, expected {(B, memory.read_size)} by read_size")
         if not bool(torch.isfinite(reads).all()):
-            broken("reads are NaN or infinite")
+            broken("step: got reads that are NaN or infinite, expected finite ones")
         shapes = [{n: (tuple(t.shape), t.dtype) for n, t in leaves.items()} for leaves in (before, flat(state))]
         if shapes[0] != shapes[1]:
-            broken(f"a step turned a state of shapes {shapes[0]} into {shapes[1]}")
+            broken(f"step: got a state of shapes {shapes[1]}, expected those of the state before, {shapes[0]}")
 
 
 @memory_rule()
 def step_never_mutates_state(subject: MemorySubject) -> None:
-    """``step`` leaves the state it is given, the interface and the memory's own tensors as they were."""
+    """``step`` changes neither the state that it is given, nor the interface vector, nor the memory's own tensors."""
     memory = subject.build()
     interfaces = subject.interfaces(memory)
     _, state = run(memory, interfaces[:1])
-    before, own, said = clones(flat(state)), held(memory), interfaces[1].clone()
+    before, own, interface = clones(flat(state)), watched(memory), interfaces[1].clone()
     memory.step(interfaces[1], state)
-    if found := difference(before, flat(state), 0):
-        broken(f"the state that was given to step is not as it was: {found}")
-    if names := changed(own, held(memory)):
-        broken(f"after a step these are not as they were: {', '.join(names[:5])}")
-    if not torch.equal(said, interfaces[1]):
-        broken("step wrote into the interface")
+    if where := difference(before, flat(state), 0):
+        broken(f"step: got changes in the state that it was given, expected a new state: {where}")
+    if names := changed(own, watched(memory)):
+        broken(f"step: got changes in {', '.join(names[:5])}, expected none")
+    if not torch.equal(interface, interfaces[1]):
+        broken("step: got changes in the interface vector, expected none")
 
 
 @memory_rule()
 def state_round_trips(subject: MemorySubject) -> None:
-    """A state is a pytree of tensors that begin with B: saved, loaded with ``weights_only=True``, or detached, it
-    goes on as before.
+    """A state is a pytree of tensors whose first axis is B. After saving and loading it with ``weights_only=True``, or
+    after detaching it, the memory continues with the same reads.
     """
     memory = subject.build()
     B = 3
@@ -99,9 +101,9 @@ def state_round_trips(subject: MemorySubject) -> None:
     _, state = run(memory, interfaces[:2])
     for name, leaf in flat(state).items():
         if not isinstance(leaf, Tensor):
-            broken(f"{name} is a {type(leaf).__name__}, expected a tensor")
+            broken(f"{name}: got a {type(leaf).__name__}, expected a tensor")
         if leaf.shape[:1] != (B,):
-            broken(f"{name} has shape {tuple(leaf.shape)}, expected B = {B} first")
+            broken(f"{name}: got shape {tuple(leaf.shape)}, expected B = {B} as first axis")
     expected = memory.step(interfaces[2], state)[0]
     leaves, structure = pytree.tree_flatten(state)
     file = io.BytesIO()
@@ -110,90 +112,93 @@ def state_round_trips(subject: MemorySubject) -> None:
     loaded = pytree.tree_unflatten(torch.load(file, weights_only=True), structure)
     detached = pytree.tree_map(lambda t: t.detach().clone(), state)
     for what, other in (("saved and loaded", loaded), ("detached", detached)):
-        found = memory.step(interfaces[2], other)[0]
-        if (far := gap(expected, found)) > 1e-6:
-            broken(f"from a state that was {what}, reads differ by {far:.2g} of the greatest one")
+        reads = memory.step(interfaces[2], other)[0]
+        if (far := gap(expected, reads)) > 1e-6:
+            broken(f"got reads that differ by {far:.2g} of the greatest one from a state {what}, expected the same")
 
 
 @memory_rule()
 def batch_equals_singles(subject: MemorySubject) -> None:
-    """Three episodes together read the same as each alone."""
+    """Three episodes together get the same reads as each episode alone."""
     memory = subject.build()
     interfaces = subject.interfaces(memory)
     together, _ = run(memory, interfaces)
     alone = torch.cat([run(memory, interfaces[:, b : b + 1])[0] for b in range(interfaces.shape[1])], 1)
     if (far := gap(together, alone)) > tolerance(together.dtype):
-        broken(f"reads of three episodes together differ by {far:.2g} of the greatest one from those of each alone")
+        broken(f"got reads of three episodes that differ by {far:.2g} of the greatest, expected those of each alone")
 
 
 @memory_rule()
 def fresh_initial_state(subject: MemorySubject) -> None:
-    """``initial_state(B)`` does not depend on what the memory was used for before, and is the same for each episode
-    of a batch of any size.
+    """``initial_state(B)`` does not depend on earlier use of the memory, and is the same for each episode of a batch of
+    any size.
     """
     memory = subject.build()
     before = clones(flat(memory.initial_state(3)))
     run(memory, subject.interfaces(memory, B=2))
     after = flat(memory.initial_state(3))
-    if found := difference(before, after, 0):
-        broken(f"after use, initial_state gives another state: {found}")
+    if where := difference(before, after, 0):
+        broken(f"initial_state: got another state after use, expected the same: {where}")
     one = flat(memory.initial_state(1))
     for name, leaf in after.items():
         if not torch.equal(leaf, one[name].expand_as(leaf)):
-            broken(f"{name} of initial_state(3) is not that of initial_state(1), three times")
+            broken(f"initial_state(3): got another {name} than that of initial_state(1), expected the same three times")
 
 
 @memory_rule()
 def deterministic(subject: MemorySubject) -> None:
-    """The same interfaces give the same reads: a memory draws nothing at random."""
+    """The same interface vectors give the same reads: a memory draws no random numbers."""
     memory = subject.build()
     interfaces = subject.interfaces(memory)
     first, second = (run(memory, interfaces)[0] for _ in range(2))
     if (far := gap(first, second)) > 1e-6:
-        broken(f"the same interfaces twice give reads that differ by {far:.2g} of the greatest one")
+        broken(f"got reads that differ by {far:.2g} of the greatest one for the same interfaces, expected the same")
 
 
 @memory_rule()
 def gradients_flow(subject: MemorySubject) -> None:
-    """What was written can be learned: the last reads have finite gradients, not all 0, by the interfaces."""
+    """The gradient of the last reads with respect to the interface vectors is finite and not 0 everywhere."""
     memory = subject.build()
     interfaces = subject.interfaces(memory, steps=4).requires_grad_()
     reads, _ = run(memory, interfaces)
     if not reads.requires_grad:
-        broken("reads don't depend on the interfaces: they have no gradient")
+        broken("got reads without a gradient, expected them to depend on the interface vectors")
     weights = torch.linspace(-1, 1, reads[-1].numel()).view_as(reads[-1])
     (slope,) = torch.autograd.grad((reads[-1] * weights).sum(), interfaces, allow_unused=True)
     if slope is None or not bool(torch.isfinite(slope).all()):
-        broken(f"the gradient of the reads by the interfaces is {'missing' if slope is None else 'NaN or infinite'}")
+        broken(
+            f"got a {'missing' if slope is None else 'NaN or infinite'} gradient of the reads with respect to the "
+            "interface vectors, expected a finite one"
+        )
     if not bool((slope != 0).any()):
-        broken("the gradient of the reads by the interfaces is 0 everywhere")
+        broken("got a gradient of the reads that is 0 for all interface vectors, expected it not to be")
 
 
 @memory_rule()
 def stays_finite(subject: MemorySubject) -> None:
-    """A controller that is sure of itself does no harm: over 64 steps of interfaces ten times as large, reads and their
-    gradients by the interfaces stay finite.
+    """Large interface vectors do no harm: over 64 steps with interface vectors that are ten times as large, the reads
+    and their gradients with respect to the interface vectors stay finite.
     """
     memory = subject.build()
     interfaces = (10 * subject.interfaces(memory, steps=64)).requires_grad_()
     reads, _ = run(memory, interfaces)
     for t, read in enumerate(reads):
         if not bool(torch.isfinite(read).all()):
-            broken(f"reads of step {t + 1} are NaN or infinite with interfaces of a size of 10")
+            broken(f"got NaN or infinite reads at step {t + 1} for interface vectors of size 10, expected finite ones")
     (slope,) = torch.autograd.grad(reads.sum(), interfaces)
     if not bool(torch.isfinite(slope).all()):
-        broken("the gradient of the reads by interfaces of a size of 10 is NaN or infinite")
+        broken("got a NaN or infinite gradient of the reads for interface vectors of size 10, expected a finite one")
 
 
 @memory_rule()
 def weights_are_of_heads(subject: MemorySubject) -> None:
-    """Where a state names ``read_weights`` or ``write_weights``, they are [B, heads, M]: what is drawn of a memory."""
+    """If a state has ``read_weights`` or ``write_weights``, their shape is [B, heads, M], as plots expect."""
     memory = subject.build()
     _, state = run(memory, subject.interfaces(memory, B=3))
     named = state if isinstance(state, Mapping) else getattr(state, "_asdict", dict)()
     for name in ("read_weights", "write_weights"):
         if name in named and (named[name].ndim != 3 or len(named[name]) != 3):
-            broken(f"{name} of 3 episodes have shape {tuple(named[name].shape)}, expected [3, heads, slots]")
+            broken(f"{name}: got shape {tuple(named[name].shape)} for 3 episodes, expected [3, heads, slots]")
 
 
 def _no_accelerator(_: MemorySubject) -> str | None:
@@ -202,10 +207,10 @@ def _no_accelerator(_: MemorySubject) -> str | None:
 
 @memory_rule(_no_accelerator)
 def devices(subject: MemorySubject) -> None:
-    """Moved to another device, a memory makes its states there and reads the same to rounding."""
+    """A memory moved to another device builds its states there and gives the same reads up to rounding."""
     memory = subject.build()
     interfaces = subject.interfaces(memory)
     here, _ = run(memory, interfaces)
     there, _ = run(memory.to("cuda"), interfaces.to("cuda"))
     if (far := gap(here, there.cpu())) > 2e-2:
-        broken(f"reads on cuda differ by {far:.2g} of the greatest one from those on the CPU")
+        broken(f"got reads on cuda that differ by {far:.2g} of the greatest one, expected those of the CPU")

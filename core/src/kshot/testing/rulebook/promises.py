@@ -1,4 +1,4 @@
-"""Rules for learners: what their needs and their protocol promise."""
+"""Rules for learners: what their needs and the protocol promise."""
 
 from __future__ import annotations
 
@@ -16,19 +16,16 @@ from kshot.errors import KshotError
 from kshot.kinds import KINDS
 from kshot.spec import Needs, bounds
 from kshot.testing import sample_tasks
+from kshot.testing.cases import Case, precise
 from kshot.testing.compare import gap, tolerance
+from kshot.testing.outer_steps import gradient
 from kshot.testing.rulebook.learner_rule import TABLES, claims, first_of, learner_rule, only
 from kshot.testing.rulebook.rule import Broken, Rule, add, broken
-from kshot.testing.subjects import (
-    Case,
-    LearnerSubject,
-    gradient,
-    precise,
-)
+from kshot.testing.subjects import LearnerSubject
 
 
 def expected_shape(case: Case, episode: Episode, x: Tensor) -> tuple[int, ...]:
-    """What a predictor's answer to ``x`` has to look like, by its kind."""
+    """Return the shape that predictions for ``x`` must have, by kind of the tasks."""
     B, n = x.shape[:2]
     spec = case.tasks.spec
     if case.kind == "classification":
@@ -40,36 +37,36 @@ def expected_shape(case: Case, episode: Episode, x: Tensor) -> tuple[int, ...]:
 
 @learner_rule()
 def predictor_shape(case: Case) -> None:
-    """Predictions are finite floating-point numbers in the shape of their kind, for any number of queries, and the
-    kind's scorer takes them: classification [B, n, N], regression [B, n, *target], sequence [B, T, *],
-    objective [B, T, P], control [B, n, *target] or, where actions are discrete, int64 [B, n].
+    """Predictions are finite floating-point numbers of the shape that their kind requires, for any number of queries,
+    and the kind's scorer accepts them. The shapes are: classification [B, n, N], regression [B, n, *target], sequence
+    [B, T, *], objective [B, T, P], control [B, n, *target], or int64 [B, n] if actions are discrete.
     """
     learner = case.warmed()
-    whole = case.probe(case.episode())
-    counts = {1, whole.shape[1]} if case.kind in TABLES else {whole.shape[1]}
+    inputs = case.probe(case.episode())
+    counts = {1, inputs.shape[1]} if case.kind in TABLES else {inputs.shape[1]}
     for n in sorted(counts):
-        x = whole[:, :n]
+        x = inputs[:, :n]
         answer = case.predict(learner, case.episode(), x)
         wanted = expected_shape(case, case.episode(), x)
         if tuple(answer.shape) != wanted:
-            broken(f"predictions for {n} queries a task have shape {tuple(answer.shape)}, expected {wanted}")
+            broken(f"got predictions of shape {tuple(answer.shape)} for {n} queries per task, expected {wanted}")
         if (way := case.tasks.spec.way) is not None and case.kind == "control":
             if answer.dtype != torch.int64 or int(answer.min()) < 0 or int(answer.max()) >= int(way):  # type: ignore[arg-type]
                 broken(
-                    f"actions are {answer.dtype} of {torch.unique(answer).tolist()}, expected int64 from 0 to {way} - 1"
+                    f"got actions {answer.dtype} {torch.unique(answer).tolist()}, expected int64 from 0 to {way} - 1"
                 )
         elif not answer.is_floating_point():
-            broken(f"predictions are {answer.dtype}, expected floating-point numbers")
+            broken(f"got predictions of type {answer.dtype}, expected floating-point numbers")
         if not bool(torch.isfinite(answer.double()).all()):
             allowed = case.kind == "classification" and bool((answer == -math.inf).any()) and not answer.isnan().any()
-            if not allowed:  # minus infinity is a probability of 0
-                broken("predictions are NaN or infinite")
+            if not allowed:  # a logit of minus infinity is a probability of 0
+                broken("got predictions that are NaN or infinite, expected finite numbers")
     with torch.no_grad():
         episode = case.episode()
         predictor = learner.adapt(episode.for_adapting(learner.needs.queries))
         for name, values in KINDS[case.kind].score(predictor, episode).items():
             if values.shape[:1] != (episode.size,):
-                broken(f"the score {name!r} has shape {tuple(values.shape)}, expected one of each task")
+                broken(f"got the score {name!r} of shape {tuple(values.shape)}, expected one score per task")
 
 
 def _unlabelled_support(case: Case) -> str | None:
@@ -79,8 +76,8 @@ def _unlabelled_support(case: Case) -> str | None:
 
 @learner_rule(first_of(only("classification"), _unlabelled_support))
 def unbalanced_support(case: Case) -> None:
-    """A support with different numbers of examples a class gives finite logits of the right shape, or is refused with
-    an error of kshot's own.
+    """A support with different numbers of examples per class gives finite logits of the right shape, or is refused
+    with a KshotError.
     """
     learner = case.warmed()
     episode = case.episode()
@@ -95,16 +92,20 @@ def unbalanced_support(case: Case) -> None:
         return
     except Exception as raised:
         broken(
-            f"one class with an example more raised {type(raised).__name__}: {raised}; expected logits or a KshotError"
+            f"got {type(raised).__name__} ({raised}) for a support in which one class has one more example, expected "
+            "logits or a KshotError"
         )
     wanted = (*episode.query.y.shape, support.way)
     if tuple(logits.shape) != wanted or logits.isnan().any():
-        broken(f"one class with an example more gave logits of shape {tuple(logits.shape)}, expected finite {wanted}")
+        broken(
+            f"got logits of shape {tuple(logits.shape)} for a support in which one class has one more example, "
+            f"expected finite ones of shape {wanted}"
+        )
 
 
 @learner_rule(first_of(only("classification"), claims("labels")))
 def label_equivariance(case: Case) -> None:
-    """Where ``needs.invariant`` has ``labels``: renumbering the classes renumbers the predictions."""
+    """If ``needs.invariant`` has ``labels``, renumbering the classes renumbers the predictions in the same way."""
     learner, cast, dtype = precise(case)
     episode = cast(case.episode())
     support = episode.support
@@ -118,13 +119,16 @@ def label_equivariance(case: Case) -> None:
     before = case.predict(learner, episode)
     after = case.predict(learner, attrs.evolve(episode, support=other))
     if (far := gap(before, after[..., renumbered])) > tolerance(dtype):
-        broken(f"with classes renumbered, logits differ by {far:.2g} of the greatest one from the renumbered logits")
+        broken(
+            f"got logits that differ by {far:.2g} of the greatest one for renumbered classes, expected the renumbered "
+            "logits; or remove 'labels' from needs.invariant"
+        )
 
 
 @learner_rule(first_of(only(*TABLES), _unlabelled_support, claims("order")))
 def order_invariance(case: Case) -> None:
-    """Where ``needs.invariant`` has ``order``: the order of the support's examples, of the unlabelled ones too, does
-    not matter.
+    """If ``needs.invariant`` has ``order``, predictions do not depend on the order of the support's examples, nor on
+    that of the unlabelled ones.
     """
     learner, cast, dtype = precise(case)
     episode = cast(case.episode())
@@ -139,13 +143,16 @@ def order_invariance(case: Case) -> None:
     for name, other in others.items():
         after = case.predict(learner, attrs.evolve(episode, support=other))
         if (far := gap(before, after)) > tolerance(dtype):
-            broken(f"with the {name} in another order, predictions differ by {far:.2g} of the greatest one")
+            broken(
+                f"got predictions that differ by {far:.2g} of the greatest one with the {name} in another order, "
+                "expected the same; or remove 'order' from needs.invariant"
+            )
 
 
 @learner_rule()
 def state_round_trips(case: Case) -> None:
-    """The ``state_dict`` is all that a learner knows: saved, loaded with ``weights_only=True`` and put into a learner
-    that was initialised otherwise, it gives the same predictions.
+    """The ``state_dict`` has everything that a learner knows: saved, loaded with ``weights_only=True`` and put into a
+    learner with another initialisation, it gives the same predictions.
     """
     learner = case.trained()
     file = io.BytesIO()
@@ -154,19 +161,22 @@ def state_round_trips(case: Case) -> None:
     try:
         state = torch.load(file, weights_only=True)
     except Exception as raised:
-        broken(f"its state_dict can't be loaded with weights_only=True: {raised}")
+        broken(
+            f"state_dict: got {type(raised).__name__} when loading it with weights_only=True, expected tensors only: "
+            f"{raised}"
+        )
     other = case.build(seed=1)
     other.load_state_dict(state)
-    found = [case.predict(one, case.episode()) for one in (learner, other)]
-    if (far := gap(*found)) > 1e-5:
+    predictions = [case.predict(one, case.episode()) for one in (learner, other)]
+    if (far := gap(*predictions)) > 1e-5:
         broken(
-            f"a learner with the same state_dict gives predictions that differ by {far:.2g} of the greatest one; "
-            "what it learns must be in parameters and buffers"
+            f"got predictions that differ by {far:.2g} of the greatest one from a learner with the same state_dict, "
+            "expected the same; keep what the learner learns in parameters and buffers"
         )
 
 
 def tensors_alive() -> tuple[int, int]:
-    """How many tensors there are that the garbage collector watches, and their bytes (each storage once)."""
+    """Count the tensors that the garbage collector tracks, and their bytes (each storage once)."""
     gc.collect()
     tensors = [t for t in gc.get_objects() if issubclass(type(t), Tensor)]
     storages = {}
@@ -179,12 +189,12 @@ def tensors_alive() -> tuple[int, int]:
 
 @learner_rule()
 def flat_memory(case: Case) -> None:
-    """Adapting to episode after episode keeps nothing: the tensors that are alive, and their bytes, don't grow."""
+    """Adapting to one episode after another keeps no tensors: their number and their bytes do not grow."""
     learner = case.warmed()
     alive = []
     episode = 0
     gc.collect()
-    gc.freeze()  # what was there before is not looked at: that saves most of the time
+    gc.freeze()  # ignore the objects that exist already: this saves most of the time
     try:
         for _ in range(4):
             for _ in range(4):
@@ -196,7 +206,10 @@ def flat_memory(case: Case) -> None:
     counts, sizes = zip(*alive[1:], strict=True)
     for what, values in (("tensors", counts), ("bytes of tensors", sizes)):
         if values[0] < values[1] < values[2]:
-            broken(f"new {what} alive after 8, 12 and 16 episodes: {', '.join(map(str, values))}; expected no growth")
+            broken(
+                f"got {', '.join(map(str, values))} new {what} after 8, 12 and 16 episodes, expected no growth; keep "
+                "no tensors on the learner"
+            )
 
 
 def _no_accelerator(_: Case) -> str | None:
@@ -205,7 +218,7 @@ def _no_accelerator(_: Case) -> str | None:
 
 @learner_rule(_no_accelerator)
 def devices(case: Case) -> None:
-    """Moved to another device with its episodes, a learner gives the same predictions to rounding, and trains."""
+    """A learner moved to another device, with its episodes, gives the same predictions up to rounding, and trains."""
     from kshot.episode import map_tensors
 
     learner = case.warmed()
@@ -214,53 +227,54 @@ def devices(case: Case) -> None:
     moved = map_tensors(lambda t: t.to("cuda"), case.episode())
     there = case.predict(learner, moved)
     if there.device.type != "cuda":
-        broken(f"predictions for inputs on cuda are on {there.device}")
+        broken(f"got predictions on {there.device} for inputs on cuda, expected them on cuda")
     if (far := gap(here, there.cpu())) > 2e-2:
-        broken(f"predictions on cuda differ by {far:.2g} of the greatest one from those on the CPU")
+        broken(f"got predictions on cuda that differ by {far:.2g} of the greatest one, expected those of the CPU")
     gradient(learner, map_tensors(lambda t: t.to("cuda"), case.episode(split=case.training)))
 
 
-# --- needs-are-true looks at the class, not at one case -------------------------------------------
+# --- needs-are-true concerns the class, not one case ----------------------------------------------
 
 
 def needs_are_true(subject: LearnerSubject) -> None:
-    """``needs`` is a ``kshot.Needs``, on the class and on the instance, which may narrow it; the manifest says the
-    same kinds; every kind it declares can be learned; what it says it does not need it does not use; another way
-    and an empty support work where it says so.
+    """``needs`` is a ``kshot.Needs``, both on the class and on the instance, which may have fewer kinds. The manifest
+    states the same kinds. The learner can learn every kind that it declares, does not use what it declares not to
+    need, and accepts another way or an empty support if it declares so.
     """
     factory = subject.source.factory
     declared = getattr(factory, "needs", None)
     if isinstance(factory, type) and not isinstance(declared, Needs):
-        broken(f"{factory.__name__}.needs is {type(declared).__name__}, expected a kshot.Needs on the class")
+        broken(f"got {type(declared).__name__} for {factory.__name__}.needs, expected a kshot.Needs on the class")
     for case in subject.cases:
         learner = case.build()
         if not isinstance(learner, nn.Module):
-            broken(f"a {type(learner).__name__} is no torch.nn.Module")
+            broken(f"got a {type(learner).__name__}, expected a torch.nn.Module")
         if not isinstance(learner.needs, Needs):
-            broken(f"needs of the instance is {type(learner.needs).__name__}, expected a kshot.Needs")
+            broken(f"got {type(learner.needs).__name__} for needs of the instance, expected a kshot.Needs")
         if subject.declared is not None and not set(learner.needs.kinds) <= set(subject.declared.kinds):
             broken(
-                f"the instance needs {', '.join(learner.needs.kinds)}, "
-                f"the class only {', '.join(subject.declared.kinds)}"
+                f"got the kinds {', '.join(learner.needs.kinds)} in needs of the instance, expected only kinds of the "
+                f"class: {', '.join(subject.declared.kinds)}"
             )
         if case.kind not in learner.needs.kinds:
             broken(
-                f"it was tried on {case.name}, which are {case.kind}, "
-                f"but needs.kinds is {', '.join(learner.needs.kinds)}"
+                f"got tasks of the kind {case.kind} ({case.name}), expected needs.kinds to have it; it is "
+                f"{', '.join(learner.needs.kinds)}"
             )
     plugin = subject.source.plugin
     kinds = subject.declared.kinds if subject.declared is not None else ()
     if plugin is not None and kinds and plugin.kinds and set(plugin.kinds) != set(kinds):
-        broken(f"the manifest says {', '.join(plugin.kinds)}, needs.kinds is {', '.join(kinds)}")
+        broken(f"got needs.kinds {', '.join(kinds)}, expected the kinds in the manifest: {', '.join(plugin.kinds)}")
     for case in subject.cases:
         try:
             _check_case(case)
-        except Broken as found:
-            broken(f"on {case.name}: {found}")
+        except Broken as violation:
+            broken(f"on {case.name}: {violation}")
     _check_other_kinds(subject)
 
 
 def _check_case(case: Case) -> None:
+    """Add what the learner declares not to need, remove what is optional, and try another way."""
     learner = case.warmed()
     needs: Needs = learner.needs
     plain = case.predict(learner, case.episode())
@@ -274,25 +288,28 @@ def _check_case(case: Case) -> None:
         if needs.unlabelled == "no":
             surplus["unlabelled"] = torch.rand(episode.query.x.shape, generator=generator)
         for name, value in surplus.items():
-            found = _try(
+            predictions = _try(
                 case,
                 learner,
                 attrs.evolve(episode, support=attrs.evolve(episode.support, **{name: value})),
-                f"{name} that it says it does not need",
+                f"with {name}, which it declares not to need",
             )
-            if (far := gap(plain, found)) > 0:
-                broken(f"needs.{name} is 'no', but with {name} predictions differ by {far:.2g} of the greatest one")
+            if (far := gap(plain, predictions)) > 0:
+                broken(
+                    f"got predictions that differ by {far:.2g} of the greatest one with {name}, expected the same, "
+                    f"because needs.{name} is 'no'"
+                )
         for name in ("semantics", "unlabelled"):
             if getattr(needs, name) == "optional" and episode.support.x.shape[1]:
                 without: dict[str, Any] = {name: None}
                 bare = attrs.evolve(episode, support=attrs.evolve(episode.support, **without))
-                _try(case, learner, bare, f"without {name}, which it says is optional")
+                _try(case, learner, bare, f"without {name}, which it declares optional")
         if needs.variable_way:
             _check_way(case, learner, episode)
 
 
 def _check_way(case: Case, learner: Any, episode: Episode) -> None:
-    """The episode without its last class: another way than the learner was built for."""
+    """Predict an episode without its last class: the learner was built for another way."""
     support, query, N = episode.support, episode.query, episode.support.way or 1
     if N < 3:
         return
@@ -306,9 +323,12 @@ def _check_way(case: Case, learner: Any, episode: Episode) -> None:
         way=N - 1,
     )
     fewer = Episode(first, Examples(query.x[:1, keep_q], query.y[:1, keep_q]), origin=None)
-    answer = _try(case, learner, fewer, f"{N - 1} classes, though needs.variable_way")
+    answer = _try(case, learner, fewer, f"with {N - 1} classes, although needs.variable_way is True")
     if answer.shape[-1] != N - 1:
-        broken(f"needs.variable_way, but {N - 1} classes got logits of shape {tuple(answer.shape)}")
+        broken(
+            f"got logits of shape {tuple(answer.shape)} for {N - 1} classes, expected {N - 1} as last axis, because "
+            "needs.variable_way is True"
+        )
 
 
 def _try(case: Case, learner: Any, episode: Episode, with_what: str) -> Tensor:
@@ -317,11 +337,11 @@ def _try(case: Case, learner: Any, episode: Episode, with_what: str) -> Tensor:
     except Broken:
         raise
     except Exception as raised:
-        broken(f"{with_what}: raised {type(raised).__name__}: {raised}")
+        broken(f"{with_what}: got {type(raised).__name__} ({raised}), expected predictions")
 
 
 def _check_other_kinds(subject: LearnerSubject) -> None:
-    """Where tasks were given: the declared kinds that they don't cover are tried on the kit's own tasks."""
+    """Try the declared kinds that the given tasks do not cover on the kit's own tasks."""
     if not subject.given or subject.declared is None:
         return
     tried = {case.kind for case in subject.cases}
@@ -331,8 +351,8 @@ def _check_other_kinds(subject: LearnerSubject) -> None:
             try:
                 case.build()
             except KshotError:
-                continue  # with these options it is no learner of this kind
-            _try(case, case.warmed(), case.episode(), f"needs.kinds has {kind!r}")
+                continue  # with these options it does not learn this kind
+            _try(case, case.warmed(), case.episode(), f"on {kind}, which needs.kinds has")
 
 
 add(Rule("needs-are-true", "learners", needs_are_true, lambda subject: None))

@@ -1,4 +1,4 @@
-"""What a rule is, and the list of them."""
+"""What a rule is, and the list of all rules."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kshot.errors import OptionError, Unavailable
 from kshot.registry.options import did_you_mean
 
 MODULES = {
-    "tasks": ("tasks", "control", "objectives"),
+    "tasks": ("tasks", "task_specs", "task_examples", "control", "objectives"),
     "learners": (
         "learners",
         "gradients",
@@ -25,11 +25,21 @@ MODULES = {
     "memories": ("memories",),
     "backends": ("backends",),
 }
-"""Where the rules of each group of components are; the groups are the registry's."""
+"""The modules that have the rules of each group of components; the groups are those of the registry."""
 
 
 class RuleViolation(AssertionError):
-    """A component breaks a rule. ``rule`` is its name, ``message`` what was found and what was expected."""
+    """Raised when a component breaks a rule.
+
+    Attributes:
+        rule: name of the rule.
+        message: what was observed and what was expected.
+
+    Example:
+        >>> violation = RuleViolation("predictor-shape", "got shape (3,), expected (3, 5)")
+        >>> print(violation)
+        predictor-shape: got shape (3,), expected (3, 5)
+    """
 
     def __init__(self, rule: str, message: str) -> None:
         super().__init__(f"{rule}: {message}")
@@ -38,23 +48,32 @@ class RuleViolation(AssertionError):
 
 
 class Broken(Exception):
-    """Raised within a check, which needs not know its rule's name."""
+    """Raised inside a check, which does not know the name of its rule."""
 
 
 def broken(message: str) -> NoReturn:
-    """End a check: the component breaks the rule."""
+    """End a check because the component breaks the rule.
+
+    Raises:
+        Broken: always, with ``message``.
+    """
     raise Broken(message)
 
 
 @frozen(eq=False)
 class Rule:
-    """One rule.
+    """One rule that every component of a group must keep.
 
     Attributes:
         name: in kebab case, unique within its group.
         group: tasks, learners, memories or backends.
-        check: takes the component under test (a ``Subject``); raises where the rule is broken.
-        unless: takes the same; says why the rule does not hold for this component, or None where it does.
+        check: takes the component under test (its subject) and raises an exception if the rule is broken.
+        unless: takes the same; returns the reason why the rule does not apply to this component, or None if it does.
+
+    Example:
+        >>> rule = rules("memories")[0]
+        >>> rule.name, rule.group
+        ('sizes-are-true', 'memories')
     """
 
     name: str
@@ -64,24 +83,26 @@ class Rule:
 
     @property
     def statement(self) -> str:
-        """The rule in words, such that no legitimate component breaks it."""
+        """The rule in words."""
         return inspect.cleandoc(self.check.__doc__ or "")
 
     def applies(self, component: Any) -> str | None:
-        """Why the rule does not hold for this component, or None where it does."""
+        """Return the reason why the rule does not apply to this component, or None if it does."""
         return self.unless(component)
 
     def verify(self, component: Any) -> None:
-        """Raises RuleViolation where the component breaks the rule, or raises where it should not.
+        """Check the rule on a component.
 
-        ``Unavailable`` is passed on: what a component needs may be missing on this machine.
+        Raises:
+            RuleViolation: the component breaks the rule, or raises an exception of its own.
+            Unavailable: something that the component needs is missing on this machine.
         """
         try:
             self.check(component)
         except Unavailable:
             raise
-        except Broken as found:
-            raise RuleViolation(self.name, str(found)) from None
+        except Broken as violation:
+            raise RuleViolation(self.name, str(violation)) from None
         except Exception as raised:
             message = f"raised {type(raised).__name__}: {raised}"
             raise RuleViolation(self.name, message) from raised
@@ -91,30 +112,35 @@ _RULES: dict[str, dict[str, Rule]] = {group: {} for group in MODULES}
 
 
 def always(_: Any) -> None:
-    """The rule holds for every component of its group."""
+    """Say that a rule applies to every component of its group."""
 
 
 def add(rule: Rule) -> None:
-    """Put a rule on the list of its group."""
+    """Add a rule to the list of its group."""
     _RULES[rule.group][rule.name] = rule
 
 
 def named(check: Callable[..., Any]) -> str:
-    """A check's name in kebab case."""
+    """Return the name of a check function in kebab case."""
     return check.__name__.replace("_", "-")
 
 
 def rules(group: str | None = None) -> tuple[Rule, ...]:
-    """The rules of a group (tasks, learners, memories, backends), or all.
+    """Return the rules of a group (tasks, learners, memories, backends), or of all groups.
 
     Raises:
         OptionError: there is no such group.
+
+    Example:
+        >>> "stays-finite" in [rule.name for rule in rules("memories")]
+        True
     """
     if group is not None and group not in MODULES:
         raise OptionError(
-            f"rules: no group is called {group!r}{did_you_mean(group, MODULES)}; there are {', '.join(MODULES)}"
+            f"rules: got the group {group!r}, expected one of {', '.join(MODULES)}{did_you_mean(group, MODULES)}"
         )
-    for wanted in MODULES if group is None else (group,):
-        for module in MODULES[wanted]:
+    # Import the modules of all groups in one fixed order, because some of them have rules for two groups.
+    for modules in MODULES.values():
+        for module in modules:
             importlib.import_module(f"kshot.testing.rulebook.{module}")
     return tuple(rule for name in MODULES if group in (None, name) for rule in _RULES[name].values())

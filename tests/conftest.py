@@ -1,0 +1,53 @@
+"""What the tests of examples share: a fresh folder, and the check that an example leaves no global state."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def global_state() -> dict[str, Any]:
+    """Return the state of the process that an example must not change."""
+    import numpy as np
+    import torch
+
+    import kshot
+
+    variables = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    return {
+        "the folder": os.getcwd(),
+        "the environment variables": variables,
+        "torch's random state": torch.get_rng_state().tolist(),
+        "torch's default type": torch.get_default_dtype(),
+        "torch's gradient mode": torch.is_grad_enabled(),
+        "torch's threads": torch.get_num_threads(),
+        "random's state": random.getstate(),
+        "numpy's random state": np.random.get_state()[1].tolist(),
+        "the registered plugins": [plugin.key for plugin in kshot.plugins() if not plugin.distribution],
+    }
+
+
+@pytest.fixture
+def stateless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], AbstractContextManager[Path]]:
+    """A context in an empty folder, which also has the cache; it requires that nothing inside changes global state.
+
+    Import modules before entering it: some libraries set environment variables when they are imported.
+    """
+
+    @contextmanager
+    def context() -> Iterator[Path]:
+        with monkeypatch.context() as patched:
+            patched.chdir(tmp_path)
+            patched.setenv("KSHOT_CACHE", str(tmp_path / "cache"))
+            before = global_state()
+            yield tmp_path
+            after = global_state()
+        assert [name for name in before if after[name] != before[name]] == [], "the examples changed these"
+
+    return context
