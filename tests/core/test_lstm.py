@@ -36,9 +36,8 @@ def test_a_cell_and_its_gradient_equal_those_of_torch() -> None:
     reference = nn.LSTMCell(3, 4).double()
     x, h, c = rand(2, 3, seed=1), rand(2, 4, seed=2), rand(2, 4, seed=3)
     expected = reference(x, (h, c))
-    i, f, g, o = (
-        x @ reference.weight_ih.T + reference.bias_ih + h @ reference.weight_hh.T + reference.bias_hh
-    ).chunk(4, 1)
+    gates = x @ reference.weight_ih.T + reference.bias_ih + h @ reference.weight_hh.T + reference.bias_hh
+    i, f, g, o = gates.chunk(4, 1)
     computed = lstm_cell(input_gate=i, forget_gate=f, candidate=g, output_gate=o, cell=c)
     for ours, theirs in zip(computed, expected, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-12)

@@ -205,7 +205,7 @@ class Lying(Mean):
     ("options", "error", "message"),
     [
         ({"hidden": 0}, OptionError, "mann: got hidden 0, expected at least 1 unit"),
-        ({"slots": 3, "reads": 4}, OptionError, "reads is 4 for 3 slots"),
+        ({"slots": 3, "reads": 4}, OptionError, "got reads 4 and slots 3"),
         ({"memory": Lying, "width": 8}, MisfitError, "says interface_size 3"),
     ],
 )
@@ -238,7 +238,7 @@ def blobs() -> ClassificationTasks:
 
 
 def trained_on_streams(name: str, **options: object) -> dict[str, np.ndarray]:
-    """Return the scores on unseen classes after 400 outer steps on streams of three classes with four instances each."""
+    """Return the scores on unseen classes after 400 outer steps on streams of 3 classes with 4 instances each."""
     stream = pytest.importorskip("kshot_stream").Stream(blobs(), way=3, instances=4)
     engine = Engine(
         kshot.learner(name, stream.spec, seed=0, hidden=40, **options), stream, meta_batch=16, optimizer=FAST

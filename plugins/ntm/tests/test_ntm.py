@@ -31,7 +31,7 @@ def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 class Copies:
-    """Provide bits to copy, in sequences whose length is the same within a block of 16 episodes and varies between them.
+    """Provide bits to copy, in sequences of one length per block of 16 episodes.
 
     Args:
         least, most: the smallest and the greatest number of vectors.
@@ -285,7 +285,7 @@ def test_options_that_make_no_machine_are_refused():
         kshot.learner("ntm", bits(2), hidden=0)
     with pytest.raises(OptionError, match="controller: expected one of 'feedforward', 'lstm', got 'gru'"):
         kshot.learner("ntm", bits(2), controller="gru")
-    with pytest.raises(OptionError, match="9 read and 1 write heads came for 4 slots"):
+    with pytest.raises(OptionError, match="got 9 read and 1 write heads for 4 slots"):
         kshot.learner("ntm", bits(2), memory={"name": "ntm-memory", "slots": 4, "reads": 9})
 
 
