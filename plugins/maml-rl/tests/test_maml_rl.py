@@ -511,7 +511,7 @@ def test_what_is_no_number_is_told_with_task_and_step():
     learner = kshot.learner("maml-rl", t.spec)
     support = t.sample("test", [0, 1]).support
     support.source.goal[1] = torch.nan
-    with pytest.raises(TrainingError, match="maml-rl: the inner loss of task 1 is nan before step 1"):
+    with pytest.raises(TrainingError, match="maml-rl: got inner loss nan of task 1 before step 1"):
         learner.adapt(support)
 
 

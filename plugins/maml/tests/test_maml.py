@@ -188,7 +188,7 @@ def test_bad_input_is_refused_before_any_compute():
 def test_a_diverging_inner_loop_names_task_and_step():
     """A NaN is met where it arises, not as a NaN loss of the whole meta-batch."""
     learner = MAML(SPEC, inner_lr=1e18, inner_steps=3)
-    with pytest.raises(TrainingError, match=r"maml: the inner loss of episode 0 of split 'train' .* step \d of 3"):
+    with pytest.raises(TrainingError, match=r"maml: got inner loss .* of episode 0 of split 'train' .* step \d of 3"):
         learner.meta_gradient(Waves().sample("train", range(2)))
 
 

@@ -281,8 +281,8 @@ def test_an_empty_support_and_a_diverging_inner_loop_are_named():
         learner("regression").adapt(empty)
     wild = learner("regression", inner_optimizer="sgd", inner_lr=1e300)
     with pytest.raises(
-        TrainingError, match=r"reptile: the inner loss of episode 40 of split 'train' .* lower inner_lr"
+        TrainingError, match=r"reptile: got inner loss .* of episode 40 of split 'train' .* lower inner_lr"
     ):
         wild.meta_gradient(episodes("regression", [40, 41]))
-    with pytest.raises(TrainingError, match="reptile: the inner loss of task 0"):
+    with pytest.raises(TrainingError, match=r"reptile: got inner loss .* of task 0"):
         wild.adapt(episodes("regression", [40, 41]).support)
