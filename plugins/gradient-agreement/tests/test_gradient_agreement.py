@@ -210,7 +210,7 @@ def test_chunks_are_refused():
 @pytest.mark.parametrize("inner", [nn.Linear(2, 1), "maml", None])
 def test_an_inner_learner_that_does_not_part_by_task_is_refused(inner):
     """What came, what was expected, and which learners can."""
-    with pytest.raises(MisfitError, match=rf"inner is a {type(inner).__name__} without task_losses.*maml or reptile"):
+    with pytest.raises(MisfitError, match=rf"got an inner {type(inner).__name__} without task_losses.*maml or reptile"):
         around(inner)
 
 

@@ -15,7 +15,8 @@ from kshot import Episode, Examples, Objective, Support
 from kshot.errors import DataError, OptionError, TrainingError
 from kshot.testing import sample_tasks
 from kshot_l2l import L2L
-from kshot_l2l.l2l import preprocess, start, step
+from kshot_l2l.coordinate_lstm import preprocess
+from kshot_l2l.l2l import start, step
 
 
 def objectives(B: int = 2, P: int = 3, seed: int = 0) -> Objective:
@@ -243,7 +244,7 @@ def test_its_trace_is_what_it_did():
 @pytest.mark.parametrize("option", ["hidden", "preprocessing", "output_scale", "unroll"])
 def test_options_that_are_not_positive_are_refused(option):
     """All at once, before anything is built."""
-    with pytest.raises(OptionError, match=f"l2l: {option} is 0.*expected positive"):
+    with pytest.raises(OptionError, match=f"l2l: got {option} 0.*expected positive"):
         learner(**{option: 0})
 
 
@@ -278,7 +279,7 @@ def test_a_loss_that_is_not_finite_is_told_by_task_and_step():
     l2l = learner(P=1, unroll=1)
     l2l.optimizer = Linear(0.4)
     given = attrs.evolve(episode(logs, 3), origin=kshot.Origin("train", (7, 8), 0))
-    with pytest.raises(TrainingError, match="the loss of task 1, episode 8 is nan at step 2"):
+    with pytest.raises(TrainingError, match="got loss nan of task 1, episode 8 at step 2"):
         list(l2l.meta_gradient(given))
 
 

@@ -108,7 +108,7 @@ def test_it_trains_and_resumes_through_the_engine_without_parameters(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"method": "adamw"}, r"method is 'adamw', expected one of sgd, momentum, nesterov, rmsprop, adam"),
+        ({"method": "adamw"}, r"got method 'adamw', expected one of sgd, momentum, nesterov, rmsprop, adam"),
         ({"lr": 0.0}, "expected positive rates"),
         ({"lowest": 1.0, "highest": 0.1}, "expected positive rates, the lowest first"),
         ({"rates": 0}, "expected positive rates"),

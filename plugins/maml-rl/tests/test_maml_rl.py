@@ -506,7 +506,7 @@ def test_what_is_no_number_is_told_with_task_and_step():
     learner = kshot.learner("maml-rl", t.spec)
     with torch.no_grad():
         learner.net["bias2"][0] = torch.nan
-    with pytest.raises(TrainingError, match="action is NaN or infinite in step 0 of trajectory 0 of task 0"):
+    with pytest.raises(TrainingError, match="got a NaN or infinite action in step 0 of trajectory 0 of task 0"):
         learner.adapt(t.sample("test", [0]).support)
     learner = kshot.learner("maml-rl", t.spec)
     support = t.sample("test", [0, 1]).support
