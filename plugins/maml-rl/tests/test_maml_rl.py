@@ -496,7 +496,7 @@ def test_bad_options_are_refused():
     """With what came and what was expected."""
     spec = sample_tasks.Points().spec
     for name, value in {"inner_steps": -1, "test_steps": -2, "epochs": 0, "initial_std": 0.0}.items():
-        with pytest.raises(OptionError, match=f"{name} {value}.*; expected no negative steps, an epoch or more"):
+        with pytest.raises(OptionError, match=f"got .*{name} {value}.*, expected steps >= 0, epochs >= 1"):
             MamlRL(spec, **{name: value})
 
 

@@ -127,7 +127,7 @@ def test_it_is_trained_by_plain_steps_of_whole_meta_batches():
     t = sample_tasks.Points()
     learner = kshot.learner("maml-rl", t.spec, hidden=(8,), outer="trpo")
     assert learner.needs.couples_tasks
-    with pytest.raises(OptionError, match="no sum over tasks"):
+    with pytest.raises(OptionError, match="expected a step that is a sum over tasks"):
         learner.task_losses(t.sample("train", [0]))
     engine = Engine(learner, t, meta_batch=4)
     assert (engine.outer.name, engine.outer.lr) == ("sgd", 1.0)
