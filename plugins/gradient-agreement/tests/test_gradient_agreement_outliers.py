@@ -1,4 +1,4 @@
-"""Outlier tasks: only training's, only their query labels, and the same ones whoever asks."""
+"""``kshot_gradient_agreement.outliers``: only query labels of training tasks change, and always the same ones."""
 
 from __future__ import annotations
 

@@ -139,8 +139,8 @@ def repeated(state: State, B: int) -> State:
         >>> tuple(repeated(State({"bias0": torch.zeros(4)}, {}), 3).parameters["bias0"].shape)
         (3, 4)
     """
-    named = ({n: t.expand(B, *t.shape) for n, t in values.items()} for values in (state.parameters, state.buffers))
-    return State(*named, B)
+    stacked = [{n: t.expand(B, *t.shape) for n, t in named.items()} for named in (state.parameters, state.buffers)]
+    return State(stacked[0], stacked[1], B)
 
 
 @frozen(eq=False)
