@@ -92,9 +92,9 @@ def test_permuted_coordinates_are_optimized_to_permuted_points():
 
 
 def naive(l2l: L2L, problems: Objective, steps: int, b: int, state: dict[str, Any], second_order: bool) -> list[Tensor]:
-    """The losses of ``steps`` updates of task b, coordinate by coordinate, the gradient 2 W^T (W p - y) by hand.
+    """Compute the losses of ``steps`` updates of task b, coordinate by coordinate, with the gradient by hand.
 
-    ``state`` is the point and each coordinate's two (h, c); it is left at the end of the unroll.
+    ``state`` is the point and the two (h, c) of each coordinate; it is set to those after the unroll.
     """
     W, y = (t[b] for t in problems.data)
     losses = []
@@ -264,7 +264,7 @@ def test_steps_that_are_no_numbers_of_updates_are_refused(x):
     ],
     ids=["vector", "ignores", "other B"],
 )
-def test_malformed_objectives_are_told_at_the_first_step(changed, message):
+def test_malformed_objectives_are_refused_at_the_first_step(changed, message):
     """They are refused both in training and in use."""
     wrong = episode(attrs.evolve(objectives(), **changed), 2)
     with pytest.raises(DataError, match=message):
@@ -273,7 +273,7 @@ def test_malformed_objectives_are_told_at_the_first_step(changed, message):
         learner().adapt(wrong.support)(wrong.query.x)
 
 
-def test_a_loss_that_is_not_finite_is_told_by_task_and_step():
+def test_a_loss_that_is_not_finite_is_reported_by_task_and_step():
     """log p by steps of 0.4 / p goes from 1 to 0.6 to -0.07, where it is NaN; from 10 it stays finite."""
     logs = Objective(torch.tensor([[10.0], [1.0]]), (), lambda p, d: p.log().sum())
     l2l = learner(P=1, unroll=1)

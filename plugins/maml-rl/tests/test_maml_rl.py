@@ -504,7 +504,7 @@ def test_bad_options_are_refused():
             MamlRL(spec, **{name: value})
 
 
-def test_what_is_no_number_is_told_with_task_and_step():
+def test_numbers_that_are_not_finite_are_reported_with_task_and_step():
     """Both diverged parameters and rewards that are not finite are refused."""
     t = sample_tasks.Points()
     learner = kshot.learner("maml-rl", t.spec)

@@ -205,8 +205,10 @@ def test_it_learns_to_fit_sine_waves_from_ten_points():
 @pytest.mark.slow
 @pytest.mark.parametrize(("policy", "least"), [("transductive", 0.5), ("support", 0.5), ("inductive", 0.37)])
 def test_it_learns_characters(policy, least):
-    """5-way 1-shot with a small conv4 on the characters inside kshot-omniglot, chance 20 %. With running statistics it
-    learns more slowly, and is held to mean - 3 sigma of 5 seeds (45.9 and 2.7 %)."""
+    """A small conv4 learns 5-way 1-shot (chance 20 %) on the characters inside kshot-omniglot.
+
+    It learns more slowly with running statistics; that bound is mean - 3 sigma of 5 seeds (45.9 and 2.7 %).
+    """
     pytest.importorskip("kshot_omniglot")
     tasks = kshot.tasks("omniglot", way=5, shot=1, query=5)
     learner = kshot.learner("maml", tasks.spec, width=16, normalisation=policy, seed=0)

@@ -166,7 +166,7 @@ class Watched(Latch):
         return read, {"row": row, "read_weights": state["read_weights"] + 1}
 
 
-def test_a_trace_shows_what_was_said_and_where_the_heads_were():
+def test_a_trace_has_the_outputs_and_the_places_of_the_heads():
     """A trace is of numpy arrays [B, T, ...]; its outputs are the predictions, its weights those of the states."""
     tasks = sample_tasks.Copying(length=3, bits=2)
     learner = kshot.learner("ntm", tasks.spec, memory=small, hidden=5)
