@@ -8,7 +8,8 @@ import torch
 import kshot
 from kshot.errors import MisfitError, OptionError
 from kshot_ntm_memory import NTMMemory, NTMState
-from kshot_ntm_memory.memory import address, cosine, move, sharpen, write
+from kshot_ntm_memory.addressing import address, cosine, move, sharpen
+from kshot_ntm_memory.memory import write
 
 
 def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
