@@ -73,7 +73,12 @@ class _Counting(TorchDispatchMode):
 
 
 def cost_of(function: Callable[..., Any], *task: Any) -> Cost:
-    """Measure one task by running it; random numbers that it draws are drawn again afterwards."""
+    """Measure one task by running it; random numbers that it draws are drawn again afterwards.
+
+    Example:
+        >>> cost_of(lambda x: x + 1, torch.zeros(4))
+        Cost(operations=1, bytes=16, device='cpu', apart=False)
+    """
     state = torch.default_generator.get_state()
     with _Counting() as counted, AffineApart(only_look=True) as layers:
         function(*task)

@@ -108,6 +108,7 @@ class _StackedPolicies:
         return self.stacked(x)
 
     def begin(self, key: Tensor, shape: tuple[int, int]) -> Callable[[Tensor], Tensor]:
+        """Begin a rollout with the policy of each task, each with its own key."""
         return _stacked_predictor([p.begin(k, shape) for p, k in zip(self.policies, key, strict=True)])
 
 

@@ -64,6 +64,14 @@ def address(
         gate: g in (0, 1) [B, H, 1]: 1 addresses by content, 0 continues from ``before``.
         shift: s [B, H, 2 s + 1], which sums to 1.
         power: gamma >= 1 [B, H, 1].
+
+    Example:
+        With a gate of 0, the weight moves on from slot 0 to slot 1:
+
+        >>> zero, one = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
+        >>> before, shift = torch.tensor([[[1.0, 0.0, 0.0]]]), torch.tensor([[[0.0, 0.0, 1.0]]])
+        >>> address(torch.zeros(1, 3, 2), before, torch.ones(1, 1, 2), one, zero, shift, one).round()
+        tensor([[[0., 1., 0.]]])
     """
     content = (strength * cosine(key, memory)).softmax(-1)  # eq. 5: by content
     gated = torch.lerp(before, content, gate)  # eq. 7: interpolate with the weights of the step before

@@ -24,7 +24,13 @@ Carry = tuple[Tensor, Tensor] | None
 
 
 class FeedForward(nn.Module):
-    """A controller without a state, h_t = tanh(U x_t + V r_{t-1}): everything that lasts is in the memory."""
+    """A controller without a state, h_t = tanh(U x_t + V r_{t-1}): everything that lasts is in the memory.
+
+    Example:
+        >>> controller = FeedForward(inputs=3, reads=4, hidden=5)
+        >>> tuple(controller(controller.see(torch.zeros(2, 3)), torch.zeros(2, 4), None)[0].shape)
+        (2, 5)
+    """
 
     def __init__(self, inputs: int, reads: int, hidden: int) -> None:
         super().__init__()
@@ -37,7 +43,14 @@ class FeedForward(nn.Module):
 
 
 class LSTM(nn.Module):
-    """A controller that is an LSTM over x_t and r_{t-1}, and so has a small internal memory."""
+    """A controller that is an LSTM over x_t and r_{t-1}, and so has a small internal memory.
+
+    Example:
+        >>> controller = LSTM(inputs=3, reads=4, hidden=5)
+        >>> hidden, (h, cell) = controller(controller.see(torch.zeros(2, 3)), torch.zeros(2, 4), None)
+        >>> tuple(hidden.shape), tuple(cell.shape)
+        ((2, 5), (2, 5))
+    """
 
     def __init__(self, inputs: int, reads: int, hidden: int) -> None:
         super().__init__()
