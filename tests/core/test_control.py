@@ -1,4 +1,4 @@
-"""Control in the core: budgets, keys, actions, ends, and what fits a policy."""
+"""``kshot.control``, and control tasks in the core: budgets, keys, actions, ends, and what fits a policy."""
 
 from __future__ import annotations
 
@@ -24,23 +24,24 @@ KEY = torch.tensor([3, -5, 2**62])
 
 
 def still(x: Tensor) -> Tensor:
+    """Return actions of zeros."""
     return torch.zeros_like(x)
 
 
-# --- Budget and chance ----------------------------------------------------------------------------
+# --- Budget and random numbers ----------------------------------------------------------------------------
 
 
 def test_rollouts_beyond_the_budget_are_refused() -> None:
-    """The message says what was asked for and what there is."""
+    """The message gives the requested number and the budget."""
     assert control.rollout_key(KEY, 1, 2).shape == (3,)
-    with pytest.raises(DataError, match="rollout 2 was asked for, the environment has 0 to 1, a budget of 2"):
+    with pytest.raises(DataError, match="got a request for rollout 2, expected 0 to 1, a budget of 2"):
         control.rollout_key(KEY, 2, 2)
-    with pytest.raises(DataError, match="rollout -1 was asked for, the environment has numbers from 0 on"):
+    with pytest.raises(DataError, match="got a request for rollout -1, expected a number from 0 on"):
         control.rollout_key(KEY, -1)
 
 
 def test_keys_of_rollouts_are_their_own_and_each_tasks_own() -> None:
-    """No two numbers, tasks or purposes share chance, and a task's does not depend on its neighbours."""
+    """No two numbers, tasks or purposes share a key, and the key of a task does not depend on its neighbours."""
     keys = [control.rollout_key(control.own_key(KEY, p), n) for p in ("support", "query") for n in range(4)]
     assert len(set(torch.cat(keys).tolist())) == 24
     assert torch.equal(control.rollout_key(KEY[1:2], 3), control.rollout_key(KEY, 3)[1:2])
@@ -49,18 +50,18 @@ def test_keys_of_rollouts_are_their_own_and_each_tasks_own() -> None:
 
 @pytest.mark.parametrize("draw", [control.normals, control.uniforms])
 def test_noise_is_each_tasks_own(draw: Callable[..., Tensor]) -> None:
-    """Against the one sanctioned source of chance, task by task."""
-    found = draw(KEY, "actions", 4, 5)
-    assert found.shape == (3, 4, 5)
+    """The numbers of each task equal those drawn from ``kshot.generator``."""
+    numbers = draw(KEY, "actions", 4, 5)
+    assert numbers.shape == (3, 4, 5)
     by_hand = torch.randn if draw is control.normals else torch.rand
     for b in range(3):
-        assert torch.equal(found[b], by_hand(4, 5, generator=kshot.generator(KEY[b], "actions")))
-        assert torch.equal(found[b], draw(KEY[b], "actions", 4, 5))
-    assert not torch.equal(found, draw(KEY, "other", 4, 5))
+        assert torch.equal(numbers[b], by_hand(4, 5, generator=kshot.generator(KEY[b], "actions")))
+        assert torch.equal(numbers[b], draw(KEY[b], "actions", 4, 5))
+    assert not torch.equal(numbers, draw(KEY, "other", 4, 5))
 
 
 def test_while_adapting_each_number_is_played_once() -> None:
-    """Also after other numbers; and what was played is not lost by asking wrongly."""
+    """This also holds after other numbers were played, and a refused request changes nothing."""
     episode = sample_tasks.Points(rollouts=2).sample("train", [0])
     source = episode.for_adapting("independent").source
     assert isinstance(source, Environment)
@@ -73,14 +74,14 @@ def test_while_adapting_each_number_is_played_once() -> None:
 
 
 def test_an_episode_may_be_adapted_to_twice() -> None:
-    """The episode is a value: each adaptation has the whole budget, and the same chance."""
+    """An episode is a value: each adaptation has the full budget and the same random numbers."""
     episode = sample_tasks.Points(rollouts=1).sample("train", [0])
     first, second = (episode.for_adapting("independent").source.rollout(still) for _ in range(2))
     assert torch.equal(first.rewards, second.rewards)
 
 
 def test_slices_of_a_metered_environment_are_counted_apart() -> None:
-    """A learner lifted by a loop plays rollout 0 of each task."""
+    """A learner that is lifted by a loop plays rollout 0 of each task."""
     support = sample_tasks.Points().sample("train", [0, 1]).for_adapting("independent")
     parts = [one_task(support, b).source for b in range(2)]
     assert all(isinstance(part, Metered) for part in parts)
@@ -91,21 +92,21 @@ def test_slices_of_a_metered_environment_are_counted_apart() -> None:
 
 
 def test_environments_travel_with_their_episodes() -> None:
-    """Cast, sliced, stacked, and cut to one task: as the tensors are."""
+    """Environments are cast, sliced, stacked and cut to one task as tensors are."""
     tasks = sample_tasks.Points()
-    whole = tasks.sample("test", [0, 1, 2])
-    rewards = whole.query.source.rollout(still).rewards
-    double = map_tensors(lambda t: t.double() if t.is_floating_point() else t, whole)
+    episodes = tasks.sample("test", [0, 1, 2])
+    rewards = episodes.query.source.rollout(still).rewards
+    double = map_tensors(lambda t: t.double() if t.is_floating_point() else t, episodes)
     assert double.query.source.goal.dtype == torch.float64
     assert double.query.source.rollout(still).rewards.dtype == torch.float64
-    assert torch.equal(slice_tasks(whole, 1, 3).query.source.rollout(still).rewards, rewards[1:])
-    assert torch.equal(one_task(whole, 2).query.source.rollout(still).rewards, rewards[2])
+    assert torch.equal(slice_tasks(episodes, 1, 3).query.source.rollout(still).rewards, rewards[1:])
+    assert torch.equal(one_task(episodes, 2).query.source.rollout(still).rewards, rewards[2])
     stacked = stack([tasks.sample("test", [i]) for i in range(3)])
     assert torch.equal(stacked.query.source.rollout(still).rewards, rewards)
 
 
 def test_other_sources_stay_as_they_are() -> None:
-    """What is not registered can't be cut; it is passed on whole."""
+    """A source that is not registered can't be sliced; it is passed on unchanged."""
 
     @frozen(eq=False)
     class Simulator:
@@ -129,21 +130,21 @@ def test_other_sources_stay_as_they_are() -> None:
     ("action", "space", "message"),
     [
         (torch.zeros(3, 4), {"target_shape": (2,)}, r"float32 of shape \[3, 4\], expected real numbers .* \[3, 4, 2\]"),
-        (torch.zeros(3, 4, 2).long(), {"target_shape": (2,)}, "actions are torch.int64"),
-        (torch.zeros(3, 4), {"way": 2}, r"actions are torch.float32 .* expected int64 of shape \[3, 4\]"),
-        (torch.full((3, 4), 2), {"way": 2}, "actions are 2 to 2, expected some of 0 to 1"),
-        (torch.full((3, 4), -1), {"way": 2}, "actions are -1 to -1, expected some of 0 to 1"),
+        (torch.zeros(3, 4, 2).long(), {"target_shape": (2,)}, "got actions that are torch.int64"),
+        (torch.zeros(3, 4), {"way": 2}, r"got actions that are torch.float32 .* expected int64 of shape \[3, 4\]"),
+        (torch.full((3, 4), 2), {"way": 2}, "got actions from 2 to 2, expected numbers from 0 to 1"),
+        (torch.full((3, 4), -1), {"way": 2}, "got actions from -1 to -1, expected numbers from 0 to 1"),
     ],
 )
-def test_wrong_actions_are_told(action: Tensor, space: dict[str, Any], message: str) -> None:
-    """At the first step, before an indexing error deep in an environment."""
+def test_wrong_actions_are_refused(action: Tensor, space: dict[str, Any], message: str) -> None:
+    """They are refused at the first step, before an indexing error deep in an environment."""
     act = control.playing(lambda x: action, KEY, (4, 5), **space)
     with pytest.raises(TrainingError, match=message):
         act(torch.zeros(3, 4, 1))
 
 
 def test_a_policy_that_begins_plays_what_begin_returns() -> None:
-    """With the rollout's key and shape; a plain one plays itself."""
+    """``begin`` gets the rollout's key and shape; a policy without ``begin`` plays itself."""
 
     class Beginning:
         def __call__(self, x: Tensor) -> Tensor:
@@ -159,7 +160,7 @@ def test_a_policy_that_begins_plays_what_begin_returns() -> None:
 
 
 def test_nothing_counts_after_the_end() -> None:
-    """The step that ends a trajectory counts; what a trajectory does after its first end does not."""
+    """The step that ends a trajectory counts; the steps after its first end do not."""
     rewards = torch.tensor([[[1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0]]])
     ended = torch.tensor([[[False, True, False, True], [False] * 4]])
     played = control.recorded(rewards[..., None], rewards, rewards, ended)
@@ -167,29 +168,29 @@ def test_nothing_counts_after_the_end() -> None:
     assert played.rewards.tolist() == [[[1, 2, 0, 0], [1, 2, 3, 4]]]
 
 
-def test_actions_that_are_no_numbers_are_told_with_their_place() -> None:
-    """Task, trajectory and step; after the end they mean nothing."""
+def test_actions_that_are_not_finite_are_refused_with_their_place() -> None:
+    """The message gives task, trajectory and step; actions after the end are not checked."""
     actions = torch.zeros(2, 3, 4, 2)
     actions[1, 2, 3] = torch.nan
     rewards = torch.zeros(2, 3, 4)
     with pytest.raises(TrainingError, match="in step 3 of trajectory 2 of task 1"):
         control.recorded(actions, actions, rewards)
-    with pytest.raises(TrainingError, match="in step 3 of trajectory 2;"):
+    with pytest.raises(TrainingError, match="in step 3 of trajectory 2, expected finite numbers;"):
         control.recorded(actions[1], actions[1], rewards[1])
     ended = torch.zeros(2, 3, 4, dtype=torch.bool)
     ended[..., 2] = True
     assert not control.recorded(actions, actions, rewards, ended).running[..., 3].any()
 
 
-def test_a_rollout_runs_to_its_end_unless_said() -> None:
-    """The plainest environments say nothing of ends."""
+def test_a_rollout_runs_to_its_end_by_default() -> None:
+    """Simple environments need not give ends."""
     played = Rollout(torch.zeros(1, 2, 3, 1), torch.zeros(1, 2, 3), torch.zeros(1, 2, 3))
     assert played.running.all()
     assert played.running.shape == (1, 2, 3)
 
 
 def test_the_score_is_the_mean_return_and_what_the_environment_judges() -> None:
-    """By hand: two trajectories with returns 3 and 5; not discounted."""
+    """Two trajectories with undiscounted returns 3 and 5 have the mean 4."""
 
     class Fixed:
         def rollout(self, policy: Policy, number: int = 0) -> Rollout:
@@ -205,7 +206,7 @@ def test_the_score_is_the_mean_return_and_what_the_environment_judges() -> None:
 
 @pytest.mark.parametrize("part", ["support", "query"])
 def test_an_episode_without_environments_is_refused_at_the_door(part: str) -> None:
-    """Before a learner asks for a rollout of what has none."""
+    """It is refused before a learner asks for a rollout."""
     tasks = sample_tasks.Points()
     episode = tasks.sample("train", [0])
     check_episode(episode, tasks.spec, "points")
@@ -222,10 +223,10 @@ def spec(**fields: Any) -> TaskSpec:
 
 
 def test_updates_beyond_the_budget_do_not_fit() -> None:
-    """Told before any compute, with both numbers."""
+    """The mismatch is found before any compute, and the message gives both numbers."""
     needs = Needs(kinds=("control",), rollouts=3)
-    (found,) = mismatches(needs, spec(rollouts=2))
-    assert "plays 3 rollouts while adapting, the tasks allow 2" in found
+    (mismatch,) = mismatches(needs, spec(rollouts=2))
+    assert "plays 3 rollouts while adapting, the tasks allow 2" in mismatch
     assert mismatches(needs, spec(rollouts=3)) == []
     assert mismatches(needs, spec(rollouts=None)) == []
     other_kind = Needs(kinds=("classification",), rollouts=3)
@@ -237,13 +238,13 @@ def test_updates_beyond_the_budget_do_not_fit() -> None:
     ("takes", "fits"), [("any", (True, True)), ("discrete", (True, False)), ("continuous", (False, True))]
 )
 def test_a_policy_for_one_sort_of_actions_fits_only_those(takes: Any, fits: tuple[bool, bool]) -> None:
-    """A learner of values of actions can't take real numbers."""
+    """A learner that computes a value for each action can't take real numbers as actions."""
     needs = Needs(kinds=("control",), actions=takes)
     for tasks, fit in zip((spec(way=3, target_shape=()), spec()), fits, strict=True):
-        found = mismatches(needs, tasks)
-        assert (found == []) == fit
+        problems = mismatches(needs, tasks)
+        assert (problems == []) == fit
         if not fit:
-            assert f"policies take {takes} actions" in found[0]
+            assert f"policies take {takes} actions" in problems[0]
 
 
 @pytest.mark.parametrize(
@@ -256,7 +257,7 @@ def test_a_policy_for_one_sort_of_actions_fits_only_those(takes: Any, fits: tupl
     ],
 )
 def test_an_environment_with_other_spaces_does_not_fit_a_policy(other: dict[str, Any], message: str) -> None:
-    """Where a learner is evaluated on other tasks than it was built for: once, and in the words of control."""
+    """Evaluating a learner on other tasks than it was built for gives one message, in the terms of control."""
 
     class Any_(nn.Module):
         needs = Needs(kinds=("control",), variable_way=True)
@@ -268,12 +269,12 @@ def test_an_environment_with_other_spaces_does_not_fit_a_policy(other: dict[str,
 
 @pytest.mark.parametrize("fields", [{"way": (2, 3), "target_shape": ()}, {"way": 2}, {"rollouts": -1}])
 def test_a_spec_of_actions_that_can_not_be_is_refused(fields: dict[str, Any]) -> None:
-    """Actions are one of a number, or numbers; a budget is no debt."""
+    """Actions are either discrete or continuous, and a budget is not negative."""
     with pytest.raises(DataError, match="TaskSpec: "):
         spec(**fields)
 
 
 def test_a_control_spec_survives_json() -> None:
-    """Checkpoints compare it."""
+    """Checkpoints store and compare the specification as JSON."""
     made = spec(target_range=(-0.1, 0.1), rollouts=3)
     assert TaskSpec.from_json(made.to_json()) == made

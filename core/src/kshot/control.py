@@ -1,6 +1,6 @@
-"""What environments and policies are made of: a rollout's own chance, actions checked, ends, noise.
+"""Functions for writers of environments and policies: keys of rollouts, checks of actions, ends, and noise.
 
-An environment of B tasks is a loop over T steps; see ``kshot.episode.Environment`` for what it promises:
+An environment of B tasks is a loop over T steps; ``kshot.episode.Environment`` states its contract:
 
     @torch.no_grad()
     def rollout(self, policy, number=0):
@@ -13,7 +13,7 @@ An environment of B tasks is a loop over T steps; see ``kshot.episode.Environmen
             at = at + taken[-1]
         return recorded(torch.stack(seen, -2), torch.stack(taken, -2), rewards)
 
-Letters: B tasks, E trajectories a task, T steps. Where an environment is of one task, without B, so is all else.
+Letters: B tasks, E trajectories per task, T steps. For an environment of one task, all tensors are without B.
 """
 
 from __future__ import annotations
@@ -31,29 +31,64 @@ from kshot.spec import TaskSpec
 
 
 def own_key(key: Tensor, purpose: str) -> Tensor:
-    """Keys [B] made of ``key`` [B] for one purpose: those of a support's environments, or of a query's."""
+    """Return keys [B] derived from ``key`` [B] for one purpose, such as the environments of the support.
+
+    Different purposes give independent random numbers; the key of a task does not depend on its neighbours.
+
+    Example:
+        >>> key = torch.tensor([1, 2])
+        >>> support, query = own_key(key, "support"), own_key(key, "query")
+        >>> bool((support == query).any()), torch.equal(own_key(key[1:], "query"), query[1:])
+        (False, True)
+    """
     words = key.reshape(-1).cpu().numpy().view(np.uint64)
     return as_tensor(draws(words, purpose, 1)[:, 0]).reshape(key.shape).to(key.device)
 
 
 def episode(support: Environment, query: Environment, key: Tensor, origin: Origin, spec: TaskSpec) -> Episode:
-    """B control tasks: two environments each, which differ in chance and in budget, and no table of examples."""
+    """Return an episode of B control tasks, which have environments instead of examples.
+
+    Args:
+        support: the environment to adapt in, whose rollouts are limited.
+        query: the environment in which the adapted policy is judged; it has other random numbers.
+        key: of the episodes [B].
+        origin: where the episodes are from.
+        spec: the specification of the tasks.
+
+    Example:
+        >>> from kshot.testing import sample_tasks
+        >>> points = sample_tasks.Points()
+        >>> sampled = points.sample("train", [0, 1])
+        >>> environments = sampled.support.source, sampled.query.source
+        >>> made = episode(*environments, sampled.support.key, sampled.origin, points.spec)
+        >>> made.size, tuple(made.support.x.shape)
+        (2, (2, 0, 2))
+    """
     x = torch.zeros(len(key), 0, *spec.input_shape)
     y = torch.zeros(len(key), 0, *spec.target_shape, dtype=torch.float32 if spec.way is None else torch.int64)
     return Episode(Support(x, y, source=support, key=key), Examples(x, y, source=query), origin=origin)
 
 
 def rollout_key(key: Tensor, number: int, rollouts: int | None = None) -> Tensor:
-    """The keys [B] of rollout ``number`` of environments with ``key`` [B]; all its chance comes from them.
+    """Return the keys [B] of rollout ``number``, from which all its random numbers are drawn.
+
+    Args:
+        key: of the environments [B].
+        number: of the rollout, from 0 on.
+        rollouts: the budget of the environments, or None for an unlimited one.
 
     Raises:
-        DataError: the number is negative, or not below ``rollouts``, the budget.
+        DataError: the number is negative, or not below the budget.
+
+    Example:
+        >>> tuple(rollout_key(torch.tensor([1, 2]), 0, rollouts=3).shape)
+        (2,)
     """
     if number < 0 or (rollouts is not None and number >= rollouts):
-        has = "numbers from 0 on" if rollouts is None else f"0 to {rollouts - 1}, a budget of {rollouts}"
+        expected = "a number from 0 on" if rollouts is None else f"0 to {rollouts - 1}, a budget of {rollouts}"
         raise DataError(
-            f"rollout {number} was asked for, the environment has {has}; learn from what was seen, take fewer updates, "
-            "or give the tasks more rollouts"
+            f"environment: got a request for rollout {number}, expected {expected}; learn from the rollouts played so "
+            "far, take fewer updates, or raise the tasks' rollouts"
         )
     return own_key(key, f"rollout {number}")
 
@@ -61,16 +96,26 @@ def rollout_key(key: Tensor, number: int, rollouts: int | None = None) -> Tensor
 def playing(
     policy: Policy, key: Tensor, shape: tuple[int, int], *, target_shape: tuple[int, ...] = (), way: int | None = None
 ) -> Callable[[Tensor], Tensor]:
-    """What plays one rollout of ``shape`` (E, T): the policy, or what its ``begin`` returns; each action is checked.
+    """Return the function from observations to actions that plays one rollout, with each action checked.
+
+    It is the policy itself, or the result of its ``begin`` if it has one.
 
     Args:
-        key: of the rollout [B], from ``rollout_key``.
-        target_shape: of a continuous action.
-        way: the number of discrete actions, or None where they are continuous.
+        policy: maps observations [B, E, *o] to actions [B, E, *a].
+        key: the key of the rollout [B], from ``rollout_key``.
+        shape: (E, T).
+        target_shape: the shape of a continuous action.
+        way: the number of discrete actions, or None if they are continuous.
 
     Raises:
-        TrainingError: (by what is returned) actions of another shape or type, or none of the ``way``.
+        TrainingError: (by the returned function) actions have another shape or type, or are not in 0 to ``way`` - 1.
+
+    Example:
+        >>> act = playing(lambda x: -x, torch.tensor([1]), (4, 10), target_shape=(2,))
+        >>> tuple(act(torch.zeros(1, 4, 2)).shape)
+        (1, 4, 2)
     """
+    # A policy that draws its actions gets the rollout's key and length before the first step.
     act = policy.begin(key, shape) if isinstance(policy, Begins) else policy
     expected = torch.Size([*key.shape, shape[0], *target_shape])
     sort = "real numbers" if way is None else "int64"
@@ -80,13 +125,16 @@ def playing(
         right = action.dtype == torch.int64 if way is not None else action.is_floating_point()
         if action.shape != expected or not right:
             raise TrainingError(
-                f"the policy's actions are {action.dtype} of shape {list(action.shape)}, expected {sort} of shape "
-                f"{list(expected)}: one action of each trajectory; see kshot.episode.Policy"
+                f"policy: got actions that are {action.dtype} of shape {list(action.shape)}, expected {sort} of shape "
+                f"{list(expected)}, one action per trajectory; see kshot.episode.Policy"
             )
         if way is not None:
             least, greatest = (int(end) for end in action.aminmax())
             if least < 0 or greatest >= way:
-                raise TrainingError(f"the policy's actions are {least} to {greatest}, expected some of 0 to {way - 1}")
+                raise TrainingError(
+                    f"policy: got actions from {least} to {greatest}, expected numbers from 0 to {way - 1}; return the "
+                    "index of an action"
+                )
         return action
 
     return checked
@@ -99,20 +147,29 @@ def recorded(
     ended: Tensor | None = None,
     scores: Mapping[str, Tensor] | None = None,
 ) -> Rollout:
-    """A rollout as it is to be told: no rewards after the end, and no actions that are no numbers.
+    """Return the rollout of T steps with the rewards after the end of each trajectory set to 0.
 
     Args:
-        observations, actions, rewards: of all T steps, those after the end included: [B, E, T, ...].
-        ended: whether the step was its trajectory's last [B, E, T], or None where all run to the end.
-        scores: what else the environment judges [B, E].
+        observations, actions, rewards: of all T steps, including those after the end [B, E, T, ...].
+        ended: whether the step was its trajectory's last [B, E, T], or None if all trajectories take T steps.
+        scores: further scores by the environment [B, E], by name.
 
     Raises:
-        TrainingError: an action is NaN or infinite.
+        TrainingError: an action before the end is NaN or infinite; the message gives its task, trajectory and step.
+
+    Example:
+        The step that ends a trajectory still counts:
+
+        >>> rewards, ended = torch.ones(1, 1, 3), torch.tensor([[[False, True, False]]])
+        >>> recorded(rewards[..., None], rewards, rewards, ended).rewards
+        tensor([[[1., 1., 0.]]])
     """
     running = torch.ones_like(rewards, dtype=torch.bool)
     if ended is not None:
+        # A step is taken if no step before it ended its trajectory.
         running = ended.cumsum(-1) - ended.long() == 0
         rewards = rewards * running
+    # One sum decides the usual case; actions after the end mean nothing and may be anything.
     if actions.is_floating_point() and not bool(torch.isfinite(actions.sum())):
         bad = (
             ~torch.isfinite(actions) & running.reshape(*running.shape, *[1] * (actions.ndim - rewards.ndim))
@@ -120,22 +177,39 @@ def recorded(
         if len(bad):
             *task, trajectory, step = bad[0][: rewards.ndim].tolist()
             raise TrainingError(
-                f"the policy's action is NaN or infinite in step {step} of trajectory {trajectory}"
-                f"{f' of task {task[0]}' if task else ''}; lower the learning rates, or look at the policy's parameters"
+                f"policy: got a NaN or infinite action in step {step} of trajectory {trajectory}"
+                f"{f' of task {task[0]}' if task else ''}, expected finite numbers; lower the learning rates, or "
+                "look at the policy's parameters"
             )
     return Rollout(observations, actions, rewards, running, dict(scores or {}))
 
 
 def normals(key: Tensor, purpose: str, *shape: int) -> Tensor:
-    """Standard normal numbers [B, *shape], float32; those of task b are of ``kshot.generator(key[b], purpose)``."""
+    """Draw standard normal numbers [B, *shape], float32.
+
+    Those of task b are drawn from ``kshot.generator(key[b], purpose)``, independently of its neighbours.
+
+    Example:
+        >>> key = torch.tensor([1, 2])
+        >>> torch.equal(normals(key, "noise", 3)[1:], normals(key[1:], "noise", 3))
+        True
+    """
     return _drawn(key, purpose, lambda chance: torch.randn(shape, generator=chance))
 
 
 def uniforms(key: Tensor, purpose: str, *shape: int) -> Tensor:
-    """Uniform numbers of [0, 1) [B, *shape], float32; those of task b are of ``kshot.generator(key[b], purpose)``."""
+    """Draw uniform numbers from [0, 1), [B, *shape], float32.
+
+    Those of task b are drawn from ``kshot.generator(key[b], purpose)``, independently of its neighbours.
+
+    Example:
+        >>> tuple(uniforms(torch.tensor([1, 2]), "noise", 3).shape)
+        (2, 3)
+    """
     return _drawn(key, purpose, lambda chance: torch.rand(shape, generator=chance))
 
 
 def _drawn(key: Tensor, purpose: str, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
-    found = [draw(generator(k, purpose)) for k in key.reshape(-1).cpu()]  # a generator a task; the draws are few
-    return torch.stack(found).reshape(*key.shape, *found[0].shape).to(key.device)
+    """Draw numbers for each key from its own generator, and stack them along B."""
+    numbers = [draw(generator(k, purpose)) for k in key.reshape(-1).cpu()]
+    return torch.stack(numbers).reshape(*key.shape, *numbers[0].shape).to(key.device)

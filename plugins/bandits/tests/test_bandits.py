@@ -75,11 +75,11 @@ def test_observations_tell_nothing_or_the_last_pull():
 def test_wrong_arms_options_and_splits_are_refused():
     """With what came and what was expected."""
     e = Bandits(arms=3).sample("train", [0])
-    with pytest.raises(TrainingError, match="the policy's actions are 3 to 3, expected some of 0 to 2"):
+    with pytest.raises(TrainingError, match="got actions from 3 to 3, expected numbers from 0 to 2"):
         e.query.source.rollout(always(3))
     with pytest.raises(OptionError, match="arms is 1; expected at least 1, and 2 arms"):
         Bandits(arms=1)
     with pytest.raises(DataError, match="unknown split 'dev'"):
         kshot.tasks("bandits").sample("dev", [0])
-    with pytest.raises(DataError, match="rollout 3 was asked for, the environment has 0 to 2"):
+    with pytest.raises(DataError, match="got a request for rollout 3, expected 0 to 2"):
         e.support.source.rollout(always(0), 3)

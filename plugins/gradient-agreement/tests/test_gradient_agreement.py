@@ -1,4 +1,4 @@
-"""Gradient agreement: the weights of the paper by hand, and around MAML, Reptile and a learner of one's own."""
+"""``kshot_gradient_agreement.agreement``: the weights by hand, and wrappers of MAML, Reptile and another learner."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LINES = sample_tasks.Lines(shot=5, query=4)
 
 
 class OneStep(nn.Module):
-    """A linear model and one gradient step, by hand, of first order; ``task_losses`` is all a wrapper needs."""
+    """A linear model with one first-order gradient step, by hand; ``task_losses`` is all that a wrapper needs."""
 
     needs = Needs(kinds=("regression",), exact_gradient=True, invariant={"order"})
     training_defaults = Training(lr=0.02, meta_batch=4, iterations=7)
@@ -75,26 +75,26 @@ def rand(*shape: int, seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_identical_tasks_count_alike(dtype):
-    """w = 1/T, and so the mean that the wrapped learner takes."""
+    """Identical tasks have w = 1/T, which is the mean that the wrapped learner takes."""
     g = torch.tensor([0.3, -2.0, 1.1], dtype=dtype).expand(4, 3)
     assert torch.allclose(agreement(g), torch.full((4,), 0.25, dtype=dtype))
 
 
 def test_a_task_that_goes_the_other_way_counts_negative():
-    """(g, g, -g): the sum is g, so g.g, g.g and -g.g over three of them; section 3 of the paper."""
+    """For (g, g, -g) the sum is g, so the weights are g.g, g.g and -g.g over three times g.g (section 3)."""
     g = torch.tensor([1.0, 2.0])
     assert torch.allclose(agreement(torch.stack([g, g, -g])), torch.tensor([1.0, 1.0, -1.0]) / 3)
 
 
 def test_the_weights_of_three_tasks_by_hand():
-    """Their sum is (2, 2): 2, 2 and 4, over 8; and with a task across them, 0."""
+    """The sum is (2, 2), so the weights are 2, 2 and 4 over 8; a task orthogonal to the sum has weight 0."""
     g = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
     assert agreement(g).tolist() == [0.25, 0.25, 0.5]
     assert agreement(torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, -1.0]])).tolist() == [0.5, 0.5, 0.0]
 
 
 def test_the_weights_are_the_papers_double_sum():
-    """Equation by equation, with loops; and sum |w| = 1, so that rates compare with those of a mean."""
+    """The weights equal loops over the equation, and sum |w| = 1, so that rates compare with those of a mean."""
     g = rand(6, 11, seed=3)
     together = [sum(float(g[i] @ g[j]) for j in range(6)) for i in range(6)]
     naive = [t / sum(abs(t) for t in together) for t in together]
@@ -105,13 +105,13 @@ def test_the_weights_are_the_papers_double_sum():
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-3, 1e30])
 def test_the_scale_of_the_gradients_does_not_matter(scale):
-    """An inner rate of any size, in float32, without overflow."""
+    """The scale of the inner rate does not matter, and nothing overflows in float32."""
     g = rand(4, 5, seed=1).float()
     assert torch.allclose(agreement(g * scale), agreement(g), rtol=1e-4)
 
 
 def test_tasks_that_cancel_count_alike():
-    """A denominator of zero, or of rounding alone, says nothing of the tasks."""
+    """A denominator of zero, or of rounding errors alone, gives equal weights."""
     for dtype in (torch.float32, torch.float64):
         g = rand(1, 500, seed=2).to(dtype)
         third = rand(1, 500, seed=4).to(dtype)
@@ -124,7 +124,7 @@ def test_tasks_that_cancel_count_alike():
 
 
 def test_the_gradient_is_the_weighted_sum_of_the_tasks_own():
-    """sum_i w_i grad L_i with w a constant, from each task's gradient alone; float64."""
+    """The gradient is sum_i w_i grad L_i with constant w, from each task's own gradient, in float64."""
     learner, e = around(OneStep(LINES.spec)).double(), doubled(LINES.sample("train", range(5)))
     metrics = learner.meta_gradient(e)
     grads = [p.grad for p in learner.parameters()]
@@ -146,7 +146,7 @@ def test_the_gradient_is_the_weighted_sum_of_the_tasks_own():
 
 @pytest.mark.parametrize("inner", [None, "maml", "reptile"])
 def test_around_identical_tasks_it_is_the_wrapped_learner(inner):
-    """One task three times: the gradient of mean-reduced MAML, or of Reptile, to rounding; float64."""
+    """The same task three times gives the gradient of mean-reduced MAML, or of Reptile, to rounding in float64."""
     if inner is not None:
         pytest.importorskip(f"kshot_{inner}")
     plain = OneStep(LINES.spec) if inner is None else kshot.learner(inner, LINES.spec, seed=1)
@@ -162,7 +162,7 @@ def test_around_identical_tasks_it_is_the_wrapped_learner(inner):
 
 
 def test_around_reptile_it_weighs_displacements():
-    """theta + eps * sum w_i (theta'_i - theta), the paper's second form."""
+    """Around Reptile the step is theta + eps * sum w_i (theta'_i - theta), the paper's second form."""
     pytest.importorskip("kshot_reptile")
     learner = around(kshot.learner("reptile", LINES.spec, inner_lr=0.1)).double().train()
     e = doubled(LINES.sample("train", range(4)))
@@ -178,7 +178,7 @@ def test_around_reptile_it_weighs_displacements():
 
 
 def test_it_needs_what_its_inner_learner_needs_and_whole_meta_batches():
-    """Kinds, queries and invariances are the inner one's; the gradient is no loss's any more."""
+    """Kinds, queries and invariances are those of the inner learner; the gradient is no longer that of a loss."""
     inner = OneStep(LINES.spec)
     learner = around(inner)
     assert learner.needs == attrs.evolve(inner.needs, couples_tasks=True, exact_gradient=False)
@@ -191,7 +191,7 @@ def test_it_needs_what_its_inner_learner_needs_and_whole_meta_batches():
 
 @pytest.mark.parametrize("kind", ["classification", "regression", "sequence", "control", "objective"])
 def test_the_class_refuses_no_tasks(kind):
-    """What it can learn depends on the inner learner, which is not there yet when classes are checked."""
+    """What it can learn depends on the inner learner, which does not exist when classes are checked."""
     spec = sample_tasks.example(kind).spec
     assert mismatches(GradientAgreement.needs, spec) == []
     if kind == "classification":
@@ -202,20 +202,20 @@ def test_the_class_refuses_no_tasks(kind):
 
 
 def test_chunks_are_refused():
-    """The tasks of a chunk would agree among themselves."""
+    """Chunks are refused, because the tasks of a chunk would agree among themselves."""
     with pytest.raises(MisfitError, match=r"GradientAgreement couples the tasks .* chunks of 2; leave chunk out"):
         Engine(around(OneStep(LINES.spec)), LINES, meta_batch=4, chunk=2)
 
 
 @pytest.mark.parametrize("inner", [nn.Linear(2, 1), "maml", None])
 def test_an_inner_learner_that_does_not_part_by_task_is_refused(inner):
-    """What came, what was expected, and which learners can."""
-    with pytest.raises(MisfitError, match=rf"inner is a {type(inner).__name__} without task_losses.*maml or reptile"):
+    """The message gives the inner learner, what was expected, and examples of suitable learners."""
+    with pytest.raises(MisfitError, match=rf"got an inner {type(inner).__name__} without task_losses.*maml or reptile"):
         around(inner)
 
 
 def test_it_predicts_as_its_inner_learner_does():
-    """Adapting is the inner one's, and so are the parameters."""
+    """Adaptation and parameters are those of the inner learner."""
     inner = OneStep(LINES.spec)
     learner, e = around(inner), LINES.sample("test", [0, 1])
     assert torch.equal(learner.adapt(e.support)(e.query.x), inner.adapt(e.support)(e.query.x))
@@ -223,7 +223,7 @@ def test_it_predicts_as_its_inner_learner_does():
 
 
 def test_the_inner_learner_is_named_with_its_options():
-    """As on the command line: --learner.inner=maml --learner.inner.inner_lr=0.05; and changed for a test."""
+    """This is ``--learner.inner=maml --learner.inner.inner_lr=0.05``; the options can be changed for a test."""
     pytest.importorskip("kshot_maml")
     options = {"name": "maml", "inner_lr": 0.05, "hidden": (8,)}
     learner = kshot.learner("gradient-agreement", LINES.spec, seed=3, inner=options)
@@ -241,7 +241,7 @@ def test_the_inner_learner_is_named_with_its_options():
 
 
 def test_a_result_says_the_inner_learner_s_normalisation():
-    """Transductive figures must not pass for others because something is around the learner."""
+    """A result records transductive normalisation also if a wrapper is around the learner."""
     pytest.importorskip("kshot_maml")
     images = sample_tasks.classification(input_shape=(1, 16, 16))
     inner = {"name": "maml", "width": 4, "normalisation": "transductive"}

@@ -1,4 +1,4 @@
-"""Gradient agreement keeps every rule for learners, around those that are here; the other file has one of its own."""
+"""Gradient agreement follows every rule for learners, around the installed learners."""
 
 from importlib.util import find_spec
 

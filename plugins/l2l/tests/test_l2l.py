@@ -1,4 +1,4 @@
-"""The learned optimizer: the formulas of the paper, what its gradients are, what it refuses, and that it learns."""
+"""``kshot_l2l.l2l``: the paper's formulas, the gradients, what is refused, and that it learns."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from kshot import Episode, Examples, Objective, Support
 from kshot.errors import DataError, OptionError, TrainingError
 from kshot.testing import sample_tasks
 from kshot_l2l import L2L
-from kshot_l2l.l2l import preprocess, start, step
+from kshot_l2l.coordinate_lstm import preprocess
+from kshot_l2l.l2l import start, step
 
 
 def objectives(B: int = 2, P: int = 3, seed: int = 0) -> Objective:
-    """|W p - y|^2 in float64."""
+    """Return the objectives |W p - y|^2 in float64."""
     generator = torch.Generator().manual_seed(seed)
     initial, W, y = (torch.randn(B, *shape, generator=generator, dtype=torch.float64) for shape in ((P,), (P, P), (P,)))
     return Objective(initial, (W, y), lambda p, d: (d[0] @ p - d[1]).square().sum())
@@ -34,14 +35,14 @@ def episode(objective: Objective, steps: int) -> Episode:
 
 
 def learner(P: int = 3, **options: Any) -> L2L:
-    """In float64, with updates large enough to matter."""
+    """Return a learner in float64 whose updates are large enough to matter."""
     spec = kshot.TaskSpec(kind="objective", input_shape=(), target_shape=(P,), query=4, split_by="index")
     made: L2L = kshot.learner("l2l", spec, seed=1, **{"hidden": 4, "output_scale": 1.0, **options}).double()
     return made
 
 
 class Linear(nn.Module):
-    """Minus alpha times the gradient, in the place of the LSTM."""
+    """A linear optimizer, minus alpha times the gradient, in place of the LSTM."""
 
     def __init__(self, alpha: float) -> None:
         super().__init__()
@@ -55,14 +56,14 @@ class Linear(nn.Module):
 
 
 def test_preprocessing_by_hand_on_both_branches():
-    """p = 10: (log|g| / 10, sign g) from e^-10 on, below it (-1, e^10 g); at the border both give (-1, 1)."""
+    """With p = 10: (log|g| / 10, sign g) from e^-10 on, below it (-1, e^10 g); at the border both give (-1, 1)."""
     g = torch.tensor([math.e**-5, -1.0, math.e**10, -(math.e**-11), math.e**-12, 0.0, math.e**-10], dtype=torch.float64)
     expected = [(-0.5, 1), (0, -1), (1, 1), (-1, -math.exp(-1)), (-1, math.exp(-2)), (-1, 0), (-1, 1)]
     assert torch.allclose(preprocess(g, 10.0), torch.tensor(expected, dtype=torch.float64), atol=1e-12)
 
 
 def test_a_linear_optimizer_is_sgd():
-    """torch.optim.SGD on each task alone, in float64: the same points after each of 30 steps."""
+    """The points are those of torch.optim.SGD on each task alone, in float64, after each of 30 steps."""
     problems = objectives()
     l2l = learner()
     l2l.optimizer = Linear(0.03)
@@ -79,7 +80,7 @@ def test_a_linear_optimizer_is_sgd():
 
 
 def test_permuted_coordinates_are_optimized_to_permuted_points():
-    """One network for all coordinates: it can't know which is which."""
+    """One network serves all coordinates, so permuting them permutes the updates."""
     problems, order = objectives(P=5), torch.tensor([3, 0, 4, 1, 2])
     W, y = problems.data
     permuted = Objective(problems.initial[:, order], (W[:, :, order], y), problems.function)
@@ -91,9 +92,9 @@ def test_permuted_coordinates_are_optimized_to_permuted_points():
 
 
 def naive(l2l: L2L, problems: Objective, steps: int, b: int, state: dict[str, Any], second_order: bool) -> list[Tensor]:
-    """The losses of ``steps`` updates of task b, coordinate by coordinate, the gradient 2 W^T (W p - y) by hand.
+    """Compute the losses of ``steps`` updates of task b, coordinate by coordinate, with the gradient by hand.
 
-    ``state`` is the point and each coordinate's two (h, c); it is left at the end of the unroll.
+    ``state`` is the point and the two (h, c) of each coordinate; it is set to those after the unroll.
     """
     W, y = (t[b] for t in problems.data)
     losses = []
@@ -119,7 +120,7 @@ def naive(l2l: L2L, problems: Objective, steps: int, b: int, state: dict[str, An
 
 @pytest.mark.parametrize("second_order", [False, True])
 def test_outer_steps_are_those_of_a_naive_truncated_unroll(second_order):
-    """Seven steps in unrolls of three: three outer steps of Adam, the state handed on as a constant; to 1e-10."""
+    """Seven steps in unrolls of three are three outer steps of Adam, with a constant state between them."""
     problems = objectives(B=2, P=2)
     fast, slow = (learner(P=2, unroll=3, second_order=second_order) for _ in range(2))
     adam = torch.optim.Adam(fast.parameters(), lr=0.05)
@@ -145,7 +146,7 @@ def test_outer_steps_are_those_of_a_naive_truncated_unroll(second_order):
 
 
 def test_with_second_order_the_gradient_is_that_of_the_unroll():
-    """Central differences of the loss by every single parameter, in float64; without it they disagree."""
+    """The gradient agrees with central differences by every parameter in float64; without second order it does not."""
     problems = objectives()
 
     def loss(l2l: L2L) -> float:
@@ -179,7 +180,7 @@ def test_with_second_order_the_gradient_is_that_of_the_unroll():
 
 
 def test_the_engine_takes_an_outer_step_an_unroll():
-    """Six steps in unrolls of two: three steps of the outer optimizer on each of four meta-batches."""
+    """Six steps in unrolls of two are three outer steps on each of four meta-batches."""
     tasks = sample_tasks.Quadratics(steps=6)
     engine = kshot.Engine(L2L(tasks.spec, unroll=2), tasks, meta_batch=2, hooks=())
     engine.train(4)
@@ -190,7 +191,7 @@ def test_the_engine_takes_an_outer_step_an_unroll():
 
 
 def test_a_predictor_is_asked_for_any_steps_and_keeps_no_graph():
-    """Step 0 is the initial point; the order is the question's; gradients may be enabled or not."""
+    """Step 0 is the initial point, points come in the requested order, and gradients may be enabled or not."""
     problems = objectives()
     l2l = learner()
     predict = l2l.adapt(episode(problems, 5).support)
@@ -205,13 +206,13 @@ def test_a_predictor_is_asked_for_any_steps_and_keeps_no_graph():
 
 
 def test_it_runs_on_more_coordinates_than_it_was_built_for():
-    """The network is a coordinate's own: ten-dimensional quadratics may train it for networks with thousands."""
+    """Because it acts on single coordinates, an optimizer trained on ten coordinates runs on any number."""
     found = learner(P=3).adapt(episode(objectives(P=7), 2).support)(torch.ones(2, 1))
     assert found.shape == (2, 1, 7)
 
 
 def test_in_bfloat16_points_and_losses_stay_float32():
-    """Only the network may be rounded; what it optimizes is not."""
+    """Only the network may be rounded; the objective is not."""
     tasks = sample_tasks.Quadratics(steps=6)
     l2l, given = L2L(tasks.spec, unroll=3), tasks.sample("test", [0, 1])
     exact = l2l.adapt(given.support)(given.query.x)
@@ -224,7 +225,7 @@ def test_in_bfloat16_points_and_losses_stay_float32():
 
 
 def test_its_trace_is_what_it_did():
-    """Losses of the points it gives, gradients there, and the updates between them."""
+    """A trace has the losses and gradients at its points, and the updates between them."""
     problems = objectives()
     l2l, given = learner(), episode(objectives(), 4)
     found = l2l.trace(given)
@@ -242,14 +243,14 @@ def test_its_trace_is_what_it_did():
 
 @pytest.mark.parametrize("option", ["hidden", "preprocessing", "output_scale", "unroll"])
 def test_options_that_are_not_positive_are_refused(option):
-    """All at once, before anything is built."""
-    with pytest.raises(OptionError, match=f"l2l: {option} is 0.*expected positive"):
+    """All wrong options are reported at once, before anything is built."""
+    with pytest.raises(OptionError, match=f"l2l: got {option} 0.*expected positive"):
         learner(**{option: 0})
 
 
 @pytest.mark.parametrize("x", [[[-1.0]], [[0.5]], [[]]], ids=["negative", "between", "none"])
 def test_steps_that_are_no_numbers_of_updates_are_refused(x):
-    """A point after half an update does not exist."""
+    """There is no point after half an update."""
     with pytest.raises(DataError, match="whole numbers of updates"):
         learner().adapt(episode(objectives(B=1), 2).support)(torch.tensor(x))
 
@@ -263,8 +264,8 @@ def test_steps_that_are_no_numbers_of_updates_are_refused(x):
     ],
     ids=["vector", "ignores", "other B"],
 )
-def test_malformed_objectives_are_told_at_the_first_step(changed, message):
-    """In training and in use alike."""
+def test_malformed_objectives_are_refused_at_the_first_step(changed, message):
+    """They are refused both in training and in use."""
     wrong = episode(attrs.evolve(objectives(), **changed), 2)
     with pytest.raises(DataError, match=message):
         next(learner().meta_gradient(wrong))
@@ -272,13 +273,13 @@ def test_malformed_objectives_are_told_at_the_first_step(changed, message):
         learner().adapt(wrong.support)(wrong.query.x)
 
 
-def test_a_loss_that_is_not_finite_is_told_by_task_and_step():
-    """log p by steps of 0.4 / p: from 1 to 0.6 and to -0.07, where there is no logarithm; from 10 there is."""
+def test_a_loss_that_is_not_finite_is_reported_by_task_and_step():
+    """log p by steps of 0.4 / p goes from 1 to 0.6 to -0.07, where it is NaN; from 10 it stays finite."""
     logs = Objective(torch.tensor([[10.0], [1.0]]), (), lambda p, d: p.log().sum())
     l2l = learner(P=1, unroll=1)
     l2l.optimizer = Linear(0.4)
     given = attrs.evolve(episode(logs, 3), origin=kshot.Origin("train", (7, 8), 0))
-    with pytest.raises(TrainingError, match="the loss of task 1, episode 8 is nan at step 2"):
+    with pytest.raises(TrainingError, match="got loss nan of task 1, episode 8 at step 2"):
         list(l2l.meta_gradient(given))
 
 
@@ -286,7 +287,7 @@ def test_a_loss_that_is_not_finite_is_told_by_task_and_step():
 
 
 def test_it_learns_to_descend_on_quadratics_it_has_not_seen():
-    """The mean loss over twenty steps, held to mean + 3 sigma of 5 seeds (0.400, sigma 0.018); still it is 3."""
+    """The mean loss is at most mean + 3 sigma of 5 seeds (0.400, sigma 0.018); without updates it is 3."""
     tasks = sample_tasks.Quadratics(steps=20)
     engine = kshot.Engine(kshot.learner("l2l", tasks.spec, seed=0), tasks, meta_batch=16, hooks=())
     untrained = engine.evaluate(200).mean

@@ -1,5 +1,4 @@
-"""The learned optimizer keeps every rule for learners, in one unroll and in several, second derivatives or not;
-so do the hand-made ones."""
+"""Learned and tuned optimizers follow every rule for learners, in one unroll and in several, of either order."""
 
 from kshot.testing import suite
 

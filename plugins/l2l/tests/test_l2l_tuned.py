@@ -1,4 +1,4 @@
-"""The hand-made optimizers are torch's, each on its task, and their rate is the best of the grid on training tasks."""
+"""``kshot_l2l.tuned``: the optimizers are torch's, task by task, and the rate is the best of the grid."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SPEC = sample_tasks.Quadratics().spec
 
 
 def bowl(point: Tensor, data: tuple[Tensor]) -> Tensor:
-    """An ill-conditioned bowl around 1, and a wave."""
+    """Return an ill-conditioned bowl around 1, and a wave."""
     return (data[0] * (point - 1).square()).sum() + point.sin().sum()
 
 
@@ -34,7 +34,7 @@ def bowl(point: Tensor, data: tuple[Tensor]) -> Tensor:
     ],
 )
 def test_each_task_gets_the_steps_that_it_gets_alone(method, alone):
-    """All tasks are one problem to torch, and no coordinate feels another: float64, twenty steps."""
+    """Minimising the sum of all tasks gives each task the steps that it gets alone, in float64 over twenty steps."""
     initial = torch.tensor([[0.0, 3.0, -1.0], [50.0, 0.5, 0.0]], dtype=torch.float64)
     curvature = torch.tensor([[1.0, 2.0, 30.0], [4.0, 0.1, 6.0]], dtype=torch.float64)
     source = Objective(initial, (curvature,), bowl)
@@ -52,7 +52,7 @@ def test_each_task_gets_the_steps_that_it_gets_alone(method, alone):
 
 
 def naive_scores(tasks: Any, rates: list[float], indices: range) -> list[float]:
-    """Of gradient descent on |A p - b|^2 / 2, by numpy: the mean loss over all steps and tasks."""
+    """Compute by numpy the mean loss of gradient descent on |A p - b|^2 / 2 over all steps and tasks."""
     source = tasks.sample("train", indices).query.source
     found = []
     for rate in rates:
@@ -69,7 +69,7 @@ def naive_scores(tasks: Any, rates: list[float], indices: range) -> list[float]:
 
 @pytest.mark.parametrize("chunk", [None, 2])
 def test_training_is_the_search_for_the_rate_of_the_best_score(chunk):
-    """Over two meta-batches of four, in chunks too: the summed scores, and the rate that wins, by hand."""
+    """The summed scores over two meta-batches, also in chunks, and the best rate equal those computed by hand."""
     tasks = sample_tasks.Quadratics()
     learner = TunedOptimizer(SPEC, method="sgd", lowest=0.01, highest=1.0, rates=3)
     assert learner.lr == pytest.approx(0.01)
@@ -82,7 +82,7 @@ def test_training_is_the_search_for_the_rate_of_the_best_score(chunk):
 
 
 def test_a_rate_that_diverges_never_wins():
-    """Its score is infinite, not missing."""
+    """The score of a rate that diverged is infinite."""
     tasks = sample_tasks.Quadratics(steps=40)
     learner = TunedOptimizer(SPEC, method="sgd", lowest=1e-3, highest=1e9, rates=2)
     Engine(learner, tasks, meta_batch=2, hooks=()).train(3)
@@ -91,7 +91,7 @@ def test_a_rate_that_diverges_never_wins():
 
 
 def test_it_trains_and_resumes_through_the_engine_without_parameters(tmp_path):
-    """The table of scores is all that it learns, and it is in the checkpoint."""
+    """The table of scores is all that it learns, and the checkpoint contains it."""
     tasks = sample_tasks.Quadratics()
 
     def engine() -> Engine:
@@ -108,14 +108,14 @@ def test_it_trains_and_resumes_through_the_engine_without_parameters(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"method": "adamw"}, r"method is 'adamw', expected one of sgd, momentum, nesterov, rmsprop, adam"),
+        ({"method": "adamw"}, r"got method 'adamw', expected one of sgd, momentum, nesterov, rmsprop, adam"),
         ({"lr": 0.0}, "expected positive rates"),
         ({"lowest": 1.0, "highest": 0.1}, "expected positive rates, the lowest first"),
         ({"rates": 0}, "expected positive rates"),
     ],
 )
 def test_wrong_options_are_refused(wrong, message):
-    """With what came and what was expected."""
+    """The message gives the option, its value and what was expected."""
     with pytest.raises(OptionError, match=message):
         TunedOptimizer(SPEC, **wrong)
 

@@ -1,4 +1,4 @@
-"""Least recently used access: each equation against loops in float64, and the limits in which it is simple."""
+"""``kshot_lrua_memory``: each equation against loops in float64, and the limits in which it is simple."""
 
 import math
 
@@ -14,7 +14,7 @@ F64 = torch.float64
 
 
 def naive_step(interface, memory, w_r, usage, *, R, W, decay, strength):
-    """Section 3 of the paper for one episode, in plain Python: lists of numbers, no tensor."""
+    """Compute section 3 of the paper for one episode in plain Python, with lists of numbers and no tensor."""
     M = len(memory)
     keys = [interface[h * W : (h + 1) * W] for h in range(R)]
     gates = [1 / (1 + math.exp(-a)) for a in interface[R * W :]]
@@ -47,7 +47,7 @@ def interfaces(memory: LRUAMemory, steps: int, B: int = 1, seed: int = 0) -> tor
 
 @pytest.mark.parametrize(("strength", "factor"), [(None, 1.0), (7.5, 7.5)])
 def test_every_equation_equals_loops_over_numbers(strength, factor):
-    """w_u, w_lu, w_w, M, w_r and r of 12 steps, in float64 to 1e-12; of two episodes that share nothing."""
+    """All values of 12 steps equal the naive ones in float64 to 1e-12, for two independent episodes."""
     R, W, M = 2, 3, 5
     memory = LRUAMemory(M, W, R, decay=0.9, strength=strength).double()
     with torch.no_grad():
@@ -70,7 +70,7 @@ def test_every_equation_equals_loops_over_numbers(strength, factor):
 
 
 def test_its_gradient_is_that_of_the_equations():
-    """The hand-written backward pass against finite differences, by all that it depends on and through all it gives."""
+    """The hand-written backward pass agrees with finite differences, for every input and every output."""
     generator = torch.Generator().manual_seed(1)
     B, M, W, R = 2, 5, 3, 2
     wiped = torch.tensor([1, 4])
@@ -84,7 +84,7 @@ def test_its_gradient_is_that_of_the_equations():
 
 
 def test_its_gradient_through_time_is_that_of_autograd():
-    """Ten steps on, the slope of the reads by the first interface is the one that autograd finds for eq. 2 to 8."""
+    """After ten steps the gradient of the reads by the first interface is autograd's gradient of eq. 2 to 8."""
     R, W, M = 2, 3, 6
     memory = LRUAMemory(M, W, R, strength=4.0).double()
     shown = interfaces(memory, steps=10, B=3)
@@ -102,7 +102,7 @@ def test_its_gradient_through_time_is_that_of_autograd():
 
 
 def plain_step(memory, interface, state):
-    """The same step in tensor operations that autograd takes apart."""
+    """Compute the same step in tensor operations that autograd differentiates one by one."""
     R, W = memory.reads, memory.width
     key, gate = interface[:, : R * W].view(-1, R, W), interface[:, R * W :].sigmoid()[..., None]
     order = state.usage.argsort(dim=1, stable=True)
@@ -117,14 +117,14 @@ def plain_step(memory, interface, state):
 
 
 def closed(memory: LRUAMemory, key: torch.Tensor) -> torch.Tensor:
-    """An interface with this key for every head and alpha -> -inf: write to the least used slot alone."""
+    """Return an interface with this key for every head and alpha -> -inf: it writes to the least used slot only."""
     keys = key.repeat(1, memory.reads)
     return torch.cat([keys, torch.full((len(key), memory.reads), -1e4, dtype=key.dtype)], 1)
 
 
 @pytest.mark.parametrize("reads", [1, 2])
 def test_with_the_gate_shut_writes_cycle_through_the_slots(reads):
-    """Alpha -> -inf: with one head slots 0, 1, .., M - 1, 0, ...; with two the pairs (0, 1), (2, 3), .."""
+    """With alpha -> -inf one head writes to slots 0, 1, .., M - 1, 0, ..., and two heads to (0, 1), (2, 3), .."""
     memory = LRUAMemory(6, 4, reads, strength=1e-3).double()  # so weak a key reads all slots alike
     state = memory.initial_state(1)
     generator = torch.Generator().manual_seed(2)
@@ -135,7 +135,7 @@ def test_with_the_gate_shut_writes_cycle_through_the_slots(reads):
 
 
 def test_with_the_gate_open_writes_go_where_was_read():
-    """Alpha -> inf: w^w_t is w^r_{t-1} (eq. 7)."""
+    """With alpha -> inf, w^w_t is w^r_{t-1} (eq. 7)."""
     memory = LRUAMemory(6, 4, 2).double()
     _, state = memory.step(interfaces(memory, 1)[0], memory.initial_state(1))
     open_ = torch.cat([torch.randn(1, 8, dtype=F64), torch.full((1, 2), 1e4, dtype=F64)], 1)
@@ -144,7 +144,7 @@ def test_with_the_gate_open_writes_go_where_was_read():
 
 
 def test_the_least_used_slot_is_wiped_before_it_is_written():
-    """With the gate shut and one head, the written slot holds the new key alone, whatever it held."""
+    """With the gate shut and one head, the written slot contains only the new key, whatever it contained before."""
     memory = LRUAMemory(2, 3, 1, strength=1e-3).double()
     state = memory.initial_state(1)
     for t in range(5):
@@ -154,7 +154,7 @@ def test_the_least_used_slot_is_wiped_before_it_is_written():
 
 
 def test_what_was_written_is_read_at_once():
-    """Reading looks at the new memory: a very strong key finds itself where it was just written."""
+    """Reading uses the new memory: a key with great strength finds itself where it was just written."""
     memory = LRUAMemory(5, 3, 1, strength=1e3).double()
     key = torch.tensor([[0.3, -2.0, 1.0]], dtype=F64)
     reads, state = memory.step(closed(memory, key), memory.initial_state(1))
@@ -163,13 +163,13 @@ def test_what_was_written_is_read_at_once():
 
 
 def test_slots_used_alike_come_in_their_order():
-    """By hand: ties by number, so that an untouched memory is filled from the front and not all at once."""
+    """Equally used slots are ordered by number, so that an untouched memory is filled from the front."""
     usage = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.5, 0.1, 0.5, 0.0]])
     assert least_used(usage, 3).tolist() == [[0, 1, 2], [3, 1, 0]]
 
 
 def test_without_a_strength_the_softmax_is_nearly_flat():
-    """The paper's eq. 3: of 128 slots, one that matches wholly among empty ones is read with e / (e + 127) = 2.1 %."""
+    """By the paper's eq. 3 a perfect match among 127 empty slots is read with a weight of e / (e + 127) = 2.1 %."""
     memory = LRUAMemory(128, 4, 1).double()
     assert not list(memory.parameters())
     _, state = memory.step(closed(memory, torch.ones(1, 4, dtype=F64)), memory.initial_state(1))
@@ -177,14 +177,14 @@ def test_without_a_strength_the_softmax_is_nearly_flat():
 
 
 def test_the_strength_is_learned_from_where_it_begins():
-    """One positive number, kept by its logarithm."""
+    """The strength is one positive number, stored as its logarithm."""
     memory = LRUAMemory(4, 3, 1, strength=10.0)
     (log_strength,) = memory.parameters()
     assert float(log_strength.detach().exp()) == pytest.approx(10.0)
 
 
 def test_autocast_leaves_the_memory_its_digits():
-    """Under bf16 autocast, forward and backward, all is computed in float32: addressing needs the digits."""
+    """Under bfloat16 autocast the forward and backward passes are in float32, because addressing needs the digits."""
     memory = LRUAMemory(6, 4, 2, strength=5.0)
     shown = interfaces(memory, 3).float()
     found = []
@@ -202,22 +202,22 @@ def test_autocast_leaves_the_memory_its_digits():
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
-        ({"slots": 3, "reads": 4}, "reads is 4 for 3 slots"),
-        ({"width": 0}, "width is 0"),
-        ({"decay": 1.5}, "decay is 1.5"),
-        ({"strength": 0.0}, "strength is 0.0"),
+        ({"slots": 3, "reads": 4}, "got reads 4 and slots 3"),
+        ({"width": 0}, "got width 0"),
+        ({"decay": 1.5}, "got decay 1.5"),
+        ({"strength": 0.0}, "got strength 0.0"),
     ],
 )
-def test_bad_sizes_are_refused(options, said):
-    """By name, and with what is expected."""
-    with pytest.raises(OptionError, match=said):
+def test_bad_sizes_are_refused(options, message):
+    """The message gives the option, its value and what was expected."""
+    with pytest.raises(OptionError, match=message):
         LRUAMemory(**options)
 
 
 def test_an_interface_of_another_length_is_refused():
-    """It says the length that came and the one expected."""
+    """The message gives both lengths."""
     memory = LRUAMemory(6, 4, 2)
-    with pytest.raises(MisfitError, match="9 numbers came, expected interface_size 10"):
+    with pytest.raises(MisfitError, match="got an interface of 9 numbers, expected interface_size 10"):
         memory.step(torch.zeros(1, 9), memory.initial_state(1))

@@ -1,4 +1,4 @@
-"""The memory keeps every rule for memories: without a key strength, and with one."""
+"""The memory follows every rule for memories, without a key strength and with one."""
 
 from kshot.testing import suite
 

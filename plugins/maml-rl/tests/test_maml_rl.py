@@ -1,4 +1,4 @@
-"""MAML for policies: exact identities on bandits by enumeration, by-hand advantages, and that it learns."""
+"""``kshot_maml_rl``: exact identities on bandits by enumeration, advantages by hand, and that it learns."""
 
 import itertools
 import math
@@ -25,8 +25,10 @@ BANDIT = TaskSpec(kind="control", input_shape=(3,), way=2, shot=4, query=4)
 
 
 def every_trajectory(T, blind=False):
-    """All courses of T pulls: observations [E, T, 3], actions [E, T], payments [E, T], and the environment's share of
-    each course's probability [E]."""
+    """Enumerate all courses of T pulls.
+
+    Returns observations [E, T, 3], actions [E, T], payments [E, T], and the probability of each course's payments [E].
+    """
     rows = []
     for arms in itertools.product((0, 1), repeat=T):
         for paid in itertools.product((0.0, 1.0), repeat=T):
@@ -46,14 +48,14 @@ def learner_of(**options):
 
 
 def log_pi(learner, parameters, observations, actions):
-    """By torch.distributions, of a net written out."""
+    """Compute log-probabilities with torch.distributions and a net that is written out."""
     h = torch.tanh(observations @ parameters["weight0"].T + parameters["bias0"])
     logits = h @ parameters["weight1"].T + parameters["bias1"]
     return torch.distributions.Categorical(logits=logits).log_prob(actions)
 
 
 def exact_return(learner, parameters, T, blind=False):
-    """E[sum of payments], the sum over all courses; differentiable in the parameters as often as one likes."""
+    """Compute E[sum of payments] as the sum over all courses, differentiable any number of times."""
     observations, actions, payments, shares = every_trajectory(T, blind)
     likelihood = shares * log_pi(learner, parameters, observations, actions).sum(-1).exp()
     assert float(likelihood.detach().sum()) == pytest.approx(1, abs=1e-12)
@@ -61,7 +63,7 @@ def exact_return(learner, parameters, T, blind=False):
 
 
 def exact_batch(learner, parameters, T, baseline=0.0, blind=False):
-    """All courses as a batch of one task whose mean over trajectories is the expectation under ``parameters``."""
+    """Return all courses as a batch of one task, whose mean is the expectation under ``parameters``."""
     observations, actions, payments, shares = every_trajectory(T, blind)
     logp = log_pi(learner, parameters, observations, actions).detach()
     weight = shares * logp.sum(-1).exp() * len(shares)
@@ -74,7 +76,7 @@ def flat(tensors):
 
 
 def derivatives(learner, function, direction):
-    """Gradient of ``function`` of the parameters, and its Hessian times ``direction``."""
+    """Return the gradient of ``function``, and its Hessian times ``direction``."""
     theta = {n: p.detach().clone().requires_grad_() for n, p in learner.net.items()}
     gradient = torch.autograd.grad(function(theta), list(theta.values()), create_graph=True)
     product = torch.autograd.grad((flat(gradient) * direction).sum(), list(theta.values()))
@@ -84,7 +86,7 @@ def derivatives(learner, function, direction):
 @pytest.mark.parametrize("baseline", [0.0, 0.7])
 @pytest.mark.parametrize("estimator", ["dice", "lvc"])
 def test_the_surrogates_gradient_is_that_of_the_return(estimator, baseline):
-    """Against enumeration, with any baseline of the observations; a mean over steps is the return over T."""
+    """The gradient equals enumeration for any baseline of the observations; a mean over steps is the return over T."""
     learner = learner_of(estimator=estimator)
     direction = torch.ones(sum(p.numel() for p in learner.parameters()), dtype=torch.float64)
     batch = exact_batch(learner, learner.net, 3, baseline)
@@ -95,7 +97,7 @@ def test_the_surrogates_gradient_is_that_of_the_return(estimator, baseline):
 
 
 def test_dice_has_the_returns_second_derivative_and_lvc_only_where_actions_lead_nowhere():
-    """What the meta-gradient needs. Blind policies can't be led anywhere: there both are exact."""
+    """The meta-gradient needs these; for policies that ignore observations both estimators are exact."""
     generator = torch.Generator().manual_seed(3)
     for estimator, blind in itertools.product(("dice", "lvc"), (False, True)):
         learner = learner_of(estimator=estimator)
@@ -113,7 +115,7 @@ def test_dice_has_the_returns_second_derivative_and_lvc_only_where_actions_lead_
 @pytest.mark.parametrize("outer", ["ppo", "reinforce"])
 @pytest.mark.parametrize("steps", [1, 2])
 def test_the_meta_gradient_is_that_of_the_exact_meta_objective(outer, steps):
-    """J(theta + alpha grad J(theta)) by enumeration, differenced along random directions; two updates too."""
+    """The meta-gradient equals differences of the enumerated J(theta + alpha grad J(theta)); two updates too."""
     T, rates = 2, (2.0, 1.5)
     learner = learner_of(inner_lr=rates[0], later_lr=rates[1], inner_steps=steps, outer=outer, epochs=1)
     names = list(learner.net)
@@ -147,7 +149,7 @@ def test_the_meta_gradient_is_that_of_the_exact_meta_objective(outer, steps):
 
 
 def test_sampled_gradients_are_right_on_average():
-    """What the environment plays and the policy draws agree with the log-probabilities: 40,000 trajectories."""
+    """The frequencies of 40,000 played trajectories agree with the log-probabilities."""
     t = kshot.tasks("bandits", arms=2, shot=40000, horizon=2, history=True) if _has("bandits") else None
     if t is None:
         pytest.skip("kshot-bandits is not here")
@@ -170,7 +172,7 @@ def _has(name):
 
 
 def test_log_probabilities_are_those_of_torch_distributions():
-    """Continuous ones in units of half the range, a constant away from the action's own density."""
+    """Densities are in units of half the range, a constant factor from those of the action itself."""
     spec = TaskSpec(kind="control", input_shape=(2,), target_shape=(3,), target_range=(-0.1, 0.3), shot=2, query=2)
     learner = MamlRL(spec, hidden=(5,), activation="relu", initial_std=0.4).double()
     generator = torch.Generator().manual_seed(0)
@@ -183,7 +185,7 @@ def test_log_probabilities_are_those_of_torch_distributions():
 
 @pytest.mark.parametrize("tasks", [sample_tasks.Points, sample_tasks.Corridors])
 def test_stacked_policies_are_each_tasks_own(tasks):
-    """One product for all tasks, against one net after another."""
+    """One product for all tasks gives the same as one net after another."""
     spec = tasks().spec
     learner = MamlRL(spec, hidden=(7, 5)).double()
     generator = torch.Generator().manual_seed(0)
@@ -196,7 +198,7 @@ def test_stacked_policies_are_each_tasks_own(tasks):
 
 
 def test_drawn_actions_have_the_policys_distribution():
-    """Means and deviations in the action's own units; frequencies of discrete ones."""
+    """Means and deviations are in the action's own units; discrete actions have the right frequencies."""
     spec = TaskSpec(kind="control", input_shape=(1,), target_shape=(2,), target_range=(-0.1, 0.1), shot=1, query=1)
     learner = MamlRL(spec, initial_std=0.5)
     states, _, _ = learner.play(kshot.Support(torch.zeros(2, 0, 1), torch.zeros(2, 0), key=torch.tensor([1, 2])), 0)
@@ -219,7 +221,7 @@ def test_drawn_actions_have_the_policys_distribution():
 
 
 def test_policies_are_never_evaluated_in_half_precision():
-    """Autocast is from outside; a ratio of two probabilities near 1 would drown in its rounding."""
+    """Under autocast, ratios of probabilities near 1 would otherwise be lost in rounding."""
     t = sample_tasks.Points()
     learner = MamlRL(t.spec)
     x, a = torch.randn(2, 4, 6, 2, generator=torch.Generator().manual_seed(0))
@@ -229,7 +231,7 @@ def test_policies_are_never_evaluated_in_half_precision():
 
 
 def test_greedy_policies_take_their_most_likely_actions():
-    """Also where a rollout would let them draw."""
+    """A greedy policy takes its most likely actions also in a rollout."""
     t = sample_tasks.Points()
     learner, greedy = (kshot.learner("maml-rl", t.spec, greedy=g) for g in (False, True))
     e = t.sample("test", [0, 1])
@@ -243,13 +245,13 @@ def test_greedy_policies_take_their_most_likely_actions():
 
 
 def test_rewards_to_go_by_hand():
-    """Discounted from each step on."""
+    """Rewards are discounted from each step on."""
     found = surrogates.rewards_to_go(torch.tensor([1.0, 2.0, 4.0]), 0.5)
     assert found.tolist() == [1 + 1 + 1, 2 + 2, 4]
 
 
 def trajectories(generator, B=2, E=3, T=7):
-    """Random ones, of which one ends early."""
+    """Return random rollouts, of which one ends early."""
     observations = torch.randn(B, E, T, 2, generator=generator, dtype=torch.float64)
     rewards = torch.randn(B, E, T, generator=generator, dtype=torch.float64)
     running = torch.ones(B, E, T, dtype=torch.bool)
@@ -258,7 +260,7 @@ def trajectories(generator, B=2, E=3, T=7):
 
 
 def test_the_baseline_is_numpys_least_squares():
-    """Task by task, row by row, with the features of Duan et al. written out; steps after the end are no rows."""
+    """The baseline equals a fit task by task with the features written out; steps after the end are not used."""
     observations, rewards, running = trajectories(torch.Generator().manual_seed(0))
     targets = surrogates.rewards_to_go(rewards, 0.9)
     found = surrogates.linear_baseline(observations, targets, running)
@@ -275,7 +277,7 @@ def test_the_baseline_is_numpys_least_squares():
 
 @pytest.mark.parametrize("gae", [1.0, 0.8])
 def test_advantages_are_a_naive_recursion(gae):
-    """A_t = delta_t + gamma lambda A_{t+1}, backwards; 0 after the end; with lambda 1, the return less the baseline."""
+    """A_t = delta_t + gamma lambda A_{t+1}, backwards, and 0 after the end; with lambda 1, return minus baseline."""
     observations, rewards, running = trajectories(torch.Generator().manual_seed(1))
     found = surrogates.advantages(observations, rewards, running, discount=0.9, gae=gae, normalise=False)
     values = surrogates.linear_baseline(observations, surrogates.rewards_to_go(rewards, 0.9), running)
@@ -292,7 +294,7 @@ def test_advantages_are_a_naive_recursion(gae):
 
 
 def test_normalised_advantages_are_each_tasks_own():
-    """Mean 0 and standard deviation 1 over the steps that were taken; scale and shift of a task's rewards are gone."""
+    """Mean 0 and deviation 1 over the taken steps remove the scale and the shift of a task's rewards."""
     observations, rewards, running = trajectories(torch.Generator().manual_seed(2))
     options = {"discount": 0.9, "gae": 1.0, "normalise": True}
     found = surrogates.advantages(observations, rewards, running, **options)
@@ -306,7 +308,7 @@ def test_normalised_advantages_are_each_tasks_own():
 
 
 def test_the_clipped_surrogate_by_hand():
-    """Ratios 0.5 and 2 with clip 0.2: better ones gain no more, worse ones lose as much as they are worse."""
+    """With ratios 0.5 and 2 and clip 0.2, gains are limited and losses are not."""
     ratio = torch.tensor([0.5, 0.5, 2.0, 2.0]).log()
     advantage = torch.tensor([1.0, -1.0, 1.0, -1.0])
     assert float(surrogates.clipped(ratio, advantage, 0.2)) == pytest.approx((0.5 - 0.8 + 1.2 - 2.0) / 4)
@@ -317,7 +319,7 @@ def test_the_clipped_surrogate_by_hand():
 
 @attrs.frozen(eq=False)
 class Watched:
-    """An environment that keeps what was asked."""
+    """An environment that records the numbers of the requested rollouts."""
 
     of: object
     asked: list
@@ -331,7 +333,7 @@ kshot.episode.register_value(Watched, "of")
 
 
 def watched(episode):
-    """The episode, and the numbers asked of its support and of its query."""
+    """Return an episode, and the rollouts requested of its support and of its query."""
     support, query = Watched(episode.support.source, []), Watched(episode.query.source, [])
     made = attrs.evolve(
         episode,
@@ -342,7 +344,7 @@ def watched(episode):
 
 
 def test_epochs_use_the_trajectories_of_the_first():
-    """Every update plays once, the outcome once, and then ``epochs`` outer steps are taken on what was played."""
+    """Each update plays once, the result plays once, and ``epochs`` outer steps use these rollouts."""
     t = sample_tasks.Points()
     learner = kshot.learner("maml-rl", t.spec, inner_steps=2, epochs=3)
     episodes, support, query = watched(t.sample("train", range(3)))
@@ -361,8 +363,10 @@ def test_epochs_use_the_trajectories_of_the_first():
 
 
 def test_an_update_goes_up_the_policy_gradient():
-    """theta' = theta + alpha grad (sum of log pi times advantages, a mean over steps), on the task's trajectories; from
-    the second update on at half the rate (appendix A.2)."""
+    """The update is theta' = theta + alpha grad (mean of log pi times advantages) on the task's trajectories.
+
+    From the second update on, the rate is half of alpha (appendix A.2).
+    """
     t = sample_tasks.Points()
     learner = kshot.learner("maml-rl", t.spec, inner_lr=0.3, hidden=(6,)).double()
     e = kshot.episode.map_tensors(lambda x: x.double() if x.is_floating_point() else x, t.sample("test", [0, 1]))
@@ -378,7 +382,7 @@ def test_an_update_goes_up_the_policy_gradient():
 
 
 def test_each_update_is_played_by_the_policy_before_it():
-    """Rollout k is that of the policy after k updates; another policy plays otherwise under the same chance."""
+    """Rollout k is played by the policy after k updates."""
     t = sample_tasks.Points()
     learner = kshot.learner("maml-rl", t.spec, inner_lr=0.5)
     support = t.sample("test", [0, 1]).support
@@ -390,7 +394,7 @@ def test_each_update_is_played_by_the_policy_before_it():
 
 
 def test_steps_after_the_end_count_nowhere():
-    """Not in ratios, whatever the policy would have done there, and not in advantages."""
+    """Steps after the end count neither in ratios nor in advantages."""
     t = sample_tasks.Corridors(shot=20)
     learner = kshot.learner("maml-rl", t.spec)
     support = t.sample("train", [0]).support
@@ -405,7 +409,7 @@ def test_steps_after_the_end_count_nowhere():
 
 
 def test_without_updates_it_is_a_policy_for_all_tasks():
-    """inner_steps=0: no rollout of the support, and the gradient is the plain policy gradient on the query's."""
+    """With inner_steps=0 the support is not played, and the gradient is the plain policy gradient on the query."""
     t = sample_tasks.Points(rollouts=0)
     learner = kshot.learner("maml-rl", t.spec, inner_steps=0, hidden=(6,)).double()
     assert learner.needs.rollouts == 0
@@ -425,7 +429,7 @@ def test_without_updates_it_is_a_policy_for_all_tasks():
 
 
 def test_losses_can_be_taken_apart_by_task():
-    """Their mean has the gradient of the first outer step, and the displacement is what the updates changed."""
+    """The mean of the losses has the gradient of the first outer step; the displacement is that of the updates."""
     t = sample_tasks.Points()
     learner = kshot.learner("maml-rl", t.spec, inner_steps=2, hidden=(5,)).double()
     cast = lambda x: x.double() if x.is_floating_point() else x  # noqa: E731
@@ -443,7 +447,7 @@ def test_losses_can_be_taken_apart_by_task():
 
 
 def test_first_order_takes_inner_gradients_as_constants():
-    """Its meta-gradient is the outer gradient at theta' itself."""
+    """The first-order meta-gradient is the outer gradient at theta'."""
     t = sample_tasks.Points()
     found = {}
     for order in ("first", "second"):
@@ -462,7 +466,7 @@ def test_first_order_takes_inner_gradients_as_constants():
 
 
 def test_the_deviation_may_stay_out_of_the_inner_steps():
-    """It is then the same before and after an update, and still learned by the outer ones."""
+    """The deviation is then the same before and after an update, and is still learned by outer steps."""
     t = sample_tasks.Points()
     for adapt_std in (True, False):
         learner = kshot.learner("maml-rl", t.spec, adapt_std=adapt_std)
@@ -474,7 +478,7 @@ def test_the_deviation_may_stay_out_of_the_inner_steps():
 
 
 def test_more_updates_than_the_budget_are_refused_before_any_compute():
-    """By check, with both numbers; also when only the test asks for more."""
+    """``check`` refuses it with both numbers, also if only the test needs more."""
     t = sample_tasks.Points(rollouts=2)
     Engine(kshot.learner("maml-rl", t.spec, inner_steps=2), t)
     with pytest.raises(MisfitError, match="plays 3 rollouts while adapting, the tasks allow 2"):
@@ -485,7 +489,7 @@ def test_more_updates_than_the_budget_are_refused_before_any_compute():
 
 
 def test_an_environment_with_other_spaces_does_not_fit_the_policy():
-    """Told before any compute."""
+    """The mismatch is reported before any compute."""
     points, corridors = sample_tasks.Points(), sample_tasks.Corridors()
     engine = Engine(kshot.learner("maml-rl", points.spec), points)
     with pytest.raises(MisfitError, match="the learner was built for continuous actions of shape"):
@@ -493,30 +497,30 @@ def test_an_environment_with_other_spaces_does_not_fit_the_policy():
 
 
 def test_bad_options_are_refused():
-    """With what came and what was expected."""
+    """The message gives the value and what was expected."""
     spec = sample_tasks.Points().spec
     for name, value in {"inner_steps": -1, "test_steps": -2, "epochs": 0, "initial_std": 0.0}.items():
-        with pytest.raises(OptionError, match=f"{name} {value}.*; expected no negative steps, an epoch or more"):
+        with pytest.raises(OptionError, match=f"got .*{name} {value}.*, expected steps >= 0, epochs >= 1"):
             MamlRL(spec, **{name: value})
 
 
-def test_what_is_no_number_is_told_with_task_and_step():
-    """Parameters that blew up, and rewards that are no numbers."""
+def test_numbers_that_are_not_finite_are_reported_with_task_and_step():
+    """Both diverged parameters and rewards that are not finite are refused."""
     t = sample_tasks.Points()
     learner = kshot.learner("maml-rl", t.spec)
     with torch.no_grad():
         learner.net["bias2"][0] = torch.nan
-    with pytest.raises(TrainingError, match="action is NaN or infinite in step 0 of trajectory 0 of task 0"):
+    with pytest.raises(TrainingError, match="got a NaN or infinite action in step 0 of trajectory 0 of task 0"):
         learner.adapt(t.sample("test", [0]).support)
     learner = kshot.learner("maml-rl", t.spec)
     support = t.sample("test", [0, 1]).support
     support.source.goal[1] = torch.nan
-    with pytest.raises(TrainingError, match="maml-rl: the inner loss of task 1 is nan before step 1"):
+    with pytest.raises(TrainingError, match="maml-rl: got inner loss nan of task 1 before step 1"):
         learner.adapt(support)
 
 
 def test_the_trace_shows_each_update():
-    """Trajectories after 0 to test_steps updates; the first are those of the unadapted policy, the last the judged."""
+    """The first trajectories are those of the unadapted policy, the last those that are judged."""
     t = sample_tasks.Points()
     learner = kshot.learner("maml-rl", t.spec, test_steps=2)
     e = t.sample("test", [0, 1])
@@ -534,7 +538,7 @@ def test_the_trace_shows_each_update():
 
 
 def test_a_trace_ends_where_the_trajectory_does_and_names_the_goal():
-    """So that nothing is drawn that was not played."""
+    """Nothing is drawn that was not played."""
     navigation2d = pytest.importorskip("kshot_navigation2d")
     t = navigation2d.Navigation2D(shot=2, query=2, horizon=5)
     e = t.sample("test", [0])
@@ -549,7 +553,7 @@ def test_a_trace_ends_where_the_trajectory_does_and_names_the_goal():
 
 
 def test_it_learns_to_learn():
-    """Points to be moved to a goal: held to mean - 3 sigma of 5 seeds (-3.23, sigma 0.01; before the update -5.9)."""
+    """The return is at least mean - 3 sigma of 5 seeds (-3.23, sigma 0.01); before the update it is -5.9."""
     t = sample_tasks.Points(shot=20, query=20)
     engine = Engine(kshot.learner("maml-rl", t.spec, hidden=(20,), seed=0), t, meta_batch=20, optimizer={"lr": 1e-2})
     engine.train(30)

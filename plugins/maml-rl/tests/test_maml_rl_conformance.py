@@ -1,5 +1,4 @@
-"""MAML for policies keeps every rule for learners: one update, several with the other estimator, none, and
-steps within a trust region."""
+"""MAML for policies follows every rule for learners, with one, several and no updates, and with trust regions."""
 
 from kshot.testing import suite
 

@@ -1,4 +1,4 @@
-"""The trust region step: its parts on problems with known answers, and that it keeps within the region."""
+"""``kshot_maml_rl.trust_region``: known answers for each function, and that the step stays in the region."""
 
 import pytest
 import torch
@@ -21,13 +21,13 @@ def matrix(n=6):
 
 
 def test_conjugate_gradients_solve_in_as_many_steps_as_there_are_dimensions():
-    """Against a direct solver."""
+    """The solution equals that of a direct solver."""
     a, b = matrix(), torch.arange(6, dtype=torch.float64)
     assert torch.allclose(trust_region.conjugate_gradient(lambda v: a @ v, b), torch.linalg.solve(a, b), atol=1e-8)
 
 
 def test_differences_of_a_linear_slope_are_exact():
-    """Whatever the vector's length; damping is added."""
+    """The product does not depend on the length of the offset; damping is added."""
     a = matrix()
     product = trust_region.differences(lambda offset: a @ offset, 1e-3, 0.1)
     for v in (torch.ones(6, dtype=torch.float64), 1e6 * torch.arange(6, dtype=torch.float64)):
@@ -35,7 +35,7 @@ def test_differences_of_a_linear_slope_are_exact():
 
 
 def test_a_quadratic_region_is_left_by_its_rim():
-    """Gain g.x, divergence x.A.x / 2: the step is sqrt(2 delta / g.A^-1.g) A^-1 g, the best within the region."""
+    """For gain g.x and divergence x.A.x / 2 the step is sqrt(2 delta / g.A^-1.g) A^-1 g, the best within the region."""
     a, g = matrix(), torch.arange(1, 7, dtype=torch.float64)
     judge = lambda x: (float(g @ x), float(x @ a @ x) / 2 * (1 - 1e-9))  # noqa: E731
     found = trust_region.step(g, lambda v: a @ v, judge, radius=0.02)
@@ -44,7 +44,7 @@ def test_a_quadratic_region_is_left_by_its_rim():
 
 
 def test_steps_that_fail_are_made_shorter_and_at_last_given_up():
-    """By half, until the gain rises within the region."""
+    """The step is halved until the gain increases within the region."""
     a, g = torch.eye(2, dtype=torch.float64), torch.tensor([1.0, 0.0], dtype=torch.float64)
     tried = []
 
@@ -62,7 +62,7 @@ def test_steps_that_fail_are_made_shorter_and_at_last_given_up():
 
 @pytest.mark.parametrize("tasks", [sample_tasks.Points, sample_tasks.Corridors])
 def test_the_divergence_is_torchs(tasks):
-    """Of normal and of categorical policies, in nats."""
+    """The divergence is right for normal and for categorical policies, in nats."""
     spec = tasks().spec
     learner = MamlRL(spec, hidden=(4,)).double()
     generator = torch.Generator().manual_seed(0)
@@ -83,7 +83,7 @@ def test_the_divergence_is_torchs(tasks):
 
 
 def test_the_step_is_the_natural_gradient_within_the_region():
-    """Against the dense Fisher matrix of the mean divergence by autograd, damped alike; in float64, one task."""
+    """The step equals that of the dense, equally damped Fisher matrix by autograd, in float64 for one task."""
     t = sample_tasks.Points(shot=6, query=6)
     options = {"hidden": (3,), "inner_steps": 0, "initial_std": 1.0, "outer": "trpo", "radius": 0.01}
     learner = kshot.learner("maml-rl", t.spec, **options).double()
@@ -123,11 +123,11 @@ def test_the_step_is_the_natural_gradient_within_the_region():
 
 
 def test_it_is_trained_by_plain_steps_of_whole_meta_batches():
-    """Its ``.grad`` is a step already, and one for all tasks together; the mean gain on what was played rises."""
+    """``.grad`` is minus one step for all tasks together, and the mean gain on the rollouts increases."""
     t = sample_tasks.Points()
     learner = kshot.learner("maml-rl", t.spec, hidden=(8,), outer="trpo")
     assert learner.needs.couples_tasks
-    with pytest.raises(OptionError, match="no sum over tasks"):
+    with pytest.raises(OptionError, match="expected a step that is a sum over tasks"):
         learner.task_losses(t.sample("train", [0]))
     engine = Engine(learner, t, meta_batch=4)
     assert (engine.outer.name, engine.outer.lr) == ("sgd", 1.0)

@@ -1,4 +1,4 @@
-"""MAML: the paper's equations by second implementations, the published library beside it, and that it learns."""
+"""``kshot_maml``: the paper's equations against second implementations, a published library, and that it learns."""
 
 import copy
 
@@ -19,7 +19,7 @@ SPEC = TaskSpec(kind="regression", input_shape=(1,), target_shape=(1,), shot=10,
 
 
 class Waves:
-    """Sine waves of random amplitude and phase, as in section 5.1."""
+    """Provide sine waves of random amplitude and phase, as in section 5.1."""
 
     spec, seed = SPEC, 0
 
@@ -41,7 +41,7 @@ def in_float64(episode: Episode) -> Episode:
 
 
 def smooth(**options) -> MAML:
-    """Float64 and Tanh, so that derivatives exist everywhere."""
+    """Return a float64 net with Tanh, whose derivatives exist everywhere."""
     torch.manual_seed(1)
     net = nn.Sequential(nn.Linear(1, 12), nn.Tanh(), nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 1))
     return MAML(SPEC, network=net, inner_lr=0.05, **options).double()
@@ -54,7 +54,7 @@ def gradient_of(learner: MAML, episodes: Episode) -> Tensor:
 
 
 def flat_loss(learner: MAML, episodes: Episode, steps: int) -> float:
-    """The mean query loss after adapting, naively: copies of the module and torch.optim.SGD, a task at a time."""
+    """Compute the mean query loss after adapting copies of the module by torch.optim.SGD, task by task."""
     total = 0.0
     for b in range(episodes.size):
         module = copy.deepcopy(learner.net.net)
@@ -70,7 +70,7 @@ def flat_loss(learner: MAML, episodes: Episode, steps: int) -> float:
 @pytest.mark.parametrize("steps", [1, 3, 5])
 @pytest.mark.parametrize("strategy", ["vmap", "loop"])
 def test_the_meta_gradient_is_that_of_higher(steps, strategy):
-    """The library of Grefenstette et al. (2019) differentiates through the same steps, to 1e-9 in float64."""
+    """The library of Grefenstette et al. (2019) gives the same meta-gradient to 1e-9 in float64."""
     higher = pytest.importorskip("higher")
     learner = smooth(inner_steps=steps, strategy=strategy)
     episodes = in_float64(Waves().sample("train", range(4)))
@@ -87,7 +87,7 @@ def test_the_meta_gradient_is_that_of_higher(steps, strategy):
 
 
 def test_finite_differences_agree_through_three_steps():
-    """The exact meta-gradient is the slope of the loss after adaptation, which is computed here without torch.func."""
+    """The exact meta-gradient agrees with finite differences of the adapted loss, computed without torch.func."""
     learner = smooth(inner_steps=3)
     episodes = in_float64(Waves().sample("train", range(3)))
     slope = gradient_of(learner, episodes)
@@ -104,7 +104,7 @@ def test_finite_differences_agree_through_three_steps():
 
 
 def test_first_order_is_the_gradient_at_the_adapted_parameters():
-    """FOMAML: grad L_q at theta', moved back to theta; the inner gradients are constants."""
+    """FOMAML's gradient is grad L_q at theta', applied to theta; the inner gradients are constants."""
     learner = smooth(inner_steps=2, order="first")
     assert not learner.needs.exact_gradient
     episodes = in_float64(Waves().sample("train", range(3)))
@@ -125,7 +125,7 @@ def test_first_order_is_the_gradient_at_the_adapted_parameters():
 
 
 def test_the_support_is_descended_and_the_query_only_judges():
-    """Adapted predictions are those of SGD on the support alone, for test_steps steps."""
+    """Adapted predictions are those of SGD on the support alone, for ``test_steps`` steps."""
     learner = smooth(inner_steps=1, test_steps=4).eval()
     episodes = in_float64(Waves().sample("test", range(2)))
     values = learner.adapt(episodes.support)(episodes.query.x)
@@ -133,7 +133,7 @@ def test_the_support_is_descended_and_the_query_only_judges():
 
 
 def test_losses_taken_apart_have_the_gradient_of_their_mean():
-    """Ability PerTask: the mean of the losses has the meta-gradient; the displacement is theta - theta'."""
+    """The mean of the losses has the meta-gradient, and the displacement is theta - theta' (ability ``PerTask``)."""
     learner = smooth(inner_steps=2)
     episodes = in_float64(Waves().sample("train", range(3)))
     whole = gradient_of(learner, episodes)
@@ -152,7 +152,7 @@ def test_losses_taken_apart_have_the_gradient_of_their_mean():
 
 
 def test_a_trace_shows_the_predictions_of_every_step():
-    """Ability Explains: those of a learner with so many test steps."""
+    """Each traced prediction is that of a learner with as many test steps (ability ``Explains``)."""
     episodes = in_float64(Waves().sample("test", range(2)))
     traced = smooth(test_steps=3).trace(episodes)
     assert traced["outputs"].shape == (2, 4, 10, 1)
@@ -162,7 +162,7 @@ def test_a_trace_shows_the_predictions_of_every_step():
 
 
 def test_rates_and_meta_batches_are_the_papers():
-    """Appendix A.1, where the user says nothing."""
+    """The defaults are those of appendix A.1."""
     images = {"kind": "classification", "input_shape": (1, 28, 28), "shot": 1, "query": 5}
     assert MAML(TaskSpec(way=5, **images), width=4).inner_lr == 0.4
     assert MAML(TaskSpec(way=20, **images), width=4).inner_lr == 0.1
@@ -173,7 +173,7 @@ def test_rates_and_meta_batches_are_the_papers():
 
 
 def test_bad_input_is_refused_before_any_compute():
-    """What came, what was expected and what to do."""
+    """The message gives what was given, what was expected and what to do."""
     varying = TaskSpec(kind="classification", input_shape=(4,), way=(2, 5), shot=1, query=1, block=4)
     with pytest.raises(DataError, match="expected one number: the last layer has an output for each class"):
         MAML(varying)
@@ -186,14 +186,14 @@ def test_bad_input_is_refused_before_any_compute():
 
 
 def test_a_diverging_inner_loop_names_task_and_step():
-    """A NaN is met where it arises, not as a NaN loss of the whole meta-batch."""
+    """A NaN is reported in the inner loop where it arises, not as a NaN loss of the meta-batch."""
     learner = MAML(SPEC, inner_lr=1e18, inner_steps=3)
-    with pytest.raises(TrainingError, match=r"maml: the inner loss of episode 0 of split 'train' .* step \d of 3"):
+    with pytest.raises(TrainingError, match=r"maml: got inner loss .* of episode 0 of split 'train' .* step \d of 3"):
         learner.meta_gradient(Waves().sample("train", range(2)))
 
 
 def test_it_learns_to_fit_sine_waves_from_ten_points():
-    """600 iterations; without adapting 3.0 is the best. Held to mean + 3 sigma of 5 seeds (1.75, 1.26, sigma .06)."""
+    """Both errors are at most mean + 3 sigma of 5 seeds (1.75, 1.26, sigma .06); without adaptation 3.0 is the best."""
     engine = Engine(kshot.learner("maml", SPEC, seed=0), Waves())
     engine.train(600)
     one = engine.evaluate(200)
@@ -205,8 +205,10 @@ def test_it_learns_to_fit_sine_waves_from_ten_points():
 @pytest.mark.slow
 @pytest.mark.parametrize(("policy", "least"), [("transductive", 0.5), ("support", 0.5), ("inductive", 0.37)])
 def test_it_learns_characters(policy, least):
-    """5-way 1-shot with a small conv4 on the characters inside kshot-omniglot, chance 20 %. With running statistics it
-    learns more slowly, and is held to mean - 3 sigma of 5 seeds (45.9 and 2.7 %)."""
+    """A small conv4 learns 5-way 1-shot (chance 20 %) on the characters inside kshot-omniglot.
+
+    It learns more slowly with running statistics; that bound is mean - 3 sigma of 5 seeds (45.9 and 2.7 %).
+    """
     pytest.importorskip("kshot_omniglot")
     tasks = kshot.tasks("omniglot", way=5, shot=1, query=5)
     learner = kshot.learner("maml", tasks.spec, width=16, normalisation=policy, seed=0)

@@ -1,4 +1,4 @@
-"""MAML keeps every rule for learners: on vectors, on lines, on images with every policy, and of first order."""
+"""MAML follows every rule for learners: on vectors, lines and images with every normalisation, and first order."""
 
 from kshot.testing import sample_tasks, suite
 

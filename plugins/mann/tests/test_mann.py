@@ -1,19 +1,18 @@
-"""Memory-augmented networks: the forward pass against a slow one, what they may know, and that they bind."""
+"""``kshot_mann.mann`` and ``kshot_mann.lstm``: the forward pass, what the learners may know, and that they learn."""
 
 import math
 
-import attrs
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import kshot
-from kshot import ClassificationTasks, Engine, Pool, Support
+from kshot import ClassificationTasks, Engine, Pool
 from kshot.errors import DataError, MisfitError, OptionError
+from kshot.functional import lstm_cell
 from kshot.testing import sample_tasks
 from kshot_mann import LSTM, MANN
-from kshot_mann.steps import Steps
 
 F64 = torch.float64
 SMALL = {"hidden": 7, "slots": 6, "width": 3, "reads": 2}
@@ -22,7 +21,7 @@ STRONG = {"name": "lrua-memory", "strength": 10.0}
 
 
 class Mean(nn.Module):
-    """The plainest memory there is: it adds up what it is told, and tells the mean. It counts in its state."""
+    """A minimal memory: its state is a dict with the sum and the number of interfaces, and it reads their mean."""
 
     def __init__(self, slots: int, width: int, reads: int) -> None:
         super().__init__()
@@ -37,21 +36,21 @@ class Mean(nn.Module):
 
 
 def test_the_network_is_an_lstm_cell_that_also_sees_what_was_read():
-    """One step after another with torch's own cell on [x_t, r_{t-1}], in float64: the split matrix changes nothing."""
+    """Torch's own cell on [x_t, r_{t-1}], step by step in float64, gives the same answers as the split matrix."""
     tasks = sample_tasks.LabelStream(way=3, length=6)
     learner = MANN(tasks.spec, standardise=False, **SMALL).double()
     x = tasks.sample("test", [0, 1]).query.x.double()
     D, memory = 7, learner.memory
 
-    def as_torch_orders_gates(m):  # ours: in, forget, out, candidate; torch: in, forget, candidate, out
-        i, f, o, g = m.chunk(4, 0)
-        return torch.cat([i, f, g, o])
+    def as_torch_orders_gates(m):  # stored here: input, forget, output, candidate; torch swaps the last two
+        input_gate, forget_gate, output_gate, candidate = m.chunk(4, 0)
+        return torch.cat([input_gate, forget_gate, candidate, output_gate])
 
     cell = nn.LSTMCell(x.shape[-1] + memory.read_size, D).double()
     with torch.no_grad():
-        again, reads = learner.go_on.weight[:, :D], learner.go_on.weight[:, D:]
+        recurrent, reads = learner.go_on.weight[:, :D], learner.go_on.weight[:, D:]
         cell.weight_ih.copy_(as_torch_orders_gates(torch.cat([learner.see.weight, reads], 1)))
-        cell.weight_hh.copy_(as_torch_orders_gates(again))
+        cell.weight_hh.copy_(as_torch_orders_gates(recurrent))
         cell.bias_ih.copy_(as_torch_orders_gates(learner.see.bias))
         cell.bias_hh.zero_()
     h, c = torch.zeros(2, 2, D, dtype=F64)
@@ -65,8 +64,54 @@ def test_the_network_is_an_lstm_cell_that_also_sees_what_was_read():
     assert torch.allclose(logits, torch.stack(expected, 1), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        (
+            "mann",
+            SMALL,
+            [
+                [0.11855891346931458, -0.09160289168357849, -0.31275153160095215],
+                [0.07505615055561066, 0.014799550175666809, -0.6073684096336365],
+            ],
+        ),
+        (
+            "lstm",
+            {"hidden": 7},
+            [
+                [-0.27080297470092773, -0.2608862519264221, 0.2288934588432312],
+                [-0.349323034286499, -0.2678864598274231, 0.40831539034843445],
+            ],
+        ),
+    ],
+)
+def test_a_fixed_seed_gives_the_recorded_answers(name, options, expected):
+    """Initialisation order and arithmetic are part of what a stored checkpoint and a seed mean."""
+    tasks = sample_tasks.LabelStream(way=3, length=6)
+    episode = tasks.sample("test", [0])
+    answers = kshot.learner(name, tasks.spec, seed=3, **options).adapt(episode.support)(episode.query.x)
+    assert torch.allclose(answers[0, [0, -1]], torch.tensor(expected), atol=1e-6)
+
+
+def test_the_baseline_is_the_shared_lstm_cell():
+    """The fused ``torch.nn.LSTM`` of the baseline computes the equations of ``lstm_cell``, in float64 to 1e-12."""
+    tasks = sample_tasks.LabelStream(way=3, length=6)
+    learner = LSTM(tasks.spec, hidden=7, standardise=False).double()
+    x = tasks.sample("test", [0, 1]).query.x.double()
+    cells, hidden, cell, expected = learner.cells, *torch.zeros(2, 2, 7, dtype=F64), []
+    for x_t in x.unbind(1):
+        gates = x_t @ cells.weight_ih_l0.T + cells.bias_ih_l0 + hidden @ cells.weight_hh_l0.T + cells.bias_hh_l0
+        input_gate, forget_gate, candidate, output_gate = gates.chunk(4, 1)
+        hidden, cell = lstm_cell(
+            input_gate=input_gate, forget_gate=forget_gate, candidate=candidate, output_gate=output_gate, cell=cell
+        )
+        expected.append(learner.say(hidden))
+    answers = learner.adapt(tasks.sample("test", [0, 1]).support)(x)
+    assert torch.allclose(answers, torch.stack(expected, 1), rtol=0, atol=1e-12)
+
+
 def test_the_loss_is_the_mean_of_minus_log_p_over_all_steps():
-    """By hand from the logits: every step counts, the first too, which nothing can know."""
+    """The loss is computed by hand from the logits; it includes the first step, which no learner can know."""
     tasks = sample_tasks.LabelStream(way=3, length=5)
     learner = MANN(tasks.spec, **SMALL).double()
     episode = kshot.episode.map_tensors(
@@ -82,7 +127,7 @@ def test_the_loss_is_the_mean_of_minus_log_p_over_all_steps():
 
 @pytest.mark.parametrize("learner", [MANN, LSTM])
 def test_nothing_lasts_from_one_episode_to_the_next(learner):
-    """Memory and controller are wiped: an episode's answers are the same before and after others, to the bit."""
+    """The answers to an episode are bit for bit the same before and after other episodes."""
     tasks = sample_tasks.LabelStream()
     made = learner(tasks.spec, **(SMALL if learner is MANN else {"hidden": 7}))
     ask = lambda i: made.adapt(tasks.sample("test", [i]).support)(tasks.sample("test", [i]).query.x)  # noqa: E731
@@ -93,7 +138,7 @@ def test_nothing_lasts_from_one_episode_to_the_next(learner):
 
 
 def test_labels_reach_the_answers_one_step_late():
-    """With another y_2, shown at step 3, the answers up to step 2 are the same and the next one differs."""
+    """Changing y_2, which is shown at step 3, changes no answer up to step 2, and changes the answer at step 3."""
     tasks = sample_tasks.LabelStream(way=3, length=6)
     learner = MANN(tasks.spec, **SMALL)
     episode = tasks.sample("test", [0])
@@ -105,41 +150,8 @@ def test_labels_reach_the_answers_one_step_late():
     assert not torch.allclose(predict(x)[:, 3], predict(other)[:, 3])
 
 
-def test_a_support_becomes_a_stream_in_random_order():
-    """Each example once, with the label of the one before; queries carry the last label; the order is the key's."""
-    x = torch.arange(12.0).view(1, 6, 2)
-    support = Support(x, torch.tensor([[0, 0, 1, 1, 2, 2]]), key=torch.tensor([7]), way=3)
-    spec = kshot.TaskSpec(kind="classification", input_shape=(2,), way=3, shot=2, query=1)
-    steps = Steps(spec, standardise=False)
-    shown, label = steps.of_support(support)
-    places = [int(row[0]) // 2 for row in shown[0]]
-    assert sorted(places) == [0, 1, 2, 3, 4, 5]
-    assert places != [0, 1, 2, 3, 4, 5]
-    labels = [place // 2 for place in places]
-    assert shown[0, :, 2:].argmax(-1).tolist()[1:] == labels[:-1]
-    assert shown[0, 0, 2:].tolist() == [0, 0, 0]
-    assert label[0].tolist() == [float(c == labels[-1]) for c in range(3)]
-    queries = steps.of_queries(torch.ones(1, 4, 2), label)
-    assert torch.equal(queries[0, :, 2:], label.expand(4, 3))
-    other, _ = steps.of_support(attrs.evolve(support, key=torch.tensor([8])))
-    assert [int(row[0]) // 2 for row in other[0]] != places
-
-
-def test_examples_are_standardised_and_labels_are_not():
-    """Mean 0 and variance 1 over an example's own numbers; of a stream the last N are its label; bits stay bits."""
-    stream = sample_tasks.LabelStream(way=3)
-    x = stream.sample("test", [0]).query.x
-    shown = Steps(stream.spec).of_sequence(x)
-    assert torch.allclose(shown[..., :4].mean(-1), torch.zeros(1, 8), atol=1e-6)
-    assert torch.allclose(shown[..., :4].var(-1, unbiased=False), torch.ones(1, 8), atol=1e-2)
-    assert torch.equal(shown[..., 4:], x[..., 4:])
-    bits = sample_tasks.Copying()
-    x = bits.sample("test", [0]).query.x
-    assert torch.equal(Steps(bits.spec).of_sequence(x), x)
-
-
 def test_any_memory_serves():
-    """A memory of a stranger's, with a dict for its state; sequences of labels and of bits, and classification."""
+    """A memory that follows only the protocol serves on sequences of labels, of bits, and on classification."""
     for tasks in (sample_tasks.LabelStream(), sample_tasks.Copying(), sample_tasks.classification()):
         learner = MANN(tasks.spec, memory=Mean, hidden=5, width=4)
         assert learner.memory.read_size == 4
@@ -149,7 +161,7 @@ def test_any_memory_serves():
 
 
 def test_the_memory_of_the_neural_turing_machine_serves():
-    """Both memories are interchangeable; sizes among the user's options win."""
+    """Both memories are interchangeable, and the user's sizes take precedence over the learner's."""
     pytest.importorskip("kshot_ntm_memory")
     tasks = sample_tasks.LabelStream()
     learner = kshot.learner("mann", tasks.spec, hidden=5, memory={"name": "ntm-memory", "slots": 9, "width": 3})
@@ -160,7 +172,7 @@ def test_the_memory_of_the_neural_turing_machine_serves():
 
 
 def test_a_trace_shows_where_the_memory_was_read_and_written():
-    """Arrays by name; read weights sum to 1; what was said is what is predicted; of classification, the support's."""
+    """Arrays have the documented shapes, read weights sum to 1, and the outputs are the predictions."""
     tasks = sample_tasks.LabelStream(way=3, length=8)
     learner = MANN(tasks.spec, **SMALL)
     episode = tasks.sample("test", [0, 1])
@@ -182,7 +194,7 @@ def test_a_trace_shows_where_the_memory_was_read_and_written():
 
 
 class Lying(Mean):
-    """Says that it takes three numbers and cuts eight."""
+    """A faulty memory, which states an interface of 3 numbers and uses 8."""
 
     def __init__(self, slots: int, width: int, reads: int) -> None:
         super().__init__(slots, width, reads)
@@ -190,32 +202,32 @@ class Lying(Mean):
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "said"),
+    ("options", "error", "message"),
     [
-        ({"hidden": 0}, OptionError, "hidden is 0"),
-        ({"slots": 3, "reads": 4}, OptionError, "reads is 4 for 3 slots"),
+        ({"hidden": 0}, OptionError, "mann: got hidden 0, expected at least 1 unit"),
+        ({"slots": 3, "reads": 4}, OptionError, "got reads 4 and slots 3"),
         ({"memory": Lying, "width": 8}, MisfitError, "says interface_size 3"),
     ],
 )
-def test_bad_options_are_refused(options, error, said):
-    """When it is built, before any episode."""
-    with pytest.raises(error, match=said):
+def test_bad_options_are_refused(options, error, message):
+    """A bad option is refused when the learner is built, before any episode."""
+    with pytest.raises(error, match=message):
         MANN(sample_tasks.LabelStream().spec, **options)
 
 
 @pytest.mark.parametrize("learner", [MANN, LSTM])
 def test_bad_sequences_are_refused(learner):
-    """Of length 0, or with a number that is not finite: said before anything is computed."""
+    """A sequence of length 0, or with a number that is not finite, is refused before anything is computed."""
     tasks = sample_tasks.LabelStream()
     predict = learner(tasks.spec).adapt(tasks.sample("test", [0]).support)
-    with pytest.raises(DataError, match="length 0"):
+    with pytest.raises(DataError, match="got sequences of length 0"):
         predict(torch.zeros(1, 0, 7))
     with pytest.raises(DataError, match="NaN"):
         predict(torch.full((1, 2, 7), torch.nan))
 
 
 def blobs() -> ClassificationTasks:
-    """Sixty classes a split, which lie apart: all there is to learn is to bind them to their labels."""
+    """Return sixty well separated classes per split: the learner has only to learn to bind them to their labels."""
     pools = {}
     for i, split in enumerate(("train", "val", "test")):
         generator = torch.Generator().manual_seed(i)
@@ -226,7 +238,7 @@ def blobs() -> ClassificationTasks:
 
 
 def trained_on_streams(name: str, **options: object) -> dict[str, np.ndarray]:
-    """Scores on unseen classes after 400 outer steps on streams of three classes, four instances each."""
+    """Return the scores on unseen classes after 400 outer steps on streams of 3 classes with 4 instances each."""
     stream = pytest.importorskip("kshot_stream").Stream(blobs(), way=3, instances=4)
     engine = Engine(
         kshot.learner(name, stream.spec, seed=0, hidden=40, **options), stream, meta_batch=16, optimizer=FAST
@@ -236,9 +248,10 @@ def trained_on_streams(name: str, **options: object) -> dict[str, np.ndarray]:
 
 
 def test_it_binds_examples_to_labels_and_a_small_lstm_does_not_yet():
-    """Second instances held to mean - 3 sigma of 5 seeds (80.7 %, sigma 3.1; the LSTM 55.6 %, sigma 2.4). The first
-    step stays at 1/3 and first instances at (1/3 + 1/2 + 1) / 3 = 61.1 %, what leaving out the labels shown allows,
-    or below: within four standard errors.
+    """The accuracy on second instances is at least mean - 3 sigma of 5 seeds (80.7 %, sigma 3.1; LSTM 55.6 %, 2.4).
+
+    Within four standard errors, the first step is at 1/3, and first instances are not above (1/3 + 1/2 + 1) / 3 =
+    61.1 %, which a learner reaches by excluding the labels shown so far; more would mean that labels leak.
     """
     mann = trained_on_streams("mann", slots=16, width=16, reads=1, memory=STRONG)
     instances, first_step = mann["accuracy_by_instance"], 1 - mann["error_by_step"][:, 0]
@@ -249,7 +262,7 @@ def test_it_binds_examples_to_labels_and_a_small_lstm_does_not_yet():
 
 
 def test_it_learns_few_shot_classification_through_adapt():
-    """One example a class, chance 33 %; held to mean - 3 sigma of 5 seeds (83.9 %, sigma 3.1)."""
+    """With one example per class (chance 33 %) accuracy is at least mean - 3 sigma of 5 seeds (83.9 %, sigma 3.1)."""
     tasks = blobs()
     learner = kshot.learner("mann", tasks.spec, seed=0, hidden=40, slots=16, width=16, reads=1, memory=STRONG)
     engine = Engine(learner, tasks, meta_batch=16, optimizer=FAST)

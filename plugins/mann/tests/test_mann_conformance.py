@@ -1,4 +1,4 @@
-"""Both learners keep every rule for learners: on streams, on bits and on classification, and with either reading."""
+"""Both learners follow every rule for learners, on streams, bits and classification, with and without key strength."""
 
 from kshot.testing import suite
 

@@ -91,7 +91,7 @@ def test_rollouts_count_trajectories_and_have_a_budget():
     e = t.sample("train", [0, 1])
     assert e.support.source.rollout(torch.zeros_like, 1).rewards.shape == (2, 4, 7)
     assert e.query.source.rollout(torch.zeros_like, 9).rewards.shape == (2, 3, 7)
-    with pytest.raises(DataError, match="rollout 2 was asked for, the environment has 0 to 1"):
+    with pytest.raises(DataError, match="got a request for rollout 2, expected 0 to 1"):
         e.support.source.rollout(torch.zeros_like, 2)
     assert (t.spec.shot, t.spec.query, t.spec.rollouts, t.spec.target_range) == (4, 3, 2, (-0.1, 0.1))
 

@@ -1,4 +1,4 @@
-"""The memory of a neural Turing machine: each equation of section 3 by hand or naively, in float64."""
+"""``kshot_ntm_memory``: each equation of section 3, by hand or against a naive implementation, in float64."""
 
 import math
 
@@ -8,7 +8,8 @@ import torch
 import kshot
 from kshot.errors import MisfitError, OptionError
 from kshot_ntm_memory import NTMMemory, NTMState
-from kshot_ntm_memory.memory import address, cosine, move, sharpen, write
+from kshot_ntm_memory.addressing import address, cosine, move, sharpen
+from kshot_ntm_memory.memory import write
 
 
 def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -16,7 +17,7 @@ def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def on(slot: int, slots: int, reach: int = 1) -> torch.Tensor:
-    """All weight on one slot, of one head of one episode."""
+    """Return weights of one head of one episode that are all on one slot."""
     return torch.nn.functional.one_hot(torch.tensor([[slot]]), slots).double()
 
 
@@ -24,7 +25,7 @@ STAY, UP, DOWN = ([0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0])
 
 
 def addressed(memory, before, *, gate, shift, power=1.0, strength=2.0, key=None):
-    """``address`` with one number for all heads."""
+    """Call ``address`` with the same numbers for all heads."""
     B, H, _ = before.shape
     one = torch.ones(B, H, 1, dtype=torch.float64)
     shifts = torch.tensor(shift, dtype=torch.float64).expand(B, H, -1)
@@ -36,21 +37,21 @@ def addressed(memory, before, *, gate, shift, power=1.0, strength=2.0, key=None)
 
 
 def test_with_gate_0_and_shift_0_the_weights_stay_what_they_were():
-    """Pure location addressing (section 3.3.2), to rounding."""
+    """Pure addressing by location (section 3.3.2) changes nothing, up to rounding."""
     before = numbers(2, 3, 7).softmax(-1)
     assert torch.allclose(addressed(numbers(2, 7, 4), before, gate=0.0, shift=STAY), before, atol=1e-15, rtol=0)
 
 
 @pytest.mark.parametrize(("shift", "by"), [(UP, 1), (DOWN, -1)])
 def test_a_shift_is_a_roll_around_the_memory(shift, by):
-    """Eq. 8 with a one-hot shift, the last slot followed by the first."""
+    """Eq. 8 with a one-hot shift rolls the weights; the last slot is followed by the first."""
     before = numbers(2, 3, 7).softmax(-1)
     expected = torch.roll(before, by, -1)
     assert torch.allclose(addressed(numbers(2, 7, 4), before, gate=0.0, shift=shift), expected, atol=1e-15, rtol=0)
 
 
 def test_moving_is_the_circular_convolution_of_equation_8():
-    """w~(i) = sum_j w(j) s(i - j), with indices modulo M, slot by slot; for a reach of 2."""
+    """The result is w~(i) = sum_j w(j) s(i - j), with indices modulo M, computed slot by slot for a reach of 2."""
     w, s = numbers(2, 3, 7).softmax(-1), numbers(2, 3, 5, seed=1).softmax(-1)
     expected = torch.zeros_like(w)
     for i in range(7):
@@ -62,7 +63,7 @@ def test_moving_is_the_circular_convolution_of_equation_8():
 
 
 def test_with_gate_1_the_weights_are_a_softmax_of_cosines():
-    """Eq. 5 and 6 by hand: rows along, across and against the key."""
+    """Eq. 5 and 6 by hand, for rows parallel, orthogonal and opposite to the key."""
     memory = torch.tensor([[[2.0, 0.0], [0.0, 3.0], [-1.0, 0.0]]], dtype=torch.float64)
     key = torch.tensor([[[5.0, 0.0]]], dtype=torch.float64)
     w = addressed(memory, on(1, 3), gate=1.0, shift=STAY, strength=2.0, key=key)
@@ -71,7 +72,7 @@ def test_with_gate_1_the_weights_are_a_softmax_of_cosines():
 
 
 def test_the_gate_mixes_content_and_the_step_before():
-    """Eq. 7, at a quarter."""
+    """Eq. 7 with a gate of a quarter."""
     memory, before = numbers(2, 7, 4), numbers(2, 3, 7, seed=1).softmax(-1)
     content = addressed(memory, before, gate=1.0, shift=STAY)
     mixed = addressed(memory, before, gate=0.25, shift=STAY)
@@ -79,7 +80,7 @@ def test_the_gate_mixes_content_and_the_step_before():
 
 
 def test_sharpening_is_a_normalised_power():
-    """Eq. 9, naively; and where a naive power would come to 0 / 0, the weights are still weights."""
+    """Eq. 9 equals the naive formula, and gives valid weights where the naive formula is 0 / 0."""
     w, power = numbers(2, 3, 7).softmax(-1), 1 + numbers(2, 3, 1, seed=1).abs()
     assert torch.allclose(sharpen(w, power), w**power / (w**power).sum(-1, keepdim=True), atol=1e-14)
     flat = torch.full((1, 1, 128), 1 / 128)
@@ -88,7 +89,7 @@ def test_sharpening_is_a_normalised_power():
 
 
 def test_sharpening_has_a_finite_slope_where_a_weight_is_0():
-    """A fresh head is at slot 0 exactly; the logarithm of the other weights is minus infinity."""
+    """A new head is exactly at slot 0, so that the logarithm of every other weight is minus infinity."""
     w, power = on(0, 5).requires_grad_(), torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
     sharpen(w, power)[0, 0, 0].backward()
     assert torch.isfinite(w.grad).all()
@@ -96,7 +97,7 @@ def test_sharpening_has_a_finite_slope_where_a_weight_is_0():
 
 
 def test_weights_are_weights():
-    """Over many steps of any interface they are not negative and sum to 1."""
+    """Over many steps of random interfaces the weights are not negative and sum to 1."""
     memory = NTMMemory(9, 4, 2, writes=2, reach=2).double()
     state = memory.initial_state(3)
     for t in range(20):
@@ -107,7 +108,7 @@ def test_weights_are_weights():
 
 
 def test_the_cosine_of_a_zero_row_is_0_with_a_finite_gradient():
-    """0 / 0 in the naive formula, for a memory, a key, or both of zeros."""
+    """The naive formula is 0 / 0 if the memory, the key, or both are zero."""
     for key, memory in ((numbers(1, 2, 4), numbers(1, 3, 4) * 0), (numbers(1, 2, 4) * 0, numbers(1, 3, 4))):
         key, memory = key.requires_grad_(), memory.requires_grad_()
         found = cosine(key, memory)
@@ -118,7 +119,7 @@ def test_the_cosine_of_a_zero_row_is_0_with_a_finite_gradient():
 
 
 def test_the_cosine_is_torchs():
-    """Against torch.nn.functional.cosine_similarity."""
+    """The cosine equals torch.nn.functional.cosine_similarity."""
     key, memory = numbers(2, 3, 4), numbers(2, 5, 4, seed=1)
     expected = torch.nn.functional.cosine_similarity(key[:, :, None], memory[:, None], dim=-1)
     assert torch.allclose(cosine(key, memory), expected, atol=1e-14)
@@ -128,7 +129,7 @@ def test_the_cosine_is_torchs():
 
 
 def test_a_sharp_head_that_erases_everything_replaces_a_row():
-    """Eq. 3 and 4 with one-hot w and e = 1: the row is what is added, the others are as they were."""
+    """Eq. 3 and 4 with one-hot w and e = 1: the row becomes the added vector, the others do not change."""
     memory, added = numbers(1, 5, 3), numbers(1, 1, 3, seed=1)
     after = write(memory, on(2, 5), torch.ones_like(added), added)
     expected = memory.clone()
@@ -137,7 +138,7 @@ def test_a_sharp_head_that_erases_everything_replaces_a_row():
 
 
 def test_writing_is_equations_3_and_4():
-    """Two heads, number by number: all erase, then all add, so that their order is nobody's business."""
+    """Two heads, number by number: all erase before any adds, so that their order does not matter."""
     memory, w = numbers(2, 5, 3), numbers(2, 2, 5, seed=1).softmax(-1)
     erase, add = numbers(2, 2, 3, seed=2).sigmoid(), numbers(2, 2, 3, seed=3)
     expected = torch.empty_like(memory)
@@ -154,7 +155,7 @@ def test_writing_is_equations_3_and_4():
 
 
 def interface(memory: NTMMemory, **said) -> torch.Tensor:
-    """An interface [1, interface_size] by the names of its parts, in their order; what is not named is 0."""
+    """Return an interface [1, interface_size] from its named parts, in their order; parts that are not given are 0."""
     heads, W = memory.reads + memory.writes, memory.width
     sizes = {
         "key": heads * W,
@@ -174,7 +175,7 @@ SURE = 50.0
 
 
 def test_a_tape_is_written_and_read_back():
-    """Said outright: write a b c at slots 1 2 3, go back, and read them in order. What a copy needs, end to end."""
+    """The memory can do what copying needs: write a, b, c at slots 1, 2, 3, go back, and read them in order."""
     memory = NTMMemory(8, 3, 1).double()
     state = memory.initial_state(1)
     vectors = numbers(3, 3)
@@ -190,7 +191,7 @@ def test_a_tape_is_written_and_read_back():
 
 
 def test_what_is_read_is_the_new_memory():
-    """Eq. 2 sums over M_t: the vector that is written at a step can be read at it."""
+    """Eq. 2 sums over M_t: a vector can be read in the step that writes it."""
     memory = NTMMemory(4, 3, 1).double()
     v = numbers(3)
     stay = [[-SURE, SURE, -SURE]] * 2
@@ -199,7 +200,7 @@ def test_what_is_read_is_the_new_memory():
 
 
 def test_any_numbers_of_a_controller_are_squashed_into_their_ranges():
-    """Section 3.3: beta >= 0 and gamma >= 1 by log(1 + e^z), g and e in (0, 1), shifts that sum to 1; head by head."""
+    """Section 3.3, head by head: beta >= 0 and gamma >= 1 by log(1 + e^z), g and e in (0, 1), shifts that sum to 1."""
     memory = NTMMemory(5, 3, 1).double()
     state = memory.initial_state(1)._replace(
         memory=numbers(1, 5, 3, seed=1),
@@ -227,7 +228,7 @@ def test_any_numbers_of_a_controller_are_squashed_into_their_ranges():
 
 
 def test_a_wiped_memory_is_constant_and_every_head_at_slot_0():
-    """Sizes are those asked for; precision is that of the module."""
+    """The state has the requested sizes and the precision of the module."""
     memory = NTMMemory(6, 4, 2, writes=3, initial=0.5).double()
     state = memory.initial_state(2)
     assert isinstance(state, NTMState)
@@ -238,7 +239,7 @@ def test_a_wiped_memory_is_constant_and_every_head_at_slot_0():
 
 
 def test_autocast_does_not_round_the_memory():
-    """Weights that are rounded to bfloat16 sum to 1 within 1 % only, and what was written is rounded at each step."""
+    """Weights rounded to bfloat16 would sum to 1 only within 1 %, and the memory would be rounded at every step."""
     memory = NTMMemory(9, 4, 2)
     said = [5 * numbers(3, memory.interface_size, seed=t).float() for t in range(6)]
     states = []
@@ -257,24 +258,24 @@ def test_autocast_does_not_round_the_memory():
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
-        ({"slots": 0}, "slots is 0; expected at least 1"),
-        ({"width": 0, "reads": 0}, "width is 0, reads is 0"),
-        ({"slots": 4, "reads": 5}, "5 read and 1 write heads came for 4 slots"),
+        ({"slots": 0}, "got slots 0, expected at least 1"),
+        ({"width": 0, "reads": 0}, "got width 0, reads 0"),
+        ({"slots": 4, "reads": 5}, "got 5 read and 1 write heads for 4 slots"),
         ({"slots": 4, "writes": 5}, "1 read and 5 write heads"),
-        ({"slots": 4, "reach": 2}, "reach is 2 of 4 slots, expected 0 to 1"),
-        ({"reach": -1}, "reach is -1"),
+        ({"slots": 4, "reach": 2}, "got reach 2 for 4 slots, expected 0 to 1"),
+        ({"reach": -1}, "got reach -1"),
     ],
 )
-def test_sizes_that_make_no_memory_are_refused(options, said):
-    """Before any compute, with what came and what was expected."""
-    with pytest.raises(OptionError, match=said):
+def test_sizes_that_make_no_memory_are_refused(options, message):
+    """The message gives the option, its value and what was expected, before any compute."""
+    with pytest.raises(OptionError, match=message):
         kshot.memory("ntm-memory", **options)(6, 4, 1)
 
 
 def test_an_interface_of_another_length_is_refused():
-    """It would be cut at the wrong places."""
+    """Such an interface would be cut at the wrong places."""
     memory = NTMMemory(6, 4, 1)
-    with pytest.raises(MisfitError, match=f"interface of {memory.interface_size - 1} numbers came"):
+    with pytest.raises(MisfitError, match=f"got an interface of {memory.interface_size - 1} numbers"):
         memory.step(torch.zeros(2, memory.interface_size - 1), memory.initial_state(2))

@@ -1,4 +1,4 @@
-"""The memory keeps every rule for memories: as it comes, with several write heads, and without any reach."""
+"""The memory follows every rule for memories: with its defaults, with several write heads, and without any reach."""
 
 from kshot.testing import suite
 

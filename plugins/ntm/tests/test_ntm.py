@@ -1,4 +1,4 @@
-"""Neural Turing machines: the wiring of the paper, any memory, any length, and that they learn."""
+"""``kshot_ntm.ntm``: the wiring of the paper, any memory, any length, and that the machine learns."""
 
 import math
 
@@ -16,24 +16,26 @@ from kshot_ntm_memory import NTMMemory
 
 
 def small(slots: int = 8, width: int = 4, reads: int = 1) -> NTMMemory:
-    """A memory that makes tests quick, whatever sizes the learner would choose."""
+    """Return a memory that keeps tests quick, whatever sizes the learner requests."""
     return NTMMemory(8, 4, 2)
 
 
 def bits(*target: int) -> TaskSpec:
+    """Return the specification of tasks with targets of bits."""
     return TaskSpec(kind="sequence", input_shape=(3,), target_shape=target, query=2, split_by="index")
 
 
 def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Return reproducible standard normal numbers in float64."""
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 class Copies:
-    """Bits to copy, of lengths that vary by block of four: the kit's own sequences, end to end.
+    """Provide bits to copy, in sequences of one length per block of 16 episodes.
 
     Args:
-        least, most: vectors.
-        width: bits of one.
+        least, most: the smallest and the greatest number of vectors.
+        width: bits of one vector.
     """
 
     def __init__(self, least: int, most: int, width: int) -> None:
@@ -51,19 +53,19 @@ class Copies:
 
 
 def test_a_feed_forward_machine_is_the_papers():
-    """h_t = tanh(U x_t + V r_{t-1}), the memory's step, o_t = O [h_t, r_t]; step by step, in float64."""
+    """The outputs equal h_t = tanh(U x_t + V r_{t-1}), the memory's step and o_t = O [h_t, r_t], in float64."""
     learner = NTM(bits(2), memory=small, hidden=5).double()
     x = numbers(2, 4, 3)
     c, read, state = learner.controller, torch.zeros(2, 8, dtype=torch.float64), learner.memory.initial_state(2)
     for t in range(4):
         h = torch.tanh(x[:, t] @ c.see.weight.T + c.see.bias + read @ c.recall.weight.T)
         read, state = learner.memory.step(h @ learner.emit.weight.T + learner.emit.bias, state)
-        said = torch.cat([h, read], 1) @ learner.say.weight.T + learner.say.bias
-        assert torch.allclose(learner.unroll(x)[0][:, t], said, atol=1e-12)
+        output = torch.cat([h, read], 1) @ learner.say.weight.T + learner.say.bias
+        assert torch.allclose(learner.unroll(x)[0][:, t], output, atol=1e-12)
 
 
 def test_an_lstm_machine_is_torchs_cell_over_inputs_and_reads():
-    """Against nn.LSTMCell with the same weights, whose forget gate is biased by 1 to remember at first."""
+    """The outputs equal those of nn.LSTMCell with the same weights and a forget gate that is biased by 1."""
     learner = NTM(bits(2), memory=small, controller="lstm", hidden=5).double()
     cell = nn.LSTMCell(3 + 8, 5).double()
     see, recall = learner.controller.see, learner.controller.recall
@@ -78,20 +80,37 @@ def test_an_lstm_machine_is_torchs_cell_over_inputs_and_reads():
     for t in range(4):
         carry = cell(torch.cat([x[:, t], read], 1), carry)
         read, state = learner.memory.step(learner.emit(carry[0]), state)
-        said = learner.say(torch.cat([carry[0], read], 1))
-        assert torch.allclose(learner.unroll(x)[0][:, t], said, atol=1e-12)
+        output = learner.say(torch.cat([carry[0], read], 1))
+        assert torch.allclose(learner.unroll(x)[0][:, t], output, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("controller", "expected"),
+    [
+        ("lstm", [[0.2113560438156128, -0.2231055200099945], [0.13235192000865936, -0.31132176518440247]]),
+        ("feedforward", [[-0.39294373989105225, 0.0773201733827591], [-0.12987631559371948, -0.0019247420132160187]]),
+    ],
+)
+def test_a_fixed_seed_gives_the_recorded_answers(controller, expected):
+    """Initialisation order and arithmetic are part of what a stored checkpoint and a seed mean."""
+    tasks = sample_tasks.Copying(length=3, bits=2)
+    memory = {"name": "ntm-memory", "slots": 8, "width": 4, "reads": 2}
+    learner = kshot.learner("ntm", tasks.spec, seed=3, controller=controller, hidden=5, memory=memory)
+    episode = tasks.sample("test", [0])
+    answers = learner.adapt(episode.support)(episode.query.x)
+    assert torch.allclose(answers[0, [0, -1]], torch.tensor(expected), atol=1e-6)
 
 
 @pytest.mark.parametrize("controller", ["feedforward", "lstm"])
 def test_the_output_sees_what_is_read_at_the_same_step(controller):
-    """In a sequence of one step the memory is good for nothing else: it must have a gradient."""
+    """In a sequence of one step the memory can only matter through the output, so its interface must get a gradient."""
     learner = NTM(bits(2), memory=small, controller=controller, hidden=5)
     learner.unroll(torch.ones(1, 1, 3))[0].sum().backward()
     assert learner.emit.weight.grad.abs().sum() > 0
 
 
 def test_the_metrics_are_loss_and_share_of_wrong_bits():
-    """The gradient is that of the mean cross-entropy of scored bits."""
+    """The gradient is that of the mean cross-entropy over the scored bits, computed by hand."""
     learner = NTM(bits(2), memory=small, hidden=5)
     x, y = torch.ones(1, 3, 3), torch.tensor([[[math.nan, math.nan], [1.0, 0.0], [1.0, 1.0]]])
     episode = Episode(Support(x[:, :0], y[:, :0]), Examples(x, y))
@@ -114,7 +133,7 @@ def test_the_metrics_are_loss_and_share_of_wrong_bits():
     ],
 )
 def test_outputs_have_the_shape_of_the_targets(spec, shape):
-    """Bits of any shape; for labels a logit a class."""
+    """Bits may have any shape; labels have one logit per class."""
     assert NTM(spec, memory=small).unroll(torch.zeros(2, 4, 3))[0].shape == (2, 4, *shape)
 
 
@@ -122,7 +141,7 @@ def test_outputs_have_the_shape_of_the_targets(spec, shape):
 
 
 class Latch(nn.Module):
-    """What the interface says if a number of it is positive, else what was; its state is one bare tensor."""
+    """A memory of one row, moved towards the interface by a gate; its state is one bare tensor."""
 
     def __init__(self, slots: int, width: int, reads: int) -> None:
         super().__init__()
@@ -137,7 +156,7 @@ class Latch(nn.Module):
 
 
 class Watched(Latch):
-    """The same, with a dict for a state that names where it read."""
+    """A latch whose state is a dict that names its read weights."""
 
     def initial_state(self, batch_size: int) -> dict:
         return {"row": super().initial_state(batch_size), "read_weights": torch.zeros(batch_size, 1, 1)}
@@ -147,8 +166,8 @@ class Watched(Latch):
         return read, {"row": row, "read_weights": state["read_weights"] + 1}
 
 
-def test_a_trace_shows_what_was_said_and_where_the_heads_were():
-    """Plain arrays [B, T, ...]; the outputs are the predictions, the weights those of the states."""
+def test_a_trace_has_the_outputs_and_the_places_of_the_heads():
+    """A trace is of numpy arrays [B, T, ...]; its outputs are the predictions, its weights those of the states."""
     tasks = sample_tasks.Copying(length=3, bits=2)
     learner = kshot.learner("ntm", tasks.spec, memory=small, hidden=5)
     episode = tasks.sample("test", [0, 1])
@@ -168,7 +187,7 @@ def test_a_trace_shows_what_was_said_and_where_the_heads_were():
 
 
 def test_it_runs_in_bfloat16():
-    """As where the processor has it: the controller is rounded, memory and loss are not, and numpy has no bfloat16."""
+    """The controller is rounded, memory and loss are not, and traces are float32, because numpy has no bfloat16."""
     tasks = sample_tasks.Copying(length=2, bits=2)
     learner = kshot.learner("ntm", tasks.spec, memory=small, hidden=5)
     engine = Engine(learner, tasks, hooks=(), backend=kshot.Cpu(precision="bfloat16"))
@@ -183,7 +202,7 @@ def test_it_runs_in_bfloat16():
 
 
 def test_of_another_memory_a_trace_shows_what_its_state_names():
-    """By the Memory protocol: fields of a named tuple or keys of a dict; else there is nothing to draw."""
+    """By the Memory protocol these are fields of a named tuple or keys of a dict; otherwise nothing can be drawn."""
     tasks = sample_tasks.Copying()
     episode = tasks.sample("test", [0])
     assert set(NTM(tasks.spec, memory=Latch).trace(episode)) == {"inputs", "outputs", "targets"}
@@ -194,7 +213,7 @@ def test_of_another_memory_a_trace_shows_what_its_state_names():
 
 @pytest.mark.parametrize("tasks", [sample_tasks.Copying(), sample_tasks.LabelStream()])
 def test_any_memory_serves_for_bits_and_labels(tasks):
-    """The controller asks the memory for its sizes, and the tasks for the outputs; here it learns one meta-batch."""
+    """The memory determines the controller's sizes and the tasks its outputs; one meta-batch can be learned."""
     learner = kshot.learner("ntm", tasks.spec, memory=Latch)
     episodes = tasks.sample("train", range(4))
     optimizer = torch.optim.Adam(learner.parameters(), 1e-2)
@@ -207,7 +226,7 @@ def test_any_memory_serves_for_bits_and_labels(tasks):
 
 
 def test_a_memory_is_chosen_by_name_with_its_options():
-    """As --learner.memory=ntm-memory --learner.memory.slots=16 does; its sizes are the user's."""
+    """This is what ``--learner.memory=ntm-memory --learner.memory.slots=16`` does; the user's sizes take precedence."""
     spec = bits(2)
     memory = {"name": "ntm-memory", "slots": 16, "width": 6}
     learner = kshot.learner("ntm", spec, memory=memory, hidden=7)
@@ -221,7 +240,7 @@ def test_a_memory_is_chosen_by_name_with_its_options():
 
 
 def test_lengths_vary_in_training_and_go_beyond_it_in_testing():
-    """Meta-batches of 3 to 7 steps; then 21."""
+    """Training has meta-batches of 3 to 7 steps, testing has 21 steps."""
     tasks = Copies(1, 3, width=2)
     learner = kshot.learner("ntm", tasks.spec, memory=small, hidden=5)
     engine = Engine(learner, tasks, hooks=())
@@ -236,13 +255,13 @@ def test_lengths_vary_in_training_and_go_beyond_it_in_testing():
 
 
 def test_a_sequence_of_length_0_is_refused():
-    """There is nothing to unroll."""
-    with pytest.raises(DataError, match=r"ntm: the sequences have length 0 \(inputs of shape \(2, 0, 3\)\)"):
+    """The message gives the shape of the inputs."""
+    with pytest.raises(DataError, match=r"ntm: got sequences of length 0 \(inputs of shape \(2, 0, 3\)\)"):
         NTM(bits(2), memory=small).adapt(Support(torch.zeros(2, 0, 3), torch.zeros(2, 0)))(torch.zeros(2, 0, 3))
 
 
 def test_inputs_that_are_not_finite_are_refused():
-    """One NaN would be in the memory for good; its place is told."""
+    """One NaN would stay in the memory for the rest of the sequence; the message gives its place."""
     x = torch.zeros(2, 5, 3)
     x[1, 4, 2] = math.nan
     with pytest.raises(DataError, match=r"ntm: inputs: got 1 of 30 values .* first at \(1, 4, 2\)"):
@@ -250,7 +269,7 @@ def test_inputs_that_are_not_finite_are_refused():
 
 
 def test_a_memory_whose_sizes_disagree_is_refused():
-    """When the machine is built, with the sizes."""
+    """The memory is tried when the machine is built, and the message gives the sizes."""
 
     class Short(Latch):
         def step(self, interface, state):
@@ -261,12 +280,12 @@ def test_a_memory_whose_sizes_disagree_is_refused():
 
 
 def test_options_that_make_no_machine_are_refused():
-    """Heads and slots are the memory's to judge, units the controller's."""
-    with pytest.raises(OptionError, match="hidden is 0"):
+    """The memory checks heads and slots, the learner checks the units and the kind of the controller."""
+    with pytest.raises(OptionError, match="ntm: got hidden 0, expected at least 1 unit"):
         kshot.learner("ntm", bits(2), hidden=0)
     with pytest.raises(OptionError, match="controller: got 'gru', expected one of 'feedforward', 'lstm'"):
         kshot.learner("ntm", bits(2), controller="gru")
-    with pytest.raises(OptionError, match="9 read and 1 write heads came for 4 slots"):
+    with pytest.raises(OptionError, match="got 9 read and 1 write heads for 4 slots"):
         kshot.learner("ntm", bits(2), memory={"name": "ntm-memory", "slots": 4, "reads": 9})
 
 
@@ -274,7 +293,7 @@ def test_options_that_make_no_machine_are_refused():
 
 
 def test_it_learns_to_copy():
-    """4 bits, lengths 1 to 4; chance is 50 %. Held to 5 %: 5 seeds have 0.0 to 0.8 % (mean 0.2, sigma 0.3)."""
+    """Lists of 1 to 4 vectors of 4 bits; chance is 50 % wrong bits, and 5 seeds had 0.0 to 0.8 %: at most 5 % pass."""
     tasks = Copies(1, 4, width=4)
     learner = kshot.learner("ntm", tasks.spec, seed=0, memory={"name": "ntm-memory", "slots": 16, "width": 12})
     engine = Engine(learner, tasks, optimizer={"lr": 4e-3, "schedule": "linear"}, hooks=())

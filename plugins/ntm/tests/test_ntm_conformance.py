@@ -1,4 +1,4 @@
-"""Neural Turing machines keep every rule for learners, on a stream of labels and on bits, with both controllers."""
+"""The learner follows every rule for learners, on a stream of labels and on bits, with both controllers."""
 
 from kshot.testing import suite
 

@@ -1,4 +1,4 @@
-"""Reptile: the identities of the paper in float64, against plain loops of torch.optim, and that it learns."""
+"""``kshot_reptile``: the paper's identities in float64, against plain loops of torch.optim, and that it learns."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kshot import Episode, Outer, Support
 from kshot.errors import DataError, OptionError, TrainingError
 from kshot.testing import sample_tasks
 from kshot_reptile import Reptile
-from kshot_reptile.reptile import minibatches
+from kshot_reptile.inner import minibatches
 
 LINES = sample_tasks.Lines(shot=7, query=4)
 IMAGES = sample_tasks.classification(way=3, shot=4, query=2, input_shape=(1, 16, 16))
@@ -28,7 +28,7 @@ def doubled(episode: Episode) -> Episode:
 
 
 def smooth(kind: str) -> nn.Module:
-    """Nets without kinks; that for images has batch norm."""
+    """Return a net with smooth activations; the one for images has batch norm."""
     torch.manual_seed(0)
     if kind == "regression":
         return nn.Sequential(nn.Linear(2, 6), nn.Tanh(), nn.Linear(6, 1))
@@ -51,7 +51,7 @@ def loss_of(outputs: Tensor, y: Tensor) -> Tensor:
 
 
 def by_torch(net: nn.Module, support: Support, b: int, order: Tensor, optimizer: str, lr: float = 0.03) -> nn.Module:
-    """theta~ of task b: a copy of the net, trained by torch's own optimizer."""
+    """Return theta~ of task b from a copy of the net that torch's own optimizer trains."""
     module = copy.deepcopy(net).train()
     for m in module.modules():
         if isinstance(m, nn.BatchNorm2d):  # each minibatch by its own statistics
@@ -72,7 +72,7 @@ def by_torch(net: nn.Module, support: Support, b: int, order: Tensor, optimizer:
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("strategy", ["vmap", "loop"])
 def test_grad_is_how_far_torch_s_own_optimizer_goes(kind, optimizer, strategy):
-    """theta - theta~, averaged over tasks, by torch.optim on copies of the module: SGD, and Adam with beta1 = 0."""
+    """The gradient is the mean of theta - theta~ by torch.optim on copies: SGD, and Adam with beta1 = 0."""
     reptile, e = learner(kind, inner_optimizer=optimizer, inner_steps=6, strategy=strategy), episodes(kind)
     order = minibatches(e.support, 3, 6)
     copies = [by_torch(reptile.net.net, e.support, b, order, optimizer) for b in range(3)]
@@ -86,7 +86,7 @@ def test_grad_is_how_far_torch_s_own_optimizer_goes(kind, optimizer, strategy):
 
 @pytest.mark.parametrize("kind", ["regression", "classification"])
 def test_one_step_of_sgd_on_the_whole_support_is_joint_training(kind):
-    """Section 3: for k = 1, theta - theta~ = lr * grad E[L], the gradient of the mean loss over all tasks."""
+    """By section 3, for k = 1, theta - theta~ = lr * grad E[L], the gradient of the mean loss over all tasks."""
     reptile, e = learner(kind, inner_optimizer="sgd", inner_batch=99, inner_steps=1), episodes(kind)
     reptile.meta_gradient(e)
     net = copy.deepcopy(reptile.net.net)
@@ -96,7 +96,7 @@ def test_one_step_of_sgd_on_the_whole_support_is_joint_training(kind):
 
 
 def test_several_steps_of_sgd_give_the_sum_of_the_gradients_on_the_way():
-    """Section 5: g = g_1 + ... + g_k (times lr), each taken at the point that the earlier ones led to."""
+    """By section 5, g = g_1 + ... + g_k (times lr), each at the point that the earlier steps lead to."""
     reptile, e = learner("regression", inner_optimizer="sgd", inner_steps=4), episodes("regression", [5])
     reptile.meta_gradient(e)
     theta = [p.detach().clone() for p in reptile.parameters()]
@@ -116,7 +116,7 @@ def test_several_steps_of_sgd_give_the_sum_of_the_gradients_on_the_way():
 
 @pytest.mark.parametrize("meta_batch", [1, 3])
 def test_training_is_the_paper_s_algorithms(meta_batch):
-    """Algorithm 1 (serial, a meta-batch of 1) and 2 (batched): phi + eps * mean(phi~ - phi), eps falling linearly."""
+    """Algorithms 1 (serial) and 2 (batched) are phi + eps * mean(phi~ - phi), with eps decreasing linearly."""
     reptile = learner("regression", inner_optimizer="adam")
     phi = copy.deepcopy(reptile.net.net)
     outer = Outer.of(reptile.training_defaults, lr=0.5)
@@ -138,7 +138,7 @@ def test_training_is_the_paper_s_algorithms(meta_batch):
 
 
 def test_what_adam_remembers_stays_within_a_task():
-    """Each task of a meta-batch goes as it does alone, and again; neither a neighbour nor an earlier call is felt."""
+    """A task gives the same result alone, in a meta-batch, and again: nothing leaks between tasks or calls."""
     reptile = learner("regression", inner_optimizer="adam")
     together, _ = reptile.displacement(episodes("regression"))
     again, _ = reptile.displacement(episodes("regression"))
@@ -150,7 +150,7 @@ def test_what_adam_remembers_stays_within_a_task():
 
 
 def test_queries_only_measure():
-    """Whatever their labels, the meta-gradient is the same; the loss is that of theta~ on them."""
+    """The labels of the queries do not change the meta-gradient; the loss is that of theta~ on them."""
     found = []
     for shift in (0.0, 100.0):
         reptile, e = learner("regression", inner_optimizer="sgd"), episodes("regression")
@@ -165,7 +165,7 @@ def test_queries_only_measure():
 
 
 def test_task_losses_have_the_displacement_for_their_gradient():
-    """Ability ``PerTask``: of each task alone; their values are the losses on the queries."""
+    """Each loss has its own task's displacement as gradient and the query loss as value (ability ``PerTask``)."""
     reptile, e = learner("classification"), episodes("classification")
     losses, away = reptile.task_losses(e)
     for b in range(3):
@@ -186,7 +186,7 @@ def support(shot: int, indices: Sequence[int]) -> Support:
 
 
 def test_minibatches_are_passes_over_the_support_cut_in_pieces():
-    """As the authors' code draws them: every example once before any comes again, in another order."""
+    """As in the authors' code, every example is drawn once before any is drawn again, in another order."""
     order = minibatches(support(6, range(4)), 4, 6)
     assert order.shape == (4, 6, 4)
     passes = order.flatten(1).view(4, 4, 6)
@@ -195,7 +195,7 @@ def test_minibatches_are_passes_over_the_support_cut_in_pieces():
 
 
 def test_minibatches_are_a_function_of_the_episode_s_own_key():
-    """Whatever else is in the meta-batch, and however many steps follow."""
+    """The minibatches of a task depend neither on the rest of the meta-batch nor on the number of steps."""
     together = minibatches(support(9, [3, 7, 8]), 4, 5)
     assert torch.equal(minibatches(support(9, [7]), 4, 5)[0], together[1])
     assert torch.equal(minibatches(support(9, [7]), 4, 50)[0, :5], together[1])
@@ -203,7 +203,7 @@ def test_minibatches_are_a_function_of_the_episode_s_own_key():
 
 
 def test_a_small_support_is_taken_whole():
-    """One-shot five-way: five examples a step, in any order the same."""
+    """One-shot five-way has five examples, and each step takes all of them."""
     assert minibatches(support(5, [0, 1]), 10, 2).tolist() == [[[0, 1, 2, 3, 4]] * 2] * 2
     assert minibatches(support(5, [0, 1]), 3, 0).shape == (2, 0, 3)
 
@@ -214,7 +214,7 @@ def test_a_small_support_is_taken_whole():
 @pytest.mark.parametrize("kind", ["regression", "classification"])
 @pytest.mark.parametrize("strategy", ["vmap", "loop"])
 def test_predictions_are_those_of_a_net_trained_on_the_support(kind, strategy):
-    """``test_steps`` steps by torch's own Adam; queries of images by the support's statistics, the default policy."""
+    """Adaptation is ``test_steps`` steps of torch's own Adam; queries use the support's statistics by default."""
     reptile = learner(kind, inner_optimizer="adam", test_steps=9, strategy=strategy).eval()
     e = episodes(kind, split="test")
     order = minibatches(e.support, 3, 9)
@@ -231,14 +231,14 @@ def test_predictions_are_those_of_a_net_trained_on_the_support(kind, strategy):
 
 
 def test_no_step_is_no_adaptation():
-    """``test_steps`` 0, to compare with."""
+    """With ``test_steps`` 0 the initialisation itself predicts, as a comparison."""
     reptile, e = learner("regression", test_steps=0).eval(), episodes("regression", split="test")
     with torch.no_grad():
         assert torch.allclose(reptile.adapt(e.support)(e.query.x), reptile.net.net(e.query.x), rtol=0, atol=1e-13)
 
 
 def test_inductive_statistics_are_those_of_the_trained_nets():
-    """Running means move a tenth of the way to the mean over tasks of what the queries show theta~; else they stay."""
+    """Running means move a tenth of the way to the tasks' mean of the query statistics; adapting changes nothing."""
     for policy, moves in (("inductive", True), ("support", False), ("transductive", False)):
         reptile, e = learner("classification", inner_optimizer="sgd", normalisation=policy), episodes("classification")
         assert reptile.needs.queries == ("joint" if policy == "transductive" else "independent")
@@ -257,7 +257,7 @@ def test_inductive_statistics_are_those_of_the_trained_nets():
 
 
 def test_the_paper_s_settings_go_by_the_tasks():
-    """Adam at 1e-3 for classification, 5e-4 from 20 ways on; SGD at 0.02 for sinusoids."""
+    """The defaults are Adam at 1e-3, or 5e-4 from 20 ways on, for classification, and SGD at 0.02 for sinusoids."""
     vectors = kshot.TaskSpec(kind="classification", input_shape=(2,), way=5, shot=1, query=1)
     gradients = {"w": torch.tensor([4.0])}
     for spec, step in ((vectors, 1e-3), (attrs.evolve(vectors, way=20), 5e-4), (LINES.spec, 0.08)):
@@ -268,21 +268,21 @@ def test_the_paper_s_settings_go_by_the_tasks():
 
 @pytest.mark.parametrize("options", [{"inner_batch": 0}, {"inner_steps": 0}, {"test_steps": -1}])
 def test_bad_options_are_refused(options):
-    """What came and what was expected, before any compute."""
+    """The message gives the value and what was expected, before any compute."""
     (name,) = options
     with pytest.raises(OptionError, match=f"{name} {options[name]}.*at least 1, 1 and 0"):
         Reptile(LINES.spec, **options)
 
 
 def test_an_empty_support_and_a_diverging_inner_loop_are_named():
-    """Who, what, where, and what to do about it."""
+    """The message gives the learner, the place, and the remedy."""
     empty = attrs.evolve(support(5, [0]), x=torch.zeros(1, 0, 2), y=torch.zeros(1, 0, 1))
-    with pytest.raises(DataError, match=r"reptile: the support .* is empty, expected at least one"):
+    with pytest.raises(DataError, match=r"reptile: got an empty support, expected at least one"):
         learner("regression").adapt(empty)
     wild = learner("regression", inner_optimizer="sgd", inner_lr=1e300)
     with pytest.raises(
-        TrainingError, match=r"reptile: the inner loss of episode 40 of split 'train' .* lower inner_lr"
+        TrainingError, match=r"reptile: got inner loss .* of episode 40 of split 'train' .* lower inner_lr"
     ):
         wild.meta_gradient(episodes("regression", [40, 41]))
-    with pytest.raises(TrainingError, match="reptile: the inner loss of task 0"):
+    with pytest.raises(TrainingError, match=r"reptile: got inner loss .* of task 0"):
         wild.adapt(episodes("regression", [40, 41]).support)

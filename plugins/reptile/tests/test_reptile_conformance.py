@@ -1,4 +1,4 @@
-"""Reptile keeps every rule for learners: on vectors and lines, with SGD, and on images under each normalisation."""
+"""Reptile follows every rule for learners: on vectors and lines, with SGD, and on images with each normalisation."""
 
 from kshot.testing import sample_tasks, suite
 

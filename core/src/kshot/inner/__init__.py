@@ -1,7 +1,8 @@
 """The inner loop: gradient descent on the support of one task, and its lifting over the tasks of a meta-batch.
 
-Reading order: ``descent`` (the loop, written for one task), ``lifting`` (from one task to B of them) and ``vmap_norms``
-(a repair of the second derivatives that ``torch.func.vmap`` computes through normalisation layers).
+Reading order: ``descent`` (the loop, written for one task), ``lifting`` (from one task to B of them), ``cost`` (the
+choice between vmap and a loop) and ``vmap_norms`` (which corrects the second derivatives that ``torch.func.vmap``
+computes through normalisation layers).
 """
 
 from kshot.inner.descent import (

@@ -1,8 +1,8 @@
-"""The inner loop: gradient descent on one task's support, as a function (state, support) -> state.
+"""The inner loop: gradient descent on the support of one task, as a function (state, support) -> state.
 
-``descend`` and ``take_steps`` are written for one task, without B, over an unmodified module called through
-``torch.func``; ``Lift`` runs them for all tasks of a meta-batch. Nothing here knows a learner: MAML, its relatives,
-policies and context parameters differ in the loss they descend and in what they do with the state.
+``descend`` and ``take_steps`` are written for one task, without B, over an unmodified module that is called through
+``torch.func``; ``Lift`` runs them for all tasks of a meta-batch. Nothing here depends on a learner: MAML, its
+relatives, policies and context parameters differ in the loss that they descend and in their use of the result.
 """
 
 from __future__ import annotations
@@ -24,19 +24,24 @@ from kshot.errors import TrainingError
 
 Tensors = Mapping[str, Tensor]
 Loss = Callable[["State", Any], Tensor]
-"""(state, data of one task) -> loss []; may write to ``state.buffers``, which are a copy of its own."""
+"""(state, data of one task) -> loss []. It may write to ``state.buffers``, which are its own copies."""
 Update = Callable[[Tensors, Tensors, Any], tuple[Tensors, Any]]
-"""(parameters, their gradients, memory) -> (parameters after a step, memory); the memory is None before the first."""
+"""(parameters, their gradients, memory) -> (parameters after a step, memory). The memory is None before the first."""
 
 
 @frozen(eq=False)
 class State:
-    """What adapts: parameters, and the buffers that go with them, by name.
+    """The parameters that adapt to a task, and the buffers that accompany them, by name.
 
     Attributes:
-        parameters: what the inner loop changes: [*] for one task, [B, *] where ``tasks`` is B.
-        buffers: whatever else the module holds: running statistics, frozen parameters.
-        tasks: B where every tensor begins with B; None for one task, or for a state that all tasks share.
+        parameters: the tensors that the inner loop changes: [*] for one task, [B, *] if ``tasks`` is B.
+        buffers: all other tensors of the module: running statistics and frozen parameters.
+        tasks: B if every tensor begins with B; None for one task, or for a state that all tasks share.
+
+    Example:
+        >>> state = State.of(nn.Linear(3, 2))
+        >>> {name: tuple(p.shape) for name, p in state.parameters.items()}
+        {'weight': (2, 3), 'bias': (2,)}
     """
 
     parameters: Tensors
@@ -45,22 +50,25 @@ class State:
 
     @classmethod
     def of(cls, module: nn.Module) -> State:
-        """The module's own, shared by all tasks: its trainable parameters, with their graph; the rest as buffers."""
-        own = dict(module.named_parameters())
-        held = {n: p.detach() for n, p in own.items() if not p.requires_grad} | dict(module.named_buffers())
-        return cls({n: p for n, p in own.items() if p.requires_grad}, held)
+        """Return the module's own state, shared by all tasks.
+
+        Its trainable parameters keep their graph; frozen parameters are constants among the buffers.
+        """
+        named = dict(module.named_parameters())
+        frozen_ones = {n: p.detach() for n, p in named.items() if not p.requires_grad}
+        return cls({n: p for n, p in named.items() if p.requires_grad}, frozen_ones | dict(module.named_buffers()))
 
     def call(self, module: nn.Module, *inputs: Any) -> Any:
-        """``module(*inputs)`` with this state in place of its own; what the module writes lands in ``buffers``."""
+        """Return ``module(*inputs)`` computed with this state; what the module writes goes to ``buffers``."""
         return functional_call(module, {**self.parameters, **self.buffers}, inputs)
 
     def detach(self) -> State:
-        """The same numbers without a graph."""
-        parameters, buffers = ({n: t.detach() for n, t in held.items()} for held in (self.parameters, self.buffers))
+        """Return a state of the same numbers without a graph."""
+        parameters, buffers = ({n: t.detach() for n, t in named.items()} for named in (self.parameters, self.buffers))
         return State(parameters, buffers, self.tasks)
 
     def away_from(self, start: State) -> dict[str, Tensor]:
-        """theta - theta' by name, the way that a descent went from ``start``: what a step of rate 1 subtracts."""
+        """Return theta - theta' by name, where theta is ``start``: what a step of rate 1 subtracts from theta."""
         return {n: start.parameters[n] - p for n, p in self.parameters.items()}
 
 
@@ -85,26 +93,46 @@ def descend(
     steps: int,
     second_order: bool = True,
 ) -> tuple[State, Tensor]:
-    """theta' = theta - lr * grad loss(theta), ``steps`` times on the same data, for one task.
+    """Compute theta' = theta - lr * grad loss(theta), ``steps`` times on the same data, for one task.
+
+    This is the inner loop of MAML (Finn, Abbeel & Levine 2017, 1703.03400, algorithm 1, line 6).
 
     Args:
-        loss: of a state on this task's ``data``.
-        state: where to begin; not changed.
-        lr: one rate, or one for each parameter by name (a scalar or of its shape; it may be learned).
-        second_order: whether theta' carries the graph of its own gradients, as MAML's exact meta-gradient needs;
-            without, they count as constants (first-order MAML) and cost no memory.
+        loss: the loss of a state on this task's ``data``, a scalar.
+        state: the start; it is not changed.
+        data: passed on to ``loss``.
+        lr: one rate, or one for each parameter by name (a scalar or of the parameter's shape; it may be learned).
+        steps: the number of steps, at least 0.
+        second_order: whether theta' carries the graph of its own gradients, which MAML's exact meta-gradient needs.
+            Without it the gradients are constants (first-order MAML) and cost no memory.
 
     Returns:
-        The adapted state, and the losses before each step [steps]. See ``check_descent``.
+        The adapted state, and the loss before each step [steps], without a graph. See ``check_descent``.
 
     Raises:
-        TrainingError: the loss is no scalar.
+        TrainingError: the loss is not a scalar.
+
+    Example:
+        The gradient of (theta - 3)^2 at 0 is -6:
+
+        >>> start = State({"theta": torch.tensor(0.0)}, {})
+        >>> end, losses = descend(lambda s, goal: (s.parameters["theta"] - goal) ** 2, start, 3.0, lr=0.1, steps=1)
+        >>> end.parameters["theta"], losses
+        (tensor(0.6000), tensor([9.]))
     """
     return take_steps(loss, state, itertools.repeat(data, steps), sgd(lr), second_order=second_order)
 
 
 def sgd(lr: float | Tensor | Tensors) -> Update:
-    """theta - lr * gradient, with one rate for all or one for each parameter by name; remembers nothing."""
+    """Return the rule theta - lr * gradient, without a memory.
+
+    Args:
+        lr: one rate for all parameters, or one for each parameter by name.
+
+    Example:
+        >>> sgd(0.1)({"theta": torch.tensor(1.0)}, {"theta": torch.tensor(5.0)}, None)
+        ({'theta': tensor(0.5000)}, None)
+    """
 
     def update(parameters: Tensors, gradients: Tensors, memory: Any) -> tuple[Tensors, Any]:
         rates = lr if isinstance(lr, Mapping) else dict.fromkeys(gradients, lr)
@@ -116,27 +144,43 @@ def sgd(lr: float | Tensor | Tensors) -> Update:
 def take_steps(
     loss: Loss, state: State, batches: Iterable[Any], update: Update, *, second_order: bool = True
 ) -> tuple[State, Tensor]:
-    """One step of ``update`` on each of ``batches``, for one task: ``descend`` over minibatches, by any rule.
+    """Take one step of ``update`` on each of ``batches``, for one task: ``descend`` over minibatches, by any rule.
 
     Args:
-        batches: what ``loss`` is given at each step.
-        update: its memory begins as None for every task, so that nothing leaks from one to the next.
-        loss, state, second_order: as for ``descend``, as are the returns.
+        loss, state, second_order: as for ``descend``.
+        batches: the data of each step.
+        update: the rule; its memory starts as None for every task, so that nothing leaks from one task to the next.
+
+    Returns:
+        As for ``descend``.
+
+    Raises:
+        TrainingError: the loss is not a scalar.
+
+    Example:
+        >>> start = State({"theta": torch.tensor(0.0)}, {})
+        >>> end, losses = take_steps(lambda s, x: (s.parameters["theta"] - x) ** 2, start, [1.0, 2.0], sgd(0.5))
+        >>> end.parameters["theta"], losses
+        (tensor(2.), tensor([1., 1.]))
     """
 
     def value(data: Any, parameters: Tensors, buffers: Tensors) -> tuple[Tensor, tuple[Tensors, Tensor]]:
-        found = loss(State(parameters, buffers), data)
-        if not isinstance(found, Tensor) or found.ndim:
-            shape = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-            raise TrainingError(f"the inner loss of a task is of {shape}, expected a scalar: take its mean or sum")
-        return found, (buffers, found.detach())
+        """Compute the loss to differentiate; pass on the buffers that it wrote, and its number for the report."""
+        scalar = loss(State(parameters, buffers), data)
+        if not isinstance(scalar, Tensor) or scalar.ndim:
+            got = f"shape {tuple(scalar.shape)}" if isinstance(scalar, Tensor) else f"type {type(scalar).__name__}"
+            raise TrainingError(f"inner loop: got an inner loss of {got}, expected a scalar; take its mean or sum")
+        return scalar, (buffers, scalar.detach())
 
     losses, memory = [], None
     for data in batches:
+        # The gradient of the loss at theta. Buffers are copied, because a module in training writes to them in place.
         copies = {n: b.clone() for n, b in state.buffers.items()}
+        # Without second order the gradients are computed outside any graph, and count as constants afterwards.
         with nullcontext() if second_order else torch.no_grad():
-            slope = torch.func.grad(partial(value, data), has_aux=True)
-            gradients, (buffers, before) = slope(state.parameters, copies)
+            differentiate = torch.func.grad(partial(value, data), has_aux=True)
+            gradients, (buffers, before) = differentiate(state.parameters, copies)
+        # theta <- update(theta, gradients): the step itself is always differentiable.
         parameters, memory = update(state.parameters, gradients, memory)
         state = State({n: _laid_out_as(state.parameters[n], p) for n, p in parameters.items()}, buffers)
         losses.append(before)
@@ -144,10 +188,10 @@ def take_steps(
 
 
 def _laid_out_as(before: Tensor, after: Tensor) -> Tensor:
-    """``after``, with its channels innermost again where those of a one-channel convolution ``before`` were.
+    """Return ``after`` with channels innermost in memory if those of a one-channel convolution ``before`` were.
 
-    Arithmetic forgets the stride of a dimension of size 1, and with it that the net's images are channels-last. Under
-    vmap strides are not what a convolution sees, and nothing is done.
+    Arithmetic loses the stride of a dimension of size 1, and with it the information that the net's images are
+    channels-last. Under vmap, strides are not those that a convolution sees, and nothing is done.
     """
     one_channel = before.ndim == 4 and before.shape[1] == 1 and before.stride(1) == 1
     if not one_channel or after.stride(1) == 1 or torch._C._functorch.is_batchedtensor(after):
@@ -156,25 +200,48 @@ def _laid_out_as(before: Tensor, after: Tensor) -> Tensor:
 
 
 def check_descent(losses: Tensor, who: str, origin: Origin | None = None) -> None:
-    """Raises TrainingError where a loss of an inner loop, ``losses`` [B, steps], is NaN or infinite.
+    """Check that all losses of an inner loop are finite.
 
     Args:
+        losses: of every task before each step [B, steps].
         who: the learner, for the message.
-        origin: of the meta-batch, to name the episode by its number.
+        origin: the origin of the meta-batch, to name the episode by its number.
+
+    Raises:
+        TrainingError: a loss is NaN or infinite; the message gives the first task and step.
+
+    Example:
+        >>> check_descent(torch.tensor([[2.0, 1.0]]), "maml")
+        >>> check_descent(torch.tensor([[2.0, float("inf")]]), "maml")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        kshot.errors.TrainingError: maml: got inner loss inf of task 0 before step 2 of 2, expected a finite number; ...
     """
+    # One sum decides the usual case with a single synchronisation; the place is searched only on failure.
     if losses.numel() and not bool(torch.isfinite(losses.detach().sum())):
         bad = (~torch.isfinite(losses)).nonzero()
         if len(bad):
             task, step = bad[0].tolist()
             name = f"task {task}" if origin is None else f"episode {origin.indices[task]} of split {origin.split!r}"
             raise TrainingError(
-                f"{who}: the inner loss of {name} is {float(losses[task, step])} before step {step + 1} of "
-                f"{losses.shape[1]}; lower inner_lr or take fewer inner steps"
+                f"{who}: got inner loss {float(losses[task, step])} of {name} before step {step + 1} of "
+                f"{losses.shape[1]}, expected a finite number; lower inner_lr or take fewer inner steps"
             )
 
 
 def keep_buffers(module: nn.Module, state: State) -> None:
-    """The module's running statistics become the mean of the tasks' own, ``state.buffers`` [B, *]."""
+    """Set the module's floating-point buffers, such as running statistics, to the mean over the tasks.
+
+    Args:
+        module: changed in place.
+        state: with ``buffers`` [B, *] of the same names.
+
+    Example:
+        >>> norm = nn.BatchNorm1d(1)
+        >>> means = torch.tensor([[1.0], [3.0]])
+        >>> keep_buffers(norm, State({}, {"running_mean": means, "running_var": means}, tasks=2))
+        >>> norm.running_mean
+        tensor([2.])
+    """
     for name, buffer in module.named_buffers():
         if buffer.is_floating_point():
             buffer.copy_(state.buffers[name].mean(0))

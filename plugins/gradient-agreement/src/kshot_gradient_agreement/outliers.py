@@ -1,4 +1,4 @@
-"""A view of classification tasks in which some training tasks can't be learned: what gradient agreement is for.
+"""A view of classification tasks in which some training tasks can't be learned, to test gradient agreement.
 
 Letters: B meta-batch, n queries.
 """
@@ -17,32 +17,40 @@ from kshot.randomness import draws
 
 
 class Outliers:
-    """In the train split each so-many-th episode (0, n, 2n, ...) has its query labels shuffled: nothing can learn them.
+    """A view in which every n-th training episode (0, n, 2n, ...) has shuffled query labels, which can't be learned.
 
-    Its support is as it was, and so is every other episode and split. How they are shuffled depends on the episode
-    alone. The origin's field ``outlier`` [B] says which episodes these are.
+    The supports of these episodes, all other episodes and all other splits are unchanged. The shuffling depends on the
+    episode alone. The field ``outlier`` [B] of the origin tells which episodes are outliers.
 
     Args:
-        of: classification tasks.
-        every: n; with a meta-batch of n there is one in each.
+        of: the classification tasks.
+        every: n; with a meta-batch of n there is one outlier in each.
 
     Raises:
-        MisfitError: ``of`` is no classification.
+        MisfitError: ``of`` are not classification tasks.
         OptionError: ``every`` is less than 1.
+
+    Example:
+        >>> from kshot.testing import sample_tasks
+        >>> tasks = Outliers(sample_tasks.classification(), every=2)
+        >>> tasks.sample("train", range(4)).origin.fields["outlier"].tolist()
+        [True, False, True, False]
     """
 
     def __init__(self, of: TaskDistribution, *, every: int = 5) -> None:
         if of.spec.kind != "classification":
-            raise MisfitError(f"outliers: {type(of).__name__} are {of.spec.kind} tasks, expected classification")
+            raise MisfitError(
+                f"outliers: got {of.spec.kind} tasks ({type(of).__name__}), expected classification; choose other tasks"
+            )
         if every < 1:
-            raise OptionError(f"outliers: every is {every}, expected at least 1")
+            raise OptionError(f"outliers: got every {every}, expected at least 1; raise it")
         self.of, self.every = of, every
         self.spec = of.spec
         self.seed = int(getattr(of, "seed", 0))
         self.fingerprint = str(getattr(of, "fingerprint", ""))
 
     def sample(self, split: str, indices: Sequence[int]) -> Episode:
-        """Episodes ``indices`` of ``split``, as ``of`` has them but for the outliers' query labels [B, n]."""
+        """Return the episodes ``indices`` of ``split`` with the query labels [B, n] of the outliers shuffled."""
         episode = self.of.sample(split, indices)
         outlier = np.array([split == "train" and i % self.every == 0 for i in indices])
         y = episode.query.y

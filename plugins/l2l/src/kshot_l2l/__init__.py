@@ -1,4 +1,4 @@
-"""Learned optimizers (Andrychowicz et al. 2016), and the tuned hand-made ones that they have to beat."""
+"""Learned optimizers (Andrychowicz et al. 2016), and tuned hand-designed optimizers as their baselines."""
 
 from kshot_l2l.l2l import L2L
 from kshot_l2l.tuned import TunedOptimizer

@@ -1,11 +1,10 @@
-"""Andrychowicz et al., "Learning to learn by gradient descent by gradient descent", 2016 (1606.04474).
+"""L2L: Andrychowicz et al., "Learning to learn by gradient descent by gradient descent", 2016 (1606.04474).
 
-Letters: B meta-batch, T time, P coordinates of a point, H hidden units.
+Letters: B meta-batch, T time, P coordinates of a point.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -17,32 +16,22 @@ from torch import Tensor, nn
 from kshot import Episode, Metrics, Needs, Objective, Predictor, Support, TaskSpec, Training
 from kshot.episode import map_tensors
 from kshot.errors import OptionError, TrainingError
+from kshot_l2l.coordinate_lstm import CoordinateLSTM
 from kshot_l2l.steps import at_steps, last_step
 
 Optimizer = Callable[[Tensor, Any], tuple[Tensor, Any]]
 """m: (gradient [B, P], its state or None) -> (update [B, P], new state)."""
 
 
-def preprocess(gradient: Tensor, p: float) -> Tensor:
-    """Two numbers for each gradient, whatever its size [...] -> [..., 2] (appendix A).
-
-    (log|g| / p, sign g) where |g| >= e^-p, else (-1, e^p g).
-    """
-    size = gradient.abs()
-    large = size >= math.exp(-p)
-    log = size.clamp_min(math.exp(-p)).log() / p
-    return torch.stack([log.where(large, -1.0), gradient.sign().where(large, math.exp(p) * gradient)], -1)
-
-
 @frozen(eq=False)
 class Iterate:
-    """Where an optimizer is: all that its next step needs.
+    """The state of an optimization: everything that the next step needs.
 
     Attributes:
         point: theta_t [B, P].
         loss: f(theta_t) [B].
-        gradient: of f at theta_t [B, P].
-        state: the optimizer's own h_t; None before its first step.
+        gradient: the gradient of f at theta_t [B, P].
+        state: the optimizer's state h_t; None before its first step.
     """
 
     point: Tensor
@@ -51,63 +40,63 @@ class Iterate:
     state: Any = None
 
     def detached(self) -> Iterate:
-        """The same, as constants: a truncated unroll goes on from here."""
+        """Return the same values without a graph; a truncated unroll continues from them."""
         return Iterate(*map_tensors(Tensor.detach, [self.point, self.loss, self.gradient, self.state]))
 
 
 def start(objective: Objective) -> Iterate:
-    """theta_0."""
+    """Return theta_0, the initial point of the objective.
+
+    Example:
+        >>> objective = Objective(torch.zeros(1, 2), (), lambda point, data: (point - 1).square().sum())
+        >>> start(objective).gradient
+        tensor([[-2., -2.]])
+    """
     return Iterate(objective.initial, *objective.loss_and_gradient(objective.initial))
 
 
 def step(optimizer: Optimizer, objective: Objective, at: Iterate, second_order: bool = False) -> Iterate:
-    """theta_{t+1} = theta_t + g_t, where [g_t, h_{t+1}] = m(grad f(theta_t), h_t, phi) (eq. 3).
+    """Compute theta_{t+1} = theta_t + g_t, where [g_t, h_{t+1}] = m(grad f(theta_t), h_t, phi) (eq. 3).
 
-    Gradients of f are constants to the optimizer's parameters, as in the paper; with ``second_order`` they are not.
+    Args:
+        optimizer: m.
+        objective: f of every task.
+        at: the state of the optimization at step t.
+        second_order: whether the gradients of f carry a graph; without, they are constants, as in the paper.
+
+    Example:
+        With m(g) = -0.5 g, this is gradient descent:
+
+        >>> objective = Objective(torch.zeros(1, 2), (), lambda point, data: (point - 1).square().sum())
+        >>> step(lambda gradient, state: (-0.5 * gradient, state), objective, start(objective)).point
+        tensor([[1., 1.]])
     """
     update, state = optimizer(at.gradient, at.state)
     point = at.point + update
     return Iterate(point, *objective.loss_and_gradient(point, create_graph=second_order), state)
 
 
-class CoordinateLSTM(nn.Module):
-    """m: two layers of LSTM, one small network for every coordinate, each with its own state (section 2.1).
-
-    Args:
-        hidden: H, units of each layer.
-        preprocessing: p.
-        output_scale: what the output is multiplied by.
-    """
-
-    def __init__(self, hidden: int, preprocessing: float, output_scale: float) -> None:
-        super().__init__()
-        self.cells = nn.ModuleList([nn.LSTMCell(2, hidden), nn.LSTMCell(hidden, hidden)])
-        self.head = nn.Linear(hidden, 1)
-        self.p, self.scale = preprocessing, output_scale
-
-    def forward(self, gradient: Tensor, state: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """``gradient`` [B, P], state (h, c of each layer [B * P, H]) -> update [B, P], new state."""
-        signal = preprocess(gradient, self.p).flatten(0, 1)  # B * P coordinates are one batch
-        new: list[Tensor] = []
-        for layer, cell in enumerate(self.cells):
-            signal, c = cell(signal, None if state is None else state[2 * layer : 2 * layer + 2])
-            new += [signal, c]
-        return self.scale * self.head(signal).view_as(gradient), tuple(new)
-
-
 class L2L(nn.Module):
-    """An optimizer that is learned: trained by unrolling it on other objectives.
+    """A learned optimizer, which is trained by unrolling it on many objectives.
 
     Args:
-        spec: the tasks'; any number of coordinates will do.
+        spec: the specification of the tasks; the optimizer works for any number of coordinates.
         hidden: units of each of the LSTM's two layers.
-        preprocessing: p of the gradients' preprocessing: they are told apart down to e^-p.
-        output_scale: of the updates.
-        unroll: steps from one outer step to the next; longer optimizations are truncated there.
-        second_order: let the outer gradient flow through the gradients of the objective; the paper drops it.
+        preprocessing: p of the gradients' preprocessing; gradients below e^-p are scaled linearly.
+        output_scale: a factor of the updates.
+        unroll: the number of steps between two outer steps; back-propagation is truncated there.
+        second_order: whether the outer gradient flows through the gradients of the objective, which the paper omits.
 
     Raises:
-        OptionError: a number that is not positive.
+        OptionError: a number is not positive.
+
+    Example:
+        >>> from kshot.testing import sample_tasks
+        >>> tasks = sample_tasks.Quadratics(steps=6)
+        >>> learner = L2L(tasks.spec, hidden=5)
+        >>> episode = tasks.sample("test", [0, 1])
+        >>> tuple(learner.adapt(episode.support)(episode.query.x).shape)
+        (2, 6, 3)
     """
 
     needs = Needs(kinds=("objective",))
@@ -125,34 +114,37 @@ class L2L(nn.Module):
     ) -> None:
         super().__init__()
         given = {"hidden": hidden, "preprocessing": preprocessing, "output_scale": output_scale, "unroll": unroll}
-        if wrong := [f"{name} is {value}" for name, value in given.items() if not value > 0]:
-            raise OptionError(f"l2l: {', '.join(wrong)}; expected positive numbers")
+        if wrong := [f"{name} {value}" for name, value in given.items() if not value > 0]:
+            raise OptionError(f"l2l: got {', '.join(wrong)}, expected positive numbers; raise them")
         self.optimizer = CoordinateLSTM(hidden, preprocessing, output_scale)
         self.unroll, self.second_order = unroll, second_order
         self.needs = attrs.evolve(type(self).needs, exact_gradient=second_order)
 
     def meta_gradient(self, episodes: Episode) -> Iterator[Metrics]:
-        """The gradient of L(phi) = E[sum_t w_t f(theta_t)], w_t = 1 (eq. 3), by truncated unrolls: an outer step each.
+        """Add the gradient of L(phi) = E[sum_t w_t f(theta_t)], w_t = 1 (eq. 3), by truncated unrolls.
 
-        ``loss`` is the mean over the unroll's steps and over the tasks.
+        It yields after each unroll, and the engine takes an outer step. ``loss`` is the mean over the steps of the
+        unroll and over the tasks.
         """
         objective = episodes.support.source
         T = last_step(episodes.query.x, "l2l")
         at = start(objective)
         for first in range(1, T + 1, self.unroll):
+            # Unroll the optimizer for some steps of every task.
             losses = []
             for _ in range(first, min(first + self.unroll, T + 1)):
                 at = step(self.optimizer, objective, at, self.second_order)
                 losses.append(at.loss)
+            # Back-propagate through time, for the mean of f over steps and tasks.
             curve = torch.stack(losses, 1)
             check_losses(curve, first, episodes)
             loss = curve.mean()
             loss.backward()  # type: ignore[no-untyped-call]
-            at = at.detached()
+            at = at.detached()  # truncate: the next unroll starts from constants
             yield {"loss": loss.detach()}
 
     def adapt(self, support: Support) -> Predictor:
-        """Run the optimizer: steps [B, T] -> the points after so many updates [B, T, P]."""
+        """Return the predictor that runs the optimizer: step numbers [B, T] -> points at these steps [B, T, P]."""
 
         def predict(x: Tensor) -> Tensor:
             return at_steps([at.point for at in self.run(support.source, last_step(x, "l2l"))], x)
@@ -161,7 +153,7 @@ class L2L(nn.Module):
 
     @torch.no_grad()
     def run(self, objective: Objective, steps: int) -> Iterator[Iterate]:
-        """theta_0 to theta_steps, one by one and without a graph."""
+        """Yield the states of the optimization at theta_0 to theta_steps, without a graph."""
         at = start(objective)
         yield at
         for _ in range(steps):
@@ -169,9 +161,10 @@ class L2L(nn.Module):
             yield at
 
     def trace(self, episode: Episode) -> Mapping[str, Tensor]:
-        """What the optimizer did (ability ``Explains``), T being the last step asked.
+        """Return the course of the optimization (ability ``Explains``) up to T, the last of the requested steps.
 
-        ``loss`` [B, T + 1], ``point`` and ``gradient`` [B, T + 1, P] from step 0 on; ``update`` [B, T, P].
+        Returns:
+            ``loss`` [B, T + 1], ``point`` and ``gradient`` [B, T + 1, P] from step 0 on; ``update`` [B, T, P].
         """
         at = self.run(episode.support.source, last_step(episode.query.x, "l2l"))
         loss, point, gradient = (
@@ -181,13 +174,22 @@ class L2L(nn.Module):
 
 
 def check_losses(curve: Tensor, first: int, episodes: Episode) -> None:
-    """Raises TrainingError where a loss ``curve`` [B, T], which begins with step ``first``, is not finite."""
+    """Check that all losses of an unroll are finite.
+
+    Args:
+        curve: the losses [B, T].
+        first: the number of the first step.
+        episodes: the meta-batch, to name the episode by its number.
+
+    Raises:
+        TrainingError: a loss is NaN or infinite; the message gives the first task and step.
+    """
     curve = curve.detach()
     bad = (~curve.isfinite()).nonzero()
     if len(bad):
         b, t = bad[0].tolist()
         episode = "" if episodes.origin is None else f", episode {episodes.origin.indices[b]}"
         raise TrainingError(
-            f"l2l: the loss of task {b}{episode} is {float(curve[b, t])} at step {first + t}, not a finite number; "
+            f"l2l: got loss {float(curve[b, t])} of task {b}{episode} at step {first + t}, expected a finite number; "
             "lower the outer rate or output_scale, or look at this task"
         )

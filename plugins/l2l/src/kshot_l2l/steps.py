@@ -1,4 +1,4 @@
-"""Asked steps: the whole numbers in a query's ``x``, checked, and the iterates picked by them."""
+"""The steps that a query requests in its ``x``: their check, and the points at these steps."""
 
 from __future__ import annotations
 
@@ -9,20 +9,33 @@ from kshot.errors import DataError
 
 
 def last_step(x: Tensor, who: str) -> int:
-    """The last of the steps ``x`` [B, T], at least 0: so many updates have to be made.
+    """Return the last of the steps ``x`` [B, T], which is the number of updates to make.
+
+    Args:
+        who: the learner, for the message.
 
     Raises:
-        DataError: a step is negative or lies between two updates, or there is none.
+        DataError: a step is negative or not a whole number, or there is no step.
+
+    Example:
+        >>> last_step(torch.tensor([[1.0, 5.0]]), "l2l")
+        5
     """
     if not x.numel() or bool((x < 0).any() | (x != x.round()).any()):
         raise DataError(
-            f"{who}: asked for the steps {x.flatten()[:8].tolist()} of shape {list(x.shape)}, expected at least one, "
-            "and whole numbers of updates from 0 on"
+            f"{who}: got the steps {x.flatten()[:8].tolist()} of shape {list(x.shape)}, expected at least one, and "
+            "whole numbers of updates from 0 on; change the query"
         )
     return int(x.max())
 
 
 def at_steps(points: list[Tensor], x: Tensor) -> Tensor:
-    """``points`` [B, P] after 0, 1, ... updates -> those at the steps ``x`` [B, T]: [B, T, P]."""
+    """Select from ``points`` [B, P] after 0, 1, ... updates those at the steps ``x`` [B, T]: [B, T, P].
+
+    Example:
+        >>> at_steps([torch.tensor([[0.0]]), torch.tensor([[7.0]])], torch.tensor([[1.0, 0.0]]))
+        tensor([[[7.],
+                 [0.]]])
+    """
     rows = torch.arange(len(x), device=x.device)[:, None]
     return torch.stack(points, 1)[rows, x.long()]

@@ -18,12 +18,12 @@ from kshot_lrua_memory.access import access
 
 
 class LRUAState(NamedTuple):
-    """What the next step needs, and the last write weights for those who draw them.
+    """Everything that the next step needs, and the last write weights, for pictures.
 
     Attributes:
         memory: M_t [B, M, W].
         read_weights, write_weights: w^r_t and w^w_t of each head [B, R, M].
-        usage: w^u_t [B, M].
+        usage: w^u_t [B, M], without a gradient.
     """
 
     memory: Tensor
@@ -33,29 +33,42 @@ class LRUAState(NamedTuple):
 
 
 def least_used(usage: Tensor, count: int) -> Tensor:
-    """Numbers of the ``count`` least used slots, the least used first: usage [B, M] -> [B, count].
+    """Return the numbers of the ``count`` least used slots, the least used first: usage [B, M] -> [B, count].
 
-    Of slots used alike, those with lower numbers come first: at the start all are, and the threshold of eq. 6 alone
-    would mark every one of them.
+    Among equally used slots those with lower numbers come first. At the start all slots are equally unused, and the
+    threshold of eq. 6 alone would mark every one of them.
+
+    Example:
+        >>> least_used(torch.tensor([[0.5, 0.0, 2.0, 0.0]]), 2)
+        tensor([[1, 3]])
     """
     return usage.argsort(dim=-1, stable=True)[:, :count]
 
 
 class LRUAMemory(nn.Module):
-    """Slots that are found by their content alone, and written where a head last read or where nobody has for longest.
+    """A memory that is read by content alone, and written where a head last read or at the least recently used slots.
 
-    In a step the least used slot is wiped, the heads write their keys, and then read what is there. All begins wiped:
-    no content, nothing read, nothing used. The interface is, for each head, a key k_t of width W and a gate alpha_t.
+    In each step the least used slot is wiped, the heads write their keys, and then they read the new memory. An
+    episode starts with a wiped memory, no reads and no usage. The interface is, for each head, a key k_t of width W
+    and a gate alpha_t.
 
     Args:
         slots, width, reads: M, W and R.
-        decay: gamma, how much of the usage is left after a step.
-        strength: where the learned strength of the keys begins, a factor of the cosine in eq. 3; None is the paper's,
-            without one. A cosine is at most 1, so that of 128 slots the softmax gives the best at most 5 %.
+        decay: gamma, the share of the usage that remains after a step.
+        strength: the initial value of a learned strength of the keys, a factor of the cosine in eq. 3. None is the
+            paper's equation, without a strength; since a cosine is at most 1, the softmax over 128 slots then gives
+            the best slot at most 5 %.
 
     Raises:
-        OptionError: a size that is not positive, more heads than slots, a decay outside [0, 1], a strength <= 0.
-        MisfitError: at ``step``: an interface of another length.
+        OptionError: a size is not positive, there are more heads than slots, the decay is outside [0, 1], or the
+            strength is not positive and finite.
+        MisfitError: (by ``step``) the interface has another length than ``interface_size``.
+
+    Example:
+        >>> memory = LRUAMemory(slots=6, width=4, reads=2)
+        >>> reads, state = memory.step(torch.zeros(3, memory.interface_size), memory.initial_state(3))
+        >>> tuple(reads.shape), tuple(state.read_weights.shape)
+        ((3, 8), (3, 2, 6))
     """
 
     def __init__(
@@ -69,20 +82,23 @@ class LRUAMemory(nn.Module):
     ) -> None:
         super().__init__()
         sizes = {"slots": slots, "width": width, "reads": reads}
-        if wrong := [f"{name} is {size}" for name, size in sizes.items() if size < 1]:
-            raise OptionError(f"lrua-memory: {', '.join(wrong)}; expected at least 1")
+        if wrong := [f"{name} {size}" for name, size in sizes.items() if size < 1]:
+            raise OptionError(f"lrua-memory: got {', '.join(wrong)}, expected at least 1; raise it")
         if reads > slots:
             raise OptionError(
-                f"lrua-memory: reads is {reads} for {slots} slots; each head needs a least used slot of its own: lower "
-                "reads or raise slots"
+                f"lrua-memory: got reads {reads} and slots {slots}, expected at least one slot per head, because each "
+                "head needs a least used slot; lower reads or raise slots"
             )
         if not 0 <= decay <= 1:
-            raise OptionError(f"lrua-memory: decay is {decay}, expected a share of 0 to 1")
+            raise OptionError(f"lrua-memory: got decay {decay}, expected a number from 0 to 1; change it")
         if strength is not None and not 0 < strength < math.inf:
-            raise OptionError(f"lrua-memory: strength is {strength}, expected a positive number, or none")
+            raise OptionError(
+                f"lrua-memory: got strength {strength}, expected a positive finite number or None; change it"
+            )
         self.slots, self.width, self.reads, self.decay = slots, width, reads, decay
         self.interface_size = reads * (width + 1)
         self.read_size = reads * width
+        # The strength is learned as its logarithm, which keeps it positive.
         log_strength = torch.tensor(math.log(strength or 1.0))
         if strength is None:
             self.register_buffer("log_strength", log_strength, persistent=False)
@@ -90,24 +106,37 @@ class LRUAMemory(nn.Module):
             self.log_strength = nn.Parameter(log_strength)
 
     def initial_state(self, batch_size: int) -> LRUAState:
-        """A wiped memory for ``batch_size`` episodes."""
+        """Return the state of a wiped memory for ``batch_size`` episodes."""
         B, M, R = batch_size, self.slots, self.reads
         zeros = self.log_strength.new_zeros
         return LRUAState(zeros(B, M, self.width), zeros(B, R, M), zeros(B, R, M), zeros(B, M))
 
     def step(self, interface: Tensor, state: LRUAState) -> tuple[Tensor, LRUAState]:
-        """``interface`` [B, R * W + R]: all keys, then all gates -> reads [B, R * W] and the next state."""
+        """Write and read once.
+
+        Args:
+            interface: all keys, then all gates [B, R * W + R].
+            state: the state after the step before.
+
+        Returns:
+            The reads of all heads [B, R * W], and the next state.
+        """
         if interface.shape[-1] != self.interface_size:
             raise MisfitError(
-                f"lrua-memory: an interface of {interface.shape[-1]} numbers came, expected interface_size "
-                f"{self.interface_size} for {self.reads} heads of width {self.width}"
+                f"lrua-memory: got an interface of {interface.shape[-1]} numbers, expected interface_size "
+                f"{self.interface_size} for {self.reads} heads of width {self.width}; size the layer that emits it by "
+                "interface_size"
             )
         keys, gates = torch.split(full_precision(interface), [self.read_size, self.reads], -1)
         key = keys.view(-1, self.reads, self.width)
+        # Eq. 6: mark the least used slots, as many as there are heads.
         least = least_used(state.usage, self.reads)
-        w_lu = torch.zeros_like(state.usage).scatter_(-1, least, 1.0).unsqueeze(1)  # eq. 6
-        w_w = torch.lerp(w_lu, state.read_weights, gates.sigmoid().unsqueeze(-1))  # eq. 7: sigma(alpha) is the reads'
-        memory, w_r, reads = access(state.memory, least[:, 0], w_w, key, self.log_strength.exp())  # eq. 8, 2 - 4
-        used = (w_r.detach() + w_w.detach()).sum(1)  # an order of slots has no slope
-        usage = torch.add(used, state.usage, alpha=self.decay)  # eq. 5
+        w_lu = torch.zeros_like(state.usage).scatter_(-1, least, 1.0).unsqueeze(1)
+        # Eq. 7: w^w_t = sigmoid(alpha) w^r_{t-1} + (1 - sigmoid(alpha)) w^lu_{t-1}.
+        w_w = torch.lerp(w_lu, state.read_weights, gates.sigmoid().unsqueeze(-1))
+        # Eq. 8, then 2 to 4: wipe the least used slot, write, look up the keys in the new memory, read.
+        memory, w_r, reads = access(state.memory, least[:, 0], w_w, key, self.log_strength.exp())
+        # Eq. 5: w^u_t = gamma w^u_{t-1} + w^r_t + w^w_t. Usage only orders the slots, so it needs no gradient.
+        used = (w_r.detach() + w_w.detach()).sum(1)
+        usage = torch.add(used, state.usage, alpha=self.decay)
         return reads.flatten(1), LRUAState(memory, w_r, w_w, usage)

@@ -1,7 +1,7 @@
 """MAML for reinforcement learning: Finn, Abbeel & Levine, "Model-agnostic meta-learning for fast adaptation of deep
 networks", 2017 (1703.03400), algorithm 3.
 
-Letters: B meta-batch, E trajectories a task, T steps. Functions of one task carry no B; ``Lift`` runs them for all.
+Letters: B meta-batch, E trajectories per task, T steps. Functions of one task have no B; ``Lift`` runs them for all.
 """
 
 from __future__ import annotations
@@ -18,34 +18,42 @@ from kshot import Episode, Lift, Metrics, Needs, Predictor, Rollout, Support, Ta
 from kshot.errors import OptionError
 from kshot.inner import State, check_descent, descend
 from kshot_maml_rl import surrogates, trust_region
-from kshot_maml_rl.policy import Activation, Family, Policy
+from kshot_maml_rl.explain import rollouts_by_update
+from kshot_maml_rl.policy import Activation, Family, Policy, repeated
 from kshot_maml_rl.surrogates import Batch
 
 
 class MamlRL(nn.Module):
-    """Learn a policy from which one policy gradient step, on a few trajectories of the task, leads to a good one.
+    """A learner of a policy from which a policy gradient step on a few trajectories of a task leads to a good one.
 
     Args:
-        spec: the tasks'; fixes observations and actions.
+        spec: the specification of the tasks.
         hidden, activation: units of the policy's hidden layers, and ``tanh`` or ``relu``.
-        initial_std: standard deviation of continuous actions at the start, in units of half their range.
+        initial_std: the initial standard deviation of continuous actions, in units of half their range.
         adapt_std: whether the inner steps change it too, as in the paper.
         inner_lr: alpha, for surrogates that are a mean over steps.
         later_lr: alpha from the second update on; None is half of the first, as in the paper's appendix A.2.
-        inner_steps: updates while training; each plays a rollout of its own. 0 trains a policy for all tasks.
-        test_steps: at evaluation and use; None is ``inner_steps``.
-        greedy: whether adapted policies then take their most likely actions; else they draw them, as in the paper.
+        inner_steps: updates in training, each on a new rollout; 0 trains one policy for all tasks.
+        test_steps: updates at evaluation and use; None is ``inner_steps``.
+        greedy: whether adapted policies take their most likely actions instead of drawing them as in the paper.
         outer: ``ppo`` takes ``epochs`` steps on the clipped surrogate, ``reinforce`` one policy gradient step, ``trpo``
-            one within a trust region, as in the paper; its step is for plain gradient descent at a rate of 1.
+            one within a trust region, as in the paper, to be taken by plain gradient descent at a rate of 1.
         epochs: outer steps on one meta-batch's trajectories; the inner steps are repeated in each.
-        clip, radius: of the clipped surrogate; of the trust region, the greatest mean divergence.
-        estimator: what inner steps descend, ``lvc`` or ``dice``: they differ in second derivatives (``surrogates``).
-        order: ``second`` differentiates through the inner steps; ``first`` takes the inner gradients as constants.
-        discount, gae, normalise: of advantages: gamma, lambda, and whether each task's have mean 0 and deviation 1.
-        strategy: how the tasks of a meta-batch run: ``vmap`` at once, ``loop`` one after another, ``auto`` chooses.
+        clip, radius: of the clipped surrogate; the greatest mean divergence of the trust region.
+        estimator: the surrogate of inner steps, ``lvc`` or ``dice``, which differ in second derivatives.
+        order: ``second`` differentiates through the inner steps; ``first`` treats the inner gradients as constants.
+        discount, gae, normalise: gamma and lambda of advantages, and whether to normalise them for each task.
+        strategy: how the tasks of a meta-batch run: at once (``vmap``), one after another (``loop``), or ``auto``.
 
     Raises:
         OptionError: negative steps, no epoch, no standard deviation, or an unknown choice.
+
+    Example:
+        >>> from kshot.testing import sample_tasks
+        >>> tasks = sample_tasks.Points()
+        >>> policy = MamlRL(tasks.spec, hidden=(8,), greedy=True).adapt(tasks.sample("test", [0, 1]).support)
+        >>> tuple(policy(torch.zeros(2, 4, 2)).shape)
+        (2, 4, 2)
     """
 
     needs = Needs(kinds=("control",), rollouts=0)
@@ -78,7 +86,7 @@ class MamlRL(nn.Module):
         super().__init__()
         if inner_steps < 0 or (test_steps or 0) < 0 or epochs < 1 or initial_std <= 0:
             given = f"inner_steps {inner_steps}, test_steps {test_steps}, epochs {epochs}, initial_std {initial_std}"
-            raise OptionError(f"maml-rl: {given}; expected no negative steps, an epoch or more, and a positive std")
+            raise OptionError(f"maml-rl: got {given}, expected steps >= 0, epochs >= 1, initial_std > 0; raise them")
         self.family = Family(spec, activation, len(hidden) + 1)
         self.net = self.family.net(hidden, initial_std)
         self.inner_lr, self.later_lr = inner_lr, inner_lr / 2 if later_lr is None else later_lr
@@ -94,36 +102,36 @@ class MamlRL(nn.Module):
             self.training_defaults = attrs.evolve(type(self).training_defaults, optimizer="sgd", lr=1.0)
 
     def theta(self, parameters: Mapping[str, Tensor] | None = None) -> State:
-        """What the inner steps change; a standard deviation that they don't is held as a buffer."""
+        """Return the state that adapts; a standard deviation that does not adapt is a buffer."""
         changed = dict(self.net.named_parameters() if parameters is None else parameters)
         fixed = {} if self.adapt_std or self.family.discrete else {"log_std": changed.pop("log_std")}
         return State(changed, fixed)
 
     def policy(self, theta: State) -> Policy:
-        """The policies of B tasks, theta [B, *]."""
+        """Return the policies of B tasks with the parameters theta [B, *]."""
         return Policy(self.family, {**theta.parameters, **theta.buffers})
 
     def batch(self, theta: State, played: Rollout) -> Batch:
-        """What is learned from a rollout of the policies theta [B, *]."""
+        """Return the data to learn from, of a rollout that the policies theta [B, *] played."""
         seen, done, running = played.observations, played.actions, played.running
         old = self.lift.map(self.family.log_probability, theta, seen, done)
-        found = surrogates.advantages(seen, played.rewards, running, **self.advantages)
-        return Batch(seen, done, found.to(old), running, old)
+        advantages = surrogates.advantages(seen, played.rewards, running, **self.advantages)
+        return Batch(seen, done, advantages.to(old), running, old)
 
     def log_ratio(self, theta: State, batch: Batch) -> Tensor:
-        """log pi_theta - log pi_played of one task's steps [E, T]; 0 after the end."""
+        """Compute log pi_theta - log pi_played of one task's steps [E, T]; 0 after the end."""
         now = self.family.log_probability(theta, batch.observations, batch.actions)
         return (now - batch.log_probability) * batch.running
 
     def inner_loss(self, theta: State, batch: Batch) -> Tensor:
-        """L of one task (eq. 4): minus the surrogate, whose gradient is the policy gradient."""
+        """Compute L of one task (eq. 4): minus the surrogate, whose gradient is the policy gradient."""
         return -self.estimator(self.log_ratio(theta, batch), batch.advantages)
 
     def adapted(self, theta: State, batches: list[Batch], first: int = 0) -> tuple[State, Tensor]:
-        """theta' = theta - alpha grad L(theta) (line 7) of one task, on ``batches`` in turn, and the losses. The first
-        batch is that of update ``first``."""
+        """Compute theta' (line 7) of one task on ``batches``, of updates ``first``, ...; also return the losses."""
         losses = [torch.zeros(0)]
         for k, batch in enumerate(batches, first):
+            # theta <- theta - alpha grad L(theta), with a smaller alpha after the first update.
             lr = self.later_lr if k else self.inner_lr
             theta, loss = descend(self.inner_loss, theta, batch, lr=lr, steps=1, second_order=self.second_order)
             losses.append(loss)
@@ -131,13 +139,10 @@ class MamlRL(nn.Module):
 
     @torch.no_grad()
     def play(self, support: Support, steps: int) -> tuple[list[State], list[Batch], list[Rollout]]:
-        """Lines 5 to 7 for B tasks: the policies [B, *] before and after each of ``steps`` updates, with what was
-        played, and learned, between them. Rollout k is that of update k.
-        """
-        B, start = len(support.key), self.theta().detach()
-        stacked = [{n: t.expand(B, *t.shape) for n, t in held.items()} for held in (start.parameters, start.buffers)]
-        states, batches, rollouts = [State(stacked[0], stacked[1], B)], [], []
+        """Play and update B tasks (lines 5 to 7); return all policies [B, *], and each update's data and rollout."""
+        states, batches, rollouts = [repeated(self.theta().detach(), len(support.key))], [], []
         for number in range(steps):
+            # Lines 5 and 6: rollout k with the policies of step k. Line 7: update k.
             rollouts.append(support.source.rollout(self.policy(states[-1]), number))
             batches.append(self.batch(states[-1], rollouts[-1]))
             update = lambda theta, batch, k=number: self.adapted(theta, [batch], k)  # noqa: E731
@@ -147,23 +152,26 @@ class MamlRL(nn.Module):
         return states, batches, rollouts
 
     def task(self, theta: State, batches: list[Batch], judged: Batch, *_: Any) -> tuple[Mapping[str, Tensor], State]:
-        """The outer loss of one task: of theta', on trajectories that theta' played (line 10)."""
+        """Compute the outer loss of one task: that of theta' on trajectories that theta' played (line 10)."""
         after, losses = self.adapted(theta, batches)
         return {"loss": -self.gain(self.log_ratio(after, judged), judged.advantages), "inner": losses}, after
 
     def played(self, episodes: Episode) -> tuple[list[State], list[Batch], Batch, Metrics]:
-        """Lines 5 to 8: policies, what their updates learned from, what is judged, and the returns before and after."""
+        """Run lines 5 to 8: return policies, data of the updates, data of the adapted policies, and mean returns."""
         states, batches, rollouts = self.play(episodes.support, self.inner_steps)
+        # Line 8: trajectories of the adapted policies.
         last = episodes.query.source.rollout(self.policy(states[-1]))
         both = {"return": last, "return_before": (*rollouts, last)[0]}
         returns = {name: played.rewards.sum(-1).mean() for name, played in both.items()}
         return states, batches, self.batch(states[-1], last), returns
 
     def meta_gradient(self, episodes: Episode) -> Iterator[Metrics]:
-        """Algorithm 3: play, update, play again; then ``epochs`` outer steps on what was played, theta' anew in each.
-        Metrics are the outer loss, and the returns of the policies before and after the updates."""
+        """Play, update, play again, and yield after each of ``epochs`` outer steps, which compute theta' anew.
+
+        Metrics are the outer loss, and the mean returns before and after the updates.
+        """
         states, batches, judged, returns = self.played(episodes)
-        for _ in range(self.epochs):
+        for _ in range(self.epochs):  # line 10: outer steps on the same trajectories
             if self.outer == "trpo":
                 loss = trust_region.outer_step(self, batches, judged, states[-1], radius=self.radius)
             else:
@@ -173,28 +181,20 @@ class MamlRL(nn.Module):
             yield {"loss": loss, **returns}
 
     def task_losses(self, episodes: Episode) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Outer losses [B] with their graph, and theta - theta' of each task (ability ``PerTask``)."""
+        """Return the outer losses [B] with their graph, and theta - theta' of each task (ability ``PerTask``)."""
         if self.outer == "trpo":
-            raise OptionError("maml-rl: a step within a trust region is no sum over tasks; choose another outer=")
+            raise OptionError(
+                "maml-rl: got outer 'trpo', expected a step that is a sum over tasks; choose another outer"
+            )
         _, batches, judged, _ = self.played(episodes)
         metrics, after = self.lift.map(self.task, self.theta(), batches, judged)
         return metrics["loss"], after.away_from(self.theta())
 
     def adapt(self, support: Support) -> Predictor:
-        """``test_steps`` updates, each on a rollout of its own; the policies that come of it."""
+        """Make ``test_steps`` updates, each on a new rollout; return the adapted policies."""
         adapted = self.policy(self.play(support, self.test_steps)[0][-1])
         return adapted.__call__ if self.greedy else adapted
 
-    @torch.no_grad()
     def trace(self, episode: Episode) -> Mapping[str, Any]:
-        """How the query's rollout 0 is played after 0 to ``test_steps`` updates (ability ``Explains``): the fields of
-        ``Rollout`` [B, steps + 1, E, T, ...]; where observations are points in the plane, ``trajectories`` that are NaN
-        after the end; and what the origin tells of the tasks, such as a goal.
-        """
-        states, _, _ = self.play(episode.support, self.test_steps)
-        played = [episode.query.source.rollout(self.policy(theta)) for theta in states]
-        names = ("observations", "actions", "rewards", "running")
-        seen = {n: torch.stack([getattr(p, n) for p in played], 1) for n in names}
-        if self.family.spec.input_shape == (2,):
-            seen["trajectories"] = seen["observations"].masked_fill(~seen["running"][..., None], torch.nan)
-        return {**(episode.origin.fields if episode.origin else {}), **seen}
+        """Return the query's rollout 0 after 0 to ``test_steps`` updates (ability ``Explains``); see ``explain``."""
+        return rollouts_by_update(self, episode)

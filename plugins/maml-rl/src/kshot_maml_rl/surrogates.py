@@ -1,7 +1,8 @@
-"""What policy gradients are the gradients of, and the baseline, as functions of one task (surrogates) or of B.
+"""Surrogate objectives, whose gradients are policy gradients, and the advantages that they weigh.
 
-Letters: B tasks, E trajectories, T steps, F features. ``running`` is 1 where a step was taken. Every surrogate is a
-mean over the E T steps of the rollout, as in the paper's code: the return divided by T, to be maximised.
+The surrogates are functions of one task, the advantages of B tasks. Every surrogate is a mean over the E T steps of a
+rollout, as in the paper's code: an estimate of the return divided by T, which is to be maximised. ``running`` is 1 for
+a step that was taken and 0 after the end. Letters: B tasks, E trajectories, T steps, F features.
 """
 
 from __future__ import annotations
@@ -16,7 +17,20 @@ from kshot.episode import register_value
 
 @frozen(eq=False)
 class Batch:
-    """What is learned from: of E trajectories a task, [B, E, T, ...], with the log-probabilities that they had."""
+    """Store the data that a task learns from: E trajectories per task, each field [B, E, T, ...].
+
+    Attributes:
+        observations, actions: as the rollout has them.
+        advantages: A_t [B, E, T].
+        running: whether the step was taken [B, E, T].
+        log_probability: log pi(a_t | o_t) of the policy that played [B, E, T].
+
+    Example:
+        >>> zeros = torch.zeros(2, 3, 4)
+        >>> batch = Batch(zeros[..., None], zeros, zeros, zeros == 0, zeros)
+        >>> tuple(batch.advantages.shape)
+        (2, 3, 4)
+    """
 
     observations: Tensor
     actions: Tensor
@@ -29,21 +43,50 @@ register_value(Batch, *(f.name for f in attrs.fields(Batch)))
 
 
 def rewards_to_go(rewards: Tensor, discount: float) -> Tensor:
-    """G_t = sum over t' >= t of discount^(t' - t) r_t' [.., T]."""
+    """Compute G_t = sum over t' >= t of discount^(t' - t) r_t', [.., T] -> [.., T].
+
+    Example:
+        >>> rewards_to_go(torch.tensor([1.0, 1.0, 1.0]), 0.5)
+        tensor([1.7500, 1.5000, 1.0000])
+    """
+    # One product with the triangular matrix of the discounts.
     steps = torch.arange(rewards.shape[-1], device=rewards.device)
     ahead = steps[:, None] - steps  # [t', t]
     return rewards @ (torch.pow(discount, ahead.clamp_min(0).to(rewards)) * (ahead >= 0))
 
 
 def features(observations: Tensor) -> Tensor:
-    """Of Duan et al. 2016 (1604.06778, appendix 2): o, o^2, t, t^2, t^3 and 1, with t in hundreds: [.., T, F]."""
+    """Compute the features o, o^2, t, t^2, t^3 and 1 of Duan et al. 2016 (1604.06778, appendix 2).
+
+    Args:
+        observations: [B, E, T, *o].
+
+    Returns:
+        [B, E, T, F], with observations clamped to [-10, 10] and t in hundreds of steps.
+
+    Example:
+        >>> features(torch.full((1, 1, 1, 1), 2.0))
+        tensor([[[[2., 4., 0., 0., 0., 1.]]]])
+    """
     flat = observations.reshape(*observations.shape[:3], -1).clamp(-10, 10)
     t = (torch.arange(flat.shape[2], device=flat.device) / 100).to(flat)[:, None].expand(*flat.shape[:3], 1)
     return torch.cat([flat, flat.square(), t, t.square(), t**3, torch.ones_like(t)], -1)
 
 
 def linear_baseline(observations: Tensor, targets: Tensor, running: Tensor, ridge: float = 1e-5) -> Tensor:
-    """Each task's least-squares fit of ``targets`` [B, E, T] by ``features``: its values [B, E, T]; float64 within."""
+    """Fit ``targets`` [B, E, T] of each task linearly by ``features``; return the fitted values [B, E, T].
+
+    Args:
+        observations: [B, E, T, *o].
+        running: steps that were taken [B, E, T]; the others do not count.
+        ridge: added to the diagonal of the normal equations, which are solved in float64.
+
+    Example:
+        >>> values = linear_baseline(torch.zeros(1, 4, 3, 1), torch.ones(1, 4, 3), torch.ones(1, 4, 3))
+        >>> torch.allclose(values, torch.ones(1, 4, 3), atol=1e-4)
+        True
+    """
+    # Normal equations: (X^T X + ridge I) w = X^T y, with the rows of untaken steps set to 0.
     x = features(observations).double().flatten(1, 2)
     x = x * running.double().flatten(1)[..., None]
     y = (targets * running).double().flatten(1)[..., None]
@@ -55,45 +98,82 @@ def linear_baseline(observations: Tensor, targets: Tensor, running: Tensor, ridg
 def advantages(
     observations: Tensor, rewards: Tensor, running: Tensor, *, discount: float, gae: float, normalise: bool
 ) -> Tensor:
-    """A_t [B, E, T]: rewards to go less the linear baseline V, by generalised advantage estimation (1506.02438).
+    """Compute A_t [B, E, T] over a linear baseline V, by generalised advantage estimation (1506.02438, eq. 16).
 
     Args:
-        gae: lambda; 1 is the whole sum of rewards, G_t - V(o_t).
-        normalise: to mean 0 and standard deviation 1 over the steps of each task.
+        observations: [B, E, T, *o].
+        rewards, running: [B, E, T].
+        discount: gamma.
+        gae: lambda; with 1, A_t = G_t - V(o_t).
+        normalise: whether to normalise to mean 0 and standard deviation 1 over the taken steps of each task.
+
+    Example:
+        >>> rewards = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+        >>> options = {"discount": 1.0, "gae": 1.0, "normalise": True}
+        >>> A = advantages(torch.zeros(1, 2, 2, 1), rewards, torch.ones(1, 2, 2), **options)
+        >>> float(A.mean().abs()) < 1e-6
+        True
     """
     mask = running.to(rewards)
     values = linear_baseline(observations, rewards_to_go(rewards, discount), running) * mask
+    # delta_t = r_t + gamma V(o_{t+1}) - V(o_t), and A_t = sum over l of (gamma lambda)^l delta_{t+l}.
     after = torch.cat([values[..., 1:], torch.zeros_like(values[..., :1])], -1)
-    found = rewards_to_go(rewards + discount * after - values, discount * gae) * mask
+    estimates = rewards_to_go(rewards + discount * after - values, discount * gae) * mask
     if not normalise:
-        return found
+        return estimates
+    # Moments over the taken steps alone; the others stay 0.
     count = mask.sum((1, 2), keepdim=True)
-    found = (found - found.sum((1, 2), keepdim=True) / count) * mask
-    return found / ((found.square().sum((1, 2), keepdim=True) / count).sqrt() + 1e-8)
+    centred = (estimates - estimates.sum((1, 2), keepdim=True) / count) * mask
+    return centred / ((centred.square().sum((1, 2), keepdim=True) / count).sqrt() + 1e-8)
 
 
 def lvc(log_ratio: Tensor, advantage: Tensor) -> Tensor:
-    """Mean of r A, r = pi / pi_old = exp ``log_ratio`` [E, T]: the low-variance curvature estimator of ProMP (Rothfuss
-    et al. 2019, 1810.06784).
+    """Compute the mean of r A with r = pi / pi_old, the low-variance curvature estimator of ProMP (1810.06784).
 
-    Its gradient at pi_old is that of REINFORCE. Its second derivative takes each step by itself: it leaves out how
-    earlier actions lead to later states, which makes it quiet, and exact only where they do not.
+    Its gradient at pi_old is that of REINFORCE. Its second derivative treats each step by itself and omits how earlier
+    actions lead to later states; it therefore has little variance, and is exact only if they do not.
+
+    Args:
+        log_ratio: log r [E, T].
+        advantage: A [E, T].
+
+    Example:
+        >>> lvc(torch.zeros(1, 2), torch.tensor([[1.0, 3.0]]))
+        tensor(2.)
     """
     return (log_ratio.exp() * advantage).mean()
 
 
 def dice(log_ratio: Tensor, advantage: Tensor) -> Tensor:
-    """Mean of (prod_{t' <= t} r_t' - prod_{t' < t} r_t') A, r = pi / pi_old = exp ``log_ratio`` [E, T]: Loaded DiCE
-    (Farquhar, Whiteson & Foerster 2019, 1909.10549).
+    """Compute the mean of (prod_{t' <= t} r_t' - prod_{t' < t} r_t') A with r = pi / pi_old: Loaded DiCE.
 
-    All its derivatives at pi_old are, on average, those of the return, whatever baseline the advantage has; the second
-    one is noisy, the more so the longer the trajectories.
+    Farquhar, Whiteson & Foerster 2019 (1909.10549). All its derivatives at pi_old equal in expectation those of the
+    return, for any baseline of the advantage; the second one is noisy, and more so for longer trajectories.
+
+    Args:
+        log_ratio: log r [E, T].
+        advantage: A [E, T].
+
+    Example:
+        At pi_old the value is 0; only the derivatives matter:
+
+        >>> dice(torch.zeros(1, 2), torch.tensor([[1.0, 3.0]]))
+        tensor(0.)
     """
     past = log_ratio.cumsum(-1)
     return ((past.exp() - (past - log_ratio).exp()) * advantage).mean()
 
 
 def clipped(log_ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
-    """Mean of min(r A, clip(r, 1 - clip, 1 + clip) A): PPO (Schulman et al. 2017, 1707.06347, eq. 7)."""
+    """Compute the mean of min(r A, clip(r, 1 - clip, 1 + clip) A): PPO (Schulman et al. 2017, 1707.06347, eq. 7).
+
+    Args:
+        log_ratio: log r [E, T].
+        advantage: A [E, T].
+
+    Example:
+        >>> clipped(torch.tensor([[0.5]]), torch.tensor([[1.0]]), clip=0.2)
+        tensor(1.2000)
+    """
     r = log_ratio.exp()
     return torch.minimum(r * advantage, r.clamp(1 - clip, 1 + clip) * advantage).mean()

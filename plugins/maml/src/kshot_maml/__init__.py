@@ -1,4 +1,4 @@
-"""Model-agnostic meta-learning (Finn, Abbeel & Levine 2017), of second and first order."""
+"""Model-agnostic meta-learning (Finn, Abbeel & Levine 2017), second and first order."""
 
 from kshot_maml.maml import MAML
 

@@ -1,6 +1,6 @@
 """MAML: Finn, Abbeel & Levine, "Model-agnostic meta-learning for fast adaptation of deep networks", 2017 (1703.03400).
 
-Letters: B meta-batch, N way, S support size, n queries. Functions of one task carry no B; ``Lift`` runs them for all.
+Letters: B meta-batch, N way, S support size, n queries. Functions of one task have no B; ``Lift`` runs them for all.
 """
 
 from __future__ import annotations
@@ -22,25 +22,33 @@ from kshot.nn import network as build_network
 
 
 class MAML(nn.Module):
-    """Learn an initialisation from which a few gradient steps on the support do well on the queries.
+    """A learner of an initialisation from which a few gradient steps on the support do well on the queries.
 
     Args:
-        spec: the tasks'; fixes the net's inputs and outputs.
+        spec: the specification of the tasks, which determines the net's inputs and outputs.
         network: ``auto``, ``conv4``, ``mlp`` or a module from [n, *input] to logits [n, N] or values [n, *target].
-        width: channels of conv4.
-        hidden: units of the mlp's hidden layers.
-        normalisation: whose batch statistics normalise the queries, see ``kshot.nn.Network``. The paper's figures
+        width: channels of ``conv4``.
+        hidden: units of the hidden layers of ``mlp``.
+        normalisation: which batch statistics normalise the queries, see ``kshot.nn.Network``. The paper's figures
             are ``transductive``.
-        order: ``second`` differentiates through the inner steps; ``first`` takes the inner gradients as constants.
-        inner_lr: alpha; None is the paper's: 0.4, from 20 ways on 0.1, and 0.01 for regression.
-        inner_steps: while training.
-        test_steps: at evaluation and use; None is ``inner_steps``.
-        strategy: how the tasks of a meta-batch run: ``vmap`` at once, ``loop`` one after another, ``auto`` chooses.
-        chunk: the most tasks of one vmap; None bounds its memory.
+        order: ``second`` differentiates through the inner steps; ``first`` treats the inner gradients as constants.
+        inner_lr: alpha; None is the paper's: 0.4, or 0.1 from 20 ways on, and 0.01 for regression.
+        inner_steps: the number of inner steps in training.
+        test_steps: the number of inner steps at evaluation and use; None is ``inner_steps``.
+        strategy: how the tasks of a meta-batch run: at once (``vmap``), one after another (``loop``), or ``auto``.
+        chunk: the greatest number of tasks in one vmap; None bounds its memory.
 
     Raises:
-        OptionError: negative steps or an unknown choice.
+        OptionError: a number of steps is negative, or a choice is unknown.
         DataError: the net can't take the tasks' inputs, or their way varies.
+
+    Example:
+        >>> from kshot.testing import sample_tasks
+        >>> tasks = sample_tasks.Lines()
+        >>> learner = MAML(tasks.spec, hidden=(8,), inner_steps=2)
+        >>> episode = tasks.sample("test", [0, 1])
+        >>> tuple(learner.adapt(episode.support)(episode.query.x).shape)
+        (2, 4, 1)
     """
 
     needs = Needs(kinds=("classification", "regression"), invariant={"order"})
@@ -62,13 +70,16 @@ class MAML(nn.Module):
     ) -> None:
         super().__init__()
         if inner_steps < 0 or (test_steps or 0) < 0:
-            raise OptionError(f"maml: inner_steps {inner_steps}, test_steps {test_steps}; expected none negative")
+            raise OptionError(
+                f"maml: got inner_steps {inner_steps} and test_steps {test_steps}, expected at least 0; raise them"
+            )
         self.kind = spec.kind
         self.net = build_network(network, spec, normalisation=normalisation, width=width, hidden=hidden)
         self.second_order = order == "second"
         self.inner_lr = paper_rate(spec) if inner_lr is None else inner_lr
         self.inner_steps, self.test_steps = inner_steps, inner_steps if test_steps is None else test_steps
         self.lift = Lift(strategy, chunk)
+        # Under ``support``, batch statistics of the adapted support count as constants of the query loss.
         constants = self.net.has_batch_norm and normalisation == "support"
         self.needs = attrs.evolve(
             type(self).needs, queries=self.net.queries, exact_gradient=self.second_order and not constants
@@ -76,21 +87,27 @@ class MAML(nn.Module):
         self.training_defaults = paper_training(spec)
 
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """L of one task: cross-entropy of logits [n, N] (eq. 3), or the mean squared error of values (eq. 2)."""
+        """Compute L of one task: the cross-entropy of logits [n, N] (eq. 3), or the mean squared error (eq. 2)."""
         outputs = full_precision(outputs)
         return F.cross_entropy(outputs, y) if self.kind == "classification" else F.mse_loss(outputs, y)
 
     def support_loss(self, state: State, support: Support) -> Tensor:
-        """L(f_theta) on the support of one task."""
+        """Compute L(f_theta) on the support of one task."""
         return self.loss(self.net.on_support(state, support.x), support.y)
 
     def adapted(self, theta: State, support: Support, steps: int) -> tuple[State, Tensor]:
-        """theta' = theta - alpha grad L(f_theta), ``steps`` times (algorithm 1, line 6); and the losses on the way."""
+        """Compute theta' = theta - alpha grad L(f_theta), ``steps`` times (algorithm 1, line 6).
+
+        Returns:
+            theta', and the loss before each step [steps].
+        """
         return descend(self.support_loss, theta, support, lr=self.inner_lr, steps=steps, second_order=self.second_order)
 
     def task(self, theta: State, episode: Episode) -> tuple[Mapping[str, Tensor], State]:
-        """L(f_theta') on other examples of the same task (line 8), with theta'."""
+        """Compute L(f_theta') on other examples of the same task (algorithm 1, lines 5 to 8); also return theta'."""
+        # Lines 5 and 6: theta' from the support.
         adapted, losses = self.adapted(theta, episode.support, self.inner_steps)
+        # Line 8: the loss of theta' on the queries.
         outputs = self.net.on_query(adapted, episode.query.x, episode.support.x)
         metrics = {"loss": self.loss(outputs, episode.query.y), "inner": losses}
         if self.kind == "classification":
@@ -98,14 +115,14 @@ class MAML(nn.Module):
         return metrics, adapted
 
     def meta_gradient(self, episodes: Episode) -> Metrics:
-        """The mean over tasks of grad_theta L(f_theta') (line 8); the engine's optimizer takes the step."""
+        """Add the mean over tasks of grad_theta L(f_theta') to ``.grad`` (line 8); the engine's optimizer steps."""
         metrics, end = self.lift.mean_gradient(self.task, self.net.state(), episodes)
         check_descent(metrics.pop("inner"), "maml", episodes.origin)
-        keep_buffers(self.net.net, end)
+        keep_buffers(self.net.net, end)  # running statistics: the mean over the tasks
         return {name: values.mean() for name, values in metrics.items()}
 
     def task_losses(self, episodes: Episode) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Losses L(f_theta') [B] with their graph, and theta - theta' of each task (ability ``PerTask``)."""
+        """Return the losses L(f_theta') [B] with their graph, and theta - theta' of each task (ability ``PerTask``)."""
         theta = self.net.state()
         metrics, adapted = self.lift.map(self.task, theta, episodes)
         check_descent(metrics["inner"], "maml", episodes.origin)
@@ -113,7 +130,10 @@ class MAML(nn.Module):
         return metrics["loss"], adapted.away_from(theta)
 
     def adapt(self, support: Support) -> Predictor:
-        """``test_steps`` inner steps on the support; logits [B, n, N] or values [B, n, *target] under theta'."""
+        """Take ``test_steps`` inner steps on the support; return the predictor under theta'.
+
+        It maps queries [B, n, *input] to logits [B, n, N] or values [B, n, *target].
+        """
 
         def fitted(theta: State, support: Support) -> tuple[State, Tensor]:
             adapted, losses = self.adapted(theta, support, self.test_steps)
@@ -130,8 +150,11 @@ class MAML(nn.Module):
         return predict
 
     def trace(self, episode: Episode) -> Mapping[str, Tensor]:
-        """Predictions on the way (ability ``Explains``): ``outputs`` [B, steps + 1, n, ...] after 0 to ``test_steps``
-        inner steps at ``inputs`` [B, n, *input], with ``targets``, ``support_inputs`` and ``support_targets``.
+        """Return the predictions after each inner step (ability ``Explains``).
+
+        Returns:
+            ``outputs`` [B, steps + 1, n, ...] after 0 to ``test_steps`` inner steps at ``inputs`` [B, n, *input];
+            ``targets``, ``support_inputs`` and ``support_targets``.
         """
         support, query, steps = episode.support, episode.query, range(self.test_steps + 1)
 
@@ -146,14 +169,24 @@ class MAML(nn.Module):
 
 
 def paper_rate(spec: TaskSpec) -> float:
-    """alpha by appendix A.1: 0.4 for 5-way, 0.1 for 20-way Omniglot; 0.01 for sinusoids."""
+    """Return alpha by appendix A.1: 0.4 for 5-way and 0.1 for 20-way Omniglot, 0.01 for sinusoids.
+
+    Example:
+        >>> paper_rate(TaskSpec(kind="classification", input_shape=(4,), way=5, shot=1, query=5))
+        0.4
+    """
     if spec.kind == "regression":
         return 0.01
     return 0.1 if isinstance(spec.way, int) and spec.way >= 20 else 0.4
 
 
 def paper_training(spec: TaskSpec) -> Training:
-    """Meta-batches by appendix A.1, with Adam at 1e-3; far fewer iterations than the paper's 60,000."""
+    """Return the meta-batches of appendix A.1, with Adam at 1e-3 and far fewer iterations than the paper's 60,000.
+
+    Example:
+        >>> paper_training(TaskSpec(kind="classification", input_shape=(4,), way=5, shot=1, query=5)).meta_batch
+        16
+    """
     if spec.kind == "regression":
         return Training(meta_batch=25, iterations=2000)
     return Training(meta_batch=16, iterations=500)

@@ -1,4 +1,4 @@
-"""Memory-augmented neural networks (Santoro et al. 2016), and an LSTM to compare them with."""
+"""Memory-augmented neural networks (Santoro et al. 2016), and an LSTM as their baseline."""
 
 from kshot_mann.lstm import LSTM
 from kshot_mann.mann import MANN

@@ -1,7 +1,8 @@
 """Memory-augmented neural networks: Santoro, Bartunov, Botvinick, Wierstra & Lillicrap, "One-shot learning with
 memory-augmented neural networks", 2016 (1605.06065).
 
-Letters: B meta-batch, N way, n queries, T time, M slots, W slot width, R read heads, D units of the controller.
+Letters: B meta-batch, N way, n queries, T time, I numbers of a step, M slots, W slot width, R read heads, D units of
+the controller.
 """
 
 from __future__ import annotations
@@ -16,17 +17,18 @@ from torch.utils import _pytree as pytree
 import kshot.nn
 from kshot import Episode, Memory, MemoryFactory, Metrics, Needs, Predictor, Support, TaskSpec, Training
 from kshot.errors import OptionError
-from kshot.functional import sequence_errors, sequence_loss
+from kshot.functional import lstm_cell, sequence_errors, sequence_loss
 from kshot_lrua_memory import LRUAMemory
 from kshot_mann.steps import Steps
 
 
 class MANNState(NamedTuple):
-    """What the next step needs.
+    """Everything that the next step needs.
 
     Attributes:
-        seen: the controller's h_t and what was read at t [B, D + R * W]: what is answered from, and gone on from.
-        cell: the controller's c_t [B, D].
+        seen: the controller's hidden state h_t and the reads r_t, [B, D + R * W]. The answer is computed from them,
+            and they are the recurrent input of the next step.
+        cell: the controller's cell state c_t [B, D].
         memory: the memory's own state.
     """
 
@@ -36,22 +38,31 @@ class MANNState(NamedTuple):
 
 
 class MANN(nn.Module):
-    """An LSTM with an external memory that learns to bind what it sees to the label that comes one step later.
+    """An LSTM with an external memory that learns to bind each example to the label that arrives one step later.
 
-    At step t it sees (x_t, y_{t-1}) and what it read at t - 1, writes to the memory and reads it, and answers from its
-    own state and what it has read. As a learner of few-shot classification it goes through the support in this way
-    and then answers each query from the state that this has led to, one query independently of the others.
+    At step t the controller receives (x_t, y_{t-1}) and the reads of step t - 1; it writes to the memory, reads from
+    it, and answers from its hidden state and the new reads. As a few-shot classifier it processes the support in this
+    way and then answers each query from the resulting state, independently of the other queries.
 
     Args:
-        spec: the tasks': streams, other sequences of labels or of bits, or classification with a fixed way.
-        memory: makes the memory; by default ``lrua-memory``.
+        spec: the specification of the tasks: streams, other sequences of labels or of bits, or classification with a
+            fixed way.
+        memory: the factory of the memory; ``lrua-memory`` by default.
         hidden: D, units of the controller.
-        slots, width, reads: M, W and R that the memory is asked for; its own options win.
-        standardise: take the mean off each example and divide it by its standard deviation.
+        slots, width, reads: M, W and R requested from the factory; options given with the memory take precedence.
+        standardise: whether to subtract the mean of each example and divide it by its standard deviation.
 
     Raises:
-        OptionError: hidden is not positive, or the memory refuses its sizes.
-        MisfitError: the memory's sizes disagree with what it does.
+        OptionError: ``hidden`` is not positive, or the memory refuses its sizes.
+        MisfitError: the memory's stated sizes disagree with its results.
+
+    Example:
+        >>> from kshot.testing import sample_tasks
+        >>> tasks = sample_tasks.LabelStream(way=3, length=8)
+        >>> learner = MANN(tasks.spec, hidden=10, slots=6, width=4, reads=2)
+        >>> episode = tasks.sample("train", [0, 1])
+        >>> tuple(learner.adapt(episode.support)(episode.query.x).shape)
+        (2, 8, 3)
     """
 
     needs = Needs(kinds=("sequence", "classification"), exact_gradient=True)
@@ -70,50 +81,62 @@ class MANN(nn.Module):
     ) -> None:
         super().__init__()
         if hidden < 1:
-            raise OptionError(f"mann: hidden is {hidden}, expected at least 1 unit")
+            raise OptionError(f"mann: got hidden {hidden}, expected at least 1 unit; raise hidden")
         self.steps = Steps(spec, standardise)
         self.hidden = hidden
         self.memory: Memory = kshot.nn.memory(memory or LRUAMemory, slots=slots, width=width, reads=reads)
-        # One matrix of the LSTM in two, so that what is seen is multiplied for all T at once.
+        # The LSTM's matrix is stored in two: `see` multiplies the inputs, for all T steps at once, and `go_on` the
+        # recurrent input [h_{t-1}, r_{t-1}]. The gates are stored in the order input, forget, output, candidate.
         self.see = nn.Linear(self.steps.size, 4 * hidden)
         self.go_on = nn.Linear(hidden + self.memory.read_size, 4 * hidden, bias=False)
         self.emit = nn.Linear(hidden, self.memory.interface_size)
         self.say = nn.Linear(hidden + self.memory.read_size, self.steps.outputs)
         with torch.no_grad():
-            self.see.bias[hidden : 2 * hidden] += 1  # gates of forgetting begin open (Jozefowicz et al. 2015)
+            self.see.bias[hidden : 2 * hidden] += 1  # forget gates start open (Jozefowicz et al. 2015)
 
     def wiped(self, B: int) -> MANNState:
-        """The state before the first step of ``B`` episodes: nothing lasts from one episode to the next."""
+        """Return the state before the first step of ``B`` episodes, so that nothing lasts beyond an episode."""
         zeros = self.say.weight.new_zeros
         return MANNState(zeros(B, self.say.in_features), zeros(B, self.hidden), self.memory.initial_state(B))
 
     def unroll(self, shown: Tensor, state: MANNState) -> Iterator[MANNState]:
-        """From ``state`` on, the state after each of the steps ``shown`` [B, T, I]."""
-        for seen in self.see(shown).unbind(1):
-            given, forgotten, told, candidate = (seen + self.go_on(state.seen)).chunk(4, 1)
-            cell = forgotten.sigmoid() * state.cell + given.sigmoid() * candidate.tanh()
-            h = told.sigmoid() * cell.tanh()
-            reads, memory = self.memory.step(self.emit(h), state.memory)
-            state = MANNState(torch.cat([h, reads], 1), cell, memory)
+        """Yield the state after each of the steps ``shown`` [B, T, I], starting from ``state``."""
+        for input_projection in self.see(shown).unbind(1):  # W x_t + b of every gate [B, 4 D]
+            # The controller, an LSTM whose recurrent input contains the reads of the step before.
+            gates = input_projection + self.go_on(state.seen)
+            input_gate, forget_gate, output_gate, candidate = gates.chunk(4, 1)
+            hidden, cell = lstm_cell(
+                input_gate=input_gate,
+                forget_gate=forget_gate,
+                candidate=candidate,
+                output_gate=output_gate,
+                cell=state.cell,
+            )
+            # The memory: its interface (keys and gates) is a linear map of h_t; it is written first, then read.
+            reads, memory = self.memory.step(self.emit(hidden), state.memory)
+            state = MANNState(torch.cat([hidden, reads], 1), cell, memory)
             yield state
 
     def answer(self, shown: Tensor, state: MANNState) -> tuple[Tensor, MANNState]:
-        """Steps ``shown`` [B, T, I] -> logits [B, T, *target] and the state after the last."""
+        """Map the steps ``shown`` [B, T, I] to logits [B, T, *target] and the state after the last step."""
         seen = []
-        for state in self.unroll(shown, state):  # noqa: B020  the loop goes on from the state it is given
+        for state in self.unroll(shown, state):  # noqa: B020  the loop continues from the given state
             seen.append(state.seen)
-        logits: Tensor = self.say(torch.stack(seen, 1))
+        logits: Tensor = self.say(torch.stack(seen, 1))  # o_t = W_o [h_t, r_t], for all steps at once
         return logits.view(*shown.shape[:2], *self.steps.target), state
 
     def meta_gradient(self, episodes: Episode) -> Metrics:
-        """The negative log-likelihood of the answers, back-propagated through all steps (section 2.1 of the paper)."""
+        """Add the gradient of the answers' mean negative log-likelihood, through all steps (section 2.1)."""
         logits = self.adapt(episodes.support)(episodes.query.x)
         loss = sequence_loss(logits, episodes.query.y)
         loss.backward()  # type: ignore[no-untyped-call]
         return {"loss": loss.detach(), "error": sequence_errors(logits.detach(), episodes.query.y).nanmean()}
 
     def adapt(self, support: Support) -> Predictor:
-        """Of a sequence nothing is known before it begins; of a classification task, what its support has written."""
+        """Return the predictor of a sequence, from a wiped state; or of queries, from the state after the support.
+
+        Sequences [B, T, *input] are mapped to logits [B, T, *target], queries [B, n, *input] to logits [B, n, N].
+        """
         if self.steps.spec.kind == "sequence":
             return lambda x: self.answer(self.steps.of_sequence(x), self.wiped(len(x)))[0]
         shown, label = self.steps.of_support(support)
@@ -121,19 +144,20 @@ class MANN(nn.Module):
 
         def predict(x: Tensor) -> Tensor:
             B, n = x.shape[:2]
-            alone = pytree.tree_map(lambda t: t.repeat_interleave(n, 0), state)  # each query goes on from the support
-            logits, _ = self.answer(self.steps.of_queries(x, label).flatten(0, 1)[:, None], alone)
+            # Each query is a sequence of one step that continues from its own copy of the state [B * n, ...].
+            copies = pytree.tree_map(lambda t: t.repeat_interleave(n, 0), state)
+            logits, _ = self.answer(self.steps.of_queries(x, label).flatten(0, 1)[:, None], copies)
             return logits.view(B, n, -1)
 
         return predict
 
     def trace(self, episode: Episode) -> Mapping[str, Any]:
-        """What was shown and said, and where the memory was read and written (ability ``Explains``).
+        """Return the inputs, the answers, and the slots that were read and written (ability ``Explains``).
 
         Returns:
             numpy arrays ``inputs`` [B, T, I], the steps of a sequence or of a support; ``outputs``, logits, and
-            ``targets`` of the queries; ``read_weights`` [B, T, R, M] and ``write_weights`` [B, T, *, M] where the
-            memory's state names them.
+            ``targets`` of the queries; ``read_weights`` [B, T, R, M] and ``write_weights`` [B, T, *, M] if the
+            memory's state has fields of these names.
         """
         with torch.no_grad():
             if self.steps.spec.kind == "sequence":
@@ -143,6 +167,7 @@ class MANN(nn.Module):
             states = [state.memory for state in self.unroll(shown, self.wiped(len(shown)))]
             outputs = self.adapt(episode.support)(episode.query.x)
         traced = {"inputs": shown, "outputs": outputs, "targets": episode.query.y}
+        # A memory's state may be a mapping, a named tuple, or a value without names.
         for name in ("read_weights", "write_weights"):
             fields = [s if isinstance(s, Mapping) else getattr(s, "_asdict", dict)() for s in states]
             if name in fields[0]:

@@ -16,57 +16,86 @@ import kshot.nn
 from kshot import Episode, Memory, MemoryFactory, Metrics, Needs, Predictor, Support, TaskSpec, Training
 from kshot.episode import check_finite
 from kshot.errors import DataError, OptionError
-from kshot.functional import sequence_errors, sequence_loss
+from kshot.functional import lstm_cell, sequence_errors, sequence_loss
 from kshot_ntm_memory import NTMMemory
 
 Carry = tuple[Tensor, Tensor] | None
-"""What an LSTM carries from step to step: h and c [B, D]. None before the first step, and for a feed-forward net."""
+"""The state of an LSTM, h and c [B, D]; None before the first step and for a feed-forward controller."""
 
 
 class FeedForward(nn.Module):
-    """h_t = tanh(U x_t + V r_{t-1}): all that lasts is in the memory."""
+    """A controller without a state, h_t = tanh(U x_t + V r_{t-1}): everything that lasts is in the memory.
+
+    Example:
+        >>> controller = FeedForward(inputs=3, reads=4, hidden=5)
+        >>> tuple(controller(controller.see(torch.zeros(2, 3)), torch.zeros(2, 4), None)[0].shape)
+        (2, 5)
+    """
 
     def __init__(self, inputs: int, reads: int, hidden: int) -> None:
         super().__init__()
         self.see = nn.Linear(inputs, hidden)
         self.recall = nn.Linear(reads, hidden, bias=False)
 
-    def forward(self, seen: Tensor, reads: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        """``seen`` = U x_t [B, D], reads of the step before [B, R * W] -> h_t [B, D]."""
-        return torch.tanh(seen + self.recall(reads)), None
+    def forward(self, input_projection: Tensor, reads: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        """Map U x_t [B, D] and the reads of the step before [B, R * W] to h_t [B, D]; there is no state."""
+        return torch.tanh(input_projection + self.recall(reads)), None
 
 
 class LSTM(nn.Module):
-    """A long short-term memory that sees x_t and r_{t-1}: it has a small memory of its own."""
+    """A controller that is an LSTM over x_t and r_{t-1}, and so has a small internal memory.
+
+    Example:
+        >>> controller = LSTM(inputs=3, reads=4, hidden=5)
+        >>> hidden, (h, cell) = controller(controller.see(torch.zeros(2, 3)), torch.zeros(2, 4), None)
+        >>> tuple(hidden.shape), tuple(cell.shape)
+        ((2, 5), (2, 5))
+    """
 
     def __init__(self, inputs: int, reads: int, hidden: int) -> None:
         super().__init__()
+        # The gates are stored in the order input, forget, candidate, output.
         self.see = nn.Linear(inputs, 4 * hidden)
         self.recall = nn.Linear(reads + hidden, 4 * hidden, bias=False)
 
-    def forward(self, seen: Tensor, reads: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        """``seen`` = U x_t [B, 4 D], reads of the step before [B, R * W], h and c -> h_t [B, D], h and c."""
-        h, c = carry if carry is not None else seen.new_zeros(2, len(seen), seen.shape[1] // 4)
-        given, forgotten, candidate, shown = (seen + self.recall(torch.cat([reads, h], 1))).chunk(4, 1)
-        c = torch.sigmoid(forgotten + 1) * c + torch.sigmoid(given) * torch.tanh(candidate)
-        h = torch.sigmoid(shown) * torch.tanh(c)
-        return h, (h, c)
+    def forward(self, input_projection: Tensor, reads: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        """Map U x_t [B, 4 D], the reads of the step before [B, R * W] and the state to h_t [B, D] and the new state."""
+        zeros = input_projection.new_zeros
+        h, cell = carry if carry is not None else zeros(2, len(reads), input_projection.shape[1] // 4)
+        gates = input_projection + self.recall(torch.cat([reads, h], 1))
+        input_gate, forget_gate, candidate, output_gate = gates.chunk(4, 1)
+        h, cell = lstm_cell(
+            input_gate=input_gate,
+            forget_gate=forget_gate + 1,  # a constant bias keeps the forget gate open at first
+            candidate=candidate,
+            output_gate=output_gate,
+            cell=cell,
+        )
+        return h, (h, cell)
 
 
 class NTM(nn.Module):
-    """A controller that reads and writes an external memory at every step, all of it learned by gradients.
+    """A controller that reads and writes an external memory at every step, trained end to end by gradients.
 
-    The output o_t = O [h_t, r_t] sees what was read at this step; the controller sees it at the next.
+    The output o_t = O [h_t, r_t] depends on the reads of this step; the controller sees them at the next step.
 
     Args:
-        spec: the tasks': sequences of labels (``way``) or of bits (``target_shape``).
-        memory: makes the memory; by default ``ntm-memory``, 128 slots of width 20 with one read head.
+        spec: the specification of the tasks: sequences of labels (``way``) or of bits (``target_shape``).
+        memory: the factory of the memory; by default ``ntm-memory`` with 128 slots of width 20 and one read head.
         controller: ``feedforward`` or ``lstm``.
-        hidden: D, its units.
+        hidden: D, units of the controller.
 
     Raises:
-        OptionError: hidden is not positive.
-        MisfitError: the memory's sizes disagree with what it does.
+        OptionError: ``hidden`` is not positive.
+        MisfitError: the memory's stated sizes disagree with its results.
+
+    Example:
+        >>> from kshot.testing import sample_tasks
+        >>> tasks = sample_tasks.Copying(length=3, bits=2)
+        >>> learner = NTM(tasks.spec, controller="lstm", hidden=10)
+        >>> episode = tasks.sample("train", [0])
+        >>> tuple(learner.adapt(episode.support)(episode.query.x).shape)
+        (1, 7, 2)
     """
 
     needs = Needs(kinds=("sequence",), exact_gradient=True)
@@ -82,7 +111,7 @@ class NTM(nn.Module):
     ) -> None:
         super().__init__()
         if hidden < 1:
-            raise OptionError(f"ntm: hidden is {hidden}, expected at least 1")
+            raise OptionError(f"ntm: got hidden {hidden}, expected at least 1 unit; raise hidden")
         self.memory: Memory = kshot.nn.memory(memory or NTMMemory, slots=128, width=20, reads=1)
         inputs, reads = math.prod(spec.input_shape), self.memory.read_size
         self.controller: FeedForward | LSTM = (LSTM if controller == "lstm" else FeedForward)(inputs, reads, hidden)
@@ -92,42 +121,57 @@ class NTM(nn.Module):
         self.say = nn.Linear(hidden + reads, math.prod(self.target))
 
     def unroll(self, x: Tensor) -> tuple[Tensor, list[Any]]:
-        """Sequences ``x`` [B, T, *input] -> logits [B, T, *target] and the memory's state after each step."""
+        """Map sequences ``x`` [B, T, *input] to logits [B, T, *target] and the memory's state after each step.
+
+        Raises:
+            DataError: the length is 0, or an input is not finite.
+        """
         B, T = x.shape[:2]
         if T == 0:
-            raise DataError(f"ntm: the sequences have length 0 (inputs of shape {tuple(x.shape)}), expected a step")
+            raise DataError(
+                f"ntm: got sequences of length 0 (inputs of shape {tuple(x.shape)}), expected at least one step; "
+                "raise their length"
+            )
         check_finite(x, "ntm: inputs")
-        seen = self.controller.see(x.flatten(2))
-        reads, carry, state = seen.new_zeros(B, self.memory.read_size), None, self.memory.initial_state(B)
-        hs, rs, states = [], [], []
-        for seen_t in seen.unbind(1):
-            h, carry = self.controller(seen_t, reads, carry)
+        input_projections = self.controller.see(x.flatten(2))  # U x_t of all steps in one product
+        # Each sequence starts from zero reads and a wiped memory.
+        reads = input_projections.new_zeros(B, self.memory.read_size)
+        carry, state = None, self.memory.initial_state(B)
+        hidden_states, all_reads, states = [], [], []
+        for input_projection in input_projections.unbind(1):
+            # h_t from x_t and r_{t-1}; then the heads, which the interface steers, give r_t.
+            h, carry = self.controller(input_projection, reads, carry)
             reads, state = self.memory.step(self.emit(h), state)
-            hs.append(h)
-            rs.append(reads)
+            hidden_states.append(h)
+            all_reads.append(reads)
             states.append(state)
-        logits: Tensor = self.say(torch.cat([torch.stack(hs, 1), torch.stack(rs, 1)], -1))
+        # o_t = O [h_t, r_t] of all steps in one product.
+        logits: Tensor = self.say(torch.cat([torch.stack(hidden_states, 1), torch.stack(all_reads, 1)], -1))
         return logits.view(B, T, *self.target), states
 
     def meta_gradient(self, episodes: Episode) -> Metrics:
-        """Back-propagation through all T steps of the answers' negative log-likelihood."""
+        """Add the gradient of the answers' mean negative log-likelihood, back-propagated through all T steps."""
         logits, _ = self.unroll(episodes.query.x)
         loss = sequence_loss(logits, episodes.query.y)
         loss.backward()  # type: ignore[no-untyped-call]
         return {"loss": loss.detach(), "error": sequence_errors(logits.detach(), episodes.query.y).nanmean()}
 
     def adapt(self, support: Support) -> Predictor:
-        """Nothing is known of a sequence before it begins: each starts from a wiped memory."""
+        """Return the map from sequences [B, T, *input] to logits [B, T, *target]; each starts from a wiped memory."""
         return lambda x: self.unroll(x)[0]
 
     def trace(self, episode: Episode) -> Mapping[str, Any]:
-        """What was said and where the heads were (ability ``Explains``): numpy arrays ``inputs`` [B, T, *input],
-        ``outputs`` (logits) and ``targets`` [B, T, *target]; ``read_weights`` [B, T, R, M] and ``write_weights``
-        [B, T, *, M] where the memory's state names them.
+        """Return the inputs, the outputs, and the places of the heads (ability ``Explains``).
+
+        Returns:
+            numpy arrays ``inputs`` [B, T, *input], ``outputs`` (logits) and ``targets`` [B, T, *target];
+            ``read_weights`` [B, T, R, M] and ``write_weights`` [B, T, *, M] if the memory's state has fields of these
+            names.
         """
         with torch.no_grad():
             outputs, states = self.unroll(episode.query.x)
         traced = {"inputs": episode.query.x, "outputs": outputs.float(), "targets": episode.query.y}
+        # A memory's state may be a mapping, a named tuple, or a value without names.
         for name in ("read_weights", "write_weights"):
             fields = [s if isinstance(s, Mapping) else getattr(s, "_asdict", dict)() for s in states]
             if name in fields[0]:

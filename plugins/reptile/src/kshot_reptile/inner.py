@@ -1,0 +1,81 @@
+"""Reptile's inner loop: minibatches of the support, Adam without momentum, and the paper's rates.
+
+Letters: B meta-batch, S support size, k inner steps, b examples of a minibatch.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from kshot import Support, TaskSpec, generator
+from kshot.errors import DataError
+from kshot.inner import Tensors, Update
+
+
+def minibatches(support: Support, size: int, steps: int) -> Tensor:
+    """Draw the examples of the support that each step takes: int64 [B, k, min(b, S)].
+
+    As in the authors' code, passes over the support in random order follow one another and are cut into minibatches.
+    If the support is not larger than a minibatch, every step takes all of it. The order of each task is drawn from its
+    own key.
+
+    Args:
+        size: b.
+        steps: k.
+
+    Raises:
+        DataError: the support is empty.
+
+    Example:
+        >>> support = Support(torch.zeros(1, 4, 2), torch.zeros(1, 4), key=torch.tensor([0]))
+        >>> tuple(minibatches(support, size=3, steps=5).shape)
+        (1, 5, 3)
+    """
+    B, S = support.y.shape[:2]
+    if S == 0:
+        raise DataError("reptile: got an empty support, expected at least one example; raise tasks.shot")
+    if size >= S:
+        return torch.arange(S, device=support.y.device).expand(B, steps, S)
+    passes = 1 + steps * size // S
+    generators = [generator(key, "reptile/minibatches") for key in support.key.tolist()]
+    orders = [torch.cat([torch.randperm(S, generator=g) for _ in range(passes)]) for g in generators]
+    return torch.stack([order[: steps * size].view(steps, size) for order in orders]).to(support.y.device)
+
+
+def adam(lr: float, beta2: float = 0.999, eps: float = 1e-8) -> Update:
+    """Return the rule of Adam (Kingma & Ba 2015, algorithm 1) with beta1 = 0: no momentum, as in Reptile's paper.
+
+    Its memory is the number of steps and the decaying mean of squared gradients.
+
+    Example:
+        The first step is lr * sign(gradient):
+
+        >>> parameters, memory = adam(0.1)({"theta": torch.tensor(1.0)}, {"theta": torch.tensor(-7.0)}, None)
+        >>> parameters["theta"]
+        tensor(1.1000)
+    """
+
+    def update(parameters: Tensors, gradients: Tensors, memory: Any) -> tuple[Tensors, Any]:
+        t, before = memory or (0, {n: torch.zeros_like(g) for n, g in gradients.items()})
+        # v_t = beta2 v_{t-1} + (1 - beta2) g^2, and its square root after the correction of the bias.
+        v = {n: beta2 * before[n] + (1 - beta2) * g.square() for n, g in gradients.items()}
+        root = {n: (s / (1 - beta2 ** (t + 1))).sqrt() for n, s in v.items()}
+        # theta_t = theta_{t-1} - lr g / (sqrt(v^) + eps).
+        return {n: p - lr * gradients[n] / (root[n] + eps) for n, p in parameters.items()}, (t + 1, v)
+
+    return update
+
+
+def paper_inner(spec: TaskSpec) -> tuple[Literal["sgd", "adam"], float]:
+    """Return the inner optimizer and its rate, by appendix A for Omniglot and the authors' code for sinusoids.
+
+    Example:
+        >>> paper_inner(TaskSpec(kind="regression", input_shape=(1,), target_shape=(1,), shot=5, query=5))
+        ('sgd', 0.02)
+    """
+    if spec.kind == "regression":
+        return "sgd", 0.02
+    return "adam", 5e-4 if isinstance(spec.way, int) and spec.way >= 20 else 1e-3
