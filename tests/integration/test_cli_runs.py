@@ -11,6 +11,7 @@ import textwrap
 import time
 import warnings
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from kshot.errors import DataError
 
 OWN = pytest.importorskip("kshot_protonet").ProtoNet.training_defaults
 pytest.importorskip("kshot_toy")
+NEEDS_SINUSOID = pytest.mark.skipif(find_spec("kshot_sinusoid") is None, reason="kshot-sinusoid is not installed")
 
 FEW = ("--backend.threads=1", "--evaluate.episodes=20", "--quiet")
 
@@ -172,7 +174,7 @@ def test_a_folder_with_anything_in_it_is_refused_and_left_alone() -> None:
         (["protonet", "toy", "--hooks=nothing"], 4, "no hook is called 'nothing'"),
         (["protonett", "toy"], 4, "did you mean 'protonet'?"),
         (["protonet", "toys"], 4, "did you mean 'toy'?"),
-        (["protonet", "toy-sinusoids"], 3, "the tasks are regression"),
+        pytest.param(["protonet", "sinusoid"], 3, "the tasks are regression", marks=NEEDS_SINUSOID),
         (["protonet", "toy", "--tasks.way=61"], 5, "60 classes"),
         (["protonet", "toy", "--tasks.classes=10", "--training.way=11"], 5, "10 classes, but way is 11"),
         (["protonet", "toy", "--tasks.classes=10", "--training.classes=8"], 5, "--training.way="),
@@ -202,7 +204,13 @@ def test_check_answers_without_computing() -> None:
     assert fits["fits"] is True
     assert fits["training"]["way"] == OWN.tasks["way"]
     assert fits["tests"][0]["way"] == 5
-    done = cli("check", "protonet", "toy-sinusoids", "--json")
+    assert not list(Path().iterdir())
+
+
+@NEEDS_SINUSOID
+def test_check_gives_the_reasons_why_a_learner_does_not_fit() -> None:
+    """The reasons are in the JSON document, and the exit code is 3."""
+    done = cli("check", "protonet", "sinusoid", "--json")
     assert done.exit_code == 3
     assert json.loads(done.stdout)["reasons"] == ["the tasks are regression, the learner learns classification"]
     assert not list(Path().iterdir())
