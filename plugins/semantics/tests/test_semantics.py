@@ -162,7 +162,7 @@ def test_tasks_without_a_pool_of_labelled_examples_are_refused() -> None:
     """Of another kind, or of the right kind and without a table; and an unknown split is."""
     with pytest.raises(MisfitError, match="Lines are regression tasks without a pool"):
         Semantics(sample_tasks.Lines(), TABLE)
-    with pytest.raises(DataError, match="unknown split 'trian'; these tasks have train, val, test, trainval"):
+    with pytest.raises(DataError, match="got unknown split 'trian', expected one of train, val, test, trainval"):
         view().sample("trian", [0])
     with pytest.raises(DataError, match="4 examples, but shot"):
         view(query=5).sample("train", [0])

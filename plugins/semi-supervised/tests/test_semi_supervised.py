@@ -265,7 +265,7 @@ def test_tasks_without_a_pool_of_labelled_examples_are_refused() -> None:
         SemiSupervised(sample_tasks.Lines())
     with pytest.raises(MisfitError, match="Opaque are classification tasks without a pool"):
         SemiSupervised(Opaque())
-    with pytest.raises(DataError, match="unknown split 'trian'; these tasks have train, val, test, trainval"):
+    with pytest.raises(DataError, match="got unknown split 'trian', expected one of train, val, test, trainval"):
         view().sample("trian", [0])
 
 

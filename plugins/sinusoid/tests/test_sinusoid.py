@@ -62,5 +62,5 @@ def test_bad_options_are_refused():
         Sinusoid(amplitude=(3, 1))
     with pytest.raises(OptionError, match="outlier_every is 0"):
         Sinusoid(outlier_every=0)
-    with pytest.raises(DataError, match="unknown split 'dev'; these tasks have train, val, test"):
+    with pytest.raises(DataError, match="got unknown split 'dev', expected one of train, val, test"):
         Sinusoid().sample("dev", [0])

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from kshot import Episode, Origin, Rollout, TaskSpec, control
 from kshot.episode import Policy, register_value
-from kshot.errors import DataError, OptionError
+from kshot.errors import OptionError
 from kshot.randomness import as_tensor, episode_keys, uniform
+from kshot.sampling import check_split
 
 
 @frozen(eq=False)
@@ -114,8 +115,7 @@ class Bandits:
 
     def sample(self, split: str, indices: Sequence[int]) -> Episode:
         """Tasks ``indices`` of ``split``; the origin's fields have the arms' ``chances``."""
-        if split not in self.spec.splits:
-            raise DataError(f"unknown split {split!r}; these tasks have {', '.join(self.spec.splits)}")
+        check_split(split, self.spec)
         keys = episode_keys(self.seed, split, indices)
         chances, key = torch.from_numpy(uniform(keys, "chances", self._arms)).float(), as_tensor(keys)
         fields = {"chances": chances.numpy().copy()}

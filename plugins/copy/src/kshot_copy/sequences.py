@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from kshot import Episode, Examples, Origin, Support, TaskSpec
-from kshot.errors import DataError, OptionError
+from kshot.errors import OptionError
 from kshot.randomness import U64, as_tensor, below, draws, episode_keys
-from kshot.sampling import shape_of_block
+from kshot.sampling import check_split, shape_of_block
 from kshot.spec import Count, bounds
 
 
@@ -43,8 +43,7 @@ def place(spec: TaskSpec, seed: int, split: str, indices: Sequence[int]) -> tupl
     Raises:
         DataError: an unknown split, or indices of blocks with different lengths.
     """
-    if split not in spec.splits:
-        raise DataError(f"unknown split {split!r}; these tasks have {', '.join(spec.splits)}")
+    check_split(split, spec)
     count = shape_of_block(spec, seed, split, indices)["query"]
     return episode_keys(seed, split, indices), int(count or 0)
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from kshot import Episode, Origin, Rollout, TaskSpec, control
 from kshot.episode import Policy, register_value
-from kshot.errors import DataError, OptionError
+from kshot.errors import OptionError
 from kshot.randomness import as_tensor, episode_keys, uniform
+from kshot.sampling import check_split
 
 STEP = 0.1
 """The farthest that a point moves in a step, in each coordinate."""
@@ -102,8 +103,7 @@ class Navigation2D:
 
     def sample(self, split: str, indices: Sequence[int]) -> Episode:
         """Tasks ``indices`` of ``split``; the origin's fields have their goals."""
-        if split not in self.spec.splits:
-            raise DataError(f"unknown split {split!r}; these tasks have {', '.join(self.spec.splits)}")
+        check_split(split, self.spec)
         keys = episode_keys(self.seed, split, indices)
         goal, key = torch.from_numpy(uniform(keys, "goal", 2) - 0.5).float(), as_tensor(keys)
         origin = Origin(

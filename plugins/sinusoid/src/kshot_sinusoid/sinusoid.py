@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from kshot import Episode, Examples, Origin, Support, TaskSpec
-from kshot.errors import DataError, OptionError
+from kshot.errors import OptionError
 from kshot.randomness import as_tensor, episode_keys, normal, uniform
-from kshot.sampling import shape_of_block
+from kshot.sampling import check_split, shape_of_block
 
 
 class Sinusoid:
@@ -64,8 +64,7 @@ class Sinusoid:
 
     def sample(self, split: str, indices: Sequence[int]) -> Episode:
         """Tasks ``indices`` of ``split``: support [B, K, 1] and query [B, Q, 1]; targets of the same shapes."""
-        if split not in self.spec.splits:
-            raise DataError(f"unknown split {split!r}; these tasks have {', '.join(self.spec.splits)}")
+        check_split(split, self.spec)
         shape = shape_of_block(self.spec, self.seed, split, indices)
         shot, query = int(shape["shot"] or 0), int(shape["query"] or 0)
         keys = episode_keys(self.seed, split, indices)
