@@ -1,8 +1,8 @@
-"""What the engine costs over a bare PyTorch loop of the same arithmetic, blocks of steps in turn in one process.
+"""Measure the overhead of the engine over a bare PyTorch loop of the same arithmetic, in one process.
 
 The bare loop has the same net (channels-last, pooling before the ReLU), autocast where the backend chooses bf16, the
-same malloc settings, the same episodes from ``tasks.sample``, the same loss, accuracy and Adam; it has no checks, no
-hooks, no schedule and no reseeding.
+same malloc settings, the same episodes from ``tasks.sample``, the same loss, accuracy and Adam. It has no checks, no
+hooks, no schedule and no reseeding. Blocks of steps of both alternate.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LR = 1e-3
 
 
 def arms(tasks: Any, net: torch.nn.Module, steps: int) -> tuple[dict[str, Callable[[], object]], Any]:
-    """A block of ``steps`` by the engine and by the bare loop, from the same parameters; and the engine."""
+    """Return functions that run ``steps`` by the engine and by the bare loop, from equal parameters; and the engine."""
     learner = kshot.learner("protonet", tasks.spec)
     engine = kshot.Engine(learner, tasks, optimizer=kshot.Outer(lr=LR))
     net.load_state_dict(learner.encoder.net.state_dict())
@@ -55,7 +55,7 @@ def arms(tasks: Any, net: torch.nn.Module, steps: int) -> tuple[dict[str, Callab
 
 
 def same(tasks: Any, net: torch.nn.Module) -> float:
-    """The greatest relative difference of a parameter after 3 steps of both: that the arithmetic is the same."""
+    """Return the greatest relative difference of a parameter after 3 steps of both: they must compute the same."""
     runs, engine = arms(tasks, net, 3)
     for run in runs.values():
         run()

@@ -1,6 +1,6 @@
-"""What the benchmarks share: options, data, alternating timing, fresh processes, the table, and easyfsl made to run.
+"""Functions that the benchmarks share: options, data, timing, processes, the table, and adapters for easyfsl.
 
-Importing this imports neither torch nor kshot: a parent process stays small, which the memory benchmark relies on.
+Importing this imports neither torch nor kshot, so that a parent process stays small; the memory benchmark relies on it.
 """
 
 from __future__ import annotations
@@ -101,12 +101,12 @@ def alternate(
 
 
 def ratio_of(slow: Sequence[float], fast: Sequence[float]) -> float:
-    """The median over rounds of slow / fast, each within its own round."""
+    """Return the median over rounds of the ratio slow / fast within a round."""
     return statistics.median(s / f for s, f in zip(slow, fast, strict=True))
 
 
 def spread(values: Sequence[float]) -> tuple[float, float, float]:
-    """Median, least and greatest."""
+    """Return median, least and greatest as text."""
     return statistics.median(values), min(values), max(values)
 
 
@@ -127,7 +127,7 @@ def resident() -> dict[str, float]:
 
 
 def _status(key: str) -> float:
-    """A size of /proc/self/status, in MB."""
+    """Return a size from /proc/self/status, in MB."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(lines[key].split()[0]) / 1024
 
@@ -159,7 +159,7 @@ class Report:
     ratios: list[tuple[float, str]] = field(default_factory=list)
 
     def finish(self, options: argparse.Namespace) -> None:
-        """Print it, as a table that ends with the ratios or as JSON."""
+        """Print the report, as a table that ends with the ratios or as JSON."""
         if options.quick:
             self.notes.append("--quick: too few repetitions to measure anything")
         if options.json:
@@ -186,7 +186,7 @@ def show(value: Any) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What it was measured on."""
+    """Describe the machine on which the benchmark ran."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

@@ -1,9 +1,9 @@
-"""What does a second process gain, and what do processes cost one another? Iterations with 1 and 2 of them, in turn.
+"""Measure the gain of a second process and the cost of exchange, in iterations with 1 and 2 processes in turn.
 
-Prototypical networks on 8 tasks a meta-batch. Each measurement is a launch of its own, by torchrun where there are two
-processes, on one thread each. Of an iteration it is told how long a rank spends in the all_reduce, which is mostly
-waiting for the other rank; and, apart from that, how long the same all_reduce takes where both come at once, as one
-flat tensor (which the engine does) and as a call for each parameter.
+Prototypical networks train on 8 tasks per meta-batch. Each measurement is a separate launch, by torchrun for two
+processes, with one thread each. The benchmark reports how long a rank spends in an iteration's all_reduce, which is
+mostly waiting. It also reports how long the same all_reduce takes if both ranks arrive at once, as
+one flat tensor (as in the engine) and as one call per parameter.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TASKS = 8
 
 
 def part_iterations(processes: int, quick: bool) -> dict[str, Any]:
-    """Milliseconds of each case, as this rank sees it."""
+    """Return the milliseconds of each case, measured by this rank."""
     import kshot
 
     backend: Any = kshot.backend("distributed", local={"name": "cpu", "threads": 1})
@@ -77,7 +77,7 @@ def meetings(engine: Any, reduce: Callable[[Any], Any], times: int) -> dict[str,
 
 
 def launched(processes: int, quick: bool) -> dict[str, Any]:
-    """What rank 0 saw in a launch of its own."""
+    """Launch the processes, and return the measurements of rank 0."""
     given = json.dumps({"processes": processes, "quick": quick})
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--"]
     command = [sys.executable, *launcher, __file__, "--part", "iterations", "--options", given]

@@ -1,4 +1,4 @@
-"""Evaluating episodes of 5-way 1-shot 15-query with conv4-64: several at once, against one episode at a time."""
+"""Measure evaluation of 5-way 1-shot 15-query episodes with conv4-64: several at once against one at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Are unseen people's faces told apart better by a siamese network's distance than by raw pixels? AT&T (ORL) faces.
+"""Compare a siamese network's distance with raw pixels in verifying faces of unseen people (AT&T, ORL).
 
 Over several splits by person: 20 people to train, 10 to choose settings by, 10 to test. With the settings chosen,
 networks are trained anew on the 30 people and judged on all 4950 pairs of the other 10's pictures, on which raw pixels
@@ -45,7 +45,7 @@ def find_faces() -> None:
 
 
 def faces(split_seed: int, settings: dict[str, float], fit: str, **options: Any) -> Any:
-    """The faces, as components fitted on the people of ``fit`` where the settings say how many."""
+    """Make the face tasks, with components fitted on the people of ``fit`` if the settings give their number."""
     options = {"size": SIZE, "split_seed": split_seed, "augment": settings.get("augment", 0.0), **options}
     if "components" not in settings:
         return kshot.tasks("orl-faces", **options)
@@ -95,7 +95,7 @@ def judged(final: Judged, first: Judged, episodes: int) -> tuple[dict[str, float
 
 
 def of_split(split_seed: int, iterations: int, episodes: int) -> tuple[list[str], list[Any]]:
-    """The settings chosen for each net, and what the nets and raw pixels reach."""
+    """Return the settings chosen for each net, and the results of the nets and of raw pixels."""
     chosen, arms = [], []
     for net, offered in SETTINGS.items():
         first = [trained(net, split_seed, settings, "train", iterations) for settings in offered]

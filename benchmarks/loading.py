@@ -1,7 +1,8 @@
-"""The first load of Omniglot's drawings, later loads, and what they take of memory; each in a process of its own.
+"""Measure the first load of Omniglot's drawings, later loads, and their memory, each in a separate process.
 
-Seconds are those of ``kshot.tasks("omniglot")`` with everything imported before. The yardstick decodes and shrinks the
-same drawings by Pillow in one process, and keeps nothing on disk. Files are read once before, so no disk is measured.
+Seconds are those of ``kshot.tasks("omniglot")`` with everything imported before. For comparison, Pillow
+decodes and shrinks the same drawings in one process and keeps nothing on disk. The files are read once before, so that
+the disk is not measured.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A meta-step of MAML of second order: kshot against higher, TorchOpt and parallel-metalearn, one process, one thread.
+"""Measure a second-order meta-step of MAML: kshot against higher, TorchOpt and parallel-metalearn, in one thread.
 
-Everyone gets the same net, the same tasks made before and the same outer Adam, in blocks of steps in turn. Before the
-clock starts, each one's meta-gradient is compared with that of a plain loop of ``torch.autograd.grad``.
+All libraries get the same net, the same precomputed tasks and the same outer Adam; blocks of their steps alternate.
+Before the measurement, each meta-gradient is compared with that of a plain loop of ``torch.autograd.grad``.
 
 - sinusoid: 25 tasks, 10 + 10 points, mlp 1-40-40-1, one inner step at 0.01.
 - omniglot: 16 tasks of 5-way 1-shot with 15 queries a class, conv4-64, one inner step at 0.4; and the peak resident
@@ -75,7 +75,7 @@ def kshot_arm(work: Work) -> Arm:
 
 
 def plain_arm(work: Work) -> Arm:
-    """A task after another, by autograd alone."""
+    """Compute the tasks one after another, by autograd alone."""
     import torch
     from torch.func import functional_call
 

@@ -1,8 +1,8 @@
-"""Peak resident memory of training steps (20-way) and of an evaluation (5w1s15q), conv4-64, kshot against easyfsl.
+"""Measure the peak memory of training (20-way) and evaluation (5w1s15q) with conv4-64, kshot against easyfsl.
 
-Each in a process of its own, by the kernel's high-water mark. easyfsl reads PNG files one by one without workers, the
-least memory it can have, so no copy of the images counts against it. kshot's figures hold its mapped table of drawings
-(as far as its pages were touched), and the freed blocks it tells malloc to keep.
+Each runs in a separate process, measured by the kernel's high-water mark. easyfsl reads PNG files one by one without
+workers, which takes the least memory, so that no copy of the images counts against it. The numbers of kshot include its
+mapped table of drawings (the pages that were touched) and the freed blocks that it tells malloc to keep.
 """
 
 from __future__ import annotations

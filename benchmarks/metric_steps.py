@@ -1,4 +1,4 @@
-"""A training step of each metric learner, conv nets on Omniglot, against a bare PyTorch loop of the same arithmetic.
+"""Measure a training step of each metric learner on Omniglot against a bare PyTorch loop of the same arithmetic.
 
 Each at the episodes that it is trained on by default. The bare loops are written out below as one would write them for
 one learner and one episode, over the same layers; they have kshot's malloc settings, autocast where the backend chooses

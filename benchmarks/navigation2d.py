@@ -1,4 +1,4 @@
-"""Environment steps a second of 2-D navigation: 20 tasks x 20 trajectories x 100 steps, one process, one thread."""
+"""Measure environment steps per second of 2-D navigation: 20 tasks x 20 trajectories x 100 steps, in one thread."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TASKS, TRAJECTORIES, HORIZON = 20, 20, 100
 
 
 def gymnasium_environments(steps: int) -> Callable[[], object]:
-    """The same 400 points as single gymnasium environments, stepped one after another by ``SyncVectorEnv``."""
+    """Make the same 400 points as single gymnasium environments, which ``SyncVectorEnv`` steps one after another."""
     import gymnasium
 
     from kshot_navigation2d import gym

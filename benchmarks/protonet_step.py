@@ -1,4 +1,4 @@
-"""A training episode of prototypical networks, conv4-64 on Omniglot, 1 shot and 5 queries, kshot against easyfsl.
+"""Measure a training episode of prototypical networks on Omniglot (conv4-64, 1 shot, 5 queries) against easyfsl.
 
 (a) Images in memory, one process, blocks of steps in turn. Both sides have the same torch threads and the same malloc
     settings (kshot's backend sets them for the whole process, which helps easyfsl too).

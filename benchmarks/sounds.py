@@ -1,4 +1,4 @@
-"""Are sounds of cats and dogs told apart, and by what? Leave-one-out over all recordings, with 95 % intervals.
+"""Measure how well several methods separate sounds of cats and dogs: leave-one-out, with 95 % intervals.
 
 28 recordings (Cats, Dogs) and 42 (with Sub_dogs, as dogs). Each in turn is left out, and classified by the others:
 

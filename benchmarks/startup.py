@@ -1,4 +1,4 @@
-"""Whole-process times: ``kshot list`` and ``import kshot``, against an empty Python and ``import torch``."""
+"""Measure the time of processes: ``kshot list`` and ``import kshot`` against plain Python and ``import torch``."""
 
 from __future__ import annotations
 

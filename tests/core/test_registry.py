@@ -538,7 +538,6 @@ def test_every_first_party_name_has_group_and_distribution() -> None:
     """The table has all of our plugins; a distribution is called `kshot-NAME` unless it has several plugins."""
     table = tomllib.loads(Path(kshot.registry.__file__).with_name("first_party.toml").read_text(encoding="utf-8"))
     elsewhere = {
-        "toy-sinusoids": "kshot-toy",
         "caml": "kshot-cavia",
         "lstm": "kshot-mann",
         "tuned-optimizer": "kshot-l2l",

@@ -11,6 +11,7 @@ import textwrap
 import time
 import warnings
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,14 @@ from kshot.errors import DataError
 
 OWN = pytest.importorskip("kshot_protonet").ProtoNet.training_defaults
 pytest.importorskip("kshot_toy")
+NEEDS_SINUSOID = pytest.mark.skipif(find_spec("kshot_sinusoid") is None, reason="kshot-sinusoid is not installed")
 
 FEW = ("--backend.threads=1", "--evaluate.episodes=20", "--quiet")
 
 
 @pytest.fixture(autouse=True)
 def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A current directory of its own; the thread count, which a run sets for the process, is put back."""
+    """Give each test its own current directory, and restore the thread count, which a run sets for the process."""
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()
     yield
@@ -70,7 +72,7 @@ def results(text: str) -> list[Any]:
 
 
 def test_train_writes_a_whole_run_and_ends_with_the_result_and_where_it_is() -> None:
-    """The main job: one line in, a figure with its interval out."""
+    """One command trains and prints the accuracy with its interval."""
     lines = train().stdout.splitlines()
     assert "% accuracy (20 episodes, test, 5-way 1-shot" in lines[0]
     assert lines[-1] == "run: run"
@@ -87,7 +89,7 @@ def test_train_writes_a_whole_run_and_ends_with_the_result_and_where_it_is() -> 
 
 
 def test_train_without_a_folder_name_uses_learner_tasks_and_seed() -> None:
-    """As documented; and --no-run writes nothing."""
+    """The default folder is as documented, and --no-run writes nothing."""
     common = ("train", "protonet", "toy", "--iterations=1", *FEW)
     assert cli(*common, "--no-run").exit_code == 0
     assert not list(Path().iterdir())
@@ -96,7 +98,7 @@ def test_train_without_a_folder_name_uses_learner_tasks_and_seed() -> None:
 
 
 def test_json_is_one_document_with_what_the_run_folder_holds() -> None:
-    """Every episode's scores apart, which a program reads from result.json."""
+    """Only the scores of the episodes are left out, which a program reads from result.json."""
     printed = json.loads(train("--json").stdout)
     written = json.loads(Path("run/result.json").read_text())
     assert printed["run"] == "run"
@@ -115,7 +117,7 @@ def test_it_trains_on_the_learners_own_tasks_and_tests_on_the_users() -> None:
 
 
 def test_flags_and_recipe_give_the_same_run() -> None:
-    """The same names, the same bits."""
+    """The same options give the same bits."""
     Path("recipe.toml").write_text(
         'title = "a recipe"\nlearner = "protonet"\nrun = "file"\nseed = 7\n'
         '[tasks]\nname = "toy"\nfeatures = 12\n[training]\nway = 6\n[optimizer]\nlr = 0.01\nschedule = "constant"\n'
@@ -145,7 +147,7 @@ def test_the_command_line_does_what_the_same_code_does() -> None:
 
 
 def test_a_folder_with_anything_in_it_is_refused_and_left_alone() -> None:
-    """Exit code 6, before any compute."""
+    """The exit code is 6, and the error comes before any compute."""
     Path("run").mkdir()
     Path("run/mine.txt").write_text("mine")
     before = contents("run")
@@ -172,7 +174,7 @@ def test_a_folder_with_anything_in_it_is_refused_and_left_alone() -> None:
         (["protonet", "toy", "--hooks=nothing"], 4, "no hook is called 'nothing'"),
         (["protonett", "toy"], 4, "did you mean 'protonet'?"),
         (["protonet", "toys"], 4, "did you mean 'toy'?"),
-        (["protonet", "toy-sinusoids"], 3, "the tasks are regression"),
+        pytest.param(["protonet", "sinusoid"], 3, "the tasks are regression", marks=NEEDS_SINUSOID),
         (["protonet", "toy", "--tasks.way=61"], 5, "60 classes"),
         (["protonet", "toy", "--tasks.classes=10", "--training.way=11"], 5, "got way 11, expected at most 10"),
         (["protonet", "toy", "--tasks.classes=10", "--training.classes=8"], 5, "--training.way="),
@@ -183,7 +185,7 @@ def test_a_folder_with_anything_in_it_is_refused_and_left_alone() -> None:
     ],
 )
 def test_bad_input_fails_before_any_compute_with_its_exit_code(args: list[str], code: int, message: str) -> None:
-    """A wrong test must not show after a night of training: nothing is written, not even the folder."""
+    """A wrong option must not show only after training: nothing is written, not even the folder."""
     done = cli("train", *args, "--run=run", "--quiet")
     assert done.exit_code == code, done.output
     assert message in done.stderr
@@ -193,7 +195,7 @@ def test_bad_input_fails_before_any_compute_with_its_exit_code(args: list[str], 
 
 
 def test_check_answers_without_computing() -> None:
-    """For people and for programs."""
+    """It prints one line for people, or a JSON document for programs."""
     done = cli("check", "protonet", "toy")
     assert done.exit_code == 0
     own = ", ".join(f"{name} {value}" for name, value in OWN.tasks.items())
@@ -202,14 +204,20 @@ def test_check_answers_without_computing() -> None:
     assert fits["fits"] is True
     assert fits["training"]["way"] == OWN.tasks["way"]
     assert fits["tests"][0]["way"] == 5
-    done = cli("check", "protonet", "toy-sinusoids", "--json")
+    assert not list(Path().iterdir())
+
+
+@NEEDS_SINUSOID
+def test_check_gives_the_reasons_why_a_learner_does_not_fit() -> None:
+    """The reasons are in the JSON document, and the exit code is 3."""
+    done = cli("check", "protonet", "sinusoid", "--json")
     assert done.exit_code == 3
     assert json.loads(done.stdout)["reasons"] == ["the tasks are regression, the learner learns classification"]
     assert not list(Path().iterdir())
 
 
 def test_a_warning_is_a_line_for_people_and_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the file and line of whoever gave it; other programs' warnings are left as they are."""
+    """The line has no file and line number; warnings of other categories do not change."""
 
     def warn(plan: Any, **more: Any) -> Any:
         for _ in range(2):
@@ -225,7 +233,7 @@ def test_a_warning_is_a_line_for_people_and_said_once(monkeypatch: pytest.Monkey
 
 
 def test_the_learner_s_own_way_of_training_is_held_to_the_data() -> None:
-    """A folder of few classes trains without a word from its owner, and the run says and records what was done."""
+    """A folder of few classes trains without further options, and the run prints and records the reduced way."""
     wanted = ["protonet", "toy", "--tasks.classes=10", "--iterations=3", "--evaluate.episodes=5"]
     assert cli("check", *wanted[:3]).stdout == "protonet fits toy (the learner's own way 10, query 1)\n"
     done = cli("train", *wanted, "--run=run")
@@ -240,7 +248,7 @@ def test_the_learner_s_own_way_of_training_is_held_to_the_data() -> None:
 
 
 def test_info_of_a_learner_shows_what_it_needs_and_how_it_is_trained() -> None:
-    """The defaults that a run without options takes."""
+    """They are the defaults of a run without options."""
     told = json.loads(cli("info", "protonet", "--json").stdout)
     assert told["needs"]["kinds"] == ["classification"]
     assert told["training"]["tasks"] == dict(OWN.tasks)
@@ -248,7 +256,7 @@ def test_info_of_a_learner_shows_what_it_needs_and_how_it_is_trained() -> None:
 
 
 def test_evaluate_gives_the_runs_own_figure_and_changes_nothing() -> None:
-    """Read-only: not a byte, not a time stamp."""
+    """No byte and no time stamp of the run folder changes."""
     own = results(train("--json").stdout)[0]["mean"]
     before = contents("run")
     assert results(cli("evaluate", "run", "--json", "--quiet").stdout)[0]["mean"] == own
@@ -256,7 +264,7 @@ def test_evaluate_gives_the_runs_own_figure_and_changes_nothing() -> None:
 
 
 def test_evaluate_takes_other_tasks_learner_options_and_episodes() -> None:
-    """One training, many questions; the scores go where --output says."""
+    """One training can be evaluated many times; the scores are written to --output."""
     train()
     flags = ["--tasks.shot=5", "--tasks.way", "4", "--evaluate.episodes=7", "--learner.normalisation=transductive"]
     done = cli("evaluate", "run", *flags, "--output=there.json", "--quiet")
@@ -269,7 +277,7 @@ def test_evaluate_takes_other_tasks_learner_options_and_episodes() -> None:
 
 
 def test_evaluate_refuses_sections_that_would_change_nothing() -> None:
-    """An optimizer has no say in a test."""
+    """Options of the optimizer have no effect on an evaluation."""
     train(iterations=1)
     done = cli("evaluate", "run", "--optimizer.lr=1")
     assert done.exit_code == 2
@@ -277,7 +285,7 @@ def test_evaluate_refuses_sections_that_would_change_nothing() -> None:
 
 
 def test_evaluate_tests_the_best_validated_parameters() -> None:
-    """As the training itself did, and not the last ones."""
+    """The evaluation uses the best parameters, as the training did, not the last ones."""
     flags = ["--engine.validate_every=2", "--engine.validation_episodes=20", "--optimizer.lr=3", "--optimizer.warmup=0"]
     own = results(train(*flags, "--json", iterations=8).stdout)[0]
     again = results(cli("evaluate", "run", "--json", "--quiet").stdout)[0]
@@ -288,7 +296,7 @@ def test_evaluate_tests_the_best_validated_parameters() -> None:
 
 
 def test_a_run_without_a_checkpoint_is_not_evaluated() -> None:
-    """A figure of untrained parameters would pass for a result."""
+    """Otherwise an accuracy of untrained parameters would look like a result."""
     train(iterations=1)
     for path in Path("run/checkpoints").iterdir():
         path.unlink()
@@ -298,7 +306,7 @@ def test_a_run_without_a_checkpoint_is_not_evaluated() -> None:
 
 
 def test_a_truncated_checkpoint_is_refused_and_nothing_overwritten() -> None:
-    """By evaluate and by resume."""
+    """Both evaluate and resume refuse it."""
     train()
     newest = sorted(Path("run/checkpoints").glob("*.pt"))[-1]
     newest.write_bytes(newest.read_bytes()[:500])
@@ -311,7 +319,7 @@ def test_a_truncated_checkpoint_is_refused_and_nothing_overwritten() -> None:
 
 
 def test_resuming_a_finished_run_tests_it_and_leaves_its_result() -> None:
-    """Its result.json holds the time of the real training."""
+    """Its result.json contains the time of the real training."""
     own = results(train("--json").stdout)
     before = contents("run")
     done = cli("resume", "run", "--json", "--quiet")
@@ -320,7 +328,7 @@ def test_resuming_a_finished_run_tests_it_and_leaves_its_result() -> None:
 
 
 def test_automatic_choices_are_recorded_and_taken_again() -> None:
-    """A run goes on as it began, whatever the machine or a newer version of the learner would choose now."""
+    """A run continues as it began, whatever another machine or a newer version of the learner would choose."""
     done = cli("train", "protonet", "toy", "--run=run", "--iterations=1", "--evaluate.episodes=5", "--quiet")
     assert done.exit_code == 0, done.output
     plan = json.loads(Path("run/config.json").read_text())["plan"]
@@ -368,7 +376,7 @@ LONG = ("--engine.checkpoint_every=5", "--backend.threads=1", "--evaluate.episod
 
 
 def test_a_killed_run_resumes_to_the_bits_of_an_unbroken_one() -> None:
-    """SIGKILL leaves no time to save anything."""
+    """After SIGKILL, which leaves no time to save, the run can be resumed."""
     process = start("train", "protonet", "toy", "--run=killed", "--iterations=400", *LONG)
     wait_for_checkpoint(process, "killed")
     process.send_signal(signal.SIGKILL)
@@ -383,7 +391,7 @@ def test_a_killed_run_resumes_to_the_bits_of_an_unbroken_one() -> None:
 
 
 def test_an_interrupted_run_says_how_to_go_on() -> None:
-    """Ctrl-C: exit code 130, no traceback."""
+    """After Ctrl-C the exit code is 130, and there is no traceback."""
     process = start("train", "protonet", "toy", "--run=stopped", "--iterations=100000", *LONG)
     wait_for_checkpoint(process, "stopped")
     process.send_signal(signal.SIGINT)
@@ -394,7 +402,7 @@ def test_an_interrupted_run_says_how_to_go_on() -> None:
 
 
 def test_a_run_killed_before_its_first_checkpoint_resumes_at_the_beginning() -> None:
-    """It has a config and perhaps metrics, and no parameters yet."""
+    """It has a config and perhaps metrics, but no parameters yet."""
     train(run="whole")
     train(run="killed")
     for path in Path("killed/checkpoints").iterdir():
@@ -414,7 +422,7 @@ from kshot import Learner, Needs
 from kshot_protonet import ProtoNet
 
 class Needy(ProtoNet):
-    """Wants what toy tasks don't have."""
+    """A learner that needs something that toy tasks do not have."""
     needs = Needs(kinds=("sequence",), semantics="required", unlabelled="required", external=True)
 
 class Wrapped(torch.nn.Module):
@@ -436,7 +444,7 @@ class Wrapped(torch.nn.Module):
 
 @pytest.fixture
 def strangers(tmp_path: Path) -> dict[str, str]:
-    """An installed distribution of strange plugins; the environment in which it is seen."""
+    """Make an installed distribution of unusual plugins, and return an environment in which it is visible."""
     site = tmp_path / "site"
     information = site / "strange-1.0.dist-info"
     information.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Two processes train every learner there is to the parameters that one trains it to; and the command line in two."""
+"""Two processes train every learner to the same parameters as one does, from code and from the command line."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ spec.loader.exec_module(at_work)
 
 
 def torchrun(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    """Two processes."""
+    """Run learners_at_work.py in two processes."""
     return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *command],
         cwd=folder,
@@ -44,7 +44,7 @@ def torchrun(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def one() -> Iterator[dict[str, Any]]:
-    """What one process trains."""
+    """Return the results of training in one process."""
     with pytest.MonkeyPatch.context() as patch:
         module = kshot._engine.door
         patch.setattr(module, "check_episode", module.check_episode)  # restores what at_work replaces
@@ -55,7 +55,7 @@ def one() -> Iterator[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of two trains."""
+    """Return the results of each of two processes."""
     folder = tmp_path_factory.mktemp("two")
     done = torchrun(folder, "--", str(AT_WORK), str(folder))
     assert done.returncode == 0, done.stderr
@@ -99,7 +99,7 @@ def _toy() -> None:
 
 
 def launched_as(monkeypatch: pytest.MonkeyPatch, job: str, **more: str) -> None:
-    """What torchrun puts into the environment, of a single process."""
+    """Set the environment variables that torchrun sets for a single process."""
     for name, value in {"TORCHELASTIC_RUN_ID": job, "RANK": "0", "WORLD_SIZE": "1", **more}.items():
         monkeypatch.setenv(name, value)
 
@@ -139,7 +139,7 @@ def test_the_command_line_in_two_processes_does_what_it_does_in_one(tmp_path: Pa
 @pytest.mark.slow
 @pytest.mark.usefixtures("_toy")
 def test_tasks_that_one_rank_does_not_have_end_both(tmp_path: Path) -> None:
-    """The rank that knows says why; nothing is written."""
+    """The rank that has the error reports it, and nothing is written."""
     (tmp_path / "sitecustomize.py").write_text(
         "import os\nif os.environ.get('RANK') == '1':\n    os.environ['KSHOT_DISABLE'] = 'toy'\n"
     )
@@ -199,7 +199,7 @@ def test_a_launch_without_a_name_is_known_by_its_launcher(monkeypatch: pytest.Mo
 
 
 def test_coupled_tasks_that_are_not_computed_whole_are_refused() -> None:
-    """By ``kshot check``, with the reason: chunks would be something else than the method."""
+    """``kshot check`` refuses them with the reason, because chunks would change the method."""
     pytest.importorskip("kshot_gradient_agreement")
     pytest.importorskip("kshot_reptile")
     pytest.importorskip("kshot_sinusoid")
@@ -211,7 +211,7 @@ def test_coupled_tasks_that_are_not_computed_whole_are_refused() -> None:
 
 @pytest.mark.usefixtures("_toy")
 def test_a_backend_of_one_process_is_refused_where_several_were_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each would train for itself, and all would write to one folder."""
+    """Otherwise each process would train alone, and all would write to one folder."""
     launched_as(monkeypatch, "job-1", WORLD_SIZE="2")
     done = cli("train", *FEW, "--no-run", "--quiet")
     assert done.exit_code == 2

@@ -1,4 +1,4 @@
-"""The README does what it says: its code is run from the text itself."""
+"""The commands and the code of the README run as they are printed there."""
 
 from __future__ import annotations
 

@@ -307,6 +307,21 @@ def pooled(of: Any, who: str) -> Pooled:
     return of
 
 
+def check_split(split: str, spec: TaskSpec) -> None:
+    """Raise an error unless tasks with this ``spec`` have the split.
+
+    Raises:
+        DataError: they have no split of that name; the message lists those they have.
+    """
+    if split not in spec.splits:
+        raise DataError(f"got unknown split {split!r}, expected one of {', '.join(spec.splits)}")
+
+
+def class_name(pool: Pool, c: int) -> str:
+    """Return how an error message calls class number ``c`` of a pool: its quoted name, or 'number c' without names."""
+    return repr(pool.names[c]) if pool.names else f"number {c}"
+
+
 def check_enough(split: str, pool: Pool, way: int, shot: int, query: int) -> None:
     """Raise DataError if a split has too few classes, or a class too few examples, for such episodes.
 

@@ -1,4 +1,4 @@
-"""Bernoulli bandits: what arms pay, what is observed, and what regret is."""
+"""Bernoulli bandits have the right payments, observations and regret."""
 
 import math
 
@@ -16,7 +16,7 @@ def always(arm):
 
 
 def test_an_arm_pays_with_its_own_probability():
-    """Over 20,000 pulls of each arm, within four standard errors; 0 or 1 at each."""
+    """Every payment is 0 or 1, and the means over 20,000 pulls of each arm are within four standard errors."""
     e = Bandits(arms=3, query=2000, horizon=10).sample("test", [0, 1])
     chances = torch.from_numpy(e.origin.fields["chances"])
     for arm in range(3):
@@ -27,7 +27,7 @@ def test_an_arm_pays_with_its_own_probability():
 
 
 def test_payments_of_different_pulls_are_independent():
-    """Of trajectories, steps, rollouts, and of support and query."""
+    """This holds for trajectories, steps, rollouts, and for support and query."""
     e = Bandits(arms=2, shot=50, query=50, horizon=50, rollouts=2).sample("test", [3])
     played = [e.support.source.rollout(always(0), n) for n in (0, 1)] + [e.query.source.rollout(always(0))]
     flat = torch.stack([p.rewards.flatten() for p in played])
@@ -38,7 +38,7 @@ def test_payments_of_different_pulls_are_independent():
 
 
 def test_regret_is_what_the_best_arm_would_pay_more():
-    """By hand, of expectations and not of payments."""
+    """It is a sum of differences of probabilities, not of payments, computed here by hand."""
     e = Bandits(arms=4, horizon=6).sample("train", [0, 7])
     chances = torch.from_numpy(e.origin.fields["chances"])
     arms = torch.tensor([0, 3, 3, 1, 2, 0])
@@ -50,7 +50,7 @@ def test_regret_is_what_the_best_arm_would_pay_more():
 
 
 def test_chances_are_uniform():
-    """Mean 1/2 and variance 1/12, and the best of five arms 5/6."""
+    """They have mean 1/2 and variance 1/12, and the best of five arms has mean 5/6."""
     chances = Bandits(arms=5).sample("val", range(4000)).support.source.chances
     assert float(chances.mean()) == pytest.approx(0.5, abs=0.01)
     assert float(chances.var()) == pytest.approx(1 / 12, abs=0.002)
@@ -58,7 +58,7 @@ def test_chances_are_uniform():
 
 
 def test_observations_tell_nothing_or_the_last_pull():
-    """A 1 by default; with ``history`` the last arm, one-hot, and what it paid."""
+    """They are 1 by default, and with ``history`` the previous arm, one-hot, and its payment."""
     plain = Bandits(arms=3).sample("train", [0])
     assert (plain.query.source.rollout(always(1)).observations == 1).all()
     t = Bandits(arms=3, history=True, horizon=5)
@@ -73,11 +73,11 @@ def test_observations_tell_nothing_or_the_last_pull():
 
 
 def test_wrong_arms_options_and_splits_are_refused():
-    """With what came and what was expected."""
+    """The error says what was given and what was expected."""
     e = Bandits(arms=3).sample("train", [0])
     with pytest.raises(TrainingError, match="got actions from 3 to 3, expected numbers from 0 to 2"):
         e.query.source.rollout(always(3))
-    with pytest.raises(OptionError, match="arms is 1; expected at least 1, and 2 arms"):
+    with pytest.raises(OptionError, match="got arms 1, expected at least 1, and at least 2 arms"):
         Bandits(arms=1)
     with pytest.raises(DataError, match="unknown split 'dev'"):
         kshot.tasks("bandits").sample("dev", [0])

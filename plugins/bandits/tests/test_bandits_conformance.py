@@ -1,4 +1,4 @@
-"""Bandits keep every rule for tasks: blind, and with the last pull observed."""
+"""Bandits keep every rule for tasks, with and without observation of the previous pull."""
 
 from kshot.testing import suite
 

@@ -1,4 +1,4 @@
-"""The single gymnasium environment: gymnasium's own checks, and the dynamics of the vectorised one."""
+"""The gymnasium environment passes gymnasium's checks and has the dynamics of the vectorised one."""
 
 import math
 
@@ -21,14 +21,14 @@ def env(request):
 
 
 def test_gymnasium_accepts_it(env):
-    """Its checker looks at spaces, seeding, determinism and types."""
+    """gymnasium's checker tests spaces, seeding, determinism and types."""
     from gymnasium.utils.env_checker import check_env
 
     check_env(env.unwrapped)
 
 
 def test_it_pays_and_shows_what_the_vectorised_one_does(env):
-    """Payments are chance in both: in distribution, over 4,000 pulls of each arm; what is shown follows exactly."""
+    """Over 4,000 pulls of each arm payments have the same distribution; observations follow from them exactly."""
     history = env.unwrapped.history
     source = Bandits(arms=3, horizon=20, query=600, history=history).sample("test", [2]).query.source
     chances = source.chances[0].numpy()
@@ -59,8 +59,8 @@ def test_it_pays_and_shows_what_the_vectorised_one_does(env):
 
 
 def test_chances_come_from_its_own_generator(env):
-    """The same seed, the same bandit; and registering again is harmless."""
+    """The same seed gives the same bandit, and registering the environment again is harmless."""
     gym.register()
-    found = [env.reset(seed=s)[1]["chances"] for s in (3, 3, 4)]
-    assert np.array_equal(found[0], found[1])
-    assert not np.array_equal(found[0], found[2])
+    chances = [env.reset(seed=s)[1]["chances"] for s in (3, 3, 4)]
+    assert np.array_equal(chances[0], chances[1])
+    assert not np.array_equal(chances[0], chances[2])

@@ -1,4 +1,4 @@
-"""Copying and associative recall are what they say, step by step."""
+"""The sequences of copying and associative recall have the right content at every step."""
 
 import pytest
 import torch
@@ -8,8 +8,8 @@ from kshot.errors import DataError, OptionError
 from kshot_copy import AssociativeRecall, Copy
 
 
-def test_a_sequence_is_shown_marked_and_asked_for():
-    """Bits, a mark on an input of its own, silence; the answers are the bits, and nothing else is scored."""
+def test_a_sequence_is_bits_a_delimiter_and_empty_steps():
+    """The delimiter has its own channel, the targets of the empty steps are the bits, and no other step is scored."""
     e = Copy(length=3, bits=2).sample("train", [0, 1, 5])
     x, y = e.query.x, e.query.y
     assert (tuple(x.shape), tuple(y.shape)) == ((3, 7, 3), (3, 7, 2))
@@ -23,7 +23,7 @@ def test_a_sequence_is_shown_marked_and_asked_for():
 
 @pytest.mark.parametrize("tasks", [Copy(length=5, bits=8), AssociativeRecall(items=5)])
 def test_bits_are_fair_and_independent(tasks):
-    """A bias could be learned without a memory: means and correlations within 5 standard errors of 1/2 and 0."""
+    """Means and correlations are within 5 standard errors of 1/2 and 0: a bias could be learned without a memory."""
     y = tasks.sample("train", range(4000)).query.y
     answers = y[:, ~y[0, :, 0].isnan()].flatten(1)
     assert (answers.mean(0) - 0.5).abs().max() < 5 * 0.5 / 4000**0.5
@@ -32,7 +32,7 @@ def test_bits_are_fair_and_independent(tasks):
 
 
 def test_lengths_vary_by_block_over_the_whole_range():
-    """A meta-batch has one length, and every length of the range is met about equally often."""
+    """A meta-batch has one length, and every length of the range occurs about equally often."""
     tasks = Copy(length=(2, 4), block=4)
     lengths = [tasks.sample("train", range(4 * b, 4 * b + 4)).origin.query for b in range(300)]
     counts = [lengths.count(n) for n in (2, 3, 4)]
@@ -43,13 +43,13 @@ def test_lengths_vary_by_block_over_the_whole_range():
 
 
 def test_longer_sequences_begin_with_the_shorter_ones():
-    """Episode i is the same sequence, cut at another length: what changes in a table of lengths is the length alone."""
+    """Episode i has the same bits at every length, so that only the length differs in a table of lengths."""
     short, long = (Copy(length=n).sample("test", [3]).query.x for n in (4, 9))
     assert torch.equal(short[:, :4], long[:, :4])
 
 
 def test_an_item_is_asked_for_by_the_one_before_it():
-    """Read back as a person would: items after their marks, the question between its own, the next item the answer."""
+    """Items follow their delimiters, the query is between its own two, and the next item of the list is the target."""
     e = AssociativeRecall(items=4, length=2, bits=5).sample("train", range(64))
     x, y = e.query.x, e.query.y
     assert tuple(x.shape) == (64, 6 * 3, 7)
@@ -69,32 +69,32 @@ def test_an_item_is_asked_for_by_the_one_before_it():
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "said"),
+    ("name", "options", "message"),
     [
-        ("copy", {"length": 0}, "copy: length is 0, expected a number of at least 1"),
-        ("copy", {"length": (0, 4)}, r"length is \(0, 4\)"),
-        ("copy", {"length": (5, 2)}, r"length is \(5, 2\), expected .* a range \(least, greatest\)"),
-        ("copy", {"bits": 0}, "bits is 0"),
-        ("copy", {"block": 0}, "block is 0"),
-        ("associative-recall", {"items": 1}, "associative-recall: items is 1, expected a number of at least 2"),
-        ("associative-recall", {"length": 0}, "length is 0"),
+        ("copy", {"length": 0}, "copy: got length 0, expected a number of at least 1"),
+        ("copy", {"length": (0, 4)}, r"got length \(0, 4\)"),
+        ("copy", {"length": (5, 2)}, r"got length \(5, 2\), expected .* a range \(least, greatest\)"),
+        ("copy", {"bits": 0}, "got bits 0"),
+        ("copy", {"block": 0}, "got block 0"),
+        ("associative-recall", {"items": 1}, "associative-recall: got items 1, expected a number of at least 2"),
+        ("associative-recall", {"length": 0}, "got length 0"),
     ],
 )
-def test_sequences_without_anything_to_remember_are_refused(name, options, said):
-    """Length 0 has no answer to score, and its error is 0 / 0."""
-    with pytest.raises(OptionError, match=said):
+def test_sequences_without_anything_to_remember_are_refused(name, options, message):
+    """A sequence of length 0 has no step to score, and its error would be 0 / 0."""
+    with pytest.raises(OptionError, match=message):
         kshot.tasks(name, **options)
 
 
 @pytest.mark.parametrize("tasks", [Copy(length=4), AssociativeRecall(items=3)])
 def test_splits_and_episodes_have_sequences_of_their_own(tasks):
-    """What was trained on must not be what is tested: 32 bits are the same by chance once in 4 billion."""
+    """No test sequence is a training sequence: 32 bits are equal by chance once in 4 billion."""
     sampled = torch.cat([tasks.sample(split, range(16)).query.x for split in ("train", "val", "test")])
     assert len(torch.unique(sampled.flatten(1), dim=0)) == 48
 
 
 @pytest.mark.parametrize("name", ["copy", "associative-recall"])
 def test_unknown_splits_are_refused(name):
-    """By both."""
+    """Both tasks refuse them."""
     with pytest.raises(DataError, match="unknown split 'dev'"):
         kshot.tasks(name).sample("dev", [0])

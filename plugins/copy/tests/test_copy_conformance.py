@@ -1,4 +1,4 @@
-"""Both tasks keep every rule for tasks, at one length and at several."""
+"""Both tasks keep every rule for tasks, with a fixed length and with a range of lengths."""
 
 from kshot.testing import suite
 

@@ -1,5 +1,5 @@
-"""The view keeps every rule for tasks: vectors and images, of varying way with semantics, with queries left alone; by
-name with other tasks' objects in it; and a view of the kit over it keeps them too."""
+"""The view keeps every rule for tasks: vectors and images, varying way with semantics, undegraded queries, built by
+name; and another view over it keeps the rules too."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from kshot_degraded import Degraded
 
 
 def vectors(seed: int = 0, **options: Any) -> Degraded:
-    """Ten classes of twelve vectors a split, with noise."""
+    """Make the view of ten classes of twelve vectors per split, with noise."""
     return Degraded(sample_tasks.classification(semantics=4), seed=seed, **{"query": 3, "how": "noise", **options})
 
 
@@ -18,7 +18,7 @@ def images(seed: int = 0, **options: Any) -> Degraded:
 
 
 def more(seed: int = 0) -> sample_tasks.WithMore:
-    """Unlabelled examples and some from outside the tasks, of the degraded ones."""
+    """Make a view over the view that adds unlabelled and external examples."""
     return sample_tasks.WithMore(vectors(seed), unlabelled=4, external=3)  # type: ignore[arg-type]
 
 

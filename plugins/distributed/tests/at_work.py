@@ -1,8 +1,8 @@
-"""What the processes of test_distributed.py do.
+"""The program that the processes of test_distributed.py run.
 
-Started by torchrun as ``at_work.py FOLDER``, each saves what it found in FOLDER/found-RANK.pt; imported,
-``work(backend)`` does the same in one process. Started as ``at_work.py kshot ...`` it is the command line, with the
-small learners and tasks of this file registered.
+Started by torchrun as ``at_work.py FOLDER``, each process saves its values in FOLDER/found-RANK.pt. Imported,
+``work(backend)`` computes the same values in one process. Started as ``at_work.py kshot ...``, the file is the command
+line, with the small learners and tasks of this file registered.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from kshot.testing import sample_tasks, suite
 
 
 class NearestMean(nn.Module):
-    """Prototypes behind batch norm: running statistics.
+    """Classify by prototypes behind batch norm, which has running statistics.
 
     Args:
-        spec: of the tasks.
-        fails: what goes wrong, on rank 1 alone and from iteration 3 on: nothing, or it ``raises``, is ``killed`` or
-            ``stuck``; once, as a file of that name in the current folder remembers.
+        spec: the spec of the tasks.
+        width: length of the embedding.
+        fails: the failure of rank 1 from iteration 3 on: '' for none, ``raises``, ``killed`` or ``stuck``. It happens
+            once: a file of that name in the current folder records it.
     """
 
     needs = Needs(kinds=("classification",), variable_way=True)
@@ -46,7 +47,7 @@ class NearestMean(nn.Module):
         self.fails = fails
 
     def losses(self, episodes: Episode) -> Tensor:
-        """[B]"""
+        """Return the loss of each task [B]."""
         logits, y = self.logits(episodes.support, episodes.query.x), episodes.query.y
         return F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view_as(y).mean(1)
 
@@ -68,7 +69,7 @@ class NearestMean(nn.Module):
 
 
 def fail(how: str) -> None:
-    """Once."""
+    """Fail in the given way, unless this has happened before."""
     if Path(how).exists():
         return
     Path(how).touch()
@@ -80,7 +81,7 @@ def fail(how: str) -> None:
 
 
 class Pseudo(NearestMean):
-    """Writes a pseudo-gradient, as Reptile does."""
+    """Write a pseudo-gradient, as Reptile does."""
 
     def meta_gradient(self, episodes: Episode) -> Any:
         with torch.no_grad():
@@ -91,7 +92,7 @@ class Pseudo(NearestMean):
 
 
 class Thrice(NearestMean):
-    """Takes three outer steps on each meta-batch."""
+    """Take three outer steps on each meta-batch."""
 
     def meta_gradient(self, episodes: Episode) -> Iterator[Any]:
         for _ in range(3):
@@ -99,7 +100,7 @@ class Thrice(NearestMean):
 
 
 class Coupled(NearestMean):
-    """Weighs each task by its share of the loss."""
+    """Weigh each task by its share of the loss, which couples the tasks of a meta-batch."""
 
     needs = Needs(kinds=("classification",), variable_way=True, couples_tasks=True)
 
@@ -111,11 +112,11 @@ class Coupled(NearestMean):
 
 LEARNERS = {made.__name__: made for made in (NearestMean, Pseudo, Thrice, Coupled)}
 META_BATCHES = (5, 4, 1)
-"""Not divisible by two ranks, divisible, and fewer than there are ranks."""
+"""Meta-batches that two ranks cannot divide, that they can divide, and that are smaller than two."""
 
 
 class InFloat64:
-    """The tasks below, in float64."""
+    """A view that converts the tasks below to float64."""
 
     def __init__(self, of: TaskDistribution) -> None:
         self.of, self.spec, self.seed = of, of.spec, 0
@@ -126,18 +127,18 @@ class InFloat64:
 
 
 def blobs(seed: int = 0) -> TaskDistribution:
-    """Small classification tasks."""
+    """Make small classification tasks."""
     return sample_tasks.classification(seed=seed)
 
 
 def learner(made: type[NearestMean], seed: int = 3) -> NearestMean:
-    """With the same parameters in every process."""
+    """Make a learner with the same parameters in every process."""
     with seeded("initialisation", seed):
         return made(blobs().spec)
 
 
 def work(backend: Any) -> dict[str, Any]:
-    """All that is compared between processes."""
+    """Compute all values that are compared between processes."""
     torch.set_num_threads(1)
     found: dict[str, Any] = {}
     for name, made in LEARNERS.items():
@@ -156,7 +157,7 @@ def work(backend: Any) -> dict[str, Any]:
 
 
 def disagree(backend: Any) -> dict[str, str]:
-    """What is said where rank 1 has something else than rank 0."""
+    """Return the errors that occur when rank 1 has other parameters, tasks or options than rank 0."""
     odd = backend.world.rank
     made = {
         "parameters": lambda: Engine(learner(NearestMean, seed=odd), blobs(), backend=backend),
@@ -176,7 +177,7 @@ UNDISTURBED = ("train", "at-work", "blobs", "--backend=distributed", "--engine.c
 
 
 def register() -> None:
-    """For the command line."""
+    """Register the learner and the tasks of this file for the command line."""
     kshot.register(NearestMean, name="at-work")
     kshot.register(blobs, name="blobs", group="tasks")
 

@@ -1,4 +1,4 @@
-"""Two processes under torchrun: the same as one, refusals, failures, and restarts."""
+"""Two processes under torchrun compute the same as one, refuse disagreements, and survive failures."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ spec.loader.exec_module(at_work)
 
 
 def torchrun(folder: Path, *arguments: str | Path, restarts: int = 0) -> subprocess.CompletedProcess[str]:
-    """Two processes of at_work.py, in ``folder``."""
+    """Run at_work.py in two processes, in ``folder``."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", str(restarts)]
     return subprocess.run(
         [*launcher, "--", str(AT_WORK), *map(str, arguments)],
@@ -51,7 +51,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def done(place: Path) -> subprocess.CompletedProcess[str]:
-    """Two processes that did all of at_work.py."""
+    """Run all of at_work.py in two processes."""
     ended = torchrun(place, place)
     assert ended.returncode == 0, ended.stderr
     return ended
@@ -59,13 +59,13 @@ def done(place: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def two(done: subprocess.CompletedProcess[str], place: Path) -> list[dict[str, Any]]:
-    """What they found."""
+    """Load the values that each of the two processes saved."""
     return [torch.load(place / f"found-{rank}.pt", weights_only=True) for rank in range(2)]
 
 
 @pytest.fixture(scope="module")
 def one() -> Iterator[dict[str, Any]]:
-    """What one process finds."""
+    """Compute the same values in one process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kshot._engine.door, "check_episode", lambda *_: None)
         threads = torch.get_num_threads()
@@ -99,13 +99,13 @@ def test_two_processes_learn_what_one_learns(
 
 
 def test_two_processes_report_the_figures_of_one(one: dict[str, Any], two: list[dict[str, Any]]) -> None:
-    """Every episode's scores, in order, bit for bit, on each rank."""
+    """The scores of all episodes are equal bit for bit, in order, on each rank."""
     for found in two:
         assert all(torch.equal(found["scores"][name], values) for name, values in one["scores"].items())
 
 
 def test_results_record_how_many_processes_there_were(two: list[dict[str, Any]]) -> None:
-    """And what each computed on."""
+    """The result records the backend on which each process computed, too."""
     for found in two:
         recorded = json.loads(found["recorded"])
         assert (recorded["name"], recorded["processes"], recorded["transport"]) == ("distributed", 2, "gloo")
@@ -114,14 +114,14 @@ def test_results_record_how_many_processes_there_were(two: list[dict[str, Any]])
 
 
 def test_the_kit_s_rules_hold_in_a_world_of_two(two: list[dict[str, Any]]) -> None:
-    """On both ranks, among them those that say something of more than one process."""
+    """The rules for several processes are among those that pass on both ranks."""
     for found in two:
         assert found["kit"]
         assert [rule for rule, outcome in found["kit"].items() if not outcome.startswith("passed")] == []
 
 
 def test_rank_0_alone_prints_and_nobody_warns(done: subprocess.CompletedProcess[str], place: Path) -> None:
-    """A figure once, where the run is once, and a silent end: the process group is destroyed."""
+    """Only one rank prints the result and the run, and stderr is empty, because the process group is destroyed."""
     lines = done.stdout.splitlines()
     assert [line.split()[-1] for line in lines[::2]] == ["inductive)", str(place / "undisturbed")]
     assert len(lines) == 3
@@ -140,7 +140,7 @@ def test_rank_0_alone_prints_and_nobody_warns(done: subprocess.CompletedProcess[
     ],
 )
 def test_ranks_that_disagree_are_refused_by_rank_and_field(two: list[dict[str, Any]], what: str, said: str) -> None:
-    """The same on both, before any compute."""
+    """Both ranks raise the same error, before any compute."""
     first, second = (found["disagreements"][what] for found in two)
     assert first == second
     assert first.startswith("MisfitError: the 2 processes disagree")
@@ -149,7 +149,7 @@ def test_ranks_that_disagree_are_refused_by_rank_and_field(two: list[dict[str, A
 
 @pytest.fixture
 def _apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that no launcher started."""
+    """No launcher has started this process."""
     monkeypatch.setattr(dist, "is_initialized", lambda: False)
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
@@ -157,11 +157,11 @@ def _apart(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_apart")
 def test_without_torchrun_the_error_says_the_very_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What to type next, with the user's own arguments."""
+    """The error gives the command to type next, with the user's arguments."""
     monkeypatch.setattr(sys, "argv", ["/bin/kshot", "train", "a", "b", "--backend=distributed", "--tasks.x=a b"])
     monkeypatch.setenv("RANK", "0")
     line = r"torchrun --nproc-per-node 2 -m kshot train a b --backend=distributed '--tasks\.x=a b'\n"
-    with pytest.raises(Unavailable, match=rf"(?s)WORLD_SIZE, MASTER_ADDR, MASTER_PORT not set.*\n  {line}"):
+    with pytest.raises(Unavailable, match=rf"(?s)got no WORLD_SIZE, MASTER_ADDR, MASTER_PORT in the.*\n  {line}"):
         kshot.backend("distributed")
 
 
@@ -175,33 +175,33 @@ def test_without_torchrun_the_error_says_the_very_command(monkeypatch: pytest.Mo
     ],
 )
 def test_the_command_is_one_that_works(argv: list[str], line: str) -> None:
-    """torchrun has options --run-path; Python 3.11 takes a --run behind its script for half of one, unless told."""
+    """torchrun has an option --run-path, and Python 3.11 takes --run for its abbreviation, unless '--' precedes it."""
     assert torchrun_line(argv) == f"torchrun --nproc-per-node 2 {line}"
 
 
 def test_wrong_options_are_refused() -> None:
-    """Before anything is waited for."""
-    with pytest.raises(OptionError, match=r"timeout is -1\.0, expected a positive number"):
+    """The error comes before the process waits for others."""
+    with pytest.raises(OptionError, match=r"got timeout -1\.0, expected a positive number"):
         kshot.backend("distributed", timeout=-1)
 
     class Several(kshot.Cpu):
         class world:
             rank, size = 0, 2
 
-    with pytest.raises(OptionError, match="is one of several processes itself"):
+    with pytest.raises(OptionError, match="expected one of a single process"):
         kshot.backend("distributed", local=Several())
 
 
 def test_a_group_that_can_not_carry_words_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A script that made one of its own for nccl alone."""
+    """A script may have created a process group for nccl alone."""
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_backend_config", lambda: "cuda:nccl")
-    with pytest.raises(OptionError, match=r"carries cuda:nccl only.*make it with 'gloo'"):
+    with pytest.raises(OptionError, match=r"got a process group for cuda:nccl only.*make it with 'gloo'"):
         kshot.backend("distributed")
 
 
 def test_what_is_on_the_gpu_travels_by_nccl() -> None:
-    """And what is on the CPU, as words between ranks are, by gloo."""
+    """Tensors on the CPU travel by gloo."""
     assert transport(torch.device("cpu")) == "gloo"
     assert transport(torch.device("cuda", 1)) == "cpu:gloo,cuda:nccl"
 
@@ -210,7 +210,7 @@ def test_what_is_on_the_gpu_travels_by_nccl() -> None:
 
 
 def meet(store: Any, size: int, timeout: float = 30, late: int = -1) -> list[Any]:
-    """What each rank calls the session, or what it raised; rank ``late`` comes a while after the others."""
+    """Return for each rank the name of its session or the error that it raised; rank ``late`` starts later."""
     found: list[Any] = [None] * size
 
     def come(rank: int) -> None:
@@ -230,7 +230,7 @@ def meet(store: Any, size: int, timeout: float = 30, late: int = -1) -> list[Any
 
 @pytest.mark.parametrize("late", [-1, 0, 2])
 def test_processes_after_a_restart_do_not_meet_those_before_it(late: int) -> None:
-    """The launcher's store still has everything that the processes before the restart had put there."""
+    """The launcher's store still has all entries of the processes before the restart."""
     store = dist.HashStore()
     names = [meet(store, 3, late=late) for _ in range(3)]
     assert [len(set(each)) for each in names] == [1, 1, 1]
@@ -238,7 +238,7 @@ def test_processes_after_a_restart_do_not_meet_those_before_it(late: int) -> Non
 
 
 def test_who_does_not_come_is_named() -> None:
-    """Rank 0 knows who is missing, and the others that it is rank 0."""
+    """Rank 0 names the missing rank, and the others name rank 0."""
     found = {}
 
     def come(rank: int) -> None:
@@ -253,7 +253,7 @@ def test_who_does_not_come_is_named() -> None:
         [thread.start() for thread in threads]
         [thread.join(60) for thread in threads]
         for rank, who in said.items():
-            assert found[rank] == f"nothing was heard of {who}"
+            assert found[rank] == f"got no answer from {who}"
 
 
 # --- Failures ---------------------------------------------------------------------------------------------------------
@@ -268,8 +268,8 @@ def parameters(run: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.slow
 @pytest.mark.usefixtures("done")
 def test_a_killed_worker_is_survived_by_a_restart_from_the_last_checkpoint(tmp_path: Path, place: Path) -> None:
-    """SIGKILL in the middle of an iteration; the same command goes on with its own run, to the bits of a run that
-    nothing disturbed, and prints its figure once."""
+    """After SIGKILL within an iteration, the same command continues its run to the same bits as an undisturbed run,
+    and prints the result once."""
     command = ["kshot", *at_work.UNDISTURBED, "--run=run", "--learner.fails=killed"]
     ended = torchrun(tmp_path, *command, restarts=3)
     assert ended.returncode == 0, ended.stderr
@@ -284,7 +284,7 @@ def test_a_killed_worker_is_survived_by_a_restart_from_the_last_checkpoint(tmp_p
 
 @pytest.mark.slow
 def test_a_rank_that_raises_is_named_and_takes_the_others_with_it(tmp_path: Path) -> None:
-    """Within seconds, not when a timeout of half an hour has passed."""
+    """They end within seconds, not after a timeout of half an hour."""
     ended = torchrun(tmp_path, "kshot", *at_work.UNDISTURBED, "--run=run", "--learner.fails=raises", "--quiet")
     assert time.time() - (tmp_path / "raises").stat().st_mtime < 30
     assert ended.returncode != 0
@@ -294,7 +294,7 @@ def test_a_rank_that_raises_is_named_and_takes_the_others_with_it(tmp_path: Path
 
 @pytest.mark.slow
 def test_a_rank_that_is_stuck_is_waited_for_as_long_as_the_user_says(tmp_path: Path) -> None:
-    """Then the others give up and say so."""
+    """The others give up after the timeout, and say so."""
     options = ["--backend.timeout=3", "--learner.fails=stuck", "--quiet"]
     ended = torchrun(tmp_path, "kshot", *at_work.UNDISTURBED, "--run=run", *options)
     assert time.time() - (tmp_path / "stuck").stat().st_mtime < 45
@@ -304,7 +304,7 @@ def test_a_rank_that_is_stuck_is_waited_for_as_long_as_the_user_says(tmp_path: P
 
 
 def test_the_end_waits_for_tensors_that_a_thread_still_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    """gloo's threads drop theirs a moment after a call; one that is last, as the process ends, would abort it."""
+    """If a gloo thread released the last reference while the process ends, the process would be aborted."""
     from kshot_distributed import distributed
 
     class Held:

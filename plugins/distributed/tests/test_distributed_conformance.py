@@ -10,7 +10,7 @@ from kshot.testing import suite
 
 
 def alone(local: Backend | str = "cpu") -> Any:
-    """As torchrun would start a single process; any free port will do."""
+    """Set the environment as torchrun does for a single process, with any free port."""
     given = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
     with mock.patch.dict(os.environ, given):
         return kshot.backend("distributed", local=local)

@@ -1,4 +1,4 @@
-"""2-D navigation: the dynamics by a second implementation, and what the paper says of the tasks."""
+"""2-D navigation has the dynamics of a second implementation, and the tasks of the paper."""
 
 import math
 
@@ -12,13 +12,13 @@ from kshot_navigation2d import Navigation2D
 
 
 def scripted(actions: torch.Tensor):
-    """A policy that answers ``actions`` [B, E, T, 2] whatever it sees."""
+    """Make a policy that returns ``actions`` [B, E, T, 2] step by step, whatever it observes."""
     steps = iter(actions.unbind(-2))
     return lambda x: next(steps)
 
 
 def by_hand(goal: np.ndarray, actions: np.ndarray) -> tuple[list, list, list]:
-    """One trajectory in plain Python floats: positions before each move, rewards, and whether it still ran."""
+    """Play one trajectory in plain Python floats: positions before each move, rewards, and whether it still ran."""
     x = y = 0.0
     positions, rewards, running, over = [], [], [], False
     for dx, dy in actions.tolist():
@@ -32,7 +32,7 @@ def by_hand(goal: np.ndarray, actions: np.ndarray) -> tuple[list, list, list]:
 
 
 def test_the_dynamics_are_those_of_a_naive_loop():
-    """Moves are cut to 0.1 in each coordinate, rewards are minus the plain distance after the move; in float64."""
+    """Moves are clipped to 0.1 per coordinate, and rewards are minus the distance after the move, in float64."""
     t = Navigation2D(shot=3, query=2, horizon=30, seed=1)
     e = kshot.episode.map_tensors(lambda x: x.double() if x.is_floating_point() else x, t.sample("val", [0, 4]))
     generator = torch.Generator().manual_seed(0)
@@ -49,7 +49,7 @@ def test_the_dynamics_are_those_of_a_naive_loop():
 
 
 def test_a_trajectory_ends_near_the_goal():
-    """The step that comes within 0.01 in both coordinates is the last that counts; there the score says so."""
+    """The step that comes within 0.01 in both coordinates is the last one, and the score ``reached`` is true."""
     t = Navigation2D(shot=2, query=1)
     e = t.sample("train", range(8))
     goal = e.support.source.goal
@@ -65,7 +65,7 @@ def test_a_trajectory_ends_near_the_goal():
 
 
 def test_standing_still_has_the_return_of_a_uniform_goal():
-    """Minus the mean distance of the unit square's centre, (sqrt 2 + ln(1 + sqrt 2)) / 6, in each of 100 steps."""
+    """It is minus the mean distance in the unit square to its centre, (sqrt 2 + ln(1 + sqrt 2)) / 6, times 100."""
     e = Navigation2D(query=1).sample("test", range(4000))
     returns = e.query.source.rollout(torch.zeros_like).rewards.sum(-1)
     expected = -100 * (math.sqrt(2) + math.log(1 + math.sqrt(2))) / 6
@@ -75,7 +75,7 @@ def test_standing_still_has_the_return_of_a_uniform_goal():
 
 
 def test_goals_are_uniform_and_the_origin_tells_them():
-    """In [-0.5, 0.5]^2; query and support have the same one."""
+    """They are uniform in [-0.5, 0.5]^2, and query and support have the same goal."""
     e = Navigation2D().sample("train", range(2000))
     goal = e.query.source.goal
     assert torch.equal(goal, e.support.source.goal)
@@ -86,7 +86,7 @@ def test_goals_are_uniform_and_the_origin_tells_them():
 
 
 def test_rollouts_count_trajectories_and_have_a_budget():
-    """shot in the support, query in the query; as many updates as the option says."""
+    """The support has ``shot`` trajectories, the query has ``query``, and ``rollouts`` is the budget of the support."""
     t = kshot.tasks("navigation2d", shot=4, query=3, rollouts=2, horizon=7)
     e = t.sample("train", [0, 1])
     assert e.support.source.rollout(torch.zeros_like, 1).rewards.shape == (2, 4, 7)
@@ -97,8 +97,8 @@ def test_rollouts_count_trajectories_and_have_a_budget():
 
 
 def test_bad_options_and_splits_are_refused():
-    """With what came and what was expected."""
-    with pytest.raises(OptionError, match="shot is 0, horizon is -1; expected at least 1"):
+    """The error says what was given and what was expected."""
+    with pytest.raises(OptionError, match="got shot 0, horizon -1, expected at least 1"):
         Navigation2D(shot=0, horizon=-1)
     with pytest.raises(DataError, match="unknown split 'dev'"):
         Navigation2D().sample("dev", [0])

@@ -1,4 +1,4 @@
-"""Navigation keeps every rule for tasks: by its defaults, and with a budget of a single rollout."""
+"""Navigation keeps every rule for tasks, with its defaults and with a budget of a single rollout."""
 
 from kshot.testing import suite
 

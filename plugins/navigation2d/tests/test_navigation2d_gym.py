@@ -1,4 +1,4 @@
-"""The single gymnasium environment: gymnasium's own checks, and the dynamics of the vectorised one."""
+"""The gymnasium environment passes gymnasium's checks and has the dynamics of the vectorised one."""
 
 import numpy as np
 import pytest
@@ -19,26 +19,26 @@ def env():
 
 
 def test_gymnasium_accepts_it(env):
-    """Its checker looks at spaces, seeding, determinism and types."""
+    """gymnasium's checker tests spaces, seeding, determinism and types."""
     from gymnasium.utils.env_checker import check_env
 
     check_env(env.unwrapped)
 
 
 def test_registering_twice_is_harmless():
-    """Two libraries may both want it there."""
+    """Two libraries may both register the environment."""
     gym.register()
     gym.register()
     assert gymnasium.spec(gym.ID).entry_point == "kshot_navigation2d.gym:Navigation2DEnv"
 
 
 def test_it_moves_as_the_vectorised_one(env):
-    """The same actions for the same goals, also at their bounds and to a goal's end; float32 to rounding."""
+    """Equal actions and goals give equal episodes up to float32 rounding, with clipped actions and goals reached."""
     e = Navigation2D(shot=4, query=1).sample("test", range(3))
     source = e.support.source
     generator = torch.Generator().manual_seed(0)
     noise = 0.2 * torch.randn(3, 4, 100, 2, generator=generator)
-    noise[1] = 0.0  # of which three tasks' second heads straight for its goal
+    noise[1] = 0.0  # the second of three tasks moves straight to its goal
     taken = []
 
     def policy(x):
@@ -66,7 +66,7 @@ def test_it_moves_as_the_vectorised_one(env):
 
 
 def test_goals_come_from_its_own_generator(env):
-    """The same seed, the same goal; in the unit square around the origin."""
+    """The same seed gives the same goal, which lies in the unit square around the origin."""
     goals = [env.reset(seed=s)[1]["goal"] for s in (3, 3, 4)]
     assert np.array_equal(goals[0], goals[1])
     assert not np.array_equal(goals[0], goals[2])

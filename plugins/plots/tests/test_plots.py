@@ -1,4 +1,4 @@
-"""Pictures: what is drawn is what is in the values, files are whole, and nothing is written over."""
+"""Pictures show the values that they were given, files are complete, and nothing is overwritten."""
 
 import struct
 
@@ -20,7 +20,7 @@ def result(kind: str, **scores) -> Result:
 
 
 def test_a_curve_is_the_mean_over_episodes_with_its_interval():
-    """By hand: two episodes 1 and 3 have mean 2 and half width 1.96 sqrt(2) / sqrt(2)."""
+    """Two episodes with 1 and 3 have the mean 2 and the half width 1.96 sqrt(2) / sqrt(2)."""
     figure = curves({"a": result("objective", loss=[1, 3], curve=[[1, 10], [3, 10]])}, "curve")
     (axes,) = figure.axes
     assert axes.lines[0].get_ydata().tolist() == [2, 10]
@@ -32,7 +32,7 @@ def test_a_curve_is_the_mean_over_episodes_with_its_interval():
 
 
 def test_curves_of_several_results_share_a_picture_and_are_named():
-    """An optimizer that was learned beside one made by hand."""
+    """Two results give two named lines on the same axes."""
     one = result("sequence", error=[0.5], error_by_step=[[0.5, 0.5]])
     (axes,) = curves({"mann": one, "lstm": one}, "error_by_step").axes
     assert [t.get_text() for t in axes.get_legend().get_texts()] == ["mann", "lstm"]
@@ -41,7 +41,7 @@ def test_curves_of_several_results_share_a_picture_and_are_named():
 
 
 def test_a_fit_shows_the_chosen_steps_in_order_of_x():
-    """Queries come in any order; a line through them must not go back."""
+    """Queries are in any order, and a line through them must not go back."""
     x = np.array([[[2.0], [0.0], [1.0]]])
     outputs = np.stack([x + k for k in range(7)], 1)
     trace = {"inputs": x, "outputs": outputs, "targets": 2 * x, "support_inputs": x, "support_targets": x}
@@ -56,7 +56,7 @@ def test_a_fit_shows_the_chosen_steps_in_order_of_x():
 
 
 def test_weights_show_every_head_and_only_slots_in_use():
-    """Time to the right, slots downwards; of 9 slots only 3 to 5 are ever used."""
+    """There is one panel per head, and of 9 slots only 3 to 5, which are used, are drawn."""
     w = np.zeros((1, 6, 2, 9))
     w[0, :, 0, 3], w[0, 2, 1, 5] = 1, 0.5
     figure = weights({"read_weights": w, "write_weights": w[:, :, :1]})
@@ -68,8 +68,8 @@ def test_weights_show_every_head_and_only_slots_in_use():
     assert [t.get_text() for t in panels[0].get_yticklabels()] == ["3", "4", "5"]
 
 
-def test_a_memory_is_cut_open_where_nobody_was():
-    """Heads move in a circle: slots 8, 9, 0 and 1 of ten are one stretch, and shown as one."""
+def test_the_longest_stretch_of_unused_slots_is_left_out():
+    """Slots are a circle: slots 8, 9, 0 and 1 of ten are one stretch, and are drawn as one."""
     greatest = np.zeros(10)
     greatest[[8, 0, 1]] = 1
     assert slots_in_use(greatest).tolist() == [8, 9, 0, 1]
@@ -79,7 +79,7 @@ def test_a_memory_is_cut_open_where_nobody_was():
 
 
 def test_trajectories_have_a_panel_for_each_number_of_updates():
-    """Before and after, on the same axes, with the goal."""
+    """The panels before and after the updates share their axes, and show the goal."""
     paths = np.random.default_rng(0).normal(size=(2, 3, 4, 5, 2))
     figure = trajectories({"trajectories": paths, "goal": np.array([[0, 0], [0.3, 0.4]])}, task=1)
     assert [axes.get_title() for axes in figure.axes] == ["before", "after 1 update", "after 2 updates"]
@@ -87,8 +87,8 @@ def test_trajectories_have_a_panel_for_each_number_of_updates():
     assert figure.axes[0].lines[-1].get_xydata().tolist() == [[0.3, 0.4]]
 
 
-def test_only_what_a_trace_holds_is_drawn():
-    """Learners explain different things; names decide, and images are no curve to fit."""
+def test_only_what_a_trace_contains_is_drawn():
+    """The names in the trace decide, and images as inputs give no fit."""
     assert of_trace({"attention": torch.zeros(1, 2, 3)}) == {}
     images = {"inputs": np.zeros((1, 3, 1, 8, 8)), "outputs": np.zeros((1, 2, 3, 5)), "targets": np.zeros((1, 3))}
     assert of_trace({**images, "support_inputs": images["inputs"], "support_targets": images["targets"]}) == {}
@@ -96,7 +96,7 @@ def test_only_what_a_trace_holds_is_drawn():
 
 
 class Explaining(nn.Module):
-    """Predicts the support's mean and says so."""
+    """Predict the mean of the support, with a trace for the picture ``fit``."""
 
     needs = Needs(kinds=("regression",))
 
@@ -126,7 +126,7 @@ def png_size(path) -> tuple[int, int]:
 
 
 def test_the_hook_writes_pictures_into_the_run_and_keeps_earlier_ones(tmp_path):
-    """By name, as a user asks for it; validation is not drawn, a second test gets a number."""
+    """The hook is built by name; it does not draw validation, and the second test gets a number."""
     tasks = sample_tasks.Lines()
     engine = Engine(Explaining(tasks.spec), tasks, run=tmp_path / "run", hooks=["plots"])
     engine.train(2, validate_every=1, validation_episodes=3)
@@ -139,7 +139,7 @@ def test_the_hook_writes_pictures_into_the_run_and_keeps_earlier_ones(tmp_path):
 
 
 def test_a_folder_can_be_given_and_a_run_without_one_writes_nothing(tmp_path, monkeypatch):
-    """Code writes only where it is told to."""
+    """Without a folder and a run the hook writes nothing."""
     monkeypatch.chdir(tmp_path)
     tasks = sample_tasks.Lines()
     Engine(Explaining(tasks.spec), tasks, hooks=["plots"]).evaluate(2)
@@ -148,12 +148,12 @@ def test_a_folder_can_be_given_and_a_run_without_one_writes_nothing(tmp_path, mo
     assert png_size(tmp_path / "here" / "fit.png") == (275, 180)
 
 
-def test_a_picture_is_written_whole_or_not_at_all(tmp_path):
-    """A figure that can't be drawn leaves no half file."""
+def test_a_picture_that_cannot_be_drawn_leaves_no_file(tmp_path):
+    """A figure with a broken title leaves no incomplete file; a bad dpi is refused."""
     figure = curves({"a": result("objective", loss=[1, 3], curve=[[1, 10], [3, 10]])}, "curve")
     figure.axes[0].set_title("$\\nonsense{$")
     with pytest.raises(ValueError, match="nonsense"):
         write(figure, tmp_path / "curve.png")
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(OptionError, match="dpi is 0"):
+    with pytest.raises(OptionError, match="got dpi 0"):
         Plots(dpi=0)

@@ -1,4 +1,4 @@
-"""The optimizees are what they say: their losses by hand, their draws by distribution, their steps by option."""
+"""The objectives have the right losses and the right distributions, and their options set the scored steps."""
 
 import math
 import sys
@@ -15,13 +15,13 @@ from kshot_quadratics.quadratics import quadratic
 
 
 def test_a_quadratic_is_the_squared_length_of_its_residual():
-    """By hand: W theta - y = (1 + 2 - 0, 3 + 4 - 5) = (3, 2), and 9 + 4 = 13, not halved and not averaged."""
+    """W theta - y = (1 + 2 - 0, 3 + 4 - 5) = (3, 2), so the loss is 9 + 4 = 13, neither halved nor averaged."""
     W, y = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([0.0, 5.0])
     assert quadratic(torch.ones(2), (W, y)).item() == 13.0
 
 
 def test_every_task_has_its_own_quadratic():
-    """Against numpy, from the episode's own tensors."""
+    """numpy computes the same losses from the tensors of the episode, and two tasks have different W."""
     source = Quadratics(dimension=4).sample("val", [0, 5]).query.source
     point = torch.arange(8.0).view(2, 4)
     W, y = (t.double().numpy() for t in source.data)
@@ -31,7 +31,7 @@ def test_every_task_has_its_own_quadratic():
 
 
 def test_its_numbers_are_standard_normal_and_it_starts_near_zero():
-    """Over 500 tasks of 10 dimensions, each its own, within four standard errors; the loss begins at E|y|^2 = 10."""
+    """Over 500 tasks of 10 dimensions this holds within four standard errors; the loss begins at E|y|^2 = 10."""
     source = Quadratics().sample("train", range(500)).support.source
     W, y = source.data
     for values, deviation in ((W, 1.0), (y, 1.0), (source.initial, 0.01)):
@@ -45,7 +45,7 @@ def test_its_numbers_are_standard_normal_and_it_starts_near_zero():
 
 @pytest.mark.parametrize("make", [Quadratics, DigitsMlp])
 def test_steps_from_score_from_on_count_alike(make):
-    """The tasks say by which steps an optimizer is judged, and the result's headline is the mean over them."""
+    """The query gives the weight of each step, and the score is the weighted mean over the steps."""
     query = make(steps=5, score_from=3).sample("test", [0, 1]).query
     assert query.x.tolist() == [[1.0, 2.0, 3.0, 4.0, 5.0]] * 2
     assert query.y.tolist() == [[0.0, 0.0, 1.0, 1.0, 1.0]] * 2
@@ -54,7 +54,7 @@ def test_steps_from_score_from_on_count_alike(make):
 @pytest.mark.parametrize("make", [Quadratics, DigitsMlp])
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"steps": 5, "score_from": 6}, {"score_from": 0}])
 def test_steps_that_can_not_be_scored_are_refused(make, wrong):
-    """When the tasks are built, not after the optimization."""
+    """The error comes when the tasks are built, not after the optimization."""
     with pytest.raises(OptionError, match=r"expected 1 <= score_from <= steps"):
         make(**wrong)
 
@@ -69,18 +69,18 @@ def test_steps_that_can_not_be_scored_are_refused(make, wrong):
     ],
 )
 def test_sizes_out_of_range_are_refused(make, wrong):
-    """With what came and what was expected."""
-    with pytest.raises(OptionError, match=r"is .* expected"):
+    """The error says what was given and what was expected."""
+    with pytest.raises(OptionError, match=r"got .* expected"):
         make(**wrong)
 
 
 @pytest.mark.parametrize("name", ["quadratics", "digits-mlp"])
 def test_unknown_splits_and_empty_batches_are_refused(name):
-    """By both, by name."""
+    """Both tasks, built by name, refuse them."""
     tasks = kshot.tasks(name)
     with pytest.raises(DataError, match="unknown split 'dev'"):
         tasks.sample("dev", [0])
-    with pytest.raises(DataError, match="no indices"):
+    with pytest.raises(DataError, match="got no indices"):
         tasks.sample("train", [])
 
 
@@ -88,7 +88,7 @@ def test_unknown_splits_and_empty_batches_are_refused(name):
 
 
 def test_a_network_s_loss_is_that_of_the_same_torch_modules():
-    """In float64, with the parameters cut out of the point by hand."""
+    """They agree in float64, with the parameters of the modules copied from the point."""
     generator = torch.Generator().manual_seed(0)
     H = 3
     point = torch.randn(64 * H + H + 10 * H + 10, generator=generator, dtype=torch.float64)
@@ -104,7 +104,7 @@ def test_a_network_s_loss_is_that_of_the_same_torch_modules():
 
 
 def test_images_are_real_digits_of_the_split_and_no_image_comes_twice():
-    """Each row is one of scikit-learn's images with its label; splits share no row."""
+    """Each image is one of scikit-learn's images of the split, with its label, and occurs once in a task."""
     x, y = digits()
     assert (x.min(), x.max(), len(x)) == (0, 1, 1797)
     tasks = DigitsMlp(images=50)
@@ -118,7 +118,7 @@ def test_images_are_real_digits_of_the_split_and_no_image_comes_twice():
 
 
 def test_networks_begin_like_untrained_ones():
-    """Weights with variance 1 / fan-in, biases 0: the loss is a little above ln 10, that of knowing nothing."""
+    """Weights have variance 1 / fan-in and biases are 0, so the loss is slightly above ln 10, a uniform guess."""
     tasks = DigitsMlp()
     source = tasks.sample("train", range(20)).query.source
     assert tasks.spec.target_shape == source.initial.shape[1:] == (1510,)
@@ -130,7 +130,7 @@ def test_networks_begin_like_untrained_ones():
 
 
 def test_without_scikit_learn_it_says_what_to_install(monkeypatch):
-    """The quadratics need it not, so it is an extra."""
+    """scikit-learn is an extra, because the quadratics do not need it."""
     digits.cache_clear()
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(Unavailable, match=r"pip install 'kshot-quadratics\[digits\]'"):

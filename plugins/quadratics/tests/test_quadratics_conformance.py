@@ -1,4 +1,4 @@
-"""The optimizees keep every rule for tasks."""
+"""Both kinds of objectives keep every rule for tasks."""
 
 from kshot.testing import suite
 

@@ -1,4 +1,4 @@
-"""The view: rows of the table at their classes, attributes of drawings by hand, and no query in its own description."""
+"""Each class gets its row of the table, attributes of drawings are right, and no query is part of a description."""
 
 from __future__ import annotations
 
@@ -29,10 +29,12 @@ TABLE = {name: [float(i), 10.0 * (i % 3), 7.0] for i, name in enumerate(("ape", 
 
 
 def tasks(names: Any = NAMES) -> ClassificationTasks:
-    """Classes of four vectors."""
+    """Make tasks with four vectors per class."""
     pools = {
-        split: Pool.of(np.arange(8.0 * len(held)).reshape(-1, 2), np.repeat(np.arange(len(held)), 4), names=held)
-        for split, held in names.items()
+        split: Pool.of(
+            np.arange(8.0 * len(of_split)).reshape(-1, 2), np.repeat(np.arange(len(of_split)), 4), names=of_split
+        )
+        for split, of_split in names.items()
     }
     return ClassificationTasks(pools, way=2)
 
@@ -46,7 +48,7 @@ def view(table: Any = None, **options: Any) -> Semantics:
 
 @pytest.mark.parametrize("shot", [0, 1, 2])
 def test_each_label_has_its_class_s_row_of_the_table(shot: int) -> None:
-    """Whatever the order of the table and of the split; with a support and without."""
+    """The order of the table and of the split does not matter; this holds with a support and without."""
     v = view(dict(reversed(TABLE.items())), shot=shot, standardise=False)
     e = v.sample("train", range(20))
     for b, names in enumerate(e.origin.class_names):
@@ -57,7 +59,7 @@ def test_each_label_has_its_class_s_row_of_the_table(shot: int) -> None:
 
 
 def test_attributes_are_standardised_by_the_training_classes_alone() -> None:
-    """By hand: 0, 1, 2 and 0, 10, 20 become -1.22, 0, 1.22; the test classes go by the same scale; constants are 0."""
+    """0, 1, 2 and 0, 10, 20 become -1.22, 0, 1.22; the test classes get the same scale, and constants become 0."""
     v = view()
     a = (1.5) ** 0.5
     train = v.pool("train").semantics
@@ -68,7 +70,7 @@ def test_attributes_are_standardised_by_the_training_classes_alone() -> None:
 
 
 def test_episodes_with_a_support_are_those_of_the_tasks_below() -> None:
-    """The same classes, examples and queries for the same seed: vectors are all that is new."""
+    """The same seed gives the same classes, examples and queries; only the vectors are new."""
     plain = ClassificationTasks({"train": tasks().pool("train")}, way=2, shot=1, query=2, seed=3).sample(
         "train", [4, 5]
     )
@@ -78,17 +80,17 @@ def test_episodes_with_a_support_are_those_of_the_tasks_below() -> None:
 
 
 def test_files_of_both_kinds_give_the_same_table(tmp_path: Path) -> None:
-    """CSV as a spreadsheet saves it, quoted where there is a comma; npz with two arrays; a dict of arrays."""
+    """A CSV file as a spreadsheet saves it, with a quoted comma, an npz file and a dict of arrays agree."""
     (tmp_path / "t.csv").write_text(
         '"name, of the animal",size,legs\n"ape, great",1.5,2\nbee,-2e-1,6\n', encoding="utf-8-sig"
     )
     names, vectors = ["ape, great", "bee"], np.array([[1.5, 2], [-0.2, 6]])
     np.savez(tmp_path / "t.npz", names=np.array(names), vectors=vectors)
     for source in (tmp_path / "t.csv", str(tmp_path / "t.npz"), dict(zip(names, torch.tensor(vectors), strict=True))):
-        found = read(source)
-        assert list(found.rows) == names
-        assert np.array_equal(found.vectors, vectors)
-        assert np.array_equal(found.take(["bee"], "test"), vectors[1:])
+        table = read(source)
+        assert list(table.rows) == names
+        assert np.array_equal(table.vectors, vectors)
+        assert np.array_equal(table.take(["bee"], "test"), vectors[1:])
 
 
 @pytest.mark.parametrize(
@@ -97,34 +99,34 @@ def test_files_of_both_kinds_give_the_same_table(tmp_path: Path) -> None:
         ("", "expected a header"),
         ("name,size\n", "expected a header"),
         ("name\nape\n", "expected a header"),
-        ("name,size\nape,1,2\n", "class 'ape' has 2 values, the header 1"),
-        ("name,size\nape,big\n", "class 'ape' has 'big' for 'size', expected a number"),
-        ("name,size\nape,nan\n", "class 'ape' has values that are NaN or infinite"),
-        ("name,size\nape,1\nape,2\n", "class 'ape' comes twice"),
+        ("name,size\nape,1,2\n", "got 2 values for class 'ape', expected 1 as in the header"),
+        ("name,size\nape,big\n", "got 'big' for attribute 'size' of class 'ape', expected a number"),
+        ("name,size\nape,nan\n", "got NaN or infinite values for class 'ape'"),
+        ("name,size\nape,1\nape,2\n", "got class 'ape' twice, expected one vector per class"),
     ],
 )
 def test_a_csv_file_that_is_no_table_is_refused(text: str, message: str, tmp_path: Path) -> None:
-    """With the class and the attribute."""
+    """The error names the class and the attribute."""
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(DataError, match=message):
         read(tmp_path / "t.csv")
 
 
 def test_other_files_that_are_no_table_are_refused(tmp_path: Path) -> None:
-    """Missing, of another kind, not what their name says, or with other arrays."""
+    """Refused are missing files, other types of file, broken files and files with other arrays."""
     np.savez(tmp_path / "other.npz", a=np.zeros(3))
     np.savez(tmp_path / "flat.npz", names=np.array(["ape"]), vectors=np.zeros(1))
     np.savez(tmp_path / "objects.npz", names=np.array(["ape", 3], object), vectors=np.zeros((2, 1)))
     (tmp_path / "broken.npz").write_bytes(b"PK nothing")
     (tmp_path / "latin.csv").write_bytes("name,größe\n".encode("latin-1"))
     for name, message in (
-        ("absent.csv", "can't be read: No such file"),
-        ("t.txt", "expected a file that ends in .csv or .npz, 'drawings', or a dict"),
-        ("other.npz", r"has the arrays a; expected names \[C\], vectors \[C, A\]"),
-        ("flat.npz", r"names have shape \(1,\) and vectors \(1,\)"),
-        ("objects.npz", "is no npz file of plain arrays"),
-        ("broken.npz", "is no npz file of plain arrays"),
-        ("latin.csv", "is not CSV in UTF-8"),
+        ("absent.csv", "got an error when reading it .No such file"),
+        ("t.txt", "got a file name ending in '.txt', expected .csv or .npz"),
+        ("other.npz", r"got the arrays a, expected names \[C\] and vectors \[C, A\]"),
+        ("flat.npz", r"got names of shape \(1,\) and vectors of shape \(1,\)"),
+        ("objects.npz", "expected an npz file of plain arrays"),
+        ("broken.npz", "expected an npz file of plain arrays"),
+        ("latin.csv", "expected CSV in UTF-8"),
     ):
         with pytest.raises(DataError, match=message):
             read(tmp_path / name)
@@ -133,24 +135,29 @@ def test_other_files_that_are_no_table_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({}, "0 names and 0 vectors"),
-        ({"ape": [1.0], "bee": [1.0, 2.0]}, r"the vector of class 'bee' has shape \(2,\), that of 'ape' \(1,\)"),
-        ({"ape": 1.0}, r"class 'ape' has shape \(\)"),
-        ({"ape": ["big"]}, "a vector is not of numbers"),
-        ({"ape": [np.inf]}, "class 'ape' has values that are NaN or infinite"),
+        ({}, "got 0 names and 0 vectors"),
+        (
+            {"ape": [1.0], "bee": [1.0, 2.0]},
+            r"got a vector of shape \(2,\) for class 'bee' and of shape \(1,\) for 'ape'",
+        ),
+        ({"ape": 1.0}, r"shape \(\) for class 'ape'"),
+        ({"ape": ["big"]}, "got a vector that is not of numbers"),
+        ({"ape": [np.inf]}, "got NaN or infinite values for class 'ape'"),
     ],
 )
 def test_a_dict_that_is_no_table_is_refused(table: Any, message: str) -> None:
-    """With the class."""
+    """The error names the class."""
     with pytest.raises(DataError, match=message):
         read(table)
 
 
 def test_missing_classes_are_refused_by_name() -> None:
-    """When the view is made, and not in the middle of training; in whatever split."""
-    with pytest.raises(DataError, match=r"2 of 2 classes of split 'test' are not in .*: 'eel', 'fox'; its names"):
+    """The error comes when the view is made, not in the middle of training, and for every split."""
+    with pytest.raises(
+        DataError, match=r"got 2 of 2 classes of split 'test' that are not in .*: 'eel', 'fox'; expected names such"
+    ):
         view({name: v for name, v in TABLE.items() if name not in ("eel", "fox")})
-    with pytest.raises(DataError, match="the classes of split 'train' have no names to look up"):
+    with pytest.raises(DataError, match="got classes without names in split 'train'"):
         Semantics(sample_unnamed(), TABLE)
 
 
@@ -159,17 +166,17 @@ def sample_unnamed() -> ClassificationTasks:
 
 
 def test_tasks_without_a_pool_of_labelled_examples_are_refused() -> None:
-    """Of another kind, or of the right kind and without a table; and an unknown split is."""
+    """Tasks of another kind are refused; an unknown split and too many queries are too."""
     with pytest.raises(MisfitError, match="Lines are regression tasks without a pool"):
         Semantics(sample_tasks.Lines(), TABLE)
-    with pytest.raises(DataError, match="unknown split 'trian'; these tasks have train, val, test, trainval"):
+    with pytest.raises(DataError, match="got unknown split 'trian', expected one of train, val, test, trainval"):
         view().sample("trian", [0])
     with pytest.raises(DataError, match="expected at most 4, the number of examples"):
         view(query=5).sample("train", [0])
 
 
 def test_raw_examples_are_prepared_by_the_tasks_below() -> None:
-    """``predict`` on files goes through the view."""
+    """Prediction on files works through the view."""
     assert view().prepare([3.0]).tolist() == [3.0]
 
 
@@ -177,7 +184,7 @@ def test_raw_examples_are_prepared_by_the_tasks_below() -> None:
 
 
 def draw(*lines: str) -> np.ndarray[Any, Any]:
-    """A picture of # and blanks [1, H, W]."""
+    """Make an image [1, H, W] from lines of # and blanks."""
     return np.array([[[float(c == "#") for c in line] for line in lines]])
 
 
@@ -188,7 +195,7 @@ CORNERS = draw(" #    ", "# #   ", " #    ", "      ", "      ", "      ")
 
 @pytest.mark.parametrize(("image", "parts", "shut_in"), [(RING, 1, 1), (DOTS, 2, 0), (CORNERS, 1, 1)])
 def test_parts_and_holes_by_hand(image: Any, parts: int, shut_in: int) -> None:
-    """Ink that touches at a corner is one part, and shuts paper in; together and alone."""
+    """Ink that touches at a corner is one part and encloses paper, for one image and for several at once."""
     assert components(image > 0, corners=True).tolist() == [parts]
     assert holes(image > 0).tolist() == [shut_in]
     assert components(np.concatenate([RING, DOTS, 0 * RING, CORNERS]) > 0, corners=True).tolist() == [1, 2, 0, 1]
@@ -196,49 +203,49 @@ def test_parts_and_holes_by_hand(image: Any, parts: int, shut_in: int) -> None:
 
 
 def test_attributes_of_a_ring_by_hand() -> None:
-    """12 of 36 pixels; 4 of 6 wide; centred; row by row it is crossed 1, 2, 2, 1 times; mirrored it is itself."""
-    found = dict(zip(ATTRIBUTES, attributes(RING)[0].tolist(), strict=True))
+    """12 of 36 pixels, 4 of 6 wide, centred, crossed 1, 2, 2, 1 times by its rows, and equal to its mirror images."""
+    computed = dict(zip(ATTRIBUTES, attributes(RING)[0].tolist(), strict=True))
     expected = {
         "ink": 12 / 36, "parts": 1, "holes": 1, "width": 4 / 6, "height": 4 / 6, "centre across": 0.5,
         "centre down": 0.5, "tilt": 0, "crossings across": 1.5, "crossings down": 1.5, "mirrored left to right": 1,
         "mirrored top to bottom": 1, "turned by half": 1,
     }  # fmt: skip
     for name, value in expected.items():
-        assert found[name] == pytest.approx(value, abs=1e-9), name
+        assert computed[name] == pytest.approx(value, abs=1e-9), name
     positions = np.array([0] * 4 + [1] * 2 + [2] * 2 + [3] * 4) / 6
-    assert found["spread across"] == pytest.approx(positions.std())
+    assert computed["spread across"] == pytest.approx(positions.std())
 
 
-def test_places_are_told_apart() -> None:
-    """A dot in the upper right corner, on 8 x 8."""
+def test_attributes_depend_on_the_place_of_the_ink() -> None:
+    """A dot in the upper right corner of 8 x 8 pixels has its centre and its bands there."""
     image = np.zeros((1, 8, 8))
     image[0, 1, 6] = 1
-    found = dict(zip(ATTRIBUTES, attributes(image)[0].tolist(), strict=True))
-    assert found["centre across"] == pytest.approx(6.5 / 8)
-    assert found["centre down"] == pytest.approx(1.5 / 8)
-    assert [found[f"column band {b}"] for b in range(4)] == [0, 0, 0, 1]
-    assert [found[f"row band {b}"] for b in range(4)] == [1, 0, 0, 0]
-    assert found["mirrored left to right"] == 0
+    computed = dict(zip(ATTRIBUTES, attributes(image)[0].tolist(), strict=True))
+    assert computed["centre across"] == pytest.approx(6.5 / 8)
+    assert computed["centre down"] == pytest.approx(1.5 / 8)
+    assert [computed[f"column band {b}"] for b in range(4)] == [0, 0, 0, 1]
+    assert [computed[f"row band {b}"] for b in range(4)] == [1, 0, 0, 0]
+    assert computed["mirrored left to right"] == 0
 
 
 @pytest.mark.parametrize(("angle", "b"), [(0, 0), (45, 1), (90, 2), (135, 3)])
 def test_strokes_have_their_direction(angle: int, b: int) -> None:
-    """A bar through the middle, on 21 x 21, anticlockwise from lying flat: most of it in its own direction."""
+    """A bar through the middle of 21 x 21 pixels, turned anticlockwise, lies mostly in its own direction."""
     down, across = np.mgrid[-10:11, -10:11]
     theta = np.deg2rad(angle)
     off = np.abs(across * np.sin(theta) + down * np.cos(theta))
     along = np.abs(across * np.cos(theta) - down * np.sin(theta))
-    found = directions(((off <= 1) & (along <= 8)).astype(float)[None])[0]
-    assert found.argmax() == b
-    assert found[b] > 0.7
-    assert found.sum() == pytest.approx(1)
+    computed = directions(((off <= 1) & (along <= 8)).astype(float)[None])[0]
+    assert computed.argmax() == b
+    assert computed[b] > 0.7
+    assert computed.sum() == pytest.approx(1)
 
 
 def test_a_blank_drawing_has_finite_attributes() -> None:
-    """There are some in real data."""
-    found = attributes(np.zeros((2, 28, 28)))
-    assert found.shape == (2, len(ATTRIBUTES))
-    assert np.isfinite(found).all()
+    """Real data contain some blank drawings."""
+    computed = attributes(np.zeros((2, 28, 28)))
+    assert computed.shape == (2, len(ATTRIBUTES))
+    assert np.isfinite(computed).all()
 
 
 # --- Classes described by their drawings ----------------------------------------------------------------------------
@@ -247,7 +254,7 @@ SIDE = 16
 
 
 def shapes(classes: int = 24, examples: int = 12) -> ClassificationTasks:
-    """Each class is a rectangle of its own place and size, an outline or filled; drawn up to a pixel off."""
+    """Make classes that are rectangles of different place and size, outlined or filled, moved by up to a pixel."""
 
     def pool(split: str) -> Pool:
         keys = episode_keys(0, split, range(classes))
@@ -270,7 +277,7 @@ def drawn(**options: Any) -> Semantics:
 
 
 def test_no_drawing_that_describes_a_class_is_ever_shown() -> None:
-    """5 of 12 describe, the other 7 are shown; and they are the same whatever the seed of the episodes."""
+    """5 of 12 drawings describe the class and the other 7 are shown; the seed of the episodes has no effect on that."""
     for seed in (0, 1):
         v = drawn(seed=seed)
         e = v.sample("test", range(100))
@@ -286,7 +293,7 @@ def test_no_drawing_that_describes_a_class_is_ever_shown() -> None:
 
 
 def test_a_class_is_described_alike_in_every_split_that_has_it() -> None:
-    """What is set aside goes by the drawings' rows: trainval must not show what describes a class in train."""
+    """Drawings are set aside by their rows, so that trainval does not show what describes a class in train."""
     whole = shapes().pool("train")
     parts = {"train": slice(0, 15), "val": slice(15, 24), "trainval": slice(0, 24)}
     pools = {split: Pool(whole.x, whole.rows[p], whole.counts[p], input_range=(0.0, 1.0)) for split, p in parts.items()}
@@ -297,7 +304,7 @@ def test_a_class_is_described_alike_in_every_split_that_has_it() -> None:
 
 
 def test_classes_of_different_sizes_keep_what_is_left() -> None:
-    """4, 11 and 15 drawings, 3 of each set aside."""
+    """Of 4, 11 and 15 drawings 3 each are set aside, so 1, 8 and 12 are left."""
     x = (np.arange(30 * 64).reshape(30, 1, 8, 8) % 251).astype(np.uint8)
     pool = Pool.of(x, np.repeat([0, 1, 2], [4, 11, 15]))
     v = Semantics(ClassificationTasks({"train": pool}, way=3, query=1), "drawings", way=3, query=1, described=3)
@@ -308,8 +315,8 @@ def test_classes_of_different_sizes_keep_what_is_left() -> None:
     assert np.array_equal(truth[ids], y)
 
 
-def test_drawings_are_told_by_descriptions_of_classes_never_seen() -> None:
-    """By the nearest description alone, without learning: 5 ways, chance 20 %."""
+def test_descriptions_of_unseen_classes_identify_drawings() -> None:
+    """The nearest description classifies 5-way tasks without learning, with far more than 20 % accuracy."""
     v = drawn()
     e = v.sample("test", range(200))
     whole = torch.from_numpy(attributes(e.query.x.flatten(0, 1)[:, 0].double().numpy())).view(200, 35, -1)
@@ -322,13 +329,15 @@ def test_drawings_are_told_by_descriptions_of_classes_never_seen() -> None:
 
 
 def test_what_is_no_drawing_is_refused() -> None:
-    """Vectors, colours, other ranges; too few drawings; none to describe by."""
-    with pytest.raises(MisfitError, match=r"these inputs have shape \(6,\) and range None; give a table"):
+    """Refused are vectors, colour images, ``described`` below 1, and classes with too few drawings."""
+    with pytest.raises(
+        MisfitError, match=r"got inputs of shape \(6,\) and range None, expected images .* give a table"
+    ):
         Semantics(sample_tasks.classification(), "drawings")
     with pytest.raises(MisfitError, match=r"shape \(3, 16, 16\)"):
         Semantics(sample_tasks.classification(input_shape=(3, 16, 16)), "drawings")
-    with pytest.raises(OptionError, match="described is 0, expected at least 1"):
+    with pytest.raises(OptionError, match="got described 0, expected at least 1"):
         drawn(described=0)
-    with pytest.raises(DataError, match="class number 0 has 12 examples, of which 12 would be set aside"):
+    with pytest.raises(DataError, match="got described 12, but class number 0 of split 'train' has 12 examples"):
         drawn(described=12)
     assert kshot.tasks("semantics", of=shapes(), table="drawings", described=11).pool("val").fewest == 1

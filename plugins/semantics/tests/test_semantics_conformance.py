@@ -1,4 +1,4 @@
-"""The view keeps every rule for tasks: zero-shot and with a support, of varying way, from a dict and from drawings."""
+"""The view keeps every rule for tasks: with and without a support, of varying way, from a dict and from drawings."""
 
 from typing import Any
 
@@ -9,12 +9,12 @@ TABLE = {f"{split} {c}": [float(c), c % 3, c * c] for split in ("train", "val", 
 
 
 def given(seed: int = 0, **options: Any) -> Semantics:
-    """Ten classes of twelve vectors a split, described by three numbers each."""
+    """Make the view of ten classes of twelve vectors per split, described by three numbers each."""
     return Semantics(sample_tasks.classification(), TABLE, seed=seed, **{"way": 3, "query": 3, **options})
 
 
 def drawn(seed: int = 0, **options: Any) -> Semantics:
-    """Images, described by half of each class."""
+    """Make the view of images in which half of each class describes the class."""
     of = sample_tasks.classification(input_shape=(1, 16, 16))
     return Semantics(of, "drawings", seed=seed, **{"way": 3, "query": 3, "described": 6, **options})
 

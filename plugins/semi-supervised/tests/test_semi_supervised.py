@@ -1,4 +1,4 @@
-"""The view: a division that never moves, episodes that show each example once, and labels that stay hidden."""
+"""The view divides each class once, shows an example at most once per episode, and keeps hidden labels hidden."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kshot.testing import sample_tasks
 from kshot_semi_supervised import SemiSupervised
 from kshot_semi_supervised.division import choose_others
 
-X = np.arange(40 * 20, dtype=np.float32)[:, None]  # each input is its own row's number
+X = np.arange(40 * 20, dtype=np.float32)[:, None]  # each input is the number of its row
 SPLITS = {"train": range(20), "val": range(20, 30), "test": range(30, 40)}
 
 
@@ -26,11 +26,13 @@ def rows(classes: Any) -> np.ndarray[Any, Any]:
 
 
 def tasks(**options: Any) -> ClassificationTasks:
-    """40 classes of 20 examples in one table; row r is an example of class r // 20; trainval is train and val."""
+    """Make 40 classes of 20 examples in one table. Row r is an example of class r // 20; trainval is train and val."""
     splits = {**SPLITS, "trainval": range(30)}
     pools = {
-        split: Pool(torch.from_numpy(X), rows(held), np.full(len(held), 20), names=[f"class {c}" for c in held])
-        for split, held in splits.items()
+        split: Pool(
+            torch.from_numpy(X), rows(classes), np.full(len(classes), 20), names=[f"class {c}" for c in classes]
+        )
+        for split, classes in splits.items()
     }
     return ClassificationTasks(pools, **options)
 
@@ -40,59 +42,59 @@ def view(**options: Any) -> SemiSupervised:
 
 
 def labelled_rows(of: SemiSupervised, split: str) -> dict[int, set[int]]:
-    """Class number in the table -> the rows that were seen with a label in 400 episodes."""
-    found: dict[int, set[int]] = {}
+    """Return, for each class number in the table, the rows that 400 episodes show with a label."""
+    seen: dict[int, set[int]] = {}
     origin = of.sample(split, range(400)).origin
     for array in (origin.support_ids, origin.query_ids):
         for row in array.flat:
-            found.setdefault(int(row) // 20, set()).add(int(row))
-    return found
+            seen.setdefault(int(row) // 20, set()).add(int(row))
+    return seen
 
 
 def test_a_tenth_of_each_class_is_labelled_and_always_the_same_tenth() -> None:
-    """2 of 20; over 400 episodes of training no third one is seen with a label, and ``pool`` holds these two."""
+    """It is 2 of 20: 400 training episodes show no third example with a label, and ``pool`` contains these two."""
     v = view(unlabelled=5)
     seen = labelled_rows(v, "train")
     assert set(seen) == set(SPLITS["train"])
-    assert all(len(found) == 2 for found in seen.values())
+    assert all(len(labelled) == 2 for labelled in seen.values())
     ids, y = v.pool("train").table()
     assert {int(c): set(ids[y == i].tolist()) for i, c in enumerate(SPLITS["train"])} == seen
     assert list(v.pool("train").names) == [f"class {c}" for c in SPLITS["train"]]
 
 
 def test_unlabelled_examples_are_never_labelled_ones() -> None:
-    """In no split and no episode, of no class, distractors included."""
+    """This holds in every split and episode, for the distractors too."""
     v = view(unlabelled=18, distractors=3)
     for split in ("train", "val"):
-        labelled = {row for found in labelled_rows(v, split).values() for row in found}
+        labelled = {row for of_class in labelled_rows(v, split).values() for row in of_class}
         unlabelled = set(v.sample(split, range(400)).origin.unlabelled_ids.flat)
         assert not labelled & unlabelled
         assert len(labelled) + len(unlabelled) == 20 * len(SPLITS[split])
 
 
 def test_a_class_is_divided_alike_in_every_split_that_has_it() -> None:
-    """What trainval shows with labels is what train and val do: the division goes by examples, not by splits."""
+    """The rows that trainval shows with labels are those of train and val: examples are divided, not splits."""
     v = view()
     together = labelled_rows(v, "trainval")
     assert together == labelled_rows(v, "train") | labelled_rows(v, "val")
 
 
 def test_another_seed_divides_otherwise() -> None:
-    """And the classes differ among themselves: it is not the same two places in each."""
+    """The classes differ among themselves too: the labelled rows are not at the same two places in each class."""
     first, second = (labelled_rows(view(seed=s), "train") for s in (0, 1))
     assert sum(first[c] != second[c] for c in first) >= 15
-    assert len({frozenset(row % 20 for row in found) for found in first.values()}) >= 15
+    assert len({frozenset(row % 20 for row in labelled) for labelled in first.values()}) >= 15
 
 
 def test_draws_are_pinned() -> None:
-    """Integers of seed, split and index alone: the same here as on any platform, now and in later versions."""
+    """They depend on seed, split and index alone, and are the same on every platform and in later versions."""
     e = view(way=2, unlabelled=2, distractors=1).sample("test", [3])
     arrays = {name: array.tolist() for name, array in e.origin.arrays().items()}
     assert arrays == PINNED
 
 
 def test_inputs_are_those_of_the_rows_that_the_origin_names() -> None:
-    """Each input of this table is its row's number."""
+    """Each input of this table is the number of its row, so inputs and identities must agree."""
     e = view(unlabelled=4, distractors=2, query=3).sample("test", [0, 5, 2])
     for x, ids in (
         (e.support.x, e.origin.support_ids),
@@ -103,7 +105,7 @@ def test_inputs_are_those_of_the_rows_that_the_origin_names() -> None:
 
 
 def test_labels_are_those_of_the_rows_classes() -> None:
-    """Support, query, and what the origin says of unlabelled examples, by the table; -1 for other classes."""
+    """Labels of support, query and unlabelled examples (in the origin) agree with the table; -1 marks distractors."""
     v = view(unlabelled=4, distractors=2, query=3)
     e = v.sample("test", range(30))
     for b, classes in enumerate(e.origin.classes.tolist()):
@@ -120,19 +122,19 @@ def test_labels_are_those_of_the_rows_classes() -> None:
 
 
 def test_classes_support_and_query_do_not_depend_on_what_is_unlabelled() -> None:
-    """Results with and without unlabelled examples and distractors are of the same queries; more adds to less."""
+    """Results with and without unlabelled examples have the same queries, and more of them only adds examples."""
     shapes = [(0, 0), (3, 0), (14, 0), (14, 1), (14, 5)]
-    found = [view(unlabelled=m, distractors=d, query=5).sample("test", range(20)).origin for m, d in shapes]
-    for a, b in pairwise(found):
+    origins = [view(unlabelled=m, distractors=d, query=5).sample("test", range(20)).origin for m, d in shapes]
+    for a, b in pairwise(origins):
         for name in ("classes", "support_ids", "query_ids"):
             assert np.array_equal(getattr(a, name), getattr(b, name)), name
-    for a, b in pairwise(found[1:4]):
+    for a, b in pairwise(origins[1:4]):
         for less, more in zip(a.unlabelled_ids, b.unlabelled_ids, strict=True):
             assert set(less) < set(more)
 
 
 def test_episodes_show_the_classes_that_the_tasks_below_show() -> None:
-    """The same seed draws the same classes, so a figure on the view can be set beside one without it."""
+    """The same seed draws the same classes, so results with and without the view can be compared."""
     ours, theirs = view(way=5, seed=7), tasks(way=5, seed=7)
     assert np.array_equal(
         ours.sample("test", range(10)).origin.classes, theirs.sample("test", range(10)).origin.classes
@@ -140,7 +142,7 @@ def test_episodes_show_the_classes_that_the_tasks_below_show() -> None:
 
 
 def test_without_unlabelled_examples_the_episodes_are_supervised() -> None:
-    """Learners that need none and the supervised control train on it."""
+    """Learners that use no unlabelled examples, and the supervised control, train on such episodes."""
     v = view(unlabelled=0)
     e = v.sample("train", [0])
     assert e.support.unlabelled is None
@@ -150,17 +152,19 @@ def test_without_unlabelled_examples_the_episodes_are_supervised() -> None:
 
 
 def test_outside_the_test_split_queries_are_labelled_examples() -> None:
-    """Training and the fitting of a mask must not meet a label of the unlabelled part, whatever the user asks for."""
+    """Training must not see a label of the unlabelled part, whatever the options are."""
     v = view(query=2)
     for split in ("train", "val", "trainval"):
-        with pytest.raises(DataError, match=r"2 labelled of 20 examples, but shot \+ query is 1 \+ 2, and outside the"):
+        with pytest.raises(
+            DataError, match=r"2 labelled of 20 examples, but got shot \+ query 1 \+ 2, and outside the"
+        ):
             v.sample(split, [0])
     assert view().spec.query == 1
     assert view(labelled=0.5, shot=2).spec.query == 8
 
 
 def test_test_queries_are_labelled_ones_first_and_then_what_the_episode_does_not_show() -> None:
-    """1 of support, 1 labelled and 4 unlabelled queries, and the 14 that are left: all 20 of a class."""
+    """1 support example, 1 labelled and 4 unlabelled queries and the 14 others are all 20 examples of a class."""
     v = view(query=5, unlabelled=14)
     labelled = {c: set(v.pool("test").rows[i].tolist()) for i, c in enumerate(SPLITS["test"])}
     e = v.sample("test", range(50))
@@ -175,7 +179,7 @@ def test_test_queries_are_labelled_ones_first_and_then_what_the_episode_does_not
 
 
 def test_a_fraction_is_rounded_and_a_number_is_taken() -> None:
-    """At least one example of each class; classes of different sizes have parts of different sizes."""
+    """Each class keeps at least one labelled example; larger classes have larger parts for the same fraction."""
     pool = Pool.of(np.arange(30.0)[:, None], np.repeat([0, 1, 2], [4, 11, 15]))
     uneven = ClassificationTasks({"train": pool, "test": pool}, way=2)
     parts = {f: SemiSupervised(uneven, labelled=f, unlabelled=1).pool("train").counts.tolist() for f in (0.1, 0.5, 3)}
@@ -188,7 +192,7 @@ def test_a_fraction_is_rounded_and_a_number_is_taken() -> None:
 
 
 def test_distractors_are_the_other_classes_each_equally_often() -> None:
-    """All 10 choices of 2 of 5 others, over 4,000 keys: 400 each, give or take five standard deviations (95)."""
+    """Over 4,000 keys each of the 10 pairs of 5 other classes comes 400 times, within five standard deviations (95)."""
     keys = episode_keys(0, "test", range(4000))
     taken = np.tile([4, 0, 2], (4000, 1))
     chosen = choose_others(keys, "distractors", 8, taken, 2)
@@ -200,7 +204,7 @@ def test_distractors_are_the_other_classes_each_equally_often() -> None:
 
 
 def test_ways_and_shots_may_vary() -> None:
-    """The number of unlabelled examples follows the way; a block has one shape."""
+    """The number of unlabelled examples follows the way, and all episodes of a block have one shape."""
     v = view(way=(2, 5), shot=(1, 2), query=1, labelled=4, unlabelled=3, distractors=1, block=4)
     seen = set()
     for block in range(30):
@@ -213,7 +217,7 @@ def test_ways_and_shots_may_vary() -> None:
 
 
 def test_class_vectors_are_passed_on() -> None:
-    """Row c describes label c."""
+    """Row c of the semantics is the vector of label c."""
     of = sample_tasks.classification(semantics=3)
     e = SemiSupervised(of, way=3, labelled=3).sample("test", [0, 1])
     vectors = of.pool("test").semantics
@@ -223,16 +227,16 @@ def test_class_vectors_are_passed_on() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"labelled": 0}, "labelled is 0, expected a fraction of each class"),
-        ({"labelled": 1.5}, "labelled is 1.5"),
-        ({"labelled": -0.1}, "labelled is -0.1"),
-        ({"unlabelled": -1}, "unlabelled is -1"),
-        ({"distractors": -2}, "distractors -2, expected none negative"),
-        ({"unlabelled": 0, "distractors": 5}, "5 distractors without unlabelled examples"),
+        ({"labelled": 0}, "got labelled 0, expected a fraction of each class"),
+        ({"labelled": 1.5}, "got labelled 1.5"),
+        ({"labelled": -0.1}, "got labelled -0.1"),
+        ({"unlabelled": -1}, "got unlabelled -1"),
+        ({"distractors": -2}, "distractors -2, expected 0 or more"),
+        ({"unlabelled": 0, "distractors": 5}, "got distractors 5 and unlabelled 0"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
-    """At once, and with what was expected."""
+    """The view is not built, and the error says what was expected."""
     with pytest.raises(OptionError, match=message):
         view(**options)
 
@@ -240,20 +244,23 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"way": 8, "distractors": 3}, r"split 'val' has 10 classes, but way \+ distractors is 8 \+ 3"),
-        ({"shot": 3}, "class 'class 20' has 2 labelled of 20 examples, but shot is 3; lower shot or raise labelled"),
-        ({"unlabelled": 19}, "but 19 unlabelled ones are asked for beside 1 \\+ 1"),
-        ({"labelled": 21}, "labelled asks for more"),
+        ({"way": 8, "distractors": 3}, r"got way \+ distractors 8 \+ 3, but split 'val' has 10 classes"),
+        (
+            {"shot": 3},
+            "'class 20' of split 'val' has 2 labelled of 20 examples, but got shot 3; lower shot or raise labelled",
+        ),
+        ({"unlabelled": 19}, r"got unlabelled 19 in addition to shot \+ query 1 \+ 1"),
+        ({"labelled": 21}, "got a larger number for labelled"),
     ],
 )
 def test_data_that_do_not_suffice_are_refused_by_name(options: dict[str, Any], message: str) -> None:
-    """Split, class, what it has, what is asked for, and what to do."""
+    """The error says the split, the class, its size, what was asked for and what to do."""
     with pytest.raises(DataError, match=message):
         view(**options).sample("val", [0])
 
 
 def test_tasks_without_a_pool_of_labelled_examples_are_refused() -> None:
-    """Of another kind, or of the right kind and without a table."""
+    """Tasks of another kind are refused, and classification tasks without a pool; an unknown split is too."""
 
     class Opaque:
         spec = tasks().spec
@@ -265,12 +272,12 @@ def test_tasks_without_a_pool_of_labelled_examples_are_refused() -> None:
         SemiSupervised(sample_tasks.Lines())
     with pytest.raises(MisfitError, match="Opaque are classification tasks without a pool"):
         SemiSupervised(Opaque())
-    with pytest.raises(DataError, match="unknown split 'trian'; these tasks have train, val, test, trainval"):
+    with pytest.raises(DataError, match="got unknown split 'trian', expected one of train, val, test, trainval"):
         view().sample("trian", [0])
 
 
 def test_raw_examples_are_prepared_by_the_tasks_below() -> None:
-    """``predict`` on files goes through the view."""
+    """Prediction on files works through the view."""
     v = SemiSupervised(tasks(prepare=lambda raw: torch.full((1, 1), float(raw))))
     assert v.prepare(3).tolist() == [[3.0]]
     assert v.preparation is None  # a closure can't be written down

@@ -1,5 +1,5 @@
-"""The view keeps every rule for tasks: plain, with distractors, of varying way with semantics, and without unlabelled
-examples; by name with other tasks' objects in it, and by a factory that another process can build."""
+"""The view keeps every rule for tasks: plain, with distractors, with varying way and semantics, without unlabelled
+examples, over images, and built by name."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from kshot_semi_supervised import SemiSupervised
 
 
 def view(seed: int = 0, **options: Any) -> SemiSupervised:
-    """Ten classes of twelve vectors a split: a third labelled."""
+    """Make the view of ten classes of twelve vectors per split, of which four are labelled."""
     return SemiSupervised(sample_tasks.classification(semantics=4), seed=seed, **{"labelled": 4, **options})
 
 
@@ -26,7 +26,7 @@ by_name = suite(tasks="semi-supervised", options={"of": sample_tasks.classificat
 
 
 def test_a_view_of_a_view_is_of_its_labelled_part() -> None:
-    """``pool`` gives what has labels, so nothing above can see the labels of the rest."""
+    """``pool`` has the labelled examples only, so no view above can see the other labels."""
     inner = view(labelled=4)
     outer = kshot.tasks("semi-supervised", of=inner, labelled=2, unlabelled=2, query=1)
     arrays = outer.sample("train", range(100)).origin.arrays()

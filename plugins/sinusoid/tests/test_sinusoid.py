@@ -1,4 +1,4 @@
-"""Sine waves: the paper's ranges and moments, and episodes that are what their origin says."""
+"""The sine waves have the ranges and moments of the paper, and are those that the origin names."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from kshot_sinusoid import Sinusoid
 
 
 def test_targets_are_the_wave_that_the_origin_tells():
-    """y = a sin(x - p), computed again from the amplitude and phase in the origin."""
+    """numpy computes the same y = a sin(x - p) from the amplitude and phase in the origin."""
     episode = Sinusoid().sample("test", range(50))
     a, p = np.split(episode.origin.fields["wave"], 2, 1)
     for part in (episode.support, episode.query):
@@ -19,9 +19,9 @@ def test_targets_are_the_wave_that_the_origin_tells():
 
 
 def test_waves_have_the_moments_of_the_papers_ranges():
-    """E y^2 = 4.24 and, for the best predictor that does not adapt, E (y - E[y | x])^2 = 3.00; from 20,000 tasks.
+    """Over 20,000 tasks E y^2 = 4.24, and the best predictor without adaptation has E (y - E[y | x])^2 = 3.00.
 
-    E[y | x] = 2.55 * (2 / pi) cos x' is estimated here in bins of x.
+    E[y | x] is estimated in bins of x.
     """
     episode = Sinusoid(shot=1, query=1).sample("train", range(20000))
     x, y = episode.query.x.flatten().numpy(), episode.query.y.flatten().numpy()
@@ -35,7 +35,7 @@ def test_waves_have_the_moments_of_the_papers_ranges():
 
 
 def test_ranges_and_noise_are_options():
-    """Wider waves for harder tests; a normal error of the stated size on both parts."""
+    """Ranges set the waves; noise adds a normal error of the given size to support and query."""
     wide = Sinusoid(amplitude=(7, 7), phase=(1, 1)).sample("train", [3])
     assert torch.allclose(wide.query.y, 7 * torch.sin(wide.query.x - 1), atol=1e-5)
     clean, noisy = (Sinusoid(noise=n, query=200).sample("val", range(100)) for n in (0.0, 0.3))
@@ -45,7 +45,7 @@ def test_ranges_and_noise_are_options():
 
 
 def test_outliers_come_in_training_alone_and_can_not_be_learned():
-    """Every n-th episode has targets that have nothing to do with x; the others, and other splits, are as without."""
+    """Every n-th training episode has targets independent of x; other episodes and splits do not change."""
     plain, mixed = Sinusoid(query=500), Sinusoid(query=500, outlier_every=4)
     for split, expected in (("train", [True, False, False, False, True, False]), ("test", [False] * 6)):
         with_, without = mixed.sample(split, range(6)), plain.sample(split, range(6))
@@ -57,10 +57,10 @@ def test_outliers_come_in_training_alone_and_can_not_be_learned():
 
 
 def test_bad_options_are_refused():
-    """What came, what was expected."""
+    """The error says what was given and what was expected."""
     with pytest.raises(OptionError, match=r"amplitude \(3, 1\)"):
         Sinusoid(amplitude=(3, 1))
-    with pytest.raises(OptionError, match="outlier_every is 0"):
+    with pytest.raises(OptionError, match="got outlier_every 0"):
         Sinusoid(outlier_every=0)
-    with pytest.raises(DataError, match="unknown split 'dev'; these tasks have train, val, test"):
+    with pytest.raises(DataError, match="got unknown split 'dev', expected one of train, val, test"):
         Sinusoid().sample("dev", [0])

@@ -1,4 +1,4 @@
-"""The sinusoid tasks keep every rule for tasks, with noise and outliers too."""
+"""The sinusoid tasks keep every rule for tasks, with and without noise and outliers."""
 
 from kshot.testing import suite
 

@@ -1,4 +1,4 @@
-"""Streams: what is shown when, what may not be known, and what can't be made a stream."""
+"""Streams show each label one step late, leak no label early, and refuse tasks that cannot be streamed."""
 
 import numpy as np
 import pytest
@@ -7,14 +7,14 @@ import torch.nn.functional as F
 
 import kshot
 from kshot import ClassificationTasks, Pool
-from kshot.errors import DataError, OptionError
+from kshot.errors import DataError, MisfitError, OptionError
 from kshot.kinds import KINDS
 from kshot.testing import sample_tasks
 from kshot_stream import Stream
 
 
 def numbered(classes: int = 8, examples: int = 6, **shape: int) -> ClassificationTasks:
-    """Example j of class c is the picture [[100 c + j, 0]]: it says what it is."""
+    """Make tasks in which example j of class c is the image [[100 c + j, 0]], so that an input names its example."""
     x = torch.zeros(classes * examples, 1, 1, 2)
     x[:, 0, 0, 0] = (100 * torch.arange(classes)[:, None] + torch.arange(examples)).flatten()
     pool = Pool.of(x, np.repeat(np.arange(classes), examples), names=[f"c{c}" for c in range(classes)])
@@ -22,7 +22,7 @@ def numbered(classes: int = 8, examples: int = 6, **shape: int) -> Classificatio
 
 
 def test_a_step_shows_an_example_and_the_label_of_the_one_before():
-    """x_t = [flattened example, one-hot y_{t-1}], and no label at the first step; step by step, by hand."""
+    """x_t is the flattened example and the one-hot y_{t-1}; the first step has no label. Checked step by step."""
     e = Stream(numbered(), way=3, instances=4).sample("test", [5, 6])
     assert e.query.x.shape == (2, 12, 2 + 3)
     for x, y in zip(e.query.x, e.query.y, strict=True):
@@ -36,7 +36,7 @@ def test_a_step_shows_an_example_and_the_label_of_the_one_before():
 
 
 def test_a_stream_has_the_same_number_of_different_examples_of_each_class():
-    """By what the examples say of themselves, and the origin says the same."""
+    """The inputs themselves name their examples, and the origin names the same ones."""
     stream = Stream(numbered(), way=3, instances=4)
     e = stream.sample("train", range(20))
     for b in range(20):
@@ -51,7 +51,7 @@ def test_a_stream_has_the_same_number_of_different_examples_of_each_class():
 
 
 def test_the_spec_says_it_is_a_stream():
-    """Kind, way, length and what is provided; the range takes in that of one-hot labels; the data stay the same."""
+    """It has kind, way, length and provides of a stream, a range that contains 0 and 1, and the data's fingerprint."""
     stream = Stream(numbered(), way=4, instances=3)
     assert stream.fingerprint == "numbered"
     spec = stream.spec
@@ -63,7 +63,7 @@ def test_the_spec_says_it_is_a_stream():
 
 
 class Oracle:
-    """Knows which examples are of one class, remembers every label, and guesses the least label not yet shown."""
+    """Predict with a perfect memory: know the class of each example, and guess the smallest label not yet shown."""
 
     def __init__(self, way: int) -> None:
         self.way = way
@@ -83,8 +83,9 @@ class Oracle:
 
 
 def test_a_perfect_memory_knows_no_more_than_the_labels_left():
-    """The first step is at 1/N; first instances at (1/5 + 1/4 + 1/3 + 1/2 + 1) / 5 = 45.7 %, within four standard
-    errors: a learner that is better at them has seen a leak. Every later instance is known.
+    """It is right at the first step with probability 1/N, and at first instances with probability
+    (1/5 + 1/4 + 1/3 + 1/2 + 1) / 5 = 45.7 %, within four standard errors. More would mean that labels leak. It
+    knows every later instance.
     """
     e = Stream(numbered(), way=5, instances=3, seed=1).sample("test", range(1500))
     scores = KINDS["sequence"].score(Oracle(5), e)
@@ -96,7 +97,7 @@ def test_a_perfect_memory_knows_no_more_than_the_labels_left():
 
 
 def test_classes_have_no_order_and_no_label_of_their_own():
-    """Each label stands for each class equally often, and each step shows each label equally often: four sigma."""
+    """Each class gets each label equally often, and each step shows each label equally often, within four sigma."""
     e = Stream(numbered(classes=4), way=4, instances=2).sample("train", range(1200))
     table = np.zeros((4, 4))
     for row in e.origin.classes:
@@ -107,7 +108,7 @@ def test_classes_have_no_order_and_no_label_of_their_own():
 
 
 def test_the_seed_is_the_views_own():
-    """Seed, way and shot of the tasks below change no stream; another seed of the view does."""
+    """The seed, way and shot of the tasks below change no stream; another seed of the view changes all of them."""
     plain = Stream(numbered(), way=3, instances=2).sample("test", range(3))
     other = Stream(numbered(seed=9, way=2, shot=3), way=3, instances=2).sample("test", range(3))
     assert torch.equal(plain.query.x, other.query.x)
@@ -117,7 +118,7 @@ def test_the_seed_is_the_views_own():
 
 
 def test_it_is_built_by_name_over_tasks_by_name():
-    """As the command line does: --tasks.of=toy --tasks.of.features=6."""
+    """The command line builds it so from --tasks.of=toy --tasks.of.features=6."""
     pytest.importorskip("kshot_toy")
     stream = kshot.tasks("stream", of={"name": "toy", "features": 6}, way=2, instances=3)
     assert stream.sample("val", [0]).query.x.shape == (1, 6, 8)
@@ -131,19 +132,23 @@ class Unpooled:
 
 
 @pytest.mark.parametrize(
-    ("make", "error", "said"),
+    ("make", "error", "message"),
     [
-        (lambda: Stream(numbered(), way=1), OptionError, "way is 1, expected at least 2"),
-        (lambda: Stream(numbered(), instances=0), OptionError, "instances is 0"),
-        (lambda: Stream(numbered(), way=5, instances=7), DataError, "class 'c0' has 6 examples, but instances is 7"),
-        (lambda: Stream(numbered(), way=9, instances=2), DataError, "split 'train' has 8 classes, but way is 9"),
-        (lambda: Stream(sample_tasks.Lines()), DataError, "Lines are regression tasks without a pool"),
-        (lambda: Stream(Unpooled()), DataError, "Unpooled are classification tasks without a pool"),
+        (lambda: Stream(numbered(), way=1), OptionError, "got way 1, expected at least 2"),
+        (lambda: Stream(numbered(), instances=0), OptionError, "got instances 0"),
+        (
+            lambda: Stream(numbered(), way=5, instances=7),
+            DataError,
+            "got instances 7, but class 'c0' of split 'train'",
+        ),
+        (lambda: Stream(numbered(), way=9, instances=2), DataError, "got way 9, but split 'train' has 8 classes"),
+        (lambda: Stream(sample_tasks.Lines()), MisfitError, "stream: .*Lines.* regression"),
+        (lambda: Stream(Unpooled()), MisfitError, "stream: .*Unpooled"),
         (lambda: Stream(numbered(), 2, 2).sample("dev", [0]), DataError, "unknown split 'dev'"),
         (lambda: Stream(numbered(), 2, 2).sample("test", []), DataError, "expected at least one"),
     ],
 )
-def test_what_makes_no_stream_is_refused(make, error, said):
-    """Before anything is computed, with what came and what was expected."""
-    with pytest.raises(error, match=said):
+def test_options_and_tasks_that_make_no_stream_are_refused(make, error, message):
+    """The error comes before anything is computed, and says what was given and what was expected."""
+    with pytest.raises(error, match=message):
         make()

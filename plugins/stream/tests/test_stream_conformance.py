@@ -1,4 +1,4 @@
-"""Streams keep every rule for tasks: over vectors and over pictures."""
+"""Streams of vectors and streams of images keep every rule for tasks."""
 
 from kshot.testing import sample_tasks, suite
 from kshot_stream import Stream

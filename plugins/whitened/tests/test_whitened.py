@@ -1,4 +1,4 @@
-"""The map by its identities and a second implementation; the view shows the episodes below by it, and no others."""
+"""The map has the properties of whitening, and the view shows the episodes below with mapped inputs."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def draws(*shape: int, seed: int = 0) -> Tensor:
 
 
 def correlated(n: int, D: int, seed: int = 0) -> Tensor:
-    """Rows whose numbers are mixed from one another, far from 0."""
+    """Draw n rows of D correlated numbers, with a mean far from 0."""
     return draws(n, D, seed=seed) @ draws(D, D, seed=seed + 1) + 7
 
 
 def tasks(**options: Any) -> ClassificationTasks:
-    """Images of 8 classes in train, of 4 in test, by one table of bytes."""
+    """Make tasks with images of 8 classes in train and 4 in test, in one table of bytes."""
     x = (correlated(12 * 10, 12).sigmoid() * 255).to(torch.uint8).view(-1, 1, 3, 4)
     rows = np.arange(120).reshape(12, 10)
     pools = {
@@ -43,7 +43,7 @@ def tasks(**options: Any) -> ClassificationTasks:
 
 @pytest.mark.parametrize(("n", "D"), [(40, 9), (9, 40)])
 def test_components_have_variance_1_and_no_correlation(n: int, D: int) -> None:
-    """By either of the two matrices, without a floor."""
+    """This holds for either of the two matrices, without a floor."""
     x = correlated(n, D)
     z = whitening(x, 8, 0.0)(x)
     assert torch.allclose(z.mean(0), torch.zeros(8, dtype=torch.float64), atol=1e-9)
@@ -51,7 +51,7 @@ def test_components_have_variance_1_and_no_correlation(n: int, D: int) -> None:
 
 
 def test_distances_are_mahalanobis() -> None:
-    """With all components and no floor: (a - b)^T C^-1 (a - b), C the covariance."""
+    """With all components and no floor, they are (a - b)^T C^-1 (a - b), where C is the covariance."""
     x, new = correlated(50, 6), correlated(5, 6, seed=9)
     z = whitening(x, 6, 0.0)(new)
     inverse = np.linalg.inv(np.cov(x.numpy().T, bias=True))
@@ -62,7 +62,7 @@ def test_distances_are_mahalanobis() -> None:
 
 @pytest.mark.parametrize(("n", "D"), [(30, 7), (7, 30)])
 def test_components_are_those_of_a_singular_value_decomposition(n: int, D: int) -> None:
-    """A second way to them, by numpy; up to their signs, which are settled."""
+    """numpy's decomposition gives the same, up to the signs; the largest number of each direction is positive."""
     x = correlated(n, D)
     mean, directions, variances = principal_components(x, 5)
     _, s, v = np.linalg.svd((x - x.mean(0)).numpy(), full_matrices=False)
@@ -74,7 +74,7 @@ def test_components_are_those_of_a_singular_value_decomposition(n: int, D: int) 
 
 
 def test_the_floor_by_hand() -> None:
-    """Variances 9 and 1, mean 5; with a floor of 0.4 they are divided by 11 and 3."""
+    """The variances 9 and 1 have the mean 5; a floor of 0.4 adds 2, so they are divided by 11 and 3."""
     x = torch.tensor([[3.0, 0.0], [-3.0, 0.0], [3.0, 0.0], [-3.0, 0.0]], dtype=torch.float64)
     x = x + torch.tensor([[0.0, 1.0], [0.0, 1.0], [0.0, -1.0], [0.0, -1.0]])
     z = whitening(x, 2, 0.4)(x)
@@ -85,7 +85,7 @@ def test_the_floor_by_hand() -> None:
 
 
 def test_episodes_are_those_below_by_the_map_of_the_training_split() -> None:
-    """Inputs alone are changed, and the test split's by what was fitted on the training split."""
+    """Only the inputs change, in the test split too by the map that was fitted on the training split."""
     below, view = tasks(), Whitened(tasks(), 4)
     pool = below.pool("train")
     expected = whitening(pool.gather(pool.table()[0]).flatten(1), 4, 0.1)
@@ -100,7 +100,7 @@ def test_episodes_are_those_below_by_the_map_of_the_training_split() -> None:
 
 
 def test_pool_and_prepared_examples_are_what_episodes_show() -> None:
-    """Row by row."""
+    """The rows of the pool, prepared pixels and the queries of an episode agree."""
     view, below = Whitened(tasks(), 4), tasks()
     e = view.sample("test", range(4))
     assert torch.allclose(view.pool("test").gather(e.origin.query_ids), e.query.x, atol=1e-6)
@@ -110,15 +110,15 @@ def test_pool_and_prepared_examples_are_what_episodes_show() -> None:
 
 
 class More(sample_tasks.WithMore):
-    """With a pool."""
+    """A view with unlabelled and external examples that has a pool too."""
 
     def __init__(self) -> None:
         super().__init__(tasks(), unlabelled=5, external=4)
         self.pool, self.prepare = self.of.pool, self.of.prepare
 
 
-def test_what_prepares_examples_can_be_written_down() -> None:
-    """With the components, and what the tasks below do; a closure can't be."""
+def test_the_preparation_can_be_stored_and_read_again() -> None:
+    """It has the components and the preparation of the tasks below; with a closure below there is none."""
     of = ClassificationTasks({"train": tasks().pool("train")}, way=3, query=3)
     view = Whitened(of, 4)
     again = registry.preparation(view.preparation.to_dict())
@@ -128,7 +128,7 @@ def test_what_prepares_examples_can_be_written_down() -> None:
 
 
 def test_unlabelled_and_external_examples_and_class_vectors_come_along() -> None:
-    """A view of other views, and of zero-shot tasks, whose support is empty."""
+    """The view works over other views, and over zero-shot tasks, whose support is empty."""
     below, e = More().sample("train", [0, 1]), Whitened(More(), 4).sample("train", [0, 1])
     to = Whitened(tasks(), 4).components
     assert torch.equal(e.support.unlabelled, to(below.support.unlabelled).view(2, 5, 4))
@@ -141,6 +141,7 @@ def test_unlabelled_and_external_examples_and_class_vectors_come_along() -> None
 
 
 def test_the_split_to_fit_on_and_the_number_of_examples_matter_and_are_in_the_fingerprint() -> None:
+    """Another value of any of the options gives another fingerprint and other inputs."""
     plain = Whitened(tasks(), 4)
     for options in ({"fit": "test"}, {"examples": 20}, {"floor": 0.5}, {"components": 3}):
         other = Whitened(tasks(), **{"components": 4, **options})
@@ -150,7 +151,7 @@ def test_the_split_to_fit_on_and_the_number_of_examples_matter_and_are_in_the_fi
 
 
 class Nearest(nn.Module):
-    """The class of the nearest example, one a class."""
+    """Predict the class of the nearest support example, with one example per class."""
 
     needs = Needs(variable_way=True)
 
@@ -159,37 +160,38 @@ class Nearest(nn.Module):
 
 
 def test_a_distance_sees_in_it_what_pixels_hide() -> None:
-    """Classes differ in six directions of little variance; two others have much and say nothing."""
+    """Classes differ in six directions of small variance; two directions of large variance are noise."""
     x = torch.cat([0.1 * draws(40, 6).repeat_interleave(10, 0) + 0.01 * draws(400, 6), draws(400, 2, seed=1)], 1)
     y = np.repeat(np.arange(20), 10)
     of = ClassificationTasks(
         {"train": Pool.of(x[:200].float(), y), "test": Pool.of(x[200:].float(), y)}, way=5, shot=1, query=5
     )
-    found = {}
+    accuracy = {}
     for name, view in (("plain", of), ("whitened", Whitened(of, 8, floor=0.0))):
-        found[name] = kshot.Engine(Nearest(), view).evaluate(100).mean
-    assert found["whitened"] > found["plain"] + 0.3
+        accuracy[name] = kshot.Engine(Nearest(), view).evaluate(100).mean
+    assert accuracy["whitened"] > accuracy["plain"] + 0.3
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "told"),
+    ("options", "error", "message"),
     [
-        ({"components": 0}, OptionError, "components is 0 and examples 2000"),
-        ({"examples": 1}, OptionError, "examples 1; expected at least 1 and at least 2"),
-        ({"floor": -0.1}, OptionError, "floor is -0.1, expected a share"),
-        ({"floor": float("nan")}, OptionError, "floor is nan"),
-        ({"fit": "val"}, DataError, "fit is 'val', but these tasks have the splits train, test"),
-        ({"components": 13}, DataError, "80 examples of 12 numbers .split 'train'. have at most 12; ask for fewer"),
-        ({"components": 9, "examples": 9}, DataError, "9 examples of 12 numbers .split 'train'. have at most 8"),
+        ({"components": 0}, OptionError, "got components 0 and examples 2000"),
+        ({"examples": 1}, OptionError, "examples 1, expected at least 1 and at least 2"),
+        ({"floor": -0.1}, OptionError, "got floor -0.1, expected a share"),
+        ({"floor": float("nan")}, OptionError, "got floor nan"),
+        ({"fit": "val"}, DataError, "got fit 'val', expected one of the splits train, test"),
+        ({"components": 13}, DataError, "expected at most 12 for 80 examples of 12 numbers .split 'train'.; lower"),
+        ({"components": 9, "examples": 9}, DataError, "expected at most 8 for 9 examples of 12 numbers"),
     ],
 )
-def test_what_cannot_be_is_told(options: dict[str, Any], error: type[Exception], told: str) -> None:
-    with pytest.raises(error, match=told):
+def test_options_out_of_range_are_refused(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    """The error says what was given and what was expected."""
+    with pytest.raises(error, match=message):
         Whitened(tasks(), **{"components": 4, **options})
 
 
-def test_examples_that_are_too_much_alike_are_told() -> None:
-    """Copies vary in no direction."""
+def test_examples_that_are_too_similar_are_refused() -> None:
+    """Examples that vary in one direction have one component, not three."""
     x = torch.ones(20, 6)
     x[:, 0] = torch.arange(20.0)
     of = ClassificationTasks({"train": Pool.of(x, np.repeat([0, 1], 10))}, way=2, query=2)
@@ -199,5 +201,6 @@ def test_examples_that_are_too_much_alike_are_told() -> None:
 
 
 def test_other_tasks_are_refused() -> None:
+    """Regression tasks have no pool of labelled examples."""
     with pytest.raises(MisfitError, match="are regression tasks"):
         Whitened(sample_tasks.Lines())  # type: ignore[arg-type]

@@ -1,5 +1,5 @@
-"""The view keeps every rule for tasks: over vectors and images, with semantics, of varying way; by name; and under and
-over another view."""
+"""The view keeps every rule for tasks: over vectors and images, with semantics, of varying way, built by name, and
+under and over another view."""
 
 from typing import Any
 

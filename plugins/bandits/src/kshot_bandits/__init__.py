@@ -1,4 +1,4 @@
-"""Many-armed Bernoulli bandits, for all tasks of a meta-batch at once."""
+"""Control tasks of multi-armed Bernoulli bandits, played for all tasks of a meta-batch at once."""
 
 from kshot_bandits.tasks import Bandits, Environment
 

@@ -1,4 +1,4 @@
-"""The same bandit as a single gymnasium environment: ``gymnasium.make("kshot/Bandit-v0")``."""
+"""The bandit as a single gymnasium environment: ``gymnasium.make("kshot/Bandit-v0")``."""
 
 from __future__ import annotations
 
@@ -14,15 +14,21 @@ Vector = NDArray[np.float32]
 
 
 class BanditEnv(gymnasium.Env[Vector, np.int64]):
-    """Arms that pay 1 with a probability of their own, else 0.
-
-    Args:
-        arms: N.
-        horizon: pulls after which an episode is truncated.
-        history: observe the last pull, one-hot, and what it paid; else the observation is always 1.
+    """Play a single bandit whose arms pay 1 with fixed probabilities, else 0.
 
     ``reset`` draws the probabilities from the environment's own generator, uniform in [0, 1], or takes them from
-    ``options={"chances": [...]}``; ``info["chances"]`` says which they are.
+    ``options={"chances": [...]}``. ``info["chances"]`` contains them.
+
+    Args:
+        arms: N, the number of arms.
+        horizon: number of pulls after which an episode is truncated.
+        history: observe the previous pull, one-hot, and its payment; otherwise the observation is always 1.
+
+    Example:
+        >>> from kshot_bandits.gym import BanditEnv
+        >>> observation, info = BanditEnv(arms=2).reset(options={"chances": [0.1, 0.9]})
+        >>> info["chances"].tolist()
+        [0.1, 0.9]
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
@@ -34,7 +40,7 @@ class BanditEnv(gymnasium.Env[Vector, np.int64]):
         self._chances, self._pulls = np.zeros(arms), 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Vector, dict[str, Any]]:
-        """-> the first observation, and the probabilities in ``info``."""
+        """Start an episode, and return the first observation and an ``info`` with the probabilities."""
         super().reset(seed=seed)
         given = (options or {}).get("chances")
         self._chances = self.np_random.uniform(0, 1, len(self._chances)) if given is None else np.asarray(given)
@@ -42,7 +48,7 @@ class BanditEnv(gymnasium.Env[Vector, np.int64]):
         return self._observation(None, 0.0), self._info()
 
     def step(self, action: np.int64) -> tuple[Vector, float, bool, bool, dict[str, Any]]:
-        """Pull; an episode never terminates by itself, and is truncated after ``horizon`` pulls."""
+        """Pull arm ``action``. An episode never terminates, but is truncated after ``horizon`` pulls."""
         paid = float(self.np_random.random() < self._chances[action])
         self._pulls += 1
         return self._observation(action, paid), paid, False, self._pulls >= self.horizon, self._info()
@@ -60,6 +66,6 @@ class BanditEnv(gymnasium.Env[Vector, np.int64]):
 
 
 def register() -> None:
-    """Make ``ID`` known to gymnasium; a second call does nothing."""
+    """Register the environment with gymnasium as ``ID``; a second call does nothing."""
     if ID not in gymnasium.registry:
         gymnasium.register(ID, entry_point="kshot_bandits.gym:BanditEnv")

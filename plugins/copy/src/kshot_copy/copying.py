@@ -12,19 +12,25 @@ from kshot_copy.sequences import episode, expect_at_least, place, random_bits, s
 
 
 class Copy:
-    """Random bits are shown, then a mark; then, without further input, they are to be said again.
+    """Tasks to reproduce a sequence of random bit vectors after a delimiter, without further input.
 
-    For ``length`` vectors the sequence has T = 2 * length + 1 steps. The mark has an input of its own, the last; the
-    last ``length`` steps are scored.
+    With ``length`` vectors the sequence has T = 2 * length + 1 steps. The delimiter has an input channel of its own,
+    the last one. The last ``length`` steps are scored.
 
     Args:
-        length: vectors to copy, or a range (least, greatest), drawn anew for each block of episodes.
-        bits: of one vector.
+        length: number of vectors to copy, or a range (least, greatest) from which each block of episodes draws.
+        bits: number of bits in a vector.
         block: episodes with the same i // block have the same length.
         seed: fixes all episodes.
 
     Raises:
-        OptionError: a length, bits or block below 1.
+        OptionError: length, bits or block is below 1.
+
+    Example:
+        >>> from kshot_copy import Copy
+        >>> episode = Copy(length=3, bits=2).sample("train", [0])
+        >>> episode.query.x.shape, episode.query.y.shape
+        (torch.Size([1, 7, 3]), torch.Size([1, 7, 2]))
     """
 
     def __init__(self, length: Count = (1, 20), bits: int = 8, block: int = 16, seed: int = 0) -> None:
@@ -33,10 +39,10 @@ class Copy:
         self.spec = spec_of(length, marks=1, bits=bits, block=block)
 
     def sample(self, split: str, indices: Sequence[int]) -> Episode:
-        """Episodes ``indices`` of ``split``: x [B, T, bits + 1], y [B, T, bits], NaN where no answer is asked."""
+        """Return episodes ``indices``: x [B, T, bits + 1] and y [B, T, bits], NaN where nothing is scored."""
         keys, length = place(self.spec, self.seed, split, indices)
         shown = random_bits(keys, "bits", length, self.bits)
         x = torch.zeros(len(keys), 2 * length + 1, self.bits + 1)
         x[:, :length, :-1] = shown
-        x[:, length, -1] = 1
+        x[:, length, -1] = 1  # the delimiter
         return episode(keys, x, shown, split=split, indices=indices, seed=self.seed, query=length)

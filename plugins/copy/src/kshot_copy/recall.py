@@ -13,22 +13,28 @@ from kshot_copy.sequences import episode, expect_at_least, place, random_bits, s
 
 
 class AssociativeRecall:
-    """A list of items is shown, then one of them again, between marks: the item that followed it is to be said.
+    """Tasks to output the next item of a list, given the list and then one of its items again.
 
-    An item is ``length`` random vectors, and a mark stands before each; the question is any item but the last, with
-    marks of another kind around it. The sequence has T = (items + 2) * (length + 1) steps, of which the last ``length``
-    are scored. The last input but one marks items, the last the question. Two items are the same by chance only, once
-    in 2^(length * bits).
+    An item is ``length`` random bit vectors, with a delimiter before it. The queried item is any item but the last,
+    between two delimiters of another kind. The sequence has T = (items + 2) * (length + 1) steps, of which the last
+    ``length`` are scored. The last input channel but one is the delimiter of items, the last one that of the query.
+    Two items are equal by chance only, with probability 2^-(length * bits).
 
     Args:
-        items: in a list, or a range (least, greatest), drawn anew for each block of episodes.
-        length: vectors of an item.
-        bits: of one vector.
+        items: number of items in a list, or a range (least, greatest) from which each block of episodes draws.
+        length: number of vectors in an item.
+        bits: number of bits in a vector.
         block: episodes with the same i // block have the same number of items.
         seed: fixes all episodes.
 
     Raises:
-        OptionError: fewer than 2 items, or a length, bits or block below 1.
+        OptionError: items is below 2, or length, bits or block is below 1.
+
+    Example:
+        >>> from kshot_copy import AssociativeRecall
+        >>> episode = AssociativeRecall(items=4, length=2, bits=5).sample("train", [0])
+        >>> episode.query.x.shape, episode.query.y.shape
+        (torch.Size([1, 18, 7]), torch.Size([1, 18, 5]))
     """
 
     def __init__(self, items: Count = (2, 6), length: int = 3, bits: int = 6, block: int = 16, seed: int = 0) -> None:
@@ -38,16 +44,18 @@ class AssociativeRecall:
         self.spec = spec_of(items, marks=2, bits=bits, block=block)
 
     def sample(self, split: str, indices: Sequence[int]) -> Episode:
-        """Episodes ``indices`` of ``split``: x [B, T, bits + 2], y [B, T, bits], NaN where no answer is asked."""
+        """Return episodes ``indices``: x [B, T, bits + 2] and y [B, T, bits], NaN where nothing is scored."""
         keys, items = place(self.spec, self.seed, split, indices)
         B, n, bits = len(keys), self.length, self.bits
         shown = random_bits(keys, "bits", items, n, bits)
         asked = torch.from_numpy(below(draws(keys, "question", 1), items - 1))[:, 0]
         each = torch.arange(B)
+        # The list: a delimiter before each item.
         x = torch.zeros(B, (items + 2) * (n + 1), bits + 2)
         listed = x[:, : items * (n + 1)].view(B, items, n + 1, bits + 2)
         listed[:, :, 0, bits] = 1
         listed[:, :, 1:, :bits] = shown
+        # The query: one item between two delimiters of the other kind. Then follow ``n`` steps for the answer.
         question = x[:, items * (n + 1) :]
         question[:, [0, n + 1], bits + 1] = 1
         question[:, 1 : n + 1, :bits] = shown[each, asked]

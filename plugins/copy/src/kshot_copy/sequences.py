@@ -1,4 +1,4 @@
-"""What both tasks are made of. Letters: B meta-batch, T time."""
+"""Functions that both tasks share. Letters: B meta-batch, T time, A scored steps."""
 
 from __future__ import annotations
 
@@ -8,14 +8,21 @@ import torch
 from torch import Tensor
 
 from kshot import Episode, Examples, Origin, Support, TaskSpec
-from kshot.errors import DataError, OptionError
+from kshot.errors import OptionError
 from kshot.randomness import U64, as_tensor, below, draws, episode_keys
-from kshot.sampling import shape_of_block
+from kshot.sampling import check_split, shape_of_block
 from kshot.spec import Count, bounds
 
 
 def spec_of(query: Count, *, marks: int, bits: int, block: int) -> TaskSpec:
-    """The spec of sequences of ``bits`` and so many ``marks``, whose length goes by ``query``."""
+    """Return the spec of sequences with ``bits`` bit channels and ``marks`` delimiter channels.
+
+    Args:
+        query: the number that determines the length, or its range.
+        marks: number of input channels for delimiters.
+        bits: number of bits in a vector.
+        block: episodes with the same i // block have the same length.
+    """
     return TaskSpec(
         kind="sequence",
         input_shape=(bits + marks,),
@@ -28,29 +35,30 @@ def spec_of(query: Count, *, marks: int, bits: int, block: int) -> TaskSpec:
 
 
 def expect_at_least(least: int, who: str, **counts: Count) -> None:
-    """Raises OptionError where a count, or the lesser end of its range, is below ``least``, or a range has no end."""
+    """Raise OptionError if a count or the low end of its range is below ``least``, or a range is empty or open."""
     for name, count in counts.items():
         low, high = bounds(count)
         if low is None or high is None or not least <= low <= high:
             raise OptionError(
-                f"{who}: {name} is {count}, expected a number of at least {least} or a range (least, greatest) of them"
+                f"{who}: got {name} {count}, expected a number of at least {least} or a range (least, greatest) of them"
             )
 
 
 def place(spec: TaskSpec, seed: int, split: str, indices: Sequence[int]) -> tuple[U64, int]:
-    """Keys [B] of the episodes, and how long they are: the count that ``spec.query`` gives or draws for their block.
+    """Return the keys of the episodes [B] and the count that determines their length.
+
+    The count is ``spec.query``, or is drawn from this range for the block of the episodes.
 
     Raises:
-        DataError: an unknown split, or indices of blocks with different lengths.
+        DataError: the split is unknown, or the indices lie in blocks with different lengths.
     """
-    if split not in spec.splits:
-        raise DataError(f"unknown split {split!r}; these tasks have {', '.join(spec.splits)}")
+    check_split(split, spec)
     count = shape_of_block(spec, seed, split, indices)["query"]
     return episode_keys(seed, split, indices), int(count or 0)
 
 
 def random_bits(keys: U64, purpose: str, *shape: int) -> Tensor:
-    """Fair bits [B, *shape], 0.0 or 1.0."""
+    """Draw fair bits, 0.0 or 1.0 [B, *shape]."""
     count = torch.Size(shape).numel()
     return torch.from_numpy(below(draws(keys, purpose, count), 2)).float().view(len(keys), *shape)
 
@@ -58,7 +66,7 @@ def random_bits(keys: U64, purpose: str, *shape: int) -> Tensor:
 def episode(
     keys: U64, x: Tensor, answers: Tensor, *, split: str, indices: Sequence[int], seed: int, query: int
 ) -> Episode:
-    """Inputs ``x`` [B, T, *] and the ``answers`` [B, A, bits] to the last A steps; the steps before are not scored."""
+    """Make an episode of inputs ``x`` [B, T, *] with ``answers`` [B, A, bits] at the last A steps; no others count."""
     y = x.new_full((*x.shape[:2], answers.shape[2]), torch.nan)
     y[:, x.shape[1] - answers.shape[1] :] = answers
     return Episode(

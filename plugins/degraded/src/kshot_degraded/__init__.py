@@ -1,4 +1,4 @@
-"""Tasks in which a known part of the examples is degraded, as a view of any labelled ones."""
+"""A view of classification tasks that degrades a known part of the examples."""
 
 from kshot_degraded.view import Degraded
 

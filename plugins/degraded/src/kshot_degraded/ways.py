@@ -1,4 +1,4 @@
-"""The ways in which examples are degraded: functions of inputs [n, *input], a key for each [n], and a strength."""
+"""The ways to degrade examples: functions of inputs [n, *input], a key for each input [n], and a strength."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ How = Literal["downsample", "noise", "blur", "occlude", "drop", "contrast"]
 
 
 def downsample(x: Tensor, keys: U64, strength: float) -> Tensor:
-    """Images [n, C, H, W] that keep 1 - strength of the pixels of each side (at least one): the mean over boxes, and
-    brought back to their size by bilinear interpolation. Fort (2017), section 5."""
+    """Reduce images [n, C, H, W] to 1 - strength of the pixels of each side (at least one), and enlarge them again.
+
+    Reduction is the mean over boxes, enlargement is bilinear interpolation. Fort (2017), section 5.
+    """
     smaller = [max(1, round(side * (1 - strength))) for side in x.shape[2:]]
     return F.interpolate(F.adaptive_avg_pool2d(x, smaller), x.shape[2:], mode="bilinear", align_corners=False)  # type: ignore[arg-type]
 
 
 def noise(x: Tensor, keys: U64, strength: float) -> Tensor:
-    """Gaussian noise of standard deviation ``strength``, in the inputs' own unit."""
+    """Add Gaussian noise of standard deviation ``strength``, in the unit of the inputs."""
     return x + strength * torch.from_numpy(normal(keys, "noise", math.prod(x.shape[1:]))).to(x).view_as(x)
 
 
 def blur(x: Tensor, keys: U64, strength: float) -> Tensor:
-    """Images [n, C, H, W] under a Gaussian of standard deviation ``strength``, in pixels; their edges go on outside."""
+    """Blur images [n, C, H, W] by a Gaussian of standard deviation ``strength`` pixels; edge pixels are repeated."""
+    # The kernel is cut off at three standard deviations. It is separable: filter the columns, then the rows.
     reach = max(1, math.ceil(3 * strength))
     weights = torch.exp(-0.5 * (torch.arange(-reach, reach + 1).to(x) / strength).square())
     weights = weights / weights.sum()
@@ -38,7 +41,10 @@ def blur(x: Tensor, keys: U64, strength: float) -> Tensor:
 
 
 def occlude(x: Tensor, keys: U64, strength: float) -> Tensor:
-    """Images [n, C, H, W] of which a rectangle of the image's shape and ``strength`` of its area is 0, at random."""
+    """Set a rectangle at a random place in images [n, C, H, W] to 0.
+
+    It has the proportions of the image and a share of ``strength`` of its area.
+    """
     hidden = torch.ones(len(x), 1, 1, 1, dtype=torch.bool)
     for axis, draw in zip((2, 3), uniform(keys, "occlude", 2).T, strict=True):
         side = x.shape[axis]
@@ -50,24 +56,24 @@ def occlude(x: Tensor, keys: U64, strength: float) -> Tensor:
 
 
 def drop(x: Tensor, keys: U64, strength: float) -> Tensor:
-    """Each value is 0 with probability ``strength``, by itself."""
+    """Set each value to 0 with probability ``strength``, independently of the others."""
     lost = uniform(keys, "drop", math.prod(x.shape[1:])) < strength
     return x.masked_fill(torch.from_numpy(lost).view_as(x), 0)
 
 
 def contrast(x: Tensor, keys: U64, strength: float) -> Tensor:
-    """Values brought nearer to the example's mean, by ``strength`` of their distance from it."""
+    """Move each value towards the mean of its example, by ``strength`` of the distance."""
     mean = x.mean(tuple(range(1, x.ndim)), keepdim=True)
     return x + strength * (mean - x)
 
 
 @frozen
 class Way:
-    """A way of degrading.
+    """Describe one way to degrade examples.
 
     Attributes:
         apply: the function.
-        usual: the strength where none is asked for.
+        usual: the default strength.
         share: whether the strength is a share, from 0 to 1.
         images: whether inputs must be images [C, H, W].
     """

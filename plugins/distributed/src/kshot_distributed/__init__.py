@@ -1,4 +1,4 @@
-"""Several processes, started by torchrun, train one learner."""
+"""A backend of several processes, started by torchrun, that train one learner."""
 
 from kshot_distributed.distributed import Distributed
 

@@ -1,6 +1,6 @@
-"""The backend of several processes, on torch.distributed: who they are, and how they add up and pass on tensors.
+"""The backend of several processes, on torch.distributed: how they find each other and exchange tensors.
 
-What is computed where is the engine's affair; on what device and how precisely, that of the local backend within.
+The engine decides which process computes what. The local backend decides on the device and the precision.
 """
 
 from __future__ import annotations
@@ -29,47 +29,53 @@ from kshot.errors import OptionError, Unavailable
 T = TypeVar("T")
 
 RENDEZVOUS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""What a launcher puts into the environment of each process, so that they find one another."""
+"""The environment variables by which a launcher tells processes how to find each other."""
 
 
 class Distributed:
-    """Several processes that train one learner, started by torchrun.
+    """Train one learner in several processes, which torchrun has started.
 
-    The process group is made when the first such backend is built, and destroyed when the process ends. Where one is
-    there already, it is used as it is.
+    The first such backend creates the process group, which is destroyed when the process ends. An existing process
+    group is used as it is.
 
     Args:
-        local: what each process computes on: a backend's name, its options (``--backend.local.threads=1``), or the
-            backend itself. Processes on accelerators without a number take that of their ``LOCAL_RANK``.
-        timeout: seconds that a process waits for the others before it gives up. They are waited for whenever they
-            meet: while one is still loading its data, and while rank 0 writes a checkpoint or a hook draws a picture.
+        local: the backend on which each process computes: its name, its options (``--backend.local.threads=1``), or
+            the backend itself. A process on a CUDA device without a number takes the number ``LOCAL_RANK``.
+        timeout: seconds that a process waits for the others before it gives up. A process waits, for example, while
+            another one loads its data, and while rank 0 writes a checkpoint or a hook draws a picture.
 
     Raises:
-        Unavailable: the process was not started by torchrun, or the others did not come.
-        OptionError: the timeout is not positive, the local backend is one of several processes itself, or the process
-            group that is there does not carry tensors on the CPU.
+        Unavailable: the process was not started by torchrun, or the other processes did not appear in time.
+        OptionError: the timeout is not positive, the local backend is itself one of several processes, or the existing
+            process group cannot exchange tensors on the CPU.
+
+    Example (in a process that torchrun has started):
+        ``kshot.Engine(learner, tasks, backend=kshot.backend("distributed"), meta_batch=4).train(iterations=500)``
     """
 
     def __init__(self, local: Backend | str = "cpu", timeout: float = 1800.0) -> None:
         if not timeout > 0:
-            raise OptionError(f"distributed: timeout is {timeout}, expected a positive number of seconds")
+            raise OptionError(f"distributed: got timeout {timeout}, expected a positive number of seconds")
         self.local: Backend = kshot.backend(local) if isinstance(local, str) else local
         if self.local.world.size != 1:
-            raise OptionError("distributed: the local backend is one of several processes itself; expected e.g. cpu")
+            raise OptionError(
+                f"distributed: got a local backend of {self.local.world.size} processes, expected one of a single "
+                "process, e.g. cpu"
+            )
         self.device = torch.device(self.local.device)
         join(self.device, timeout)
         self.world: World = Group()
 
     def place(self, x: T) -> T:
-        """As the local backend does."""
+        """Move a value to the device, as the local backend does."""
         return self.local.place(x)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The local backend's."""
+        """Return the local backend's context of mixed precision."""
         return self.local.autocast()
 
     def describe(self) -> Mapping[str, Any]:
-        """Name, the number of processes, how they talk, the local backend's precision and its whole description."""
+        """Return the name, the number of processes, their transport, the precision and the local backend."""
         local = dict(self.local.describe())
         return {
             "name": "distributed",
@@ -81,26 +87,33 @@ class Distributed:
 
 
 HELD: deque[list[Tensor]] = deque(maxlen=2)
-"""The tensors of the last calls. gloo's threads drop theirs a moment after a call has returned. Whoever drops a tensor
-last needs the interpreter; a thread that asks for it while the process ends takes the process with it ("terminate
+"""The tensors of the last two calls, which must outlive gloo's references to them.
+
+gloo's threads release their references shortly after a call has returned. The thread that releases the last reference
+to a tensor needs the interpreter; if that happens while the interpreter shuts down, the process is aborted ("terminate
 called without an active exception")."""
 
 
 class Group:
-    """The processes of torch.distributed's default group."""
+    """Exchange tensors among the processes of torch.distributed's default group.
+
+    Attributes:
+        rank: the number of this process.
+        size: the number of processes.
+    """
 
     def __init__(self) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        """The sum over ranks; what came is overwritten."""
+        """Return the sum of the ranks' tensors; the argument may be overwritten."""
         tensor = tensor.contiguous()
         HELD.append([tensor])
         dist.all_reduce(tensor)
         return tensor
 
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
-        """Every rank's tensor, in order of rank; they have the same shape."""
+        """Return every rank's tensor in the order of ranks; all must have the same shape."""
         gathered = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(self.size)]
         tensor = tensor.contiguous()
         HELD.append([tensor, *gathered])
@@ -108,7 +121,7 @@ class Group:
         return gathered
 
     def broadcast(self, tensor: Tensor) -> Tensor:
-        """Rank 0's tensor; what came is overwritten."""
+        """Return rank 0's tensor; the argument may be overwritten."""
         tensor = tensor.contiguous()
         HELD.append([tensor])
         dist.broadcast(tensor, 0)
@@ -116,20 +129,31 @@ class Group:
 
 
 def join(device: torch.device, timeout: float) -> None:
-    """Meet the other processes, unless that was done before."""
+    """Create the process group together with the other processes, unless there is one.
+
+    Args:
+        device: the device of the local backend.
+        timeout: seconds to wait for the other processes.
+
+    Raises:
+        Unavailable: torch lacks torch.distributed, torchrun did not start this process, or another one is missing.
+        OptionError: the existing process group cannot exchange tensors on the CPU.
+    """
     if not dist.is_available():
-        raise Unavailable("this torch was built without torch.distributed")
+        raise Unavailable(
+            "distributed: got a torch without torch.distributed, expected one with it; install another build of torch"
+        )
     if dist.is_initialized():
         if "cpu:" not in (there := dist.get_backend_config()):
             raise OptionError(
-                f"distributed: the process group that is there already carries {there} only; ranks also exchange "
-                f"tensors on the CPU: make it with {transport(device)!r}, or let this backend make it"
+                f"distributed: got a process group for {there} only, expected one that also exchanges tensors on the "
+                f"CPU; make it with {transport(device)!r}, or let this backend make it"
             )
         return
     if missing := [name for name in RENDEZVOUS if not os.environ.get(name)]:
         raise Unavailable(
-            f"this process was not started together with others: {', '.join(missing)} not set; start it by torchrun:\n"
-            f"  {torchrun_line(sys.argv)}\nor compute in one process: --backend.name=cpu"
+            f"distributed: got no {', '.join(missing)} in the environment, expected a process that torchrun "
+            f"has started; start it by\n  {torchrun_line(sys.argv)}\nor compute in one process: --backend.name=cpu"
         )
     if device == torch.device("cuda"):
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -141,24 +165,28 @@ def join(device: torch.device, timeout: float) -> None:
     except (RuntimeError, ValueError, TimeoutError) as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise Unavailable(
-            f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} did not meet the other processes at {place} "
-            f"within {timeout:g} s: {str(error).strip().partition(chr(10))[0]}"
+            f"distributed: rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} got no connection to the other "
+            f"processes, expected one at {place} within {timeout:g} s: {str(error).strip().partition(chr(10))[0]}"
         ) from error
     atexit.register(leave)
 
 
 def session(store: Any, rank: int, size: int, timeout: float) -> str:
-    """A name that the processes which are here now have in common, for what they keep in the store.
+    """Agree with the other running processes on a name, which prefixes their keys in the launcher's store.
 
-    torchrun's store outlives the processes that it restarts, and the addresses it still holds of those before would be
-    taken for those of today (https://github.com/pytorch/pytorch/issues/135712). Rank 0 invents the name. A process
-    believes in it once rank 0 has repeated what this very process told it under that name; nothing left over can.
+    torchrun's store outlives processes that are restarted. Without a new prefix, the addresses of the former processes
+    would be taken for those of the present ones (https://github.com/pytorch/pytorch/issues/135712). Rank 0 invents the
+    name. Each other process writes a random word under the name, and trusts the name once rank 0 has repeated this
+    word; no entry of a former session can do that.
 
     Args:
-        store: the launcher's, a ``torch.distributed.Store``.
+        store: the launcher's ``torch.distributed.Store``.
+        rank: the number of this process.
+        size: the number of processes.
+        timeout: seconds to wait for the other processes.
 
     Raises:
-        TimeoutError: a process did not come; says which.
+        TimeoutError: a process did not appear; the message says which.
     """
     until = time.monotonic() + timeout
     own = uuid.uuid4().hex
@@ -167,23 +195,25 @@ def session(store: Any, rank: int, size: int, timeout: float) -> str:
         store.set("kshot/session", own)
     while waiting and time.monotonic() < until:
         if rank == 0:
+            # Repeat the words of the processes that have written one.
             here = [r for r in waiting if store.check([f"{own}/came/{r}"])]
             for r in here:
                 store.set(f"{own}/answer/{r}", store.get(f"{own}/came/{r}"))
             waiting = [r for r in waiting if r not in here]
         elif store.check(["kshot/session"]):
+            # The name may still be that of a former session, so read it again until rank 0 answers under it.
             name = str(store.get("kshot/session").decode())
             store.set(f"{name}/came/{rank}", own)
             if store.check([f"{name}/answer/{rank}"]) and store.get(f"{name}/answer/{rank}").decode() == own:
                 return name
         time.sleep(0.02)
     if waiting:
-        raise TimeoutError(f"nothing was heard of rank {', '.join(map(str, waiting)) if rank == 0 else 0}")
+        raise TimeoutError(f"got no answer from rank {', '.join(map(str, waiting)) if rank == 0 else 0}")
     return own
 
 
 def leave() -> None:
-    """At the end of the process; a moment later where a thread of gloo still has a tensor of ours, see ``HELD``."""
+    """Destroy the process group, and wait for gloo's threads to release their tensors, see ``HELD``."""
     if dist.is_initialized():
         dist.destroy_process_group()
     until = time.monotonic() + 0.5
@@ -194,14 +224,18 @@ def leave() -> None:
 
 
 def transport(device: torch.device) -> str:
-    """torch.distributed's backend: gloo for tensors on the CPU, as words between ranks are; nccl for those on CUDA."""
+    """Return torch.distributed's backend: gloo for tensors on the CPU, and nccl in addition on a CUDA device.
+
+    A CUDA device needs both, because ranks also exchange tensors on the CPU.
+    """
     return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
 
 
 def torchrun_line(argv: list[str]) -> str:
-    """The command of this process, in two processes."""
+    """Return the torchrun command that runs this process's command in two processes."""
     program = Path(argv[0])
     command_line = program.stem == "kshot" or program.name == "__main__.py"
     what = ["kshot", *argv[1:]] if command_line else argv
-    own = ["--"] if any(word.startswith("--r") for word in argv) else []  # or torchrun takes --run for its --run-path
-    return shlex.join(["torchrun", "--nproc-per-node", "2", *(["-m"] if command_line else []), *own, *what])
+    # Without "--", torchrun takes --run for its own --run-path.
+    separator = ["--"] if any(word.startswith("--r") for word in argv) else []
+    return shlex.join(["torchrun", "--nproc-per-node", "2", *(["-m"] if command_line else []), *separator, *what])

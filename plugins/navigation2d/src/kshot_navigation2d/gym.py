@@ -1,4 +1,4 @@
-"""The same navigation as a single gymnasium environment: ``gymnasium.make("kshot/Navigation2D-v0")``."""
+"""The navigation as a single gymnasium environment: ``gymnasium.make("kshot/Navigation2D-v0")``."""
 
 from __future__ import annotations
 
@@ -16,13 +16,19 @@ Vector = NDArray[np.float32]
 
 
 class Navigation2DEnv(gymnasium.Env[Vector, Vector]):
-    """A point that starts at the origin, to be moved to a goal that only rewards tell of.
-
-    Args:
-        horizon: steps after which an episode is truncated.
+    """Move a single point from the origin to a goal that only the rewards depend on.
 
     ``reset`` draws a goal from the environment's own generator, uniform in [-0.5, 0.5]^2, or takes it from
-    ``options={"goal": (x, y)}``; ``info["goal"]`` says which it is.
+    ``options={"goal": (x, y)}``. ``info["goal"]`` contains it.
+
+    Args:
+        horizon: number of steps after which an episode is truncated.
+
+    Example:
+        >>> from kshot_navigation2d.gym import Navigation2DEnv
+        >>> observation, info = Navigation2DEnv().reset(options={"goal": (0.5, -0.25)})
+        >>> observation.tolist(), info["goal"].tolist()
+        ([0.0, 0.0], [0.5, -0.25])
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
@@ -35,7 +41,7 @@ class Navigation2DEnv(gymnasium.Env[Vector, Vector]):
         self._goal, self._at, self._steps = np.zeros(2, np.float32), np.zeros(2, np.float32), 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Vector, dict[str, Any]]:
-        """-> the origin, and the goal in ``info``."""
+        """Start an episode, and return the origin and an ``info`` with the goal."""
         super().reset(seed=seed)
         given = (options or {}).get("goal")
         self._goal = np.asarray(self.np_random.uniform(-0.5, 0.5, 2) if given is None else given, np.float32)
@@ -43,7 +49,7 @@ class Navigation2DEnv(gymnasium.Env[Vector, Vector]):
         return self._at.copy(), {"goal": self._goal.copy()}
 
     def step(self, action: Vector) -> tuple[Vector, float, bool, bool, dict[str, Any]]:
-        """Move; the reward is minus the distance to the goal, and the episode terminates near it."""
+        """Move by ``action``. The reward is minus the distance to the goal, and the episode terminates near it."""
         self._at = self._at + np.clip(action, np.float32(-STEP), np.float32(STEP)).astype(np.float32)
         self._steps += 1
         away = self._at - self._goal
@@ -53,6 +59,6 @@ class Navigation2DEnv(gymnasium.Env[Vector, Vector]):
 
 
 def register() -> None:
-    """Make ``ID`` known to gymnasium; a second call does nothing."""
+    """Register the environment with gymnasium as ``ID``; a second call does nothing."""
     if ID not in gymnasium.registry:
         gymnasium.register(ID, entry_point="kshot_navigation2d.gym:Navigation2DEnv")

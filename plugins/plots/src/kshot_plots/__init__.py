@@ -1,4 +1,4 @@
-"""Pictures of results and of what learners explain."""
+"""Pictures of results and of learners' traces, and a hook that writes them."""
 
 from kshot_plots.figures import curves, fit, of_result, of_trace, trajectories, weights
 from kshot_plots.hook import Plots, write

@@ -1,10 +1,10 @@
-"""Pictures of results and traces as functions: values in, a matplotlib ``Figure`` out; nothing is shown or written.
+"""Functions that draw results and traces as a matplotlib ``Figure``; they neither show nor write anything.
 
-A trace is what a learner with the ability ``Explains`` returns. What can be drawn is told by its names, not by the
-learner's:
+A trace is a dict of arrays that a learner with the ability ``Explains`` returns. The names in the trace determine
+which pictures can be drawn, whatever the learner is:
 
 - ``inputs``, ``outputs`` [B, k, n, 1], ``targets``, ``support_inputs``, ``support_targets``: a curve fitted in k steps;
-- ``read_weights``, ``write_weights`` [B, T, heads, M]: where a memory was read and written;
+- ``read_weights``, ``write_weights`` [B, T, heads, M]: the places where a memory was read and written;
 - ``trajectories`` [B, k, E, T, 2], ``goal`` [B, 2]: paths in the plane after 0 to k - 1 updates.
 """
 
@@ -24,13 +24,21 @@ Trace = Mapping[str, Array]
 
 
 def curves(results: Mapping[str, Result], score: str) -> Figure:
-    """A score that is a curve [episodes, T], its mean and 95 % interval over episodes, of one or more results.
+    """Draw a score that is a curve [episodes, T]: its mean and 95 % interval over episodes, for one or more results.
 
-    Losses of optimizers span decades and get a log axis; fractions go from 0 to 1.
+    Losses of optimizers get a logarithmic axis, because they span decades; fractions get an axis from 0 to 1.
 
     Args:
-        results: by the name to show for each.
-        score: e.g. ``curve``, ``error_by_step``, ``accuracy_by_instance``.
+        results: the results, by the name to show for each.
+        score: the name of the score, e.g. ``curve``, ``error_by_step`` or ``accuracy_by_instance``.
+
+    Example:
+        >>> import numpy as np
+        >>> from kshot import Result
+        >>> from kshot_plots import curves
+        >>> scores = {"error": np.array([0.5, 0.4]), "error_by_step": np.array([[0.6, 0.4], [0.5, 0.3]])}
+        >>> len(curves({"mann": Result(scores=scores, kind="sequence", split="test")}, "error_by_step").axes)
+        1
     """
     figure, axes = _one()
     for name, result in results.items():
@@ -52,10 +60,16 @@ def curves(results: Mapping[str, Result], score: str) -> Figure:
 
 
 def fit(trace: Trace, task: int = 0, steps: Sequence[int] = (0, 1, 5, 10)) -> Figure:
-    """What a regression with one input predicts after some of its inner steps, the support, and the truth."""
+    """Draw the predictions of a regression with one input after some inner steps, the support and the truth.
+
+    Args:
+        trace: the arrays of the trace.
+        task: the number of the task in the meta-batch.
+        steps: the inner steps after which to draw the predictions; those that were not made are left out.
+    """
     figure, axes = _one()
     x = trace["inputs"][task, :, 0]
-    order = np.argsort(x)
+    order = np.argsort(x)  # the queries are in any order, and a line must not go back
     axes.plot(x[order], trace["targets"][task, order, 0], color="black", label="truth")
     outputs = trace["outputs"][task]
     shown = [k for k in steps if k < len(outputs)]
@@ -73,7 +87,7 @@ def fit(trace: Trace, task: int = 0, steps: Sequence[int] = (0, 1, 5, 10)) -> Fi
 
 
 def weights(trace: Trace, task: int = 0) -> Figure:
-    """Write and read weights over time, a picture a head: time to the right, slots downwards."""
+    """Draw write and read weights over time in one panel per head: time to the right, slots downwards."""
     panels = [
         (f"{verb} head {h + 1}" if trace[name].shape[2] > 1 else verb, trace[name][task, :, h].T)
         for verb, name in (("write", "write_weights"), ("read", "read_weights"))
@@ -95,14 +109,19 @@ def weights(trace: Trace, task: int = 0) -> Figure:
 
 
 def slots_in_use(greatest: Array, least: float = 0.1) -> NDArray[np.int64]:
-    """The numbers of the slots to draw, by the ``greatest`` weight [M] that each ever had.
+    """Return the numbers of the slots to draw, given the ``greatest`` weight that each slot ever had [M].
 
-    Most of 128 slots stay untouched. A memory may go on from its last slot to its first, so it is cut open where the
-    longest stretch of it is untouched.
+    Most slots of a large memory are never used. Addressing can wrap around from the last slot to the first, so the
+    memory is treated as a circle, and the longest stretch of unused slots is left out.
+
+    Args:
+        greatest: the greatest weight of each slot [M].
+        least: the weight from which on a slot counts as used.
     """
     M, used = len(greatest), np.flatnonzero(greatest > least)
     if not len(used):
         return np.arange(M)
+    # Distances between used slots around the circle; of equally wide gaps the last one is left out.
     gaps = np.diff(np.append(used, used[0] + M))
     widest = len(gaps) - 1 - int(gaps[::-1].argmax())
     first = used[(widest + 1) % len(used)]
@@ -110,7 +129,7 @@ def slots_in_use(greatest: Array, least: float = 0.1) -> NDArray[np.int64]:
 
 
 def trajectories(trace: Trace, task: int = 0) -> Figure:
-    """Paths in the plane before adaptation and after each update, with the goal that the policy is not told."""
+    """Draw paths in the plane before adaptation and after each update, with the goal, which the policy cannot see."""
     paths = trace["trajectories"][task]
     figure = Figure(figsize=(2.6 * len(paths), 2.9), layout="constrained")
     axes = figure.subplots(1, len(paths), sharex=True, sharey=True, squeeze=False)[0]
@@ -131,29 +150,30 @@ DRAWINGS: Mapping[str, tuple[tuple[str, ...], Callable[[Trace], Figure]]] = {
     "weights": (("read_weights",), weights),
     "trajectories": (("trajectories",), trajectories),
 }
-"""Picture -> (the names it needs of a trace, how it is drawn)."""
+"""For each picture the names that it needs in a trace, and the function that draws it."""
 
 
 def of_trace(trace: Mapping[str, Any]) -> dict[str, Figure]:
-    """Every picture whose names are in the trace; regression is drawn only where inputs and targets are numbers."""
+    """Draw every picture whose names are in the trace; ``fit`` only if inputs and targets are single numbers."""
     arrays: dict[str, Array] = {
         n: np.asarray(getattr(t, "detach", lambda t=t: t)(), np.float64) for n, t in trace.items()
     }
-    found = {}
+    figures = {}
     for name, (needed, draw) in DRAWINGS.items():
         if all(n in arrays for n in needed):
             if name == "fit" and (arrays["inputs"].shape[2:] != (1,) or arrays["outputs"].shape[3:] != (1,)):
                 continue
-            found[name] = draw(arrays)
-    return found
+            figures[name] = draw(arrays)
+    return figures
 
 
 def of_result(result: Result) -> dict[str, Figure]:
-    """A picture of each score that is a curve."""
+    """Draw every score of a result that is a curve, by the name of the score."""
     return {name: curves({name: result}, name) for name, v in result.scores.items() if np.ndim(v) == 2}
 
 
 def _one() -> tuple[Figure, Any]:
+    """Make a figure with one pair of axes."""
     figure = Figure(figsize=(5.5, 3.6), layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)

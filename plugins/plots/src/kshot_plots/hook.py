@@ -1,4 +1,4 @@
-"""The hook ``plots``: pictures of an evaluation, written beside it as PNG files."""
+"""The hook ``plots``, which writes pictures of an evaluation as PNG files into the run folder."""
 
 from __future__ import annotations
 
@@ -14,25 +14,30 @@ from kshot_plots.figures import of_result, of_trace
 
 
 class Plots:
-    """After an evaluation, draw its scores that are curves, and what the learner explains of the first episode.
+    """Draw the curves of an evaluation, and the learner's trace of the first episode, after the evaluation.
 
     Args:
-        folder: where to write; None is ``pictures`` in the run folder, and nowhere in a run without one.
-        splits: whose evaluations to draw; validation would draw again and again.
-        dpi: dots an inch.
+        folder: the folder to write to. None is ``pictures`` in the run folder; without a run folder, nothing is drawn.
+        splits: the splits whose evaluations are drawn. Validation is left out by default, because it comes often.
+        dpi: dots per inch.
 
     Raises:
-        OptionError: no positive ``dpi``.
+        OptionError: ``dpi`` is not positive.
+
+    Example:
+        >>> from kshot_plots import Plots
+        >>> Plots(splits=["val", "test"]).splits
+        ('val', 'test')
     """
 
     def __init__(self, folder: Path | None = None, splits: Sequence[str] = ("test",), dpi: int = 120) -> None:
         if dpi < 1:
-            raise OptionError(f"plots: dpi is {dpi}, expected a positive number")
+            raise OptionError(f"plots: got dpi {dpi}, expected a positive number")
         self.folder, self.splits, self.dpi = folder, tuple(splits), dpi
 
     @hookimpl
     def evaluation_end(self, engine: EngineView, iteration: int, result: Result) -> None:
-        """Write ``<picture>.png`` for each picture there is; a later evaluation of the run gets a number."""
+        """Write ``<picture>.png`` for each picture; those of a later evaluation get a number."""
         within = None if engine.folder is None else engine.folder.path / "pictures"
         folder = self.folder or within
         if folder is None or result.split not in self.splits or engine.backend.world.rank:
@@ -47,7 +52,7 @@ class Plots:
 
 
 def write(figure: Figure, path: Path, dpi: int = 120) -> None:
-    """The figure as a PNG file, whole or not at all."""
+    """Write the figure as a PNG file; if drawing fails, no incomplete file remains."""
     part = path.with_suffix(".png.part")
     try:
         figure.savefig(part, format="png", dpi=dpi)
@@ -57,7 +62,7 @@ def write(figure: Figure, path: Path, dpi: int = 120) -> None:
 
 
 def unused(folder: Path, name: str) -> Path:
-    """``name.png``, or ``name-2.png`` and so on where it is there: no picture is written over."""
+    """Return the path ``name.png``, or ``name-2.png`` and so on if it exists, so that no picture is overwritten."""
     path, number = folder / f"{name}.png", 1
     while path.exists():
         number += 1

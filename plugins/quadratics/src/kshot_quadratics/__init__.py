@@ -1,4 +1,4 @@
-"""Functions to be minimised: random quadratics, and small networks on real digits."""
+"""Functions to minimise: random quadratics, and the losses of small networks on real digits."""
 
 from kshot_quadratics.digits import DigitsMlp
 from kshot_quadratics.quadratics import Quadratics

@@ -1,4 +1,4 @@
-"""Small networks on real digits, after section 3.2 of Andrychowicz et al. 2016 (1606.04474), with 8 x 8 images."""
+"""Small networks to train on real digits of 8 x 8 pixels, after Andrychowicz et al. 2016 (1606.04474), section 3.2."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from kshot_quadratics.steps import check_split, check_steps, objective_episode, 
 
 PIXELS, CLASSES = 64, 10
 SPLITS = {"train": (0, 1000), "val": (1000, 1300), "test": (1300, 1797)}
-"""Which of the 1797 images, in their order (by writer), a split draws from."""
+"""For each split its range of the 1797 images, which are ordered by writer."""
 
 
 @lru_cache(maxsize=1)
 def digits() -> tuple[Tensor, Tensor]:
-    """The digits of the UCI repository that scikit-learn brings along: images [1797, 64] in [0, 1] and labels [1797].
+    """Load the digits of the UCI repository from scikit-learn: images [1797, 64] in [0, 1] and labels [1797].
 
     Raises:
         Unavailable: scikit-learn is not installed.
@@ -31,15 +31,21 @@ def digits() -> tuple[Tensor, Tensor]:
     try:
         datasets = importlib.import_module("sklearn.datasets")
     except ImportError as error:
-        raise Unavailable("digits-mlp needs scikit-learn: pip install 'kshot-quadratics[digits]'") from error
+        raise Unavailable(
+            "digits-mlp: got no module sklearn, expected scikit-learn to be installed; "
+            "pip install 'kshot-quadratics[digits]'"
+        ) from error
     x, y = datasets.load_digits(return_X_y=True)
     return torch.from_numpy(x / 16).float(), torch.from_numpy(y.astype(np.int64))
 
 
 def mlp_loss(point: Tensor, data: tuple[Tensor, Tensor], hidden: int) -> Tensor:
-    """Mean cross-entropy, in nats, of a network with one hidden layer of sigmoid units and parameters ``point`` [P].
+    """Compute the mean cross-entropy [], in nats, of a network with one hidden layer of sigmoid units.
 
-    ``data`` are images [n, 64] and labels [n]; -> [].
+    Args:
+        point: the parameters of the network [P]: weights and biases of the hidden layer, then of the output layer.
+        data: images [n, 64] and labels [n].
+        hidden: number of hidden units.
     """
     x, y = data
     W1, b1, W2, b2 = torch.split(point, [PIXELS * hidden, hidden, hidden * CLASSES, CLASSES])
@@ -48,21 +54,27 @@ def mlp_loss(point: Tensor, data: tuple[Tensor, Tensor], hidden: int) -> Tensor:
 
 
 class DigitsMlp:
-    """Networks to be trained on digits: each task has its own initial parameters and its own images.
+    """Tasks to train a small network on digits, with different initial parameters and images in each task.
 
-    The paper draws a minibatch at each step; here all of a task's images are used at each, so that a task is one
+    The paper draws a minibatch at each step. Here every step uses all images of the task, so that a task is a single
     function. Splits have different images.
 
     Args:
-        hidden: hidden units, 20 in the paper.
-        images: of a task.
-        steps: T, updates that an optimizer makes.
-        score_from: the first step that counts; the score is the mean loss from there to the last.
+        hidden: number of hidden units, 20 in the paper.
+        images: number of images in a task.
+        steps: T, the number of updates that an optimizer makes.
+        score_from: the first step that counts; the score is the mean loss from this step to the last.
         seed: fixes all episodes.
 
     Raises:
-        OptionError: a number out of its range.
+        OptionError: a number is out of its range.
         Unavailable: scikit-learn is not installed.
+
+    Example:
+        >>> from kshot_quadratics import DigitsMlp
+        >>> objective = DigitsMlp(hidden=4, images=20, steps=5).sample("train", [0, 1]).query.source
+        >>> objective.loss(objective.initial).shape
+        torch.Size([2])
     """
 
     def __init__(
@@ -72,8 +84,8 @@ class DigitsMlp:
         most = min(last - first for first, last in SPLITS.values())
         if hidden < 1 or not 1 <= images <= most:
             raise OptionError(
-                f"digits-mlp: hidden is {hidden} and images {images}, expected hidden >= 1 and 1 <= images <= {most}, "
-                "the images of the smallest split"
+                f"digits-mlp: got hidden {hidden} and images {images}, expected hidden >= 1 and 1 <= images <= {most}, "
+                "the number of images in the smallest split"
             )
         self._x, self._y = digits()
         self.seed = seed
@@ -81,9 +93,9 @@ class DigitsMlp:
         self._hidden, self._images, self._score_from = hidden, images, score_from
 
     def sample(self, split: str, indices: Sequence[int]) -> Episode:
-        """Tasks ``indices`` of ``split``: initial [B, P], data images [B, n, 64] and labels [B, n].
+        """Return tasks ``indices`` of ``split``: initial [B, P], data images [B, n, 64] and labels [B, n].
 
-        Weights are initially normal with variance 1 / fan-in, biases 0.
+        Initial weights are normal with variance 1 / fan-in, and initial biases are 0.
         """
         check_split(self.spec, split, indices)
         keys, H = episode_keys(self.seed, split, indices), self._hidden

@@ -15,23 +15,34 @@ from kshot_quadratics.steps import check_split, check_steps, objective_episode, 
 
 
 def quadratic(point: Tensor, data: tuple[Tensor, Tensor]) -> Tensor:
-    """f(theta) = |W theta - y|^2, of theta [P] with W [P, P] and y [P] -> []."""
+    """Compute f(theta) = |W theta - y|^2 [].
+
+    Args:
+        point: theta [P].
+        data: W [P, P] and y [P].
+    """
     W, y = data
     return (W @ point - y).square().sum()
 
 
 class Quadratics:
-    """Quadratics |W theta - y|^2 whose W and y are standard normal, each task's own.
+    """Tasks to minimise a quadratic |W theta - y|^2, with W and y drawn from standard normals for each task.
 
     Args:
-        dimension: P, coordinates of theta.
-        steps: T, updates that an optimizer makes.
-        score_from: the first step that counts; the score is the mean loss from there to the last.
+        dimension: P, the number of coordinates of theta.
+        steps: T, the number of updates that an optimizer makes.
+        score_from: the first step that counts; the score is the mean loss from this step to the last.
         start: standard deviation of the initial coordinates; 0.01 in the authors' code.
         seed: fixes all episodes.
 
     Raises:
-        OptionError: a number out of its range.
+        OptionError: a number is out of its range.
+
+    Example:
+        >>> from kshot_quadratics import Quadratics
+        >>> objective = Quadratics(dimension=3, steps=5).sample("train", [0, 1]).query.source
+        >>> objective.loss(objective.initial).shape
+        torch.Size([2])
     """
 
     def __init__(
@@ -40,18 +51,19 @@ class Quadratics:
         check_steps("quadratics", steps, score_from)
         if dimension < 1 or not start >= 0:
             raise OptionError(
-                f"quadratics: dimension is {dimension} and start {start}, expected dimension >= 1 and start >= 0"
+                f"quadratics: got dimension {dimension} and start {start}, expected dimension >= 1 and start >= 0"
             )
         self.seed = seed
         self.spec = objective_spec(dimension, steps)
         self._dimension, self._score_from, self._start = dimension, score_from, start
 
     def sample(self, split: str, indices: Sequence[int]) -> Episode:
-        """Quadratics ``indices`` of ``split``: initial [B, P], data W [B, P, P] and y [B, P]."""
+        """Return quadratics ``indices`` of ``split``: initial [B, P], data W [B, P, P] and y [B, P]."""
         check_split(self.spec, split, indices)
         keys, P = episode_keys(self.seed, split, indices), self._dimension
 
         def normals(purpose: str, *shape: int) -> Tensor:
+            """Draw standard normal numbers [B, *shape], where every axis of the shape is P."""
             return torch.from_numpy(normal(keys, purpose, P ** len(shape))).float().view(-1, *shape)
 
         initial = self._start * normals("initial", P)

@@ -1,4 +1,4 @@
-"""What all optimizees have in common: how long an optimizer may run, and by which steps it is judged."""
+"""Functions that both tasks share: the number of an optimizer's steps, and the steps by which it is scored."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ from collections.abc import Sequence
 
 import torch
 
-from kshot import Episode, Examples, Objective, Origin, Support, TaskSpec
+from kshot import Episode, Examples, Objective, Origin, Support, TaskSpec, sampling
 from kshot.errors import DataError, OptionError
 from kshot.randomness import as_tensor, episode_keys
 
 
 def check_steps(who: str, steps: int, score_from: int) -> None:
-    """Raises OptionError unless 1 <= score_from <= steps."""
+    """Raise OptionError unless 1 <= score_from <= steps."""
     if not 1 <= score_from <= steps:
         raise OptionError(
-            f"{who}: steps is {steps} and score_from {score_from}, expected 1 <= score_from <= steps: how many updates "
-            "an optimizer makes, and the first after which the loss counts in the score"
+            f"{who}: got steps {steps} and score_from {score_from}, expected 1 <= score_from <= steps: the number of "
+            "an optimizer's updates, and the first update after which the loss counts in the score"
         )
 
 
 def objective_spec(parameters: int, steps: int) -> TaskSpec:
-    """The spec of optimizees with P parameters."""
+    """Return the spec of objectives with ``parameters`` P parameters, for ``steps`` updates."""
     return TaskSpec(kind="objective", input_shape=(), target_shape=(parameters,), query=steps, split_by="index")
 
 
 def objective_episode(
     objective: Objective, spec: TaskSpec, seed: int, split: str, indices: Sequence[int], score_from: int
 ) -> Episode:
-    """The objective as support and query: asked at the steps 1..T, of which those from ``score_from`` on count alike.
+    """Make an episode with the objective as support and query.
 
-    query.x [B, T] are the steps, query.y [B, T] their weights.
+    query.x are the steps 1..T [B, T], and query.y their weights in the score [B, T]: 1 from ``score_from`` on, else 0.
     """
     B, T = len(indices), int(str(spec.query))
     steps = torch.arange(1.0, T + 1)
@@ -44,8 +44,7 @@ def objective_episode(
 
 
 def check_split(spec: TaskSpec, split: str, indices: Sequence[int]) -> None:
-    """Raises DataError where there is no such split, or nothing was asked for."""
-    if split not in spec.splits:
-        raise DataError(f"unknown split {split!r}; these tasks have {', '.join(spec.splits)}")
+    """Raise DataError if the split is unknown or there are no indices."""
+    sampling.check_split(split, spec)
     if not len(indices):
-        raise DataError("sample: no indices came, expected at least one")
+        raise DataError("sample: got no indices, expected at least one")

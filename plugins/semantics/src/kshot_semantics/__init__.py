@@ -1,4 +1,4 @@
-"""Class vectors from a table, and zero-shot tasks of them, as a view of any labelled tasks."""
+"""A view that describes classes by vectors from a table, which also makes zero-shot tasks."""
 
 from kshot_semantics.view import Semantics
 

@@ -1,6 +1,6 @@
-"""A description of drawings by geometry: how much ink, how many parts and holes, how wide, which directions, ...
+"""Geometric attributes of drawings: the amount of ink, the number of parts and holes, the width, directions, ...
 
-Functions of images [n, H, W], ink 1 on paper 0, that give [n] or [n, some].
+The functions take images [n, H, W] with ink 1 on paper 0, and return one number [n] or several [n, m] per image.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from scipy import ndimage  # type: ignore[import-untyped]
 Array = NDArray[np.float64]
 
 INK = 0.35
-"""From which value on a pixel counts as ink where parts, holes, extents and crossings are counted."""
+"""The least value of a pixel that counts as ink, for parts, holes, extents and crossings."""
 
 BANDS = 4
-"""Bands of an image whose share of the ink is told, and directions of strokes."""
+"""The number of bands across an image, and of directions of strokes, whose share of the ink is an attribute."""
 
 ATTRIBUTES: tuple[str, ...] = (
     "ink", "parts", "holes", "width", "height", "centre across", "centre down", "spread across", "spread down", "tilt",
@@ -27,7 +27,7 @@ ATTRIBUTES: tuple[str, ...] = (
 
 
 def attributes(images: Array) -> Array:
-    """Images [n, H, W] -> the numbers that ``ATTRIBUTES`` names [n, A]; finite for a blank image too."""
+    """Compute the attributes [n, A] of images [n, H, W], in the order of ``ATTRIBUTES``; all are finite."""
     ink = images >= INK
     parts = [
         images.mean((1, 2)),
@@ -49,30 +49,35 @@ def attributes(images: Array) -> Array:
 
 
 def components(ink: NDArray[np.bool_], *, corners: bool) -> NDArray[np.int64]:
-    """Connected parts of each image; pixels that touch at a corner are connected where ``corners``."""
-    structure = np.zeros((3, 3, 3), bool)  # nothing is connected across images
+    """Count the connected parts of each image [n]; with ``corners``, pixels that touch at a corner are connected."""
+    structure = np.zeros((3, 3, 3), bool)  # no connection from one image to the next
     structure[1] = ndimage.generate_binary_structure(2, 2 if corners else 1)
     labels, count = ndimage.label(ink, structure)
+    # The labels run through all images: note the image of each label, and count the labels per image.
     image_of = np.zeros(count + 1, np.int64)
     image_of[labels] = np.arange(len(ink))[:, None, None]
     return np.bincount(image_of[1:], minlength=len(ink))
 
 
 def holes(ink: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Parts of the paper that ink shuts in: not connected with the outside, corners not counting."""
+    """Count the parts of the paper that ink encloses [n]; paper that touches at a corner only is not connected."""
+    # A margin of paper joins everything outside into one part, which is not a hole.
     return components(np.pad(~ink, ((0, 0), (1, 1), (1, 1)), constant_values=True), corners=False) - 1
 
 
 def extent(marked: NDArray[np.bool_]) -> Array:
-    """From the first marked place to the last [n, side] -> share of the side [n]."""
+    """Return the distance from the first to the last marked place [n, side], as a share of the side [n]."""
     side = marked.shape[1]
     length = side - marked.argmax(1) - marked[:, ::-1].argmax(1)
-    made: Array = np.where(marked.any(1), length, 0) / side
-    return made
+    shares: Array = np.where(marked.any(1), length, 0) / side
+    return shares
 
 
 def moments(images: Array) -> Array:
-    """Centre of the ink across and down, its standard deviations (all in sides), and their correlation [n, 5]."""
+    """Return the ink's centre across and down, its standard deviations and its correlation [n, 5].
+
+    Centre and standard deviations are in units of the image's sides.
+    """
     _, H, W = images.shape
     across, down = (np.arange(W) + 0.5) / W, (np.arange(H) + 0.5) / H
     mass = np.maximum(images.sum((1, 2)), 1e-9)
@@ -85,36 +90,41 @@ def moments(images: Array) -> Array:
 
 
 def crossings(ink: NDArray[np.bool_]) -> Array:
-    """Strokes that a line across the image crosses: the mean over rows with ink [n]."""
+    """Return how many strokes a line across the image crosses: the mean over the rows with ink [n]."""
+    # A stroke begins where a pixel has ink and its left neighbour has none.
     runs = ink[:, :, 0].astype(int) + (ink[:, :, 1:] & ~ink[:, :, :-1]).sum(2)
-    made: Array = runs.sum(1) / np.maximum(ink.any(2).sum(1), 1)
-    return made
+    crossed: Array = runs.sum(1) / np.maximum(ink.any(2).sum(1), 1)
+    return crossed
 
 
 def symmetry(images: Array, mirrored: Array) -> Array:
-    """How much of the ink lies on ink of the mirrored image: their cosine [n]."""
-    made: Array = (images * mirrored).sum((1, 2)) / np.maximum((images**2).sum((1, 2)), 1e-9)
-    return made
+    """Return the cosine of the images and their mirrored images [n]: how much of the ink lies on mirrored ink."""
+    cosine: Array = (images * mirrored).sum((1, 2)) / np.maximum((images**2).sum((1, 2)), 1e-9)
+    return cosine
 
 
 def bands(profile: Array) -> Array:
-    """Ink by column or row [n, side] -> the share in each of four bands of equal width [n, BANDS]."""
+    """Return the share of the ink in each of four bands of equal width [n, BANDS].
+
+    Args:
+        profile: the ink in each column or row [n, side].
+    """
     parts = np.column_stack([part.sum(1) for part in np.array_split(profile, BANDS, axis=1)])
-    made: Array = parts / np.maximum(profile.sum(1), 1e-9)[:, None]
-    return made
+    shares: Array = parts / np.maximum(profile.sum(1), 1e-9)[:, None]
+    return shares
 
 
 def directions(images: Array) -> Array:
-    """The share of strokes in each of four directions [n, BANDS], 0 degrees first: along a row, and on anticlockwise.
+    """Return the share of strokes in each of four directions [n, BANDS]: 0 degrees (along a row), then anticlockwise.
 
-    A stroke runs across the gradient of the ink; opposite directions are one. Each direction takes from those within 45
-    degrees, the nearer the more.
+    A stroke is perpendicular to the gradient of the ink, and opposite directions count as one. A gradient between two
+    of the four directions is divided between them by linear interpolation.
     """
     down, across = np.gradient(images, axis=(1, 2))
     strength = np.hypot(across, down)
     angle = (np.arctan2(-down, across) + np.pi / 2) % np.pi  # rows count downwards, angles anticlockwise
-    place = angle / (np.pi / BANDS)  # 0 to BANDS, around
-    apart = np.abs((place[..., None] - np.arange(BANDS) + BANDS / 2) % BANDS - BANDS / 2)
-    found = (np.maximum(1 - apart, 0) * strength[..., None]).sum((1, 2))
-    made: Array = found / np.maximum(found.sum(1, keepdims=True), 1e-9)
-    return made
+    place = angle / (np.pi / BANDS)  # from 0 to BANDS, where BANDS is 0 again
+    apart = np.abs((place[..., None] - np.arange(BANDS) + BANDS / 2) % BANDS - BANDS / 2)  # distance on the circle
+    strokes = (np.maximum(1 - apart, 0) * strength[..., None]).sum((1, 2))
+    shares: Array = strokes / np.maximum(strokes.sum(1, keepdims=True), 1e-9)
+    return shares

@@ -20,39 +20,48 @@ from kshot.errors import DataError, MisfitError, OptionError
 from kshot.preparing import Preparation
 from kshot.protocols import Pooled, Portable
 from kshot.randomness import episode_keys
-from kshot.sampling import pooled
+from kshot.sampling import check_split, class_name, pooled
 from kshot_semantics.drawings import ATTRIBUTES, attributes
 from kshot_semantics.table import read
 
 CHUNK = 4096
-"""Drawings described at once."""
+"""The number of drawings that are described at once, to bound the memory."""
 
 
 class Semantics:
     """A view of classification tasks that describes each class by a vector, its row of a table.
 
-    With ``shot`` 0 an episode has no labelled examples: a learner knows its classes by their vectors alone.
+    With ``shot`` 0 an episode has no labelled examples, and a learner knows the classes by their vectors alone.
 
-    The table is one that is given, by the classes' names, or ``drawings``: the mean of geometric attributes (see
-    ``kshot_semantics.drawings``) of ``described`` examples of each class. These are set aside, chosen by a hash of
-    their rows, and are in no episode: a class's description knows nothing of the queries that are judged by it.
+    The table is either given, with the names of the classes, or computed: ``drawings`` is the mean of geometric
+    attributes (see ``kshot_semantics.drawings``) over ``described`` examples of each class. A hash of the rows chooses
+    these examples, and no episode shows them, so the queries have no part in the description of their class.
 
     Args:
-        of: the tasks whose examples these are; they must have a pool of labelled examples. Their seed, way, shot and
-            query have no say.
-        table: a CSV file (a header, then a name and A numbers a line), an npz file (arrays names and vectors), a dict
-            of name and vector, or ``drawings``.
-        way, shot, query, block: of the episodes, see ``kshot.ClassificationTasks``; shot may be 0.
+        of: the tasks that the examples are taken from; they must have a pool of labelled examples. Their own seed,
+            way, shot and query have no effect.
+        table: a CSV file (a header line, then a name and A numbers per line), an npz file (arrays names and vectors),
+            a dict of names and vectors, or ``drawings``.
+        way, shot, query, block: options of the episodes, see ``kshot.ClassificationTasks``; shot may be 0.
         seed: fixes all episodes.
         standardise: shift and scale each attribute to mean 0 and standard deviation 1 over the classes of the first
-            split, train as a rule; of other splits' classes nothing is used.
-        described: examples of each class that ``drawings`` describes it by.
+            split (usually train); the classes of other splits are not used.
+        described: number of examples of each class from which ``drawings`` computes its vector.
 
     Raises:
-        MisfitError: ``of`` is no classification or has no pool, or ``drawings`` of what is no image [1, H, W] within 0
-            and 1.
+        MisfitError: ``of`` are not classification tasks or have no pool; or the table is ``drawings`` and the inputs
+            are not images [1, H, W] with values from 0 to 1.
         OptionError: ``described`` is not positive.
-        DataError: the table can't be read, or lacks classes; at ``sample``: an unknown split, or too few examples.
+        DataError: the table cannot be read, or lacks classes; at ``sample``: the split is unknown, or a class has too
+            few examples.
+
+    Example:
+        >>> from kshot.testing import sample_tasks
+        >>> from kshot_semantics import Semantics
+        >>> below = sample_tasks.classification()
+        >>> table = {f"{split} {c}": [c, c % 2] for split in below.spec.splits for c in range(10)}
+        >>> Semantics(below, table, way=3).sample("test", [0]).support.semantics.shape
+        torch.Size([1, 3, 2])
     """
 
     def __init__(
@@ -80,9 +89,9 @@ class Semantics:
             check_drawings(of, described)
             A = len(ATTRIBUTES)
         else:
-            given = read(table)
-            self._vectors = {split: given.take(self.of.pool(split).names, split) for split in of.spec.splits}
-            A = given.vectors.shape[1]
+            rows = read(table)
+            self._vectors = {split: rows.take(self.of.pool(split).names, split) for split in of.spec.splits}
+            A = rows.vectors.shape[1]
         self.spec = attrs.evolve(
             of.spec,
             way=way,
@@ -94,88 +103,98 @@ class Semantics:
         )
 
     def pool(self, split: str) -> Pool:
-        """The labelled examples of a split, with the classes' vectors; none of those set aside (ability ``Pooled``)."""
+        """Return the labelled examples of a split with class vectors, without those set aside (ability ``Pooled``)."""
         return self._of(split).pool(split)
 
     def prepare(self, raw: Any) -> Tensor:
-        """Raw examples as inputs, as the tasks below do it (ability ``Pooled``)."""
+        """Turn raw examples into inputs as the tasks below do (ability ``Pooled``)."""
         return self.of.prepare(raw)
 
     @property
     def preparation(self) -> Preparation | None:
-        """That of the tasks below, as a value (ability ``Portable``)."""
+        """The preparation of the tasks below, as a value (ability ``Portable``); None if they have none."""
         return self.of.preparation if isinstance(self.of, Portable) else None
 
     def sample(self, split: str, indices: Sequence[int]) -> Episode:
-        """Episodes ``indices`` of ``split``: semantics [B, N, A], support [B, N K, *input], query [B, N Q, *input]."""
+        """Return episodes ``indices``: semantics [B, N, A], support [B, N K, *input] and query [B, N Q, *input]."""
         return self._of(split).sample(split, indices)
 
     def vectors(self, split: str) -> NDArray[np.float64]:
-        """The classes' vectors as the table has them, in the order of the pool: [C, A]."""
+        """Return the class vectors of the table, before standardisation, in the order of the pool [C, A]."""
         if split not in self._vectors:
             pool = self.of.pool(split)
             self._vectors[split] = describe(pool, set_aside(pool, self.described))
         return self._vectors[split]
 
     def _of(self, split: str) -> ClassificationTasks:
-        """The tasks of a split, made when first asked for: describing thousands of classes takes seconds."""
-        if split not in self.spec.splits:
-            raise DataError(f"unknown split {split!r}; these tasks have {', '.join(self.spec.splits)}")
+        """Return the tasks of a split, made at the first call: describing thousands of classes takes seconds."""
+        check_split(split, self.spec)
         if split not in self._tasks:
-            pool, found = self.of.pool(split), self.vectors(split)
+            pool, vectors = self.of.pool(split), self.vectors(split)
             if self.standardise:
+                # The scale is that of the training classes. A constant attribute becomes 0.
                 train = self.vectors(self._first)
                 spread = train.std(0)
-                found = (found - train.mean(0)) / np.where(spread > 0, spread, 1)
+                vectors = (vectors - train.mean(0)) / np.where(spread > 0, spread, 1)
             if self._drawn:
                 pool = without(pool, set_aside(pool, self.described))
-            pool = attrs.evolve(pool, semantics=torch.from_numpy(found).float())
+            pool = attrs.evolve(pool, semantics=torch.from_numpy(vectors).float())
             self._tasks[split] = ClassificationTasks({split: pool}, **self._shape)
         return self._tasks[split]
 
 
 def set_aside(pool: Pool, count: int) -> NDArray[np.bool_]:
-    """Which places of ``pool.rows`` [C, most] are set aside: ``count`` of each class, by a hash of the rows alone."""
+    """Choose ``count`` examples of each class by a hash of their rows: a mask over ``pool.rows`` [C, most]."""
     words = episode_keys(0, "semantics/set aside", pool.rows.reshape(-1)).reshape(pool.rows.shape)  # type: ignore[arg-type]
-    words = np.where(pool.rows >= 0, words, np.uint64(2**64 - 1))  # what only fills a row up comes last
+    words = np.where(pool.rows >= 0, words, np.uint64(2**64 - 1))  # the padding comes last
     chosen = np.zeros(pool.rows.shape, bool)
     np.put_along_axis(chosen, words.argsort(1, kind="stable")[:, :count], True, 1)
     return chosen
 
 
 def without(pool: Pool, chosen: NDArray[np.bool_]) -> Pool:
-    """The pool without the examples in the ``chosen`` places [C, most], as many of each class."""
-    order = chosen.argsort(1, kind="stable")
+    """Return the pool without the ``chosen`` examples, a mask [C, most] with the same number for each class."""
+    order = chosen.argsort(1, kind="stable")  # moves the chosen places behind the others
     rows = np.take_along_axis(np.where(chosen, -1, pool.rows), order, 1)
     counts = pool.counts - chosen.sum(1)
     return attrs.evolve(pool, rows=rows[:, : int(counts.max())], counts=counts)
 
 
 def describe(pool: Pool, chosen: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """The mean attributes of the drawings in the ``chosen`` places [C, most], as many of each class: [C, A]."""
+    """Return each class's mean attributes [C, A] over its ``chosen`` drawings.
+
+    Args:
+        pool: the drawings.
+        chosen: mask over ``pool.rows`` [C, most], with the same number for each class.
+    """
     ids = pool.rows[chosen]
-    parts = np.array_split(ids, range(CHUNK, len(ids), CHUNK))
-    found = np.concatenate([attributes(pool.gather(part)[:, 0].double().numpy()) for part in parts])
-    made: NDArray[np.float64] = found.reshape(pool.classes, -1, len(ATTRIBUTES)).mean(1)
-    return made
+    chunks = np.array_split(ids, range(CHUNK, len(ids), CHUNK))
+    described = np.concatenate([attributes(pool.gather(chunk)[:, 0].double().numpy()) for chunk in chunks])
+    means: NDArray[np.float64] = described.reshape(pool.classes, -1, len(ATTRIBUTES)).mean(1)
+    return means
 
 
 def check_drawings(of: TaskDistribution, described: int) -> None:
-    """Raises an error unless the examples are drawings, and each class has enough of them to set some aside."""
+    """Raise an error unless the inputs are drawings, and each class has enough of them to set some aside.
+
+    Raises:
+        OptionError: ``described`` is not positive.
+        MisfitError: the inputs are not images [1, H, W] with values from 0 to 1.
+        DataError: a class has too few examples.
+    """
     if described < 1:
-        raise OptionError(f"semantics: described is {described}, expected at least 1 example of each class")
-    shape, shown = of.spec.input_shape, of.spec.input_range
-    if len(shape) != 3 or shape[0] != 1 or shown != (0.0, 1.0):
+        raise OptionError(f"semantics: got described {described}, expected at least 1 example of each class")
+    shape, values = of.spec.input_shape, of.spec.input_range
+    if len(shape) != 3 or shape[0] != 1 or values != (0.0, 1.0):
         raise MisfitError(
-            f"semantics: table is 'drawings', which describes images (1, height, width) of ink 1 on paper 0, and these "
-            f"inputs have shape {shape} and range {shown}; give a table instead: a CSV or npz file, or a dict"
+            f"semantics: got inputs of shape {shape} and range {values}, expected images (1, height, width) of ink 1 "
+            "on paper 0, which table='drawings' describes; give a table instead: a CSV or npz file, or a dict"
         )
     for split in of.spec.splits:
         pool = of.pool(split)  # type: ignore[attr-defined]
         if pool.fewest <= described:
-            c = int(pool.counts.argmin())
-            name = repr(pool.names[c]) if pool.names else f"number {c}"
+            name = class_name(pool, int(pool.counts.argmin()))
             raise DataError(
-                f"semantics: split {split!r}: class {name} has {pool.fewest} examples, of which {described} would be "
-                "set aside to describe it and none would be left; lower described"
+                f"semantics: got described {described}, but class {name} of split {split!r} has {pool.fewest} "
+                "examples, and none would be left when these are set aside to describe it; lower described"
             )

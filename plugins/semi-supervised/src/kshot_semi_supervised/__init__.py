@@ -1,4 +1,4 @@
-"""Semi-supervised few-shot tasks (Ren et al. 2018), as a view of any labelled ones."""
+"""A view that turns classification tasks into semi-supervised ones (Ren et al. 2018)."""
 
 from kshot_semi_supervised.view import SemiSupervised
 

@@ -1,4 +1,4 @@
-"""Sine waves of random amplitude and phase, by the protocol of Finn, Abbeel & Levine 2017."""
+"""Few-shot regression of sine waves with random amplitude and phase (Finn, Abbeel & Levine 2017)."""
 
 from kshot_sinusoid.sinusoid import Sinusoid
 

@@ -8,27 +8,33 @@ import numpy as np
 import torch
 
 from kshot import Episode, Examples, Origin, Support, TaskSpec
-from kshot.errors import DataError, OptionError
+from kshot.errors import OptionError
 from kshot.randomness import as_tensor, episode_keys, normal, uniform
-from kshot.sampling import shape_of_block
+from kshot.sampling import check_split, shape_of_block
 
 
 class Sinusoid:
-    """y = a sin(x - p), with amplitude a and phase p of the task, and x uniform in [-5, 5].
+    """Regression tasks y = a sin(x - p), with amplitude a and phase p of the task, and x uniform in [-5, 5].
 
-    Each of the three ranges is (least, greatest). ``wave`` in the origin's fields says (a, p) of each task [B, 2].
+    ``wave`` in the origin's fields is (a, p) of each task [B, 2].
 
     Args:
-        shot: support points, K.
-        query: query points; the paper meta-trains with K of them.
+        shot: K, the number of support points.
+        query: number of query points; the paper meta-trains with K of them.
         seed: fixes all episodes.
-        amplitude, phase: ranges of a and p.
+        amplitude, phase: ranges (least, greatest) of a and p.
         noise: standard deviation of a normal error on the targets of support and query.
-        outlier_every: in the train split, each so-many-th episode (0, n, 2n, ...) has targets uniform in [-5, 5] that
-            nothing can learn; None has none.
+        outlier_every: n, so that episodes 0, n, 2n, ... of the train split have targets that are uniform in [-5, 5]
+            and do not depend on x; None gives no such outliers.
 
     Raises:
-        OptionError: an empty range, or outliers more often than every episode.
+        OptionError: a range is empty, noise is negative, or outlier_every is below 1.
+
+    Example:
+        >>> from kshot_sinusoid import Sinusoid
+        >>> episode = Sinusoid(shot=5, query=8).sample("test", [0, 1, 2])
+        >>> episode.support.y.shape, episode.query.x.shape
+        (torch.Size([3, 5, 1]), torch.Size([3, 8, 1]))
     """
 
     def __init__(
@@ -44,11 +50,13 @@ class Sinusoid:
     ) -> None:
         if amplitude[0] > amplitude[1] or phase[0] > phase[1] or noise < 0:
             raise OptionError(
-                f"sinusoid: amplitude {amplitude}, phase {phase}, noise {noise}; expected (least, greatest) twice and "
-                "a standard deviation"
+                f"sinusoid: got amplitude {amplitude}, phase {phase} and noise {noise}, expected (least, greatest) for "
+                "amplitude and phase, and a standard deviation of 0 or more"
             )
         if outlier_every is not None and outlier_every < 1:
-            raise OptionError(f"sinusoid: outlier_every is {outlier_every}, expected at least 1, or none")
+            raise OptionError(
+                f"sinusoid: got outlier_every {outlier_every}, expected at least 1, or none for no outliers"
+            )
         self.amplitude, self.phase, self.noise = amplitude, phase, noise
         self.outlier_every = outlier_every
         self.seed = seed
@@ -63,12 +71,12 @@ class Sinusoid:
         )
 
     def sample(self, split: str, indices: Sequence[int]) -> Episode:
-        """Tasks ``indices`` of ``split``: support [B, K, 1] and query [B, Q, 1]; targets of the same shapes."""
-        if split not in self.spec.splits:
-            raise DataError(f"unknown split {split!r}; these tasks have {', '.join(self.spec.splits)}")
+        """Return tasks ``indices`` of ``split``: support [B, K, 1] and query [B, Q, 1], x and y alike."""
+        check_split(split, self.spec)
         shape = shape_of_block(self.spec, self.seed, split, indices)
         shot, query = int(shape["shot"] or 0), int(shape["query"] or 0)
         keys = episode_keys(self.seed, split, indices)
+        # Draw the amplitude and phase of each task, then the points on its wave.
         least, greatest = np.array([self.amplitude, self.phase]).T
         wave = least + (greatest - least) * uniform(keys, "wave", 2)  # [B, 2]
         x = 10 * uniform(keys, "x", shot + query) - 5

@@ -1,4 +1,4 @@
-"""Streams of examples whose labels come one step late: a view of any classification tasks."""
+"""A view that turns classification tasks into streams of examples whose labels arrive one step late."""
 
 from kshot_stream.stream import Stream
 

@@ -16,45 +16,53 @@ from kshot import Episode, Examples, Origin, Pool, Support, TaskDistribution, Ta
 from kshot.errors import DataError, OptionError
 from kshot.protocols import Pooled
 from kshot.randomness import as_tensor, episode_keys
-from kshot.sampling import draw
+from kshot.sampling import check_split, class_name, draw, pooled
 
 
 class Stream:
-    """A view of classification tasks: the examples of a few classes one after another, their labels one step late.
+    """A view of classification tasks that shows examples one after another, each with the label of the previous one.
 
-    At step t a learner is shown (x_t, y_{t-1}) and is to say y_t. Classes, their numbers and the order of the examples
-    are drawn anew in each episode, so that a label can't be known before it was shown, and afterwards only by
-    remembering it together with the example it was about.
+    At step t a learner sees (x_t, y_{t-1}) and predicts y_t. Each episode draws its classes, their labels and the
+    order of the examples anew. So a learner cannot know a label before the stream has shown it, and afterwards it
+    can know it only if it remembered the label together with the example.
 
     Args:
-        of: the tasks whose examples these are; they must have a pool of labelled examples.
-        way: N, classes in a stream.
+        of: the tasks that the examples are taken from; they must have a pool of labelled examples. Their own seed,
+            way and shot have no effect.
+        way: N, the number of classes in a stream.
         instances: examples of each class; a stream has T = way * instances steps.
-        seed: fixes all streams. Seed, way and shot of ``of`` have no say.
+        seed: fixes all streams.
 
     Raises:
-        OptionError: fewer than two classes, or no instances.
-        DataError: ``of`` has no pool or is no classification; a split has too few classes, a class too few examples.
+        OptionError: way is below 2, or instances below 1.
+        MisfitError: ``of`` are not classification tasks, or have no pool.
+        DataError: a split has too few classes, or a class has too few examples; at ``sample``: the split is unknown.
+
+    Example:
+        >>> from kshot.testing import sample_tasks
+        >>> from kshot_stream import Stream
+        >>> stream = Stream(sample_tasks.classification(), way=3, instances=2)
+        >>> stream.sample("test", [0]).query.x.shape  # 6 features of an example, 3 for the previous label
+        torch.Size([1, 6, 9])
     """
 
     def __init__(self, of: TaskDistribution, way: int = 5, instances: int = 10, seed: int = 0) -> None:
         if way < 2:
-            raise OptionError(f"stream: way is {way}, expected at least 2 classes to be told apart")
+            raise OptionError(f"stream: got way {way}, expected at least 2 classes to tell apart")
         if instances < 1:
-            raise OptionError(f"stream: instances is {instances}, expected at least 1 example of each class")
-        if not isinstance(of, Pooled) or of.spec.kind != "classification":
-            raise DataError(
-                f"stream: {type(of).__name__} are {of.spec.kind} tasks with{'' if isinstance(of, Pooled) else 'out'} a "
-                "pool of examples; expected classification tasks that have one, such as kshot.ClassificationTasks"
-            )
-        self.of, self.way, self.instances, self.seed = of, way, instances, seed
+            raise OptionError(f"stream: got instances {instances}, expected at least 1 example of each class")
+        self.of: Pooled = pooled(of, "stream")
+        self.way, self.instances, self.seed = way, instances, seed
         self.fingerprint = str(getattr(of, "fingerprint", ""))
-        self._pools = {split: _checked(of.pool(split), split, way, instances) for split in of.spec.splits}
-        shown = of.spec.input_range
+        self._pools = {split: self.of.pool(split) for split in of.spec.splits}
+        for split, pool in self._pools.items():
+            _check_enough(split, pool, way, instances)
+        below = of.spec.input_range
         self.spec = TaskSpec(
             kind="sequence",
             input_shape=(math.prod(of.spec.input_shape) + way,),
-            input_range=None if shown is None else (min(shown[0], 0.0), max(shown[1], 1.0)),
+            # The one-hot labels are 0 and 1, so the range of the inputs must contain both.
+            input_range=None if below is None else (min(below[0], 0.0), max(below[1], 1.0)),
             way=way,
             query=way * instances,
             splits=of.spec.splits,
@@ -63,16 +71,16 @@ class Stream:
         )
 
     def sample(self, split: str, indices: Sequence[int]) -> Episode:
-        """Streams ``indices`` of ``split``: x [B, T, F + N], y [B, T]; the support is empty.
+        """Return streams ``indices`` of ``split``: inputs x [B, T, F + N] and labels y [B, T], with an empty support.
 
-        x_t is the flattened example and then y_{t-1}, one-hot; before the first step it is all zeros.
+        x_t is the flattened example followed by the one-hot label y_{t-1}; at the first step the label is all zeros.
         """
-        if split not in self._pools:
-            raise DataError(f"unknown split {split!r}; these tasks have {', '.join(self._pools)}")
+        check_split(split, self.spec)
         if len(indices) == 0 or min(indices) < 0:
-            raise DataError(f"sample: indices are {list(indices)[:5]}, expected at least one and none negative")
+            raise DataError(f"sample: got indices {list(indices)[:5]}, expected at least one and none negative")
         pool = self._pools[split]
         keys = episode_keys(self.seed, f"{split}/stream", indices)
+        # Without support examples, the query of an episode is all of its examples in random order: the stream.
         drawn = draw(pool, keys, self.way, 0, self.instances)
         y = torch.from_numpy(drawn.query_y)
         x = torch.cat([pool.gather(drawn.ids).flatten(2), labels_of_the_step_before(y, self.way)], -1)
@@ -94,18 +102,17 @@ class Stream:
 
 
 def labels_of_the_step_before(y: Tensor, way: int) -> Tensor:
-    """Labels ``y`` [B, T] -> one-hot y_{t-1} at step t, and zeros at the first [B, T, N]."""
+    """Return, for labels ``y`` [B, T], the one-hot label y_{t-1} at each step t, and zeros at the first [B, T, N]."""
     return F.pad(F.one_hot(y, way).float(), (0, 0, 1, 0))[:, :-1]
 
 
-def _checked(pool: Pool, split: str, way: int, instances: int) -> Pool:
+def _check_enough(split: str, pool: Pool, way: int, instances: int) -> None:
+    """Raise DataError if a split has too few classes, or a class too few examples, for such streams."""
     if way > pool.classes:
-        raise DataError(f"stream: split {split!r} has {pool.classes} classes, but way is {way}; lower way")
+        raise DataError(f"stream: got way {way}, but split {split!r} has {pool.classes} classes; lower way")
     if instances > pool.fewest:
-        c = int(pool.counts.argmin())
-        name = repr(pool.names[c]) if pool.names else f"number {c}"
+        name = class_name(pool, int(pool.counts.argmin()))
         raise DataError(
-            f"stream: split {split!r}: class {name} has {pool.fewest} examples, but instances is {instances}; lower "
-            "instances, or drop small classes"
+            f"stream: got instances {instances}, but class {name} of split {split!r} has {pool.fewest} examples; "
+            "lower instances, or drop small classes"
         )
-    return pool

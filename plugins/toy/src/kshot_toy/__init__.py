@@ -1,6 +1,5 @@
-"""Toy tasks: Gaussian blobs and sinusoids."""
+"""Toy tasks that need no download: few-shot classification of Gaussian blobs."""
 
 from kshot_toy.blobs import blobs
-from kshot_toy.sinusoids import Sinusoids, sinusoids
 
-__all__ = ["Sinusoids", "blobs", "sinusoids"]
+__all__ = ["blobs"]

@@ -1,6 +1,7 @@
-"""Gaussian blobs: every class is a normal distribution around its own centre, in a signal and many noise directions.
+"""Few-shot classification of Gaussian blobs: every class is a normal distribution around its own centre.
 
-Only ``signal`` of the ``features`` tell classes apart, so that a learned embedding beats the raw distance.
+The classes differ in ``signal`` of the ``features`` only, and the other features are noise. A learned embedding can
+therefore beat the distance of the raw inputs.
 """
 
 from __future__ import annotations
@@ -27,21 +28,30 @@ def blobs(
     attributes: int | None = None,
     block: int = 1,
 ) -> ClassificationTasks:
-    """Few-shot classification of Gaussian blobs; train, val and test have classes of their own.
+    """Make few-shot classification tasks of Gaussian blobs, with different classes in train, val and test.
 
     Args:
-        way, shot, query, seed, block: of the episodes, see ``kshot.ClassificationTasks``.
+        way, shot, query, seed, block: options of the episodes, see ``kshot.ClassificationTasks``.
         features: length of an input.
-        signal: how many of them tell classes apart: centres are standard normal there and 0 elsewhere.
-        spread: standard deviation around the centre in the signal directions.
-        noise: standard deviation in the others.
-        classes: of each split.
-        examples: of each class.
-        attributes: give classes semantic vectors of this length, a linear view of their centre; None gives none.
+        signal: number of features in which the classes differ. A class centre is standard normal in these features
+            and 0 in the others.
+        spread: standard deviation of the examples around their centre in the signal features.
+        noise: standard deviation of the examples in the other features.
+        classes: number of classes in each split.
+        examples: number of examples of each class.
+        attributes: length of a semantic vector for each class, which is a linear function of its centre; None gives
+            the classes no vectors.
+
+    Example:
+        >>> from kshot_toy import blobs
+        >>> tasks = blobs(way=3, shot=2, query=5, features=8)
+        >>> tasks.sample("train", [0, 1]).support.x.shape
+        torch.Size([2, 6, 8])
     """
     mixing = normal(episode_keys(0, "toy/attributes", [0]), "matrix", signal * (attributes or 1))
 
     def split_pool(split: str) -> Pool:
+        """Draw the classes of a split and their examples."""
         keys = episode_keys(0, f"toy/{split}", range(classes))
         centres = np.zeros((classes, features))
         centres[:, :signal] = normal(keys, "centre", signal)

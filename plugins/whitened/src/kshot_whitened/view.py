@@ -1,4 +1,4 @@
-"""Tasks whose inputs are whitened principal components: what few examples can be compared by.
+"""Tasks whose inputs are whitened principal components, which help to compare examples when there are few.
 
 Letters: B meta-batch, S support size, U unlabelled examples, n queries, D numbers of an input, k components.
 """
@@ -24,24 +24,32 @@ from kshot_whitened.whitening import Whitening, whitening
 class Whitened:
     """A view of classification tasks whose inputs are vectors of uncorrelated numbers of variance 1.
 
-    Neighbouring pixels say nearly the same, so a distance of pixels counts what they agree on many times over, and a
-    metric is slowly learned from them. Components are fitted once, on one split, and are the same for all.
+    Neighbouring pixels are nearly equal. A distance between pixels therefore counts what they have in common many
+    times, and learning a metric from pixels is slow. The components are fitted once, on one split, and are the same
+    for all splits.
 
-    Episodes are those of the tasks below, classes, examples and their changes, with each input as its components:
-    way, shot, query and seed are theirs.
+    Episodes are those of the tasks below, with their classes, examples and augmentations; only the inputs are replaced
+    by their components. So way, shot, query and seed are options of ``of``.
 
     Args:
         of: the tasks below; they must have a pool of labelled examples.
-        components: k, how many are kept.
-        floor: is added to each component's variance before it is divided by its root, as a share of the mean variance:
-            small ones are mostly noise, and then count less. 0 makes all variances 1.
-        fit: the split whose examples the components are fitted on: what a learner is trained on.
-        examples: the most that are taken of them, evenly over all.
+        components: k, the number of components.
+        floor: added to the variance of each component before the component is divided by its square root, as a share
+            of the mean variance. Small components are mostly noise, and count less then. 0 makes all variances 1.
+        fit: the split on whose examples the components are fitted; it should be the one that a learner trains on.
+        examples: the largest number of examples to fit on, taken evenly from the split.
 
     Raises:
-        OptionError: a number makes no sense.
-        MisfitError: ``of`` is no classification, has no pool, or shows other inputs than its pool has.
-        DataError: there is no such split, or its examples are too few or too much alike for so many components.
+        OptionError: a number is out of its range.
+        MisfitError: ``of`` are not classification tasks, or have no pool.
+        DataError: the split to fit on is unknown, or its examples are too few or too similar for so many components.
+
+    Example:
+        >>> from kshot.testing import sample_tasks
+        >>> from kshot_whitened import Whitened
+        >>> tasks = Whitened(sample_tasks.classification(way=3, shot=2), components=4)
+        >>> tasks.sample("test", [0]).support.x.shape
+        torch.Size([1, 6, 4])
     """
 
     def __init__(
@@ -56,12 +64,12 @@ class Whitened:
         self.of: Pooled = pooled(of, "whitened")
         if components < 1 or examples < 2:
             raise OptionError(
-                f"whitened: components is {components} and examples {examples}; expected at least 1 and at least 2"
+                f"whitened: got components {components} and examples {examples}, expected at least 1 and at least 2"
             )
         if not 0 <= floor < float("inf"):
-            raise OptionError(f"whitened: floor is {floor}, expected a share of the mean variance, 0 or more")
+            raise OptionError(f"whitened: got floor {floor}, expected a share of the mean variance, 0 or more")
         if fit not in of.spec.splits:
-            raise DataError(f"whitened: fit is {fit!r}, but these tasks have the splits {', '.join(of.spec.splits)}")
+            raise DataError(f"whitened: got fit {fit!r}, expected one of the splits {', '.join(of.spec.splits)}")
         self._tasks = of
         self.seed = int(getattr(of, "seed", 0))
         self.components = fitted(self.of.pool(fit), components, floor, examples, f"split {fit!r}")
@@ -70,54 +78,64 @@ class Whitened:
         self._pools: dict[str, Pool] = {}
 
     def pool(self, split: str) -> Pool:
-        """The labelled examples of a split, as their components (ability ``Pooled``); rows are those below."""
+        """Return the labelled examples of a split as components, in the rows of the pool below (ability ``Pooled``)."""
         if split not in self._pools:
             pool = self.of.pool(split)
             ids, _ = pool.table()
             x = torch.zeros(len(pool.x), self.spec.input_shape[0])
-            for piece in np.array_split(ids, max(1, len(ids) // 4096)):
-                x[torch.from_numpy(piece)] = self.components(pool.gather(piece))
+            # Map chunks of about 4096 examples, so that the inputs of all examples are never in memory at once.
+            for chunk in np.array_split(ids, max(1, len(ids) // 4096)):
+                x[torch.from_numpy(chunk)] = self.components(pool.gather(chunk))
             self._pools[split] = Pool(x, pool.rows, pool.counts, names=pool.names, semantics=pool.semantics)
         return self._pools[split]
 
     def prepare(self, raw: Any) -> Tensor:
-        """Raw examples as the tasks below prepare them, and then as their components (ability ``Pooled``)."""
+        """Prepare raw examples as the tasks below do, and map them to components [n, k] (ability ``Pooled``)."""
         return self.components(self.of.prepare(raw))
 
     @property
     def preparation(self) -> Preparation | None:
-        """What ``prepare`` does, as a value (ability ``Portable``): that of the tasks below and the components."""
+        """The computation of ``prepare``, as a value (ability ``Portable``); None if the tasks below have none."""
         below = self.of.preparation if isinstance(self.of, Portable) else None
         fields = attrs.asdict(self.components, recurse=False)
         return None if below is None else Preparation.of(prepared, below=below, **fields)
 
     def sample(self, split: str, indices: Sequence[int]) -> Episode:
-        """Episodes ``indices`` of ``split``: support [B, S, k], query [B, n, k], and what else they show."""
+        """Return episodes ``indices`` of ``split`` with components as inputs: support [B, S, k] and query [B, n, k].
+
+        Unlabelled and external examples are mapped to components too.
+        """
         episode = self._tasks.sample(split, indices)
 
-        def seen(x: Tensor) -> Tensor:
+        def mapped(x: Tensor) -> Tensor:
+            """Map inputs [B, n, *input] to components [B, n, k]."""
             return self.components(x).view(*x.shape[:2], *self.spec.input_shape)
 
         support, query, external = episode.support, episode.query, episode.external
-        more = None if support.unlabelled is None else seen(support.unlabelled)
+        unlabelled = None if support.unlabelled is None else mapped(support.unlabelled)
         return attrs.evolve(
             episode,
-            support=attrs.evolve(support, x=seen(support.x), unlabelled=more),
-            query=attrs.evolve(query, x=seen(query.x)),
-            external=None if external is None else attrs.evolve(external, x=seen(external.x)),
+            support=attrs.evolve(support, x=mapped(support.x), unlabelled=unlabelled),
+            query=attrs.evolve(query, x=mapped(query.x)),
+            external=None if external is None else attrs.evolve(external, x=mapped(external.x)),
         )
 
 
 def prepared(raw: Any, *, below: Preparation, mean: Tensor, directions: Tensor, scales: Tensor) -> Tensor:
-    """Prepare raw examples as the tasks below do, then map them to components by a ``Whitening``'s fields: [n, k]."""
+    """Prepare raw examples as ``below`` does, then map them to components [n, k] by the fields of a ``Whitening``."""
     return Whitening(mean, directions, scales)(below(raw))
 
 
 def fitted(pool: Pool, components: int, floor: float, examples: int, where: str) -> Whitening:
-    """The whitening of a pool's examples.
+    """Fit the whitening of a pool's examples.
+
+    Args:
+        pool: the examples.
+        components, floor, examples: as in ``Whitened``.
+        where: the source of the pool, for messages.
 
     Raises:
-        DataError: they are too few or too much alike for so many components.
+        DataError: the examples are too few or too similar for so many components.
     """
     ids, _ = pool.table()
     if len(ids) > examples:
@@ -126,14 +144,15 @@ def fitted(pool: Pool, components: int, floor: float, examples: int, where: str)
     most = min(len(x) - 1, x.shape[1])
     if components > most:
         raise DataError(
-            f"whitened: components is {components}, but {len(x)} examples of {x.shape[1]} numbers ({where}) have at "
-            f"most {most}; ask for fewer"
+            f"whitened: got components {components}, expected at most {most} for {len(x)} examples of {x.shape[1]} "
+            f"numbers ({where}); lower components"
         )
-    made = whitening(x, components, floor)
-    least = float(made.scales.min() / made.scales.max().clamp_min(1e-300))
+    fit = whitening(x, components, floor)
+    # A component without variance would be divided by a scale that is only rounding.
+    least = float(fit.scales.min() / fit.scales.max().clamp_min(1e-300))
     if not least > 1e-6:
         raise DataError(
-            f"whitened: components is {components}, but the examples of {where} vary in fewer directions; ask for "
-            "fewer, or for a floor above 0"
+            f"whitened: got components {components}, but the examples of {where} vary in fewer directions; lower "
+            "components, or give a floor above 0"
         )
-    return made
+    return fit
