@@ -213,7 +213,7 @@ def test_examples_that_are_all_alike_give_finite_gradients(refine: str, examples
     s = attrs.evolve(ONE_D, x=ONE_D.x.double(), unlabelled=examples[None].double())
     x = made.seen(s).clone().requires_grad_()
     p = made.prototypes(x, s)
-    p.square().sum().backward()  # type: ignore[no-untyped-call]
+    p.square().sum().backward()
     held = [t.grad for t in (x, *made.parameters()) if t.grad is not None]
     assert p.isfinite().all()
     assert all(bool(g.isfinite().all()) for g in held)

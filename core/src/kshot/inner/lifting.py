@@ -61,7 +61,7 @@ def _mean_gradient(self: Any, method: Callable[[Any, Any], Any], episodes: Episo
                 f"{type(self).__name__}.{method.__name__} returned {type(answer).__name__}, expected the episode's "
                 "loss: a scalar tensor that depends on the parameters, or a mapping with one under 'loss'"
             )
-        (loss / episodes.size).backward()  # type: ignore[no-untyped-call]
+        (loss / episodes.size).backward()
         for name, value in metrics.items():
             sums[name] = sums.get(name, torch.zeros(())) + torch.as_tensor(value).detach() / episodes.size
     return sums

@@ -138,7 +138,7 @@ class GaussianProtoNet(nn.Module):
         z = full_precision(self.encoder(torch.cat([support.x, query.x], 1)))  # both are normalised together
         logits = self.logits(z[:, : support.x.shape[1]], z[:, support.x.shape[1] :], support)
         loss = F.cross_entropy(logits.flatten(0, 1), query.y.flatten())
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         accuracy = (logits.argmax(-1) == query.y).float().mean()
         return {"loss": loss.detach(), "accuracy": accuracy}
 

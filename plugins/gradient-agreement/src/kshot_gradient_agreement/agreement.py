@@ -52,7 +52,7 @@ class GradientAgreement(nn.Module):
             [d.detach().reshape(episodes.size, -1) for d in away.values()], 1
         )  # g_i = theta - theta_i' [B, P]
         weights = agreement(gradients)
-        (weights * losses).sum().backward()  # type: ignore[no-untyped-call]
+        (weights * losses).sum().backward()
         return {"loss": losses.detach().mean(), "least_weight": weights.min(), "greatest_weight": weights.max()}
 
     def adapt(self, support: Support) -> Predictor:

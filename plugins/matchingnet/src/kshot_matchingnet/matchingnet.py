@@ -165,7 +165,7 @@ class MatchingNet(nn.Module):
         z = self.encoder(torch.cat([support.x, query.x], 1))  # both are normalised together
         log_p = self.log_probabilities(z[:, : support.x.shape[1]], z[:, support.x.shape[1] :], support)
         loss = F.nll_loss(log_p.flatten(0, 1), query.y.flatten())
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         T = self.temperature
         return {
             "loss": loss.detach(),

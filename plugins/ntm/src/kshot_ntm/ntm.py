@@ -113,7 +113,7 @@ class NTM(nn.Module):
         """Back-propagation through all T steps of the answers' negative log-likelihood."""
         logits, _ = self.unroll(episodes.query.x)
         loss = sequence_loss(logits, episodes.query.y)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return {"loss": loss.detach(), "error": sequence_errors(logits.detach(), episodes.query.y).nanmean()}
 
     def adapt(self, support: Support) -> Predictor:

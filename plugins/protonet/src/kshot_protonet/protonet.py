@@ -78,7 +78,7 @@ class ProtoNet(nn.Module):
         z_support, z_query = z[:, : support.x.shape[1]], z[:, support.x.shape[1] :]
         logits = prototypical_logits(z_query, self.prototypes(z_support, support))
         loss = F.cross_entropy(logits.flatten(0, 1), query.y.flatten())
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         accuracy = (logits.argmax(-1) == query.y).float().mean()
         return {"loss": loss.detach(), "accuracy": accuracy}
 

@@ -180,7 +180,7 @@ class SemiProtoNet(nn.Module):
                 f"semi-protonet: refine {self.refine!r} has no parameters of its own, so with train_encoder=False "
                 "there is nothing to train; choose 'cluster' or 'masked', or train the encoder"
             )
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return {"loss": loss.detach(), "accuracy": (logits.argmax(-1) == query.y).float().mean()}
 
     def adapt(self, support: Support) -> Predictor:

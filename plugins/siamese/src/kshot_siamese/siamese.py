@@ -160,7 +160,7 @@ class Siamese(nn.Module):
         else:
             losses = F.binary_cross_entropy_with_logits(-distances, genuine.to(distances), reduction="none")
         loss = mean_over(losses, genuine, self.average).mean()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         near = distances.detach() < (self.margin / 2 if self.loss == "contrastive" else 0)
         right = (near == genuine).to(loss)
         return {"loss": loss.detach(), "accuracy": mean_over(right, genuine, "balanced").mean() / 2}
