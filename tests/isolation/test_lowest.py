@@ -28,7 +28,7 @@ def test_the_highest_of_the_lower_bounds_is_the_lowest_version(tmp_path: Path, i
     two = write(
         tmp_path / "two",
         '[build-system]\nrequires = ["hatchling>=1.24"]\n[project]\nname = "two"\ndependencies = ["numpy>=1.10"]\n'
-        '[project.optional-dependencies]\ntest = ["scikit_learn[all]>=1.4; python_version < \'4\'"]\n',
+        "[project.optional-dependencies]\ntest = [\"scikit_learn[all]>=1.4; python_version < '4'\"]\n",
     )
     assert install.lowest_versions([one, two]) == {"hatchling": "1.27", "numpy": "1.10", "scikit-learn": "1.4"}
 
