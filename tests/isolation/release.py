@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,6 +47,14 @@ def build(folder: Path, dist: Path) -> Built:
     stem = f"{name.replace('-', '_')}-{version}"
     (wheel,) = dist.glob(f"{stem}-*.whl")
     return Built(name, version, dist / f"{stem}.tar.gz", wheel)
+
+
+def missing(folder: Path, wheel: Path) -> list[str]:
+    """Return the files of a project's package that its wheel lacks, as names in the wheel, sorted."""
+    src = folder / ("core/src" if folder == ROOT else "src")
+    sources = {file.relative_to(src).as_posix() for file in src.rglob("*") if file.is_file()}
+    packed = set(zipfile.ZipFile(wheel).namelist())
+    return sorted(name for name in sources - packed if "__pycache__" not in name)
 
 
 def listing(built: list[Built]) -> str:
@@ -85,6 +94,12 @@ def main(arguments: list[str]) -> None:
         if is_ours(old.name):
             old.unlink()
     built = [build(folder, options.dist) for folder in folders]
+    for folder, each in zip(folders, built, strict=True):
+        if lacking := missing(folder, each.wheel):
+            sys.exit(
+                f"release.py: got {each.wheel.name} without {', '.join(lacking)}, expected every file of its package; "
+                "see whether .gitignore or pyproject.toml leaves them out"
+            )
     files = [file for each in built for file in (each.sdist, each.wheel)]
     run(sys.executable, "-m", "twine", "check", "--strict", *map(str, files))
     print(f"\n{listing(built)}\n\n{len(built)} distributions, {len(files)} files in {options.dist}")
