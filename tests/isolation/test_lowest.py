@@ -39,6 +39,13 @@ def test_every_lower_bound_is_a_plain_version(project: Path, install: ModuleType
     assert [bound for bound in bounds if not re.fullmatch(r"\d+(\.\d+)*", bound)] == []
 
 
+def test_all_distributions_are_built_with_the_same_tool(project: Path, root: Path, install: ModuleType) -> None:
+    """hatchling before 1.27 writes metadata that a package index refuses, so no plugin may ask for less than the core.
+
+    tox installs the lowest version that satisfies all of them, which would hide a lower bound of one."""
+    assert install.document(project)["build-system"] == install.document(root)["build-system"]
+
+
 @pytest.mark.skipif(os.environ.get("KSHOT_PROOF") != "lowest", reason="only tox run -e lowest installs these versions")
 def test_the_environment_has_the_lowest_versions(install: ModuleType) -> None:
     """A newer version that another package asked for would leave our lower bound untested: raise the bound to it."""
