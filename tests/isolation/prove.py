@@ -1,6 +1,7 @@
-"""Run a plugin's tests, and test that no other distribution of ours is installed; tox runs this for ``plugin-NAME``.
+"""Run the tests of one environment of tox: those of a plugin alone, or those at the lowest declared versions.
 
 python tests/isolation/prove.py plugin-protonet [options of pytest]
+python tests/isolation/prove.py lowest [options of pytest]
 """
 
 from __future__ import annotations
@@ -10,12 +11,29 @@ import sys
 import pytest
 from install import ROOT, under_proof
 
+LEARNERS = ("l2l", "maml", "maml-rl", "mann", "ntm", "protonet", "semi-protonet")
+"""One learner of each family, whose conformance is tested at the lowest versions."""
+
+LIBRARIES = ("audiofolder", "bandits", "cifar-fs", "imagefolder", "plots", "quadratics", "semantics", "sklearn")
+"""The plugins that use third-party packages which the core does not use; at the lowest versions all their tests run."""
+
+TOLERATED = ("-W", "default::DeprecationWarning", "-W", "default::FutureWarning")
+"""At the lowest versions, old packages meet newer packages that they depend on, and warn about these."""
+
+
+def tests_of(proof: str) -> list[str]:
+    """Return the folders and files of tests of an environment, relative to the repository."""
+    if proof == "lowest":
+        conformance = [f"plugins/{n}/tests/test_{n.replace('-', '_')}_conformance.py" for n in LEARNERS]
+        return ["tests/core", "tests/isolation/test_lowest.py", *conformance, *(f"plugins/{n}" for n in LIBRARIES)]
+    (folder,) = [f for f in under_proof(proof) if f"plugin-{f.name}" == proof]
+    return [folder.relative_to(ROOT).as_posix()]
+
 
 def main(proof: str, *options: str) -> int:
-    """Run the tests of the plugin that ``proof`` names; return pytest's exit code."""
-    (folder,) = [f for f in under_proof(proof) if f"plugin-{f.name}" == proof]
-    tests = [str(folder.relative_to(ROOT)), "tests/isolation/test_installed.py"]
-    return pytest.main(["-m", "not slow", *tests, *options])
+    """Run the tests of ``proof``, and that nothing else of ours is installed; return pytest's exit code."""
+    warnings = TOLERATED if proof == "lowest" else ()
+    return pytest.main(["-m", "not slow", *warnings, *tests_of(proof), "tests/isolation/test_installed.py", *options])
 
 
 if __name__ == "__main__":

@@ -219,7 +219,7 @@ def test_equal_examples_give_finite_gradients(refine: str, examples: Tensor) -> 
     s = attrs.evolve(ONE_D, x=ONE_D.x.double(), unlabelled=examples[None].double())
     x = built.seen(s).clone().requires_grad_()
     p = built.prototypes(x, s)
-    p.square().sum().backward()  # type: ignore[no-untyped-call]
+    p.square().sum().backward()
     gradients = [t.grad for t in (x, *built.parameters()) if t.grad is not None]
     assert p.isfinite().all()
     assert all(bool(g.isfinite().all()) for g in gradients)

@@ -82,7 +82,7 @@ def _mean_gradient(self: Any, method: Callable[[Any, Any], Any], episodes: Episo
                 f"{type(self).__name__}.{method.__name__}: got {type(answer).__name__}, expected the episode's loss, a "
                 "scalar tensor that depends on the parameters, or a mapping with one under 'loss'; return one of them"
             )
-        (loss / episodes.size).backward()  # type: ignore[no-untyped-call]
+        (loss / episodes.size).backward()
         for name, value in metrics.items():
             sums[name] = sums.get(name, torch.zeros(())) + torch.as_tensor(value).detach() / episodes.size
     return sums

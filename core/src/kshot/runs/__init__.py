@@ -6,8 +6,8 @@
     print(kshot.runs.compare("runs/protonet-omniglot-1", "runs/maml-omniglot-1"))
 
 Reading order: ``recipe`` (what a user asks for), ``plan`` (what a run is built from), ``runner`` (from a plan to a
-run), ``calls`` (the functions above), ``run`` (what they return), ``comparison`` (runs side by side), ``trained`` (a run
-in use), ``launch`` (what torchrun says).
+run), ``calls`` (the functions above), ``run`` (what they return), ``comparison`` (runs side by side), ``trained`` (a
+run in use), ``launch`` (what torchrun says).
 Importing this imports no torch; names are fetched on first use.
 """
 

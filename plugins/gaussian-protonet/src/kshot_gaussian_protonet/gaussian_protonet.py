@@ -159,7 +159,7 @@ class GaussianProtoNet(nn.Module):
         logits = self.logits(z[:, : support.x.shape[1]], z[:, support.x.shape[1] :], support)
         # The mean of -log p(y = c | x), with p the softmax over -d_c.
         loss = F.cross_entropy(logits.flatten(0, 1), query.y.flatten())
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         accuracy = (logits.argmax(-1) == query.y).float().mean()
         return {"loss": loss.detach(), "accuracy": accuracy}
 

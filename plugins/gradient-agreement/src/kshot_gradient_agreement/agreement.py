@@ -69,7 +69,7 @@ class GradientAgreement(nn.Module):
         gradients = torch.cat([d.detach().reshape(episodes.size, -1) for d in away.values()], 1)
         # The weights w_i, then the gradient of the weighted sum.
         weights = agreement(gradients)
-        (weights * losses).sum().backward()  # type: ignore[no-untyped-call]
+        (weights * losses).sum().backward()
         return {"loss": losses.detach().mean(), "least_weight": weights.min(), "greatest_weight": weights.max()}
 
     def adapt(self, support: Support) -> Predictor:

@@ -139,7 +139,7 @@ class L2L(nn.Module):
             curve = torch.stack(losses, 1)
             check_losses(curve, first, episodes)
             loss = curve.mean()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             at = at.detached()  # truncate: the next unroll starts from constants
             yield {"loss": loss.detach()}
 

@@ -69,7 +69,7 @@ class LSTM(nn.Module):
         """Add the gradient of the answers' mean negative log-likelihood, back-propagated through all steps."""
         logits = self.adapt(episodes.support)(episodes.query.x)
         loss = sequence_loss(logits, episodes.query.y)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return {"loss": loss.detach(), "error": sequence_errors(logits.detach(), episodes.query.y).nanmean()}
 
     def adapt(self, support: Support) -> Predictor:

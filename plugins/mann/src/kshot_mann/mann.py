@@ -129,7 +129,7 @@ class MANN(nn.Module):
         """Add the gradient of the answers' mean negative log-likelihood, through all steps (section 2.1)."""
         logits = self.adapt(episodes.support)(episodes.query.x)
         loss = sequence_loss(logits, episodes.query.y)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return {"loss": loss.detach(), "error": sequence_errors(logits.detach(), episodes.query.y).nanmean()}
 
     def adapt(self, support: Support) -> Predictor:

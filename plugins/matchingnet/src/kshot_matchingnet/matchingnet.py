@@ -144,7 +144,7 @@ class MatchingNet(nn.Module):
         log_p = self.log_probabilities(z[:, : support.x.shape[1]], z[:, support.x.shape[1] :], support)
         # Equation 2: the mean of -log P(y | x, S). No softmax is needed, because P is a probability already.
         loss = F.nll_loss(log_p.flatten(0, 1), query.y.flatten())
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         T = self.temperature
         return {
             "loss": loss.detach(),

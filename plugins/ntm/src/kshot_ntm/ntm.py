@@ -153,7 +153,7 @@ class NTM(nn.Module):
         """Add the gradient of the answers' mean negative log-likelihood, back-propagated through all T steps."""
         logits, _ = self.unroll(episodes.query.x)
         loss = sequence_loss(logits, episodes.query.y)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return {"loss": loss.detach(), "error": sequence_errors(logits.detach(), episodes.query.y).nanmean()}
 
     def adapt(self, support: Support) -> Predictor:

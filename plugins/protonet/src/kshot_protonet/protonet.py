@@ -104,7 +104,7 @@ class ProtoNet(nn.Module):
         logits = prototypical_logits(z_query, self.prototypes(z_support, support))
         # Algorithm 1: J is the mean of -log p(y = c | x) over the queries of all B episodes.
         loss = F.cross_entropy(logits.flatten(0, 1), query.y.flatten())
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         accuracy = (logits.argmax(-1) == query.y).float().mean()
         return {"loss": loss.detach(), "accuracy": accuracy}
 

@@ -166,7 +166,7 @@ class RelationNet(nn.Module):
         logits = self.logits(self.relation, self.pairs(classes, z[:, support.x.shape[1] :]), classes.shape[1])
         # Equation 2: the mean squared error of the scores.
         loss = relation_loss(logits.sigmoid(), query.y)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         accuracy = (logits.argmax(-1) == query.y).float().mean()
         return {"loss": loss.detach(), "accuracy": accuracy, "explained": explained(loss.detach(), classes.shape[1])}
 

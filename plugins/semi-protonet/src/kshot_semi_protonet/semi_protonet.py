@@ -155,7 +155,7 @@ class SemiProtoNet(nn.Module):
                 f"semi-protonet: got train_encoder=False with refine={self.refine!r}, which has no parameters, "
                 "expected something to train; choose 'cluster' or 'masked', or train the encoder"
             )
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return {"loss": loss.detach(), "accuracy": (logits.argmax(-1) == query.y).float().mean()}
 
     def adapt(self, support: Support) -> Predictor:

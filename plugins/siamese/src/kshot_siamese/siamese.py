@@ -126,7 +126,7 @@ class Siamese(nn.Module):
             losses = F.binary_cross_entropy_with_logits(-distances, genuine.to(distances), reduction="none")
         # The average over the pairs of each episode, then over B.
         loss = mean_over(losses, genuine, self.average).mean()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         # Balanced accuracy, with a pair accepted below half the margin, or at p > 1/2.
         near = distances.detach() < (self.margin / 2 if self.loss == "contrastive" else 0)
         right = (near == genuine).to(loss)

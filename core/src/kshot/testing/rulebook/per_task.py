@@ -38,7 +38,7 @@ def task_losses_part_the_gradient(case: Case) -> None:
     losses, displacements = _task_losses(learner, episode)
     _check_shapes(losses, displacements, episode.size)
     clear(learner)
-    losses.mean().backward()  # type: ignore[no-untyped-call]
+    losses.mean().backward()
     by_losses = grads(learner)
     largest = max((float(g.abs().max()) for g in expected.values() if g.numel()), default=0.0)
     for name, p in learner.named_parameters():
