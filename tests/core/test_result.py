@@ -123,5 +123,5 @@ def test_a_result_prints_what_its_score_means_and_round_trips():
     again = Result.from_json(r.to_json())
     assert again.scores["curve"].shape == (4, 3)
     assert str(again) == str(r)
-    with pytest.raises(DataError, match="no result of kshot"):
+    with pytest.raises(DataError, match="got text that is not a result"):
         Result.from_json("{}")
