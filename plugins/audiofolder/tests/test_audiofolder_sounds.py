@@ -13,7 +13,9 @@ import torch
 import torchaudio
 
 from kshot.errors import DataError
-from kshot_audiofolder.sounds import Form, fitted, prepare, resampled, suffixes
+from kshot_audiofolder.form import Form
+from kshot_audiofolder.sounds import prepare, suffixes
+from kshot_audiofolder.waves import fitted, resampled
 
 FORM = Form(16000, 0.2, "start", "repeat", "mfcc", 20, 40, 0.025, 0.01, 0.0, None, "none")
 RNG = np.random.default_rng(0)

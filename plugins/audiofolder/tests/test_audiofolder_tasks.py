@@ -16,7 +16,7 @@ import kshot
 from kshot import registry
 from kshot.errors import DataError
 from kshot_audiofolder import audiofolder
-from kshot_audiofolder.sounds import Form
+from kshot_audiofolder.form import Form
 
 Small = Callable[..., Path]
 SHORT: dict[str, Any] = {"rate": 8000, "seconds": 0.1, "n_mels": 20, "way": 2, "query": 1}

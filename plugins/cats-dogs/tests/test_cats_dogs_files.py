@@ -1,13 +1,10 @@
-"""Zip, folder and download; what is damaged is named."""
+"""Recordings are read from a zip or a folder; damaged ones are refused by name."""
 
 from __future__ import annotations
 
-import functools
-import http.server
 import io
-import threading
 import wave
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,7 @@ import pytest
 
 from kshot.errors import DataError
 from kshot_cats_dogs import cats_dogs
-from kshot_cats_dogs.download import SHA256, URL, download
+from kshot_cats_dogs.download import SHA256
 from kshot_cats_dogs.files import CLIPS, digest, locate, read
 
 Small = Callable[..., Path]
@@ -98,84 +95,6 @@ def test_a_zip_that_is_cut_off_or_missing_is_told(small: Small, tmp_path: Path) 
         cats_dogs(root=path.parent)
     with pytest.raises(DataError, match=r"nowhere, which does not exist; expected audio_cats_dogs\.zip"):
         cats_dogs(root=tmp_path / "nowhere")
-
-
-# --- The download, against a server of this process -----------------------------------------------------------------
-
-
-class Handler(http.server.SimpleHTTPRequestHandler):
-    asked: list[str]
-
-    def do_GET(self) -> None:
-        self.asked.append(self.path)
-        if "short" not in self.path:
-            return super().do_GET()
-        self.send_response(200)
-        self.send_header("Content-Length", "1000")
-        self.end_headers()
-        self.wfile.write(b"x" * 10)
-        return None
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def server(small: Small) -> Iterator[tuple[str, list[str]]]:
-    """URL of a folder with the generated zip, and the paths that were asked for."""
-    asked: list[str] = []
-    handler = type("Handler", (Handler,), {"asked": asked})
-    folder = small().parent
-    made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=str(folder)))
-    thread = threading.Thread(target=made.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{made.server_address[1]}", asked
-    made.shutdown()
-    thread.join()
-    made.server_close()
-
-
-def test_it_fetches_once_and_then_is_the_default(
-    server: tuple[str, list[str]], small: Small, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """End to end: fetched from the mirror in the environment, checked, found later without asking."""
-    url, asked = server
-    monkeypatch.setenv("KSHOT_CATS_DOGS_URL", f"{url}/audio_cats_dogs.zip")
-    known = digest(read(small()))
-    monkeypatch.setattr("kshot_cats_dogs.tasks.fetch", functools.partial(download, sha256=known))
-    fetched = cats_dogs(download=True, seconds=0.1)
-    assert asked == ["/audio_cats_dogs.zip"]
-    for again in (cats_dogs(seconds=0.1), cats_dogs(download=True, seconds=0.1), cats_dogs(root=small(), seconds=0.1)):
-        assert again.fingerprint == fetched.fingerprint
-    assert len(asked) == 1
-
-
-@pytest.mark.parametrize(
-    ("path", "told"),
-    [
-        ("none.zip", r"can't fetch .*none\.zip .*404"),
-        ("short.zip", "came with 10 bytes that are not the recordings|can't fetch .*IncompleteRead"),
-        ("audio_cats_dogs.zip", rf"whose recordings have the SHA-256 [0-9a-f]+, expected {SHA256}; they are others"),
-    ],
-)
-def test_a_download_that_goes_wrong_leaves_nothing(
-    server: tuple[str, list[str]], tmp_path: Path, path: str, told: str
-) -> None:
-    """No such file, cut off, others than the known ones: told with what to do by hand."""
-    folder = tmp_path / "fetched"
-    with pytest.raises(DataError, match=told) as raised:
-        download(folder, url=f"{server[0]}/{path}")
-    assert "or fetch the recordings by hand and give them as root=" in str(raised.value)
-    assert list(folder.iterdir()) == []
-
-
-def test_no_connection_and_no_folder_are_told(server: tuple[str, list[str]], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="can't fetch"):
-        download(tmp_path, url="http://127.0.0.1:9/x.zip")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"can't fetch .*(NotADirectoryError|FileExistsError)"):
-        download(tmp_path / "file" / "x", url=f"{server[0]}/audio_cats_dogs.zip")
-    assert URL.startswith("https://")
 
 
 def test_the_known_recordings_have_the_known_sum(real: Path) -> None:

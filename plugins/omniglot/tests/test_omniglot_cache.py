@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kshot import tables as tables_of_kshot
+from kshot.data import tables as tables_of_kshot
 from kshot_omniglot import files, omniglot, table
 from kshot_omniglot.files import locate
 from kshot_omniglot.table import Originals, Table
