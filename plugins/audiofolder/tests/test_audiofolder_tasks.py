@@ -81,7 +81,7 @@ def test_files_that_are_no_sounds_are_told_all_at_once(small: Small) -> None:
     (root / "c3" / "2.wav").write_bytes(b"")
     soundfile.write(root / "c4" / "1.wav", np.zeros(0), 8000)
     with pytest.raises(
-        DataError, match=r"(?s)3 files can't be used:.*c1.0\.wav: can't .*c3.2\.wav.*c4.1\.wav: has samples"
+        DataError, match=r"(?s)got 3 files .*:.*c1.0\.wav: got a file that can't .*c3.2\.wav.*c4.1\.wav: got samples"
     ):
         audiofolder(root=root, **SHORT).sample("train", [0])
 
@@ -89,7 +89,7 @@ def test_files_that_are_no_sounds_are_told_all_at_once(small: Small) -> None:
 def test_copies_are_told(small: Small) -> None:
     root = small()
     (root / "c1" / "copy.wav").write_bytes((root / "c0" / "0.wav").read_bytes())
-    with pytest.warns(UserWarning, match=r"1 files are copies of others \(c0/0\.wav = c1/copy\.wav\)"):
+    with pytest.warns(UserWarning, match=r"got 1 files that are copies of others \(c0/0\.wav = c1/copy\.wav\)"):
         audiofolder(root=root, **SHORT).pool("train")
 
 
@@ -105,10 +105,10 @@ def test_classes_are_split_by_lists_or_examples_by_shares(small: Small) -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"workers": 0}, "workers is 0"), ({"pad": "edge"}, "pad is 'edge'"),
+        ({"workers": 0}, "workers: got 0"), ({"pad": "edge"}, "pad: got 'edge'"),
         ({"way": 9}, "split 'train' has 6 classes, but way is 9"),
         ({"shot": 2, "query": 3}, r"class 'c\d' has 4 examples, but shot \+ query is 2 \+ 3 = 5"),
-        ({"root": "nowhere"}, "nowhere: there is no such folder; .* a folder of sounds for each class"),
+        ({"root": "nowhere"}, "nowhere: got a path that does not exist; .* a folder of sounds for each class"),
         ({"split": {"test": ["a/b"]}}, "there is no class 'a/b'"),
     ],
 )  # fmt: skip
@@ -123,7 +123,7 @@ def test_a_class_of_other_files_is_told(small: Small) -> None:
     (root / "phone").mkdir()
     (root / "phone" / "clip.m4a").write_bytes(b"...")
     with pytest.raises(
-        DataError, match=r"phone: the class has no sounds; it has 1 other files, such as phone/clip\.m4a"
+        DataError, match=r"phone: got only 1 other files, such as phone/clip\.m4a"
     ):
         audiofolder(root=root, **SHORT)
 

@@ -161,5 +161,5 @@ def test_what_is_no_picture_is_refused(raw: Any) -> None:
 
 def test_a_text_file_is_no_picture(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("no")
-    with pytest.raises(DataError, match=r"a\.png: can't be read as an image"):
+    with pytest.raises(DataError, match=r"a\.png: got a file that can't be read as an image"):
         tasks.prepare(tmp_path / "a.png")

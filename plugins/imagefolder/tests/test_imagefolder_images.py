@@ -71,7 +71,7 @@ def test_numbers_without_a_known_range_are_told(tmp_path: Path) -> None:
     for name, values, told in (("i", np.array([[0, 70000]], np.int32), "expected 16 bits"),
                                ("f", np.array([[0, 255]], np.float32), "expected floats of 0 to 1")):  # fmt: skip
         path = saved(tmp_path / f"{name}.tif", Image.fromarray(values))
-        with pytest.raises(DataError, match=rf"{name}\.tif: has values from .*{told}"):
+        with pytest.raises(DataError, match=rf"{name}\.tif: got values from .*{told}"):
             form.decode(path)
 
 
@@ -179,7 +179,7 @@ def test_a_file_that_is_no_image_is_named(tmp_path: Path, data: bytes | str) -> 
     Image.fromarray(RNG.integers(0, 256, (64, 64, 3), np.uint8)).save(made, "PNG")
     path = tmp_path / "x.png"
     path.write_bytes(made.getvalue()[:4000] if isinstance(data, str) else data)
-    with pytest.raises(DataError, match=r"x\.png: can't be read as an image \(.*mend it or take it away"):
+    with pytest.raises(DataError, match=r"x\.png: got a file that can't be read as an image \(.*fix or remove it"):
         AS_IT_IS.decode(path)
 
 
@@ -204,15 +204,15 @@ def test_own_images_are_prepared_as_the_folder_s_are(tmp_path: Path) -> None:
     [
         (
             np.zeros((2, 1, 5, 5), np.float32),
-            r"can't prepare floats of shape \[2, 1, 5, 5\]; expected inputs \[n, 3, 4, 6\]",
+            r"got floats of shape \[2, 1, 5, 5\] to prepare, expected inputs \[n, 3, 4, 6\]",
         ),
         (np.full((1, 3, 4, 6), 2.0, np.float32), "within"),
-        (np.zeros((7, 5, 5), np.uint8), r"can't prepare uint8 of shape \[7, 5, 5\]"),
-        (np.zeros((0, 4, 6, 3), np.uint8), "can't prepare uint8"),
-        (np.zeros((5, 5), np.int64), "can't prepare int64"),
-        (7, "can't prepare int"),
-        ([], "can't prepare list"),
-        ("no-such-file.png", r"no-such-file\.png: can't be read as an image \(FileNotFoundError"),
+        (np.zeros((7, 5, 5), np.uint8), r"got uint8 of shape \[7, 5, 5\]"),
+        (np.zeros((0, 4, 6, 3), np.uint8), "got uint8 of shape"),
+        (np.zeros((5, 5), np.int64), "got int64 of shape"),
+        (7, "got int to prepare"),
+        ([], "got an empty list to prepare"),
+        ("no-such-file.png", r"no-such-file\.png: got a file that can't be read as an image \(FileNotFoundError"),
         (".", r"can't be read as an image \(IsADirectoryError|PermissionError"),
     ],
 )

@@ -207,7 +207,7 @@ def test_without_a_usable_cache_folder_drawings_are_in_memory(small: Callable[..
     """With a warning that says what to do; here the folder can't be made, as its parent is a file."""
     (tmp_path / "file").write_text("")
     expected = load(small(), tmp_path / "c").x
-    with pytest.warns(UserWarning, match="held in memory .* cache= or KSHOT_CACHE"):
+    with pytest.warns(UserWarning, match="kept in memory .* cache= or KSHOT_CACHE"):
         made = load(small(), tmp_path / "file" / "c")
     assert made.file is None
     assert np.array_equal(made.x, expected)
