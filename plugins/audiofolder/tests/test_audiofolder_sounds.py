@@ -132,9 +132,9 @@ def test_files_of_many_formats_are_read(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize(
     ("data", "told"),
     [
-        (b"", "can't be read as a sound"),
+        (b"", "got a file that can't be read as a sound"),
         (b"a text file named .wav", r"got a file that can't be read as a sound \(LibsndfileError"),
-        (b"RIFF\x24\x00\x00\x00WAVEfmt ", "can't be read as a sound"),
+        (b"RIFF\x24\x00\x00\x00WAVEfmt ", "got a file that can't be read as a sound"),
     ],
 )
 def test_a_file_that_is_no_sound_is_named(tmp_path: Path, data: bytes, told: str) -> None:
@@ -245,10 +245,10 @@ def test_own_sounds_are_prepared_as_the_folder_s_are(tmp_path: Path) -> None:
     ("given", "told"),
     [
         (np.zeros(3200), r"got torch\.float64 of shape \[3200\] to prepare, .* samples with their rate"),
-        (np.full((1, *FORM.shape), np.nan), "can't prepare"),
+        (np.full((1, *FORM.shape), np.nan), "to prepare"),
         ((np.zeros((2, 2, 2)), 16000), r"samples of shape \[2, 2, 2\]"),
         ((np.zeros(0), 16000), r"samples of shape \[0\]"),
-        ((np.zeros(9), 0), "is sampled at 0 Hz"),
+        ((np.zeros(9), 0), "got a sampling rate of 0 Hz"),
         (7, "got int to prepare"),
         ([], "got an empty list to prepare"),
         ("no-such-file.wav", r"no-such-file\.wav: got a file that can't be read as a sound"),

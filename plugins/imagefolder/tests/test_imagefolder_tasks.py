@@ -147,7 +147,7 @@ def test_files_that_are_no_images_are_told_all_at_once(small: Small) -> None:
     (root / "c3" / "2.png").write_bytes(b"")
     tasks = imagefolder(root=root, size=4, way=2, query=1)
     for _ in range(2):
-        with pytest.raises(DataError, match=r"(?s)got 2 files .*:.*c1.0\.png: got a file that can't be read as .*c3.2\.png"):
+        with pytest.raises(DataError, match=r"(?s)got 2 files .*c1.0\.png: got a file .* .*c3.2\.png"):
             tasks.sample("train", [0])
     assert not list((root.parent / "cache" / "imagefolder").glob("*.table*[!k]"))
 
