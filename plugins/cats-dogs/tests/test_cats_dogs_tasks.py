@@ -91,7 +91,7 @@ def test_own_recordings_are_prepared_as_the_data_are(small: Small) -> None:
     [
         ((np.zeros(100), 16000), r"samples of shape \[100\], expected \[n\], n at least 15680"),
         ((np.zeros((20000, 2)), 16000), r"samples of shape \[20000, 2\]"),
-        ((np.zeros(20000), 8000), "came at 8000 Hz, expected 16000"),
+        ((np.zeros(20000), 8000), "got samples at 8000 Hz, expected 16000"),
         (np.zeros((2, 1, 20, 5)), r"got torch\.float64 of shape \[2, 1, 20, 5\] to prepare, expected inputs"),
         (7, "got int to prepare"),
         ([], "got an empty list to prepare"),

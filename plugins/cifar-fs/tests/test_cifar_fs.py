@@ -100,7 +100,7 @@ def test_later_loads_need_no_cifar(files: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_what_is_missing_or_damaged_is_said(files: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"none has no complete CIFAR-100 .* download=True"):
+    with pytest.raises(DataError, match=r"none, which has no complete CIFAR-100 .* download=True"):
         cifar_fs(root=tmp_path / "none")
     part = files / "cifar-100-python" / "train"
     part.write_bytes(part.read_bytes()[:-1])

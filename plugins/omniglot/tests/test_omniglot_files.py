@@ -130,7 +130,7 @@ def test_damaged_entry_is_named(small: Callable[..., Path]) -> None:
     data[data.index(b"IDAT") + 10] ^= 0xFF
     path.write_bytes(data)
     with pytest.raises(
-        DataError, match=r"images_background\.zip: got the drawing .*0000_01\.png, which can't be decoded"
+        DataError, match=r"images_background\.zip: got the entry .*0000_01\.png, which can't be read"
     ):
         Originals(locate(root)).pixels(28, 1)
 

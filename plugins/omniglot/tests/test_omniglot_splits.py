@@ -170,13 +170,13 @@ def test_environment_names_the_default_root(miniature: Path, monkeypatch: pytest
     [
         ({"protocol": "vinyals"}, "download=True"),
         ({"protocol": "lake"}, "KSHOT_OMNIGLOT"),
-        ({"protocol": "embedded", "root": "."}, "leave out root"),
+        ({"protocol": "embedded", "root": "."}, "leave them out"),
         ({"root": ".", "download": True}, "both root and download"),
         ({"protocol": "snell"}, "'snell'"),
         ({"root": "no/such/folder"}, "does not exist"),
         ({"size": 0}, "size: got 0"),
         ({"workers": 0}, "workers: got 0"),
-        ({"shot": 6, "query": 15}, "has 20 drawings, but shot \\+ query is 6 \\+ 15 = 21"),
+        ({"shot": 6, "query": 15}, "shot \\+ query of 6 \\+ 15 = 21, expected at most 20"),
         ({"shot": (1, 10), "query": 15}, "10 \\+ 15 = 25"),
     ],
 )

@@ -49,11 +49,11 @@ def test_the_originals_are_left_as_they_are(small: Small) -> None:
 @pytest.mark.parametrize(
     ("data", "told"),
     [
-        (b"P5\n92 112\n255\n" + bytes(1000), "can't be decoded"),
-        (b"GIF89a", "can't be decoded"),
-        (b"", "can't be decoded"),
-        (b"P5\n112 92\n255\n" + bytes(112 * 92), "has 112 x 92 pixels of mode L, expected 92 x 112 grey"),
-        (b"P6\n92 112\n255\n" + bytes(3 * 112 * 92), "has 92 x 112 pixels of mode RGB"),
+        (b"P5\n92 112\n255\n" + bytes(1000), "got a file that can't be decoded"),
+        (b"GIF89a", "got a file that can't be decoded"),
+        (b"", "got a file that can't be decoded"),
+        (b"P5\n112 92\n255\n" + bytes(112 * 92), "got 112 x 92 pixels of mode L, expected 92 x 112 grey"),
+        (b"P6\n92 112\n255\n" + bytes(3 * 112 * 92), "got 92 x 112 pixels of mode RGB"),
     ],
 )
 def test_file_that_is_no_such_picture_is_named(small: Small, data: bytes, told: str) -> None:
