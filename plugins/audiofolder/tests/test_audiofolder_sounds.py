@@ -185,7 +185,7 @@ def test_a_file_that_gives_less_than_it_promises_is_named(tmp_path: Path, monkey
         FORM.decode(path)
 
 
-def test_rates_that_do_not_go_together_are_told(tmp_path: Path) -> None:
+def test_rates_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
     """The kernel would have 700 million numbers."""
     path = written(tmp_path / "x.wav", tone(440, 44101), 44101)
     with pytest.raises(
@@ -215,7 +215,7 @@ def test_suffixes_are_those_that_can_be_decoded() -> None:
         ({"features": "wave"}, "features: got 'wave'"), ({"normalise": "all"}, "normalise: got 'all'"),
     ],
 )  # fmt: skip
-def test_impossible_options_are_told(options: dict[str, Any], told: str) -> None:
+def test_impossible_options_are_refused(options: dict[str, Any], told: str) -> None:
     with pytest.raises(DataError, match=f"audiofolder: .*{told}"):
         attrs.evolve(FORM, **options)
 
@@ -254,7 +254,7 @@ def test_own_sounds_are_prepared_as_the_folder_s_are(tmp_path: Path) -> None:
         ("no-such-file.wav", r"no-such-file\.wav: got a file that can't be read as a sound"),
     ],
 )
-def test_what_cannot_be_prepared_is_told(given: Any, told: str) -> None:
+def test_inputs_of_another_form_are_refused(given: Any, told: str) -> None:
     """Before a learner meets it."""
     with pytest.raises(DataError, match=told):
         prepare(given, FORM)

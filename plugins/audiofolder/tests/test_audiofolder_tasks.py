@@ -74,7 +74,7 @@ def test_the_fingerprint_is_of_contents_and_options(small: Small) -> None:
     assert len({first, *(audiofolder(root=root, **{**SHORT, **other}).fingerprint for other in others)}) == 4
 
 
-def test_files_that_are_no_sounds_are_told_all_at_once(small: Small) -> None:
+def test_files_that_are_no_sounds_are_named_all_at_once(small: Small) -> None:
     """A text named .wav, an empty file and one without samples."""
     root = small()
     (root / "c1" / "0.wav").write_text("this is no sound")
@@ -86,7 +86,7 @@ def test_files_that_are_no_sounds_are_told_all_at_once(small: Small) -> None:
         audiofolder(root=root, **SHORT).sample("train", [0])
 
 
-def test_copies_are_told(small: Small) -> None:
+def test_copies_are_warned_of(small: Small) -> None:
     root = small()
     (root / "c1" / "copy.wav").write_bytes((root / "c0" / "0.wav").read_bytes())
     with pytest.warns(UserWarning, match=r"got 1 files that are copies of others \(c0/0\.wav = c1/copy\.wav\)"):
@@ -112,13 +112,13 @@ def test_classes_are_split_by_lists_or_examples_by_shares(small: Small) -> None:
         ({"split": {"test": ["a/b"]}}, "got the class 'a/b'"),
     ],
 )  # fmt: skip
-def test_impossible_options_are_told(small: Small, options: dict[str, Any], told: str) -> None:
-    """Before anything is decoded."""
+def test_impossible_options_are_refused(small: Small, options: dict[str, Any], told: str) -> None:
+    """They are refused before anything is decoded."""
     with pytest.raises(DataError, match=told):
         audiofolder(**{"root": small(), **SHORT, **options})
 
 
-def test_a_class_of_other_files_is_told(small: Small) -> None:
+def test_a_class_of_other_files_is_refused(small: Small) -> None:
     root = small()
     (root / "phone").mkdir()
     (root / "phone" / "clip.m4a").write_bytes(b"...")

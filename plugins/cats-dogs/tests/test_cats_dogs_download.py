@@ -27,7 +27,7 @@ def server(small: Small) -> Iterator[DownloadServer]:
 def test_it_fetches_once_and_then_is_the_default(
     server: DownloadServer, small: Small, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """End to end: fetched from the mirror in the environment, checked, found later without asking."""
+    """The data are fetched from the mirror that the environment names, and later opened without asking the server."""
     monkeypatch.setenv("KSHOT_CATS_DOGS_URL", f"{server.url}/audio_cats_dogs.zip")
     known = digest(read(small()))
     monkeypatch.setattr("kshot_cats_dogs.tasks.fetch", functools.partial(download, sha256=known))
@@ -49,7 +49,7 @@ def test_it_fetches_once_and_then_is_the_default(
 def test_a_download_that_goes_wrong_leaves_nothing(
     server: DownloadServer, tmp_path: Path, path: str, told: str
 ) -> None:
-    """No such file, cut off, others than the known ones: told with what to do by hand."""
+    """A missing file, a broken connection and other recordings are refused, with what to do by hand."""
     folder = tmp_path / "fetched"
     with pytest.raises(DataError, match=told) as raised:
         download(folder, url=f"{server.url}/{path}")
@@ -57,7 +57,7 @@ def test_a_download_that_goes_wrong_leaves_nothing(
     assert list(folder.iterdir()) == []
 
 
-def test_no_connection_and_no_folder_are_told(server: DownloadServer, tmp_path: Path) -> None:
+def test_no_connection_and_no_folder_are_refused(server: DownloadServer, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="got no file from"):
         download(tmp_path, url="http://127.0.0.1:9/x.zip")
     (tmp_path / "file").write_text("")

@@ -20,7 +20,7 @@ Small = Callable[..., Path]
 
 
 def wav(samples: int = 16000, rate: int = 16000, channels: int = 1, seed: int = 0) -> bytes:
-    """Noise, 16 bits."""
+    """Return a wav of noise, 16 bits."""
     made = io.BytesIO()
     with wave.open(made, "wb") as file:
         file.setnchannels(channels)
@@ -35,7 +35,7 @@ def put(name: str, data: Any) -> Callable[[dict[str, bytes]], object]:
 
 
 def test_zip_and_folder_have_the_same_recordings(small: Small) -> None:
-    """In the order of the names, wherever they lie, among others."""
+    """They are in the order of their names, in whatever folders they are, and other files are ignored."""
 
     def elsewhere(content: dict[str, bytes]) -> None:
         for name in list(content):
@@ -76,7 +76,7 @@ def test_the_digest_is_of_names_and_samples(small: Small) -> None:
 )
 @pytest.mark.parametrize("unpacked", [False, True])
 def test_what_is_damaged_is_named(small: Small, change: Any, told: str, unpacked: bool, tmp_path: Path) -> None:
-    """Before any compute."""
+    """They are refused before anything is computed."""
     (tmp_path / "unpacked").mkdir()
     with pytest.raises(DataError, match=told):
         cats_dogs(root=small(change, unpacked))
@@ -88,7 +88,7 @@ def test_a_name_that_leads_out_is_refused(small: Small, name: str) -> None:
         read(small(put(name, b"x")))
 
 
-def test_a_zip_that_is_cut_off_or_missing_is_told(small: Small, tmp_path: Path) -> None:
+def test_a_zip_that_is_cut_off_or_missing_is_refused(small: Small, tmp_path: Path) -> None:
     path = small()
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(DataError, match=r"audio_cats_dogs\.zip: got a file that can't be read as a zip \(BadZipFile"):
@@ -98,7 +98,7 @@ def test_a_zip_that_is_cut_off_or_missing_is_told(small: Small, tmp_path: Path) 
 
 
 def test_the_known_recordings_have_the_known_sum(real: Path) -> None:
-    """That by which a download is checked."""
+    """A download is checked by this sum."""
     clips = read(locate(real))
     assert digest(clips) == SHA256
     assert min(len(clip.samples) for clip in clips) == 15680

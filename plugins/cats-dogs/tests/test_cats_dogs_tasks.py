@@ -98,7 +98,7 @@ def test_own_recordings_are_prepared_as_the_data_are(small: Small) -> None:
         ("none.wav", r"none\.wav: got a file that can't be read \(FileNotFoundError"),
     ],
 )
-def test_what_cannot_be_prepared_is_told(small: Small, given: Any, told: str) -> None:
+def test_inputs_of_another_form_are_refused(small: Small, given: Any, told: str) -> None:
     with pytest.raises(DataError, match=told):
         cats_dogs(root=small()).prepare(given)
 
@@ -114,7 +114,7 @@ def test_what_cannot_be_prepared_is_told(small: Small, given: Any, told: str) ->
         ({"download": True}, "both root and download"),
     ],
 )  # fmt: skip
-def test_impossible_options_are_told(small: Small, options: dict[str, Any], told: str) -> None:
+def test_impossible_options_are_refused(small: Small, options: dict[str, Any], told: str) -> None:
     """A longer clip would have to be filled up, by which a learner could tell how long it was."""
     with pytest.raises(DataError, match=told):
         cats_dogs(root=small(), **options)

@@ -59,7 +59,7 @@ def test_16_bits_are_scaled_and_not_clipped(tmp_path: Path, suffix: str) -> None
     assert found.tolist() == [[0, 0, 1, 128], [156, 254, 255, 255]]
 
 
-def test_numbers_without_a_known_range_are_told(tmp_path: Path) -> None:
+def test_numbers_without_a_known_range_are_refused(tmp_path: Path) -> None:
     """32-bit integers and floats: within 16 bits, or within 0 and 1, they have one."""
     form = Form("L", (1, 2), "squeeze")
     assert decoded(saved(tmp_path / "i.tif", Image.fromarray(np.array([[0, 65535]], np.int32))), form).tolist() == [
@@ -216,7 +216,7 @@ def test_own_images_are_prepared_as_the_folder_s_are(tmp_path: Path) -> None:
         (".", r"can't be read as an image \(IsADirectoryError|PermissionError"),
     ],
 )
-def test_what_cannot_be_prepared_is_told(given: Any, told: str) -> None:
+def test_inputs_of_another_form_are_refused(given: Any, told: str) -> None:
     """Before a learner meets it."""
     with pytest.raises(DataError, match=told):
         prepare(given, AS_IT_IS)

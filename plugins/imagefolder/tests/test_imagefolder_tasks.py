@@ -140,7 +140,7 @@ def test_few_classes_may_be_divided_by_image(small: Small) -> None:
     assert all(tasks.pool(split).names == ("c0", "c1") for split in tasks.spec.splits)
 
 
-def test_files_that_are_no_images_are_told_all_at_once(small: Small) -> None:
+def test_files_that_are_no_images_are_named_all_at_once(small: Small) -> None:
     """When the first episode is asked for, and before any table is written."""
     root = small()
     (root / "c1" / "0.png").write_text("this is no picture")
@@ -152,7 +152,7 @@ def test_files_that_are_no_images_are_told_all_at_once(small: Small) -> None:
     assert not list((root.parent / "cache" / "imagefolder").glob("*.table*[!k]"))
 
 
-def test_copies_are_told(small: Small) -> None:
+def test_copies_are_warned_of(small: Small) -> None:
     """Within a class, and worse, in two."""
     root = small()
     (root / "c1" / "copy.png").write_bytes((root / "c0" / "0.png").read_bytes())
@@ -179,14 +179,14 @@ def test_other_files_in_a_class_are_logged(small: Small, caplog: pytest.LogCaptu
         ({"root": "nowhere"}, "nowhere: got a path that does not exist"),
     ],
 )  # fmt: skip
-def test_impossible_options_are_told(small: Small, options: dict[str, Any], told: str) -> None:
-    """Before anything is decoded."""
+def test_impossible_options_are_refused(small: Small, options: dict[str, Any], told: str) -> None:
+    """They are refused before anything is decoded."""
     with pytest.raises(DataError, match=told):
         imagefolder(**{"root": small(), "size": 4, "way": 2, "query": 1, **options})
 
 
 @pytest.mark.parametrize("classes", [0, 1])
-def test_a_folder_without_classes_is_told(small: Small, classes: int) -> None:
+def test_a_folder_without_classes_is_refused(small: Small, classes: int) -> None:
     root = small(classes)
     root.mkdir(exist_ok=True)
     with pytest.raises(DataError, match=rf"got {classes} class folders.*a folder that has a folder of images"):

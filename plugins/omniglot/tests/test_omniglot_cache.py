@@ -306,14 +306,14 @@ def test_script_without_a_main_guard_may_call_it(
     assert (done.stdout, done.stderr) == ("once 4112\n", "")
 
 
-def test_rebuilding_is_told_in_the_log(
+def test_building_again_is_logged(
     small: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Someone whose every start is slow finds out why."""
+    """The log says why a start is slow."""
     root = small()
     load(root, tmp_path / "c")
     (path,) = tables(tmp_path / "c")
     path.write_bytes(path.read_bytes()[:-1])
     with caplog.at_level(logging.WARNING, "kshot.data.tables"):
         load(root, tmp_path / "c")
-    assert any("built anew" in r.message for r in caplog.records)
+    assert any("built again" in r.message for r in caplog.records)

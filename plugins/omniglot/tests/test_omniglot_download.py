@@ -1,4 +1,4 @@
-"""The download's real code against a server of this process, with generated zips."""
+"""The real download code fetches generated zips from a server of this machine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def md5(miniature: Path) -> dict[str, str]:
 
 
 def test_originals_are_checked_by_the_known_sums() -> None:
-    """Those that torchvision has checked for years."""
+    """torchvision has checked the same ones for years."""
     assert URL == "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
     assert MD5 == {
         "images_background.zip": "68d2efa1b9178cc56df9314c21c6e718",
@@ -43,7 +43,7 @@ def test_download_fetches_once_and_then_is_the_default(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    """End to end: fetched from the mirror in the environment, found later without asking."""
+    """The data are fetched from the mirror that the environment names, and later opened without asking the server."""
     monkeypatch.setenv("KSHOT_OMNIGLOT_URL", server.url)
     monkeypatch.setenv("KSHOT_CACHE", str(tmp_path))
     monkeypatch.setattr("kshot_omniglot.tasks.fetch", functools.partial(download, md5=md5))
@@ -58,7 +58,7 @@ def test_download_fetches_once_and_then_is_the_default(
 def test_wrong_checksum_is_refused_and_removes_nothing(
     server: DownloadServer, md5: dict[str, str], tmp_path: Path
 ) -> None:
-    """A mirror with another file must not become data, and what was there stays."""
+    """Another file of a mirror must not be used as data, and other files in the folder stay."""
     (tmp_path / "images_evaluation.zip").write_bytes(b"mine")
     (tmp_path / "notes.txt").write_text("keep")
     with pytest.raises(
@@ -72,7 +72,7 @@ def test_wrong_checksum_is_refused_and_removes_nothing(
 
 
 def test_answer_cut_short_is_refused(server: DownloadServer, tmp_path: Path) -> None:
-    """The connection broke; nothing is left under the file's name."""
+    """The connection broke; nothing is left in the folder."""
     with pytest.raises(DataError, match="10 bytes"):
         download(tmp_path / "d", url=server.url, md5={"short.zip": "0"})
     assert list((tmp_path / "d").iterdir()) == []
@@ -80,14 +80,14 @@ def test_answer_cut_short_is_refused(server: DownloadServer, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "no-url", "{server}/missing"])
 def test_no_answer_is_a_clear_error(server: DownloadServer, tmp_path: Path, url: str) -> None:
-    """With the way around it: by hand."""
+    """The message says how to do it by hand."""
     with pytest.raises(DataError, match=r"got no file from .*images_background\.zip .*root="):
         download(tmp_path / "d", url=url.replace("{server}", server.url))
     assert list((tmp_path / "d").iterdir()) == []
 
 
 def test_folder_that_cannot_be_written_is_a_clear_error(server: DownloadServer, tmp_path: Path) -> None:
-    """Its parent is a file."""
+    """Here its parent is a file."""
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="got no file from"):
         download(tmp_path / "file" / "d", url=server.url)

@@ -1,4 +1,4 @@
-"""The download's real code against a server of this process, with generated zips."""
+"""The real download code fetches generated zips from a server of this machine."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def sha256(mirror: Path) -> str:
 
 
 def test_the_real_pictures_have_the_known_sum(real: Path) -> None:
-    """Whoever zipped them: so the download of any mirror is known to be the AT&T archive's."""
+    """The checksum does not depend on the zip, so a download from any mirror can be checked."""
     assert URL == "https://www.cl.cam.ac.uk/research/dtg/attarchive/pub/data/att_faces.zip"
     people = read(real / "att_faces.zip")
     assert digest(people, decode(people, real)) == SHA256
@@ -45,7 +45,7 @@ def test_the_real_pictures_have_the_known_sum(real: Path) -> None:
 def test_download_fetches_once_and_then_is_the_default(
     server: DownloadServer, sha256: str, mirror: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """End to end: fetched from the mirror in the environment, found later without asking."""
+    """The data are fetched from the mirror that the environment names, and later opened without asking the server."""
     monkeypatch.setenv("KSHOT_ORL_FACES_URL", f"{server.url}/att_faces.zip")
     monkeypatch.setattr("kshot_orl_faces.tasks.fetch", functools.partial(download, sha256=sha256))
     fetched = orl_faces(download=True, people=(2, 1, 1))
@@ -57,7 +57,7 @@ def test_download_fetches_once_and_then_is_the_default(
 
 
 def test_other_pictures_are_refused_and_nothing_is_left_of_them(server: DownloadServer, tmp_path: Path) -> None:
-    """A mirror with another file must not become data, and what was there stays."""
+    """Another file of a mirror must not be used as data, and other files in the folder stay."""
     folder = tmp_path / "d"
     folder.mkdir()
     (folder / "notes.txt").write_text("keep")
@@ -69,7 +69,7 @@ def test_other_pictures_are_refused_and_nothing_is_left_of_them(server: Download
 
 
 def test_file_that_is_no_such_zip_is_refused(server: DownloadServer, mirror: Path, tmp_path: Path) -> None:
-    """A page that says 'moved', with status 200."""
+    """A server may answer with a page that says that the file has moved."""
     (mirror.parent / "moved.zip").write_text("<html>")
     with pytest.raises(DataError, match=r"got 6 bytes from .*can't be read as a zip"):
         download(tmp_path / "d", url=f"{server.url}/moved.zip")
@@ -77,7 +77,7 @@ def test_file_that_is_no_such_zip_is_refused(server: DownloadServer, mirror: Pat
 
 
 def test_answer_cut_short_is_refused(server: DownloadServer, tmp_path: Path) -> None:
-    """The connection broke; nothing is left under the file's name."""
+    """The connection broke; nothing is left in the folder."""
     with pytest.raises(DataError, match="10 bytes"):
         download(tmp_path / "d", url=f"{server.url}/short.zip")
     assert list((tmp_path / "d").iterdir()) == []
@@ -93,14 +93,14 @@ def test_endless_answer_is_refused(server: DownloadServer, tmp_path: Path, monke
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/x.zip", "no-url", "{server}/missing.zip"])
 def test_no_answer_is_a_clear_error(server: DownloadServer, tmp_path: Path, url: str) -> None:
-    """With the way around it: by hand."""
+    """The message says how to do it by hand."""
     with pytest.raises(DataError, match=r"got no file from .*try again, or fetch att_faces\.zip by hand .*root="):
         download(tmp_path / "d", url=url.replace("{server}", server.url))
     assert list((tmp_path / "d").iterdir()) == []
 
 
 def test_folder_that_cannot_be_written_is_a_clear_error(server: DownloadServer, tmp_path: Path) -> None:
-    """Its parent is a file."""
+    """Here its parent is a file."""
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="got no file from"):
         download(tmp_path / "file" / "d", url=f"{server.url}/att_faces.zip")

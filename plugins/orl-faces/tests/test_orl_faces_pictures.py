@@ -108,7 +108,7 @@ def test_own_pictures_are_prepared_as_the_data_are(small: Small, tmp_path: Path)
         ("no-such-file.png", "can't be read as an image"),
     ],
 )
-def test_what_cannot_be_prepared_is_told(given: Any, told: str) -> None:
+def test_inputs_of_another_form_are_refused(given: Any, told: str) -> None:
     """Before a learner meets it."""
     with pytest.raises(DataError, match=told):
         prepare(given, (56, 46))
