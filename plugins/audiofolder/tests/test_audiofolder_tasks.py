@@ -122,9 +122,7 @@ def test_a_class_of_other_files_is_refused(small: Small) -> None:
     root = small()
     (root / "phone").mkdir()
     (root / "phone" / "clip.m4a").write_bytes(b"...")
-    with pytest.raises(
-        DataError, match=r"phone: got only 1 other files, such as phone/clip\.m4a"
-    ):
+    with pytest.raises(DataError, match=r"phone: got only 1 other files, such as phone/clip\.m4a"):
         audiofolder(root=root, **SHORT)
 
 

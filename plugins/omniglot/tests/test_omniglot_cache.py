@@ -306,9 +306,7 @@ def test_script_without_a_main_guard_may_call_it(
     assert (done.stdout, done.stderr) == ("once 4112\n", "")
 
 
-def test_building_again_is_logged(
-    small: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_building_again_is_logged(small: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The log says why a start is slow."""
     root = small()
     load(root, tmp_path / "c")

@@ -129,9 +129,7 @@ def test_damaged_entry_is_named(small: Callable[..., Path]) -> None:
     data = bytearray(path.read_bytes())
     data[data.index(b"IDAT") + 10] ^= 0xFF
     path.write_bytes(data)
-    with pytest.raises(
-        DataError, match=r"images_background\.zip: got the entry .*0000_01\.png, which can't be read"
-    ):
+    with pytest.raises(DataError, match=r"images_background\.zip: got the entry .*0000_01\.png, which can't be read"):
         Originals(locate(root)).pixels(28, 1)
 
 

@@ -1,4 +1,4 @@
-"""Recordings of cats and dogs as few-shot tasks."""
+"""Make few-shot tasks of recordings of cats and dogs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CIFAR-FS as few-shot tasks."""
+"""Make few-shot tasks of CIFAR-FS."""
 
 from __future__ import annotations
 

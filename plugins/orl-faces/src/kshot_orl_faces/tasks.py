@@ -1,4 +1,4 @@
-"""The AT&T (ORL) faces as few-shot tasks."""
+"""Make few-shot tasks of the AT&T (ORL) faces."""
 
 from __future__ import annotations
 
