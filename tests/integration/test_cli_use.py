@@ -193,7 +193,7 @@ def test_what_is_wrong_is_said(run: Path, drawings: Path, tmp_path: Path) -> Non
     refused(5, f"{gone}: there is no such file", "predict", "--run", run, "--support", support, gone)
     refused(5, "is a folder; expected files", "predict", "--run", run, "--support", support, support)
     refused(5, "1 class folders (A), expected at least 2", "predict", "--run", run, "--support", one, file)
-    refused(5, f"{empty / 'B'}: the class has no examples", "predict", "--run", run, "--support", empty, file)
+    refused(5, f"{empty / 'B'}: got an empty folder", "predict", "--run", run, "--support", empty, file)
     refused(5, f"{bad}: got a file that can't be read as an image", "predict", "--run", run, "--support", support, bad)
     refused(5, "0.png: got a file that can't be read as an image", "predict", "--run", run, "--support", inside, file)
     refused(6, "is no run folder", "predict", "--run", tmp_path, "--support", support, file)

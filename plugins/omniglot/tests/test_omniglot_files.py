@@ -11,7 +11,8 @@ import pytest
 
 from kshot.errors import DataError
 from kshot_omniglot.files import locate, look_through
-from kshot_omniglot.table import Originals, decode_all
+from kshot_omniglot.table import Originals
+from kshot_omniglot.workers import decode_all
 
 FIRST = "images_background/A/character01/0000_01.png"
 
@@ -136,7 +137,7 @@ def test_damaged_entry_is_named(small: Callable[..., Path]) -> None:
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Use workers for a few drawings too."""
-    monkeypatch.setattr("kshot_omniglot.table._FEW", 2)
+    monkeypatch.setattr("kshot_omniglot.workers._FEW", 2)
 
 
 @pytest.mark.usefixtures("few")
