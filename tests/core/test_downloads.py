@@ -1,18 +1,16 @@
-"""Fetching: whole and checked, or the folder is as it was."""
+"""A fetched file appears complete and checked, or the folder stays as it was."""
 
 from __future__ import annotations
 
-import http.server
 import stat
-import threading
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 from kshot.data.downloads import fetch
 from kshot.errors import DataError
+from kshot.testing.download_server import serve
 
 
 @pytest.fixture
@@ -20,26 +18,23 @@ def url(tmp_path: Path) -> Iterator[str]:
     served = tmp_path / "served"
     served.mkdir()
     (served / "data.bin").write_bytes(b"x" * 200_000)
-    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(served))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with serve(served) as server:
+        yield server.url
 
 
-def is_whole(path: Path, came: str) -> None:
+def is_complete(path: Path, given: str) -> None:
     if path.read_bytes() != b"x" * 200_000:
-        raise DataError(f"{came}, which are others")
+        raise DataError(f"{given}, which are others")
 
 
-def refuse(path: Path, came: str) -> None:
-    raise DataError(f"{came}, which are others")
+def refuse(path: Path, given: str) -> None:
+    raise DataError(f"{given}, which are others")
 
 
-def test_a_file_arrives_whole_and_readable_for_all(url: str, tmp_path: Path) -> None:
+def test_a_file_arrives_complete_and_readable_for_all(url: str, tmp_path: Path) -> None:
+    """A cache may be shared by several users."""
     target = tmp_path / "cache" / "data.bin"
-    fetch(f"{url}/data.bin", target, is_whole, name="test", otherwise="or not")
+    fetch(f"{url}/data.bin", target, is_complete, name="test", otherwise="or not")
     assert target.stat().st_size == 200_000
     assert stat.S_IMODE(target.stat().st_mode) == 0o644
     assert list(target.parent.iterdir()) == [target]
@@ -48,12 +43,12 @@ def test_a_file_arrives_whole_and_readable_for_all(url: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("file", "check", "largest", "words"),
     [
-        ("none.bin", is_whole, 1 << 20, r"test: can't fetch .*/none.bin .* 404: .*; try again, or not"),
-        ("data.bin", is_whole, 100_000, r"has more than 100000 bytes, which it should not; or not"),
-        ("data.bin", refuse, 1 << 20, r"test: .* came with 200000 bytes, which are others"),
+        ("none.bin", is_complete, 1 << 20, r"test: got no file from .*/none.bin .* 404: .*; try again, or not"),
+        ("data.bin", is_complete, 100_000, r"test: got more than 100000 bytes from .*/data.bin, .* try again, or not"),
+        ("data.bin", refuse, 1 << 20, r"test: got 200000 bytes from .*, which are others"),
     ],
 )
-def test_what_fails_leaves_the_folder_as_it_was(
+def test_a_failure_leaves_the_folder_as_it_was(
     url: str, tmp_path: Path, file: str, check: object, largest: int, words: str
 ) -> None:
     target = tmp_path / "cache" / "data.bin"
@@ -67,6 +62,7 @@ def test_what_fails_leaves_the_folder_as_it_was(
 
 @pytest.mark.parametrize("place", ["http://127.0.0.1:9/x", "nowhere", "http://[broken/x"])
 def test_a_place_that_does_not_answer_is_named(tmp_path: Path, place: str) -> None:
-    with pytest.raises(DataError, match=r"test: can't fetch .*; try again, or not"):
-        fetch(place, tmp_path / "x", is_whole, name="test", otherwise="or not", timeout=2)
+    """The message says what to do instead, and nothing is left in the folder."""
+    with pytest.raises(DataError, match=r"test: got no file from .*; try again, or not"):
+        fetch(place, tmp_path / "x", is_complete, name="test", otherwise="or not", timeout=2)
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""A user's own pictures, whatever form they come in, reach a plugin alike; kshot-imagefolder's tests have the files."""
+"""Pictures of any form become inputs by the same rules; kshot-imagefolder tests more kinds of files."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ def colour(raw: Any) -> Tensor:
 
 
 def test_arrays_of_colours_are_one_or_many_with_channels_on_either_side() -> None:
+    """All forms of the same picture give the same input."""
     first = COLOURS.transpose(2, 0, 1)
     clear = np.dstack([COLOURS, np.full((4, 6), 255, np.uint8)])
     expected = torch.from_numpy(first[None] / 255).float()
@@ -45,7 +46,7 @@ def test_arrays_of_colours_are_one_or_many_with_channels_on_either_side() -> Non
 
 
 def test_arrays_of_greys_are_one_or_a_stack() -> None:
-    """[n, h, w] is a stack, of 3 too; only a last axis of channels makes one picture of three axes."""
+    """[n, h, w] is a stack, also if n is 3; only a last axis of channels makes three axes one picture."""
     expected = torch.from_numpy(GREYS / 255).float()[None, None]
     for given in (GREYS, GREYS[None], GREYS[..., None], GREYS[None, None], GREYS[None, ..., None]):
         assert torch.allclose(grey(given), expected)
@@ -53,26 +54,27 @@ def test_arrays_of_greys_are_one_or_a_stack() -> None:
     assert grey(COLOURS).shape == (1, 1, 4, 6)
 
 
-def test_a_plain_picture_is_left_alone_and_others_become_plain() -> None:
-    """Half of 16 bits is half of 8; what is transparent is white."""
+def test_an_8_bit_opaque_picture_is_unchanged_and_others_become_one() -> None:
+    """Half of the range of 16 bits is half of the range of 8; transparent pixels become white."""
     image = Image.fromarray(COLOURS)
     assert opaque(image) is image
     assert np.asarray(opaque(Image.fromarray(np.full((2, 2), 128 * 257, np.uint16)))).tolist() == [[128, 128]] * 2
     assert opaque(Image.new("RGBA", (1, 1), (9, 9, 9, 0))).convert("L").getpixel((0, 0)) == 255
     for values, told in ((np.array([[70000]], np.int32), "16 bits"), (np.array([[2.0]], np.float32), "floats of 0 to")):
-        with pytest.raises(DataError, match=rf"x\.tif: has values from .* expected {told}"):
+        with pytest.raises(DataError, match=rf"x\.tif: got values from .* expected {told}"):
             opaque(Image.fromarray(values), "x.tif")
 
 
-def test_a_picture_is_turned_as_its_camera_says(tmp_path: Path) -> None:
+def test_a_picture_is_turned_by_its_exif_orientation(tmp_path: Path) -> None:
+    """Cameras store pictures as the sensor sees them."""
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees
     Image.fromarray(GREYS).save(tmp_path / "x.png", exif=exif)
     assert np.array_equal(np.asarray(read(tmp_path / "x.png")), np.rot90(GREYS, -1))
 
 
-def test_programs_and_stubs_are_no_pictures() -> None:
-    """EPS runs Ghostscript; others Pillow only recognises."""
+def test_formats_that_run_programs_or_cannot_be_decoded_are_left_out() -> None:
+    """EPS runs Ghostscript; Pillow recognises others but can't decode them."""
     assert {".png", ".jpg", ".gif", ".bmp", ".pgm", ".tif"} <= set(formats())
     assert not {".eps", ".ps", ".mpg", ".h5", ".pdf", ".txt"} & set(formats())
 
@@ -82,24 +84,29 @@ def test_programs_and_stubs_are_no_pictures() -> None:
     [
         (
             np.zeros((2, 1, 5, 5), np.float32),
-            r"me: can't prepare floats of shape \[2, 1, 5, 5\]; expected inputs \[n, 3, 4",
+            r"me: got floats of shape \[2, 1, 5, 5\] to prepare, expected inputs \[n, 3, 4",
         ),
         (np.full((1, 3, 4, 6), 2.0, np.float32), "within"),
         (np.full((1, 3, 4, 6), np.nan, np.float32), "within"),
-        (np.zeros((7, 5, 5), np.uint8), r"can't prepare uint8 of shape \[7, 5, 5\]; .* with 1, 3 or 4 channels$"),
-        (np.zeros((0, 4, 6, 3), np.uint8), "can't prepare uint8"),
-        (np.zeros((5, 5), np.int64), "can't prepare int64"),
-        (7, "can't prepare int"),
-        ([], "can't prepare list"),
-        ("no-such-file.png", r"no-such-file\.png: can't be read as an image \(FileNotFoundError.*mend it"),
+        (np.zeros((7, 5, 5), np.uint8), r"got uint8 of shape \[7, 5, 5\] to prepare, .* with 1, 3 or 4 channels$"),
+        (np.zeros((0, 4, 6, 3), np.uint8), "got uint8 of shape"),
+        (np.zeros((5, 5), np.int64), "got int64 of shape"),
+        (7, "got int to prepare"),
+        ([], "got an empty list to prepare"),
+        (
+            "no-such-file.png",
+            r"no-such-file\.png: got a file that can't be read as an image \(FileNotFoundError.*fix or",
+        ),
     ],
 )
-def test_what_cannot_be_prepared_is_told(given: Any, told: str) -> None:
+def test_inputs_of_another_form_are_refused(given: Any, told: str) -> None:
+    """The message says what was given and which forms are accepted."""
     with pytest.raises(DataError, match=told):
         colour(given)
 
 
-def test_a_file_of_text_is_named(tmp_path: Path) -> None:
+def test_a_text_file_is_refused_by_name(tmp_path: Path) -> None:
+    """Among many files, a user must know which one it is."""
     (tmp_path / "x.png").write_text("no picture")
-    with pytest.raises(DataError, match=r"x\.png: can't be read as an image \(UnidentifiedImageError"):
+    with pytest.raises(DataError, match=r"x\.png: got a file that can't be read as an image \(UnidentifiedImageError"):
         colour([COLOURS, tmp_path / "x.png"])

@@ -1,4 +1,4 @@
-"""The cache of decoded examples: whole or not there, built once, never written through."""
+"""The cache of decoded examples: complete or absent, built once, never changed through the array."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def build(path: Path, count: list[int] | None = None, **more: Any) -> Table:
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32", "int64"])
-def test_what_was_made_comes_back(tmp_path: Path, dtype: str) -> None:
-    """Any type of number, views in any order, facts as JSON; the second time from the file."""
+def test_a_table_returns_what_it_was_built_from(tmp_path: Path, dtype: str) -> None:
+    """It keeps any type of number, views in any order, and facts as JSON; the second time it is read from the file."""
     path = tmp_path / "c" / "t.table"
     expected = np.concatenate(made(dtype).parts)
     for _ in range(2):
@@ -48,7 +48,8 @@ def test_what_was_made_comes_back(tmp_path: Path, dtype: str) -> None:
         assert table.facts == {"names": ["a", "ü"], "pair": [1, 2]}
 
 
-def test_it_is_built_once(tmp_path: Path) -> None:
+def test_a_table_is_built_once(tmp_path: Path) -> None:
+    """Later loads open the file."""
     count: list[int] = []
     for _ in range(3):
         build(tmp_path / "t.table", count)
@@ -56,7 +57,8 @@ def test_it_is_built_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("more", [{"version": 2}, {"name": "another"}])
-def test_another_version_or_name_is_built_anew(tmp_path: Path, more: dict[str, Any]) -> None:
+def test_another_version_or_name_is_built_again(tmp_path: Path, more: dict[str, Any]) -> None:
+    """The file is of another decoding, or of another plugin."""
     count: list[int] = []
     build(tmp_path / "t.table", count)
     build(tmp_path / "t.table", count, **more)
@@ -74,7 +76,10 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_file_is_built_anew_and_told(tmp_path: Path, damage: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_file_is_built_again_and_logged(
+    tmp_path: Path, damage: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A cache may be deleted or damaged at any time."""
     count: list[int] = []
     path = tmp_path / "t.table"
     build(path, count)
@@ -86,7 +91,8 @@ def test_a_damaged_file_is_built_anew_and_told(tmp_path: Path, damage: Any, capl
     assert str(path) in caplog.text
 
 
-def test_writing_to_the_array_does_not_reach_the_file(tmp_path: Path) -> None:
+def test_writing_to_the_array_does_not_change_the_file(tmp_path: Path) -> None:
+    """torch needs memory that may be written."""
     table = build(tmp_path / "t.table")
     before = int(table.x[0, 0, 0])
     table.x[0, 0, 0] = before + 1
@@ -94,10 +100,10 @@ def test_writing_to_the_array_does_not_reach_the_file(tmp_path: Path) -> None:
     assert int(again.x[0, 0, 0]) == before
 
 
-def test_without_a_usable_folder_it_is_in_memory(tmp_path: Path) -> None:
-    """With a warning that says what to do; here the folder can't be made, as its parent is a file."""
+def test_without_a_usable_folder_a_table_is_in_memory(tmp_path: Path) -> None:
+    """A warning says what to do. Here the folder can't be made because its parent is a file."""
     (tmp_path / "file").write_text("")
-    with pytest.warns(UserWarning, match=r"test: .* held in memory .* cache= or KSHOT_CACHE"):
+    with pytest.warns(UserWarning, match=r"test: .* kept in memory .* cache= or KSHOT_CACHE"):
         table = build(tmp_path / "file" / "t.table")
     assert table.file is None
     assert np.array_equal(table.x, np.concatenate(made().parts))
@@ -105,6 +111,8 @@ def test_without_a_usable_folder_it_is_in_memory(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_nothing_and_builds_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was built is used from memory."""
+
     def full(number: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -118,8 +126,8 @@ def test_a_full_disk_leaves_nothing_and_builds_once(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("error", [ValueError, OSError])
-def test_an_error_while_building_comes_out_and_leaves_nothing(tmp_path: Path, error: type[Exception]) -> None:
-    """One of the disk's too: the source's trouble is not the cache's."""
+def test_an_error_while_building_propagates_and_leaves_nothing(tmp_path: Path, error: type[Exception]) -> None:
+    """This holds for an OSError too: a source that can't be read is not a cache that can't be written."""
 
     def fail() -> Made:
         raise error("no such picture")
@@ -129,7 +137,8 @@ def test_an_error_while_building_comes_out_and_leaves_nothing(tmp_path: Path, er
     assert [p.suffix for p in tmp_path.iterdir()] in ([], [".lock"])
 
 
-def test_what_a_killed_builder_left_is_removed(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_builder_are_removed(tmp_path: Path) -> None:
+    """Those of other tables stay, because another process may be writing them."""
     left = beside(tmp_path / "t.table")
     left.write_text("half")
     other = beside(tmp_path / "u.table")
@@ -139,7 +148,8 @@ def test_what_a_killed_builder_left_is_removed(tmp_path: Path) -> None:
     assert other.exists()
 
 
-def test_two_processes_at_once_build_one(tmp_path: Path) -> None:
+def test_two_processes_at_once_build_one_table(tmp_path: Path) -> None:
+    """The second waits and opens the first one's."""
     program = """
 import sys, time, numpy as np
 from pathlib import Path
@@ -158,7 +168,8 @@ print(open_or_build(Path(sys.argv[1]) / "t.table", make, name="test", version=1)
     assert all("[1, 2]" in t for t in told)
 
 
-def test_writing_whole_keeps_the_old_file_where_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
+    """The new file appears only when it is complete."""
     path = tmp_path / "f"
     write_whole(path, [b"old"])
 
@@ -172,7 +183,10 @@ def test_writing_whole_keeps_the_old_file_where_it_fails(tmp_path: Path, monkeyp
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_cache_folder_is_what_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_folder_is_the_option_s_then_the_environment_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without either it is the system's."""
     monkeypatch.setenv("KSHOT_CACHE", str(tmp_path / "env"))
     assert cache_folder("faces", tmp_path) == tmp_path / "faces"
     assert cache_folder("faces") == tmp_path / "env" / "faces"

@@ -1,4 +1,4 @@
-"""A file that is there whole or not at all, whatever happens while it is written."""
+"""Write files that appear complete or not at all, whatever happens while they are written."""
 
 from __future__ import annotations
 
@@ -10,35 +10,45 @@ from pathlib import Path
 from typing import IO
 
 SUFFIX = ".part"
-"""Of what is not whole yet, or was left by a killed process: see ``beside``."""
+"""Suffix of files that are not complete yet, or that a killed process has left: see ``beside``."""
 
 
 def beside(path: Path) -> Path:
-    """A new hidden name in the same folder, for what will be ``path``."""
+    """Return a new hidden name in the same folder, under which to write the file that will become ``path``."""
     return path.with_name(f".{path.name}-{uuid.uuid4().hex}{SUFFIX}")
 
 
 def left_beside(path: Path) -> list[Path]:
-    """What killed processes have left of ``path``."""
-    return [p for p in path.parent.glob(f".{path.name}-*{SUFFIX}") if len(p.name) == len(beside(path).name)]
+    """List the incomplete files of ``path`` that killed processes have left."""
+    # The length tells them from those of another file whose name begins with this one's and a hyphen.
+    length = len(beside(path).name)
+    return [p for p in path.parent.glob(f".{path.name}-*{SUFFIX}") if len(p.name) == length]
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[IO[bytes]]:
-    """A new file, under a hidden name in the same folder, to write in; it becomes ``path`` where the block ends well.
+    """Open a new file under a hidden name in the same folder, and rename it to ``path`` when the block ends.
 
-    Else it is removed, and what was at ``path`` stays as it was. It is on the disk before it gets its name. The file's
-    ``name`` is where it is meanwhile.
+    If the block raises, the file is removed, and what was at ``path`` stays as it was. The file is flushed to the disk
+    before it is renamed. Until then its ``name`` is the hidden one.
 
     Raises:
         OSError: the disk is full, or the folder can't be written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with writing(Path(folder, "a.txt")) as file:
+        ...         _ = file.write(b"complete")
+        ...     Path(folder, "a.txt").read_text()
+        'complete'
     """
     temporary = beside(path)
     try:
         with temporary.open("xb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # else a power cut could leave the name without the contents
         temporary.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -48,7 +58,7 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def sync_folder(folder: Path) -> None:
-    """What was renamed in a folder outlives a power cut."""
+    """Flush a folder to the disk, so that a file renamed in it keeps its name after a power cut."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:

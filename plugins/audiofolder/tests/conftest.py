@@ -12,13 +12,13 @@ import soundfile
 
 @pytest.fixture(autouse=True)
 def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No cache of the machine's user takes part."""
+    """Use no cache of the machine's user."""
     monkeypatch.setenv("KSHOT_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
 def small(tmp_path: Path) -> Callable[..., Path]:
-    """Makes a folder of classes c0, c1, ... of tones with noise, a tenth of a second at 8 kHz; a class has a pitch."""
+    """Make a folder of classes c0, c1, ... of tones with noise, a tenth of a second at 8 kHz; a class has a pitch."""
 
     def make(classes: int = 10, sounds: int | tuple[int, ...] = 4, suffix: str = ".wav") -> Path:
         root = tmp_path / "sounds"

@@ -16,7 +16,7 @@ import kshot
 from kshot import registry
 from kshot.errors import DataError
 from kshot_audiofolder import audiofolder
-from kshot_audiofolder.sounds import Form
+from kshot_audiofolder.form import Form
 
 Small = Callable[..., Path]
 SHORT: dict[str, Any] = {"rate": 8000, "seconds": 0.1, "n_mels": 20, "way": 2, "query": 1}
@@ -74,22 +74,22 @@ def test_the_fingerprint_is_of_contents_and_options(small: Small) -> None:
     assert len({first, *(audiofolder(root=root, **{**SHORT, **other}).fingerprint for other in others)}) == 4
 
 
-def test_files_that_are_no_sounds_are_told_all_at_once(small: Small) -> None:
+def test_files_that_are_no_sounds_are_named_all_at_once(small: Small) -> None:
     """A text named .wav, an empty file and one without samples."""
     root = small()
     (root / "c1" / "0.wav").write_text("this is no sound")
     (root / "c3" / "2.wav").write_bytes(b"")
     soundfile.write(root / "c4" / "1.wav", np.zeros(0), 8000)
     with pytest.raises(
-        DataError, match=r"(?s)3 files can't be used:.*c1.0\.wav: can't .*c3.2\.wav.*c4.1\.wav: has samples"
+        DataError, match=r"(?s)got 3 files .*:.*c1.0\.wav: got a file that can't .*c3.2\.wav.*c4.1\.wav: got samples"
     ):
         audiofolder(root=root, **SHORT).sample("train", [0])
 
 
-def test_copies_are_told(small: Small) -> None:
+def test_copies_are_warned_of(small: Small) -> None:
     root = small()
     (root / "c1" / "copy.wav").write_bytes((root / "c0" / "0.wav").read_bytes())
-    with pytest.warns(UserWarning, match=r"1 files are copies of others \(c0/0\.wav = c1/copy\.wav\)"):
+    with pytest.warns(UserWarning, match=r"got 1 files that are copies of others \(c0/0\.wav = c1/copy\.wav\)"):
         audiofolder(root=root, **SHORT).pool("train")
 
 
@@ -105,26 +105,24 @@ def test_classes_are_split_by_lists_or_examples_by_shares(small: Small) -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"workers": 0}, "workers is 0"), ({"pad": "edge"}, "pad is 'edge'"),
+        ({"workers": 0}, "workers: got 0"), ({"pad": "edge"}, "pad: got 'edge'"),
         ({"way": 9}, "split 'train': got way 9, expected at most 6"),
         ({"shot": 2, "query": 3}, r"got shot \+ query = 2 \+ 3 = 5, expected at most 4, .* class 'c\d'"),
-        ({"root": "nowhere"}, "nowhere: there is no such folder; .* a folder of sounds for each class"),
-        ({"split": {"test": ["a/b"]}}, "there is no class 'a/b'"),
+        ({"root": "nowhere"}, "nowhere: got a path that does not exist, .* a folder of sounds for each class"),
+        ({"split": {"test": ["a/b"]}}, "got the class 'a/b'"),
     ],
 )  # fmt: skip
-def test_impossible_options_are_told(small: Small, options: dict[str, Any], told: str) -> None:
-    """Before anything is decoded."""
+def test_impossible_options_are_refused(small: Small, options: dict[str, Any], told: str) -> None:
+    """They are refused before anything is decoded."""
     with pytest.raises(DataError, match=told):
         audiofolder(**{"root": small(), **SHORT, **options})
 
 
-def test_a_class_of_other_files_is_told(small: Small) -> None:
+def test_a_class_of_other_files_is_refused(small: Small) -> None:
     root = small()
     (root / "phone").mkdir()
     (root / "phone" / "clip.m4a").write_bytes(b"...")
-    with pytest.raises(
-        DataError, match=r"phone: the class has no sounds; it has 1 other files, such as phone/clip\.m4a"
-    ):
+    with pytest.raises(DataError, match=r"phone: got only 1 other files, such as phone/clip\.m4a"):
         audiofolder(root=root, **SHORT)
 
 

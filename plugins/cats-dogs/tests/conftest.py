@@ -17,14 +17,14 @@ from kshot_cats_dogs.files import CLIPS
 
 @pytest.fixture(autouse=True)
 def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No data and no cache of the machine's user take part."""
+    """Use no data and no cache of the machine's user."""
     for name in ("KSHOT_CATS_DOGS", "KSHOT_CATS_DOGS_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("KSHOT_CACHE", str(tmp_path / "cache"))
 
 
 def wav(samples: int = 16000, pitch: float = 440, seed: int = 0, rate: int = 16000, channels: int = 1) -> bytes:
-    """A tone with noise, 16 bits."""
+    """Return a wav of a tone with noise, 16 bits."""
     made = io.BytesIO()
     noise = np.random.default_rng(seed).normal(size=samples)
     wave_ = 0.3 * np.sin(2 * np.pi * pitch * np.arange(samples) / rate) + 0.01 * noise
@@ -37,7 +37,7 @@ def wav(samples: int = 16000, pitch: float = 440, seed: int = 0, rate: int = 160
 
 
 def entries() -> dict[str, bytes]:
-    """All 42: cats high and long, dogs low and short."""
+    """Return all 42 recordings: cats are high and long, dogs low and short."""
     return {
         f"{folder}/{name}": wav(20000 if folder == "Cats" else 16000, 2000 if folder == "Cats" else 300, f * 100 + i)
         for f, (folder, names) in enumerate(CLIPS.items())
@@ -55,7 +55,7 @@ def write_zip(path: Path, content: Mapping[str, bytes]) -> Path:
 
 @pytest.fixture
 def small(tmp_path: Path) -> Callable[..., Path]:
-    """Makes audio_cats_dogs.zip, or the folder it unpacks to; ``change`` edits the contents."""
+    """Make audio_cats_dogs.zip, or the folder it unpacks to; ``change`` edits the contents."""
 
     def make(change: Callable[[dict[str, bytes]], object] = lambda content: None, unpacked: bool = False) -> Path:
         content = entries()
@@ -73,7 +73,7 @@ def small(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def real() -> Path:
-    """The zip of the real recordings."""
+    """Return the folder of the real recordings, or skip."""
     here = Path(__file__).resolve()
     home = next((p for p in here.parents if (p / "core").is_dir() and (p / "plugins").is_dir()), here.parent)
     path = Path(os.environ.get("KSHOT_SHARED") or home.parent / "shared" / "data") / "audio_cats_dogs"

@@ -89,16 +89,16 @@ def test_own_recordings_are_prepared_as_the_data_are(small: Small) -> None:
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ((np.zeros(100), 16000), r"samples of shape \[100\], expected \[n\] with n at least 15680"),
+        ((np.zeros(100), 16000), r"samples of shape \[100\], expected \[n\], n at least 15680"),
         ((np.zeros((20000, 2)), 16000), r"samples of shape \[20000, 2\]"),
-        ((np.zeros(20000), 8000), "came at 8000 Hz, expected 16000"),
-        (np.zeros((2, 1, 20, 5)), r"can't prepare torch\.float64 of shape \[2, 1, 20, 5\]; expected inputs"),
-        (7, "can't prepare int"),
-        ([], "can't prepare list"),
-        ("none.wav", r"none\.wav: can't be read \(FileNotFoundError"),
+        ((np.zeros(20000), 8000), "got samples at 8000 Hz, expected 16000"),
+        (np.zeros((2, 1, 20, 5)), r"got torch\.float64 of shape \[2, 1, 20, 5\] to prepare, expected inputs"),
+        (7, "got int to prepare"),
+        ([], "got an empty list to prepare"),
+        ("none.wav", r"none\.wav: got a file that can't be read \(FileNotFoundError"),
     ],
 )
-def test_what_cannot_be_prepared_is_told(small: Small, given: Any, told: str) -> None:
+def test_inputs_of_another_form_are_refused(small: Small, given: Any, told: str) -> None:
     with pytest.raises(DataError, match=told):
         cats_dogs(root=small()).prepare(given)
 
@@ -106,15 +106,15 @@ def test_what_cannot_be_prepared_is_told(small: Small, given: Any, told: str) ->
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"seconds": 1.0}, "seconds is 1.0, expected more than 0.0125 and at most 0.98"),
-        ({"seconds": 0.01}, "seconds is 0.01"), ({"crop": "end"}, "crop is 'end'"),
+        ({"seconds": 1.0}, "seconds: got 1.0, expected more than 0.0125 and at most 0.98"),
+        ({"seconds": 0.01}, "seconds: got 0.01"), ({"crop": "end"}, "crop: got 'end'"),
         ({"way": 3}, "split 'train': got way 3, expected at most 2"),
         ({"shot": 10, "query": 2}, r"got shot \+ query = 10 \+ 2 = 12, expected at most 8, .* class 'cats'"),
         ({"split": (0.5, 0.5, 0.5)}, "expected shares of train, val and test that sum to 1"),
         ({"download": True}, "both root and download"),
     ],
 )  # fmt: skip
-def test_impossible_options_are_told(small: Small, options: dict[str, Any], told: str) -> None:
+def test_impossible_options_are_refused(small: Small, options: dict[str, Any], told: str) -> None:
     """A longer clip would have to be filled up, by which a learner could tell how long it was."""
     with pytest.raises(DataError, match=told):
         cats_dogs(root=small(), **options)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import http.server
 import pickle
 import tarfile
-import threading
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ from PIL import Image
 from torchvision.datasets import CIFAR100
 
 from kshot.errors import DataError
+from kshot.testing.download_server import serve
 from kshot_cifar_fs import cifar_fs, splits, tasks
 
 NAMES = sorted({name for names in splits.SPLITS.values() for name in names})
@@ -102,11 +100,11 @@ def test_later_loads_need_no_cifar(files: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_what_is_missing_or_damaged_is_said(files: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"none has no whole CIFAR-100 .* download=True"):
+    with pytest.raises(DataError, match=r"none, which has no complete CIFAR-100 .* download=True"):
         cifar_fs(root=tmp_path / "none")
     part = files / "cifar-100-python" / "train"
     part.write_bytes(part.read_bytes()[:-1])
-    with pytest.raises(DataError, match="no whole CIFAR-100"):
+    with pytest.raises(DataError, match="no complete CIFAR-100"):
         cifar_fs(root=files)
     assert list((tmp_path / "cache").rglob("*.u8")) == []
 
@@ -123,19 +121,13 @@ def test_the_download_is_checked(files: Path, tmp_path: Path, monkeypatch: pytes
     archive = served / CIFAR100.filename
     with tarfile.open(archive, "w:gz") as made:
         made.add(files / "cifar-100-python", "cifar-100-python")
-    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(served))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        monkeypatch.setattr(CIFAR100, "url", f"http://127.0.0.1:{server.server_port}/{archive.name}")
+    with serve(served) as server:
+        monkeypatch.setattr(CIFAR100, "url", f"{server.url}/{archive.name}")
         monkeypatch.setattr(CIFAR100, "tgz_md5", "0" * 32)
-        with pytest.raises(DataError, match="no whole CIFAR-100"):
+        with pytest.raises(DataError, match="no complete CIFAR-100"):
             cifar_fs(root=tmp_path / "fetched", download=True)
         monkeypatch.setattr(CIFAR100, "tgz_md5", md5(archive))
         assert cifar_fs(root=tmp_path / "fetched", download=True, query=1).pool("val").classes == 16
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA"])
@@ -163,11 +155,11 @@ def test_what_is_transparent_is_white_and_16_bits_are_scaled(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("raw", [np.zeros((4, 4)), np.zeros((2, 3, 32, 32)) + 2, 5, []])
 def test_what_is_no_picture_is_refused(raw: Any) -> None:
-    with pytest.raises(DataError, match="can't prepare"):
+    with pytest.raises(DataError, match="to prepare"):
         tasks.prepare(raw)
 
 
 def test_a_text_file_is_no_picture(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("no")
-    with pytest.raises(DataError, match=r"a\.png: can't be read as an image"):
+    with pytest.raises(DataError, match=r"a\.png: got a file that can't be read as an image"):
         tasks.prepare(tmp_path / "a.png")

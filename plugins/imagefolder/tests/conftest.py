@@ -12,13 +12,13 @@ from PIL import Image
 
 @pytest.fixture(autouse=True)
 def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No cache of the machine's user takes part."""
+    """Use no cache of the machine's user."""
     monkeypatch.setenv("KSHOT_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
 def small(tmp_path: Path) -> Callable[..., Path]:
-    """Makes a folder of classes c0, c1, ... of random images of 6 x 6 in colour."""
+    """Make a folder of classes c0, c1, ... of random images of 6 x 6 in colour."""
 
     def make(classes: int = 10, images: int | tuple[int, ...] = 4, suffix: str = ".png") -> Path:
         root = tmp_path / "images"

@@ -59,7 +59,7 @@ def test_16_bits_are_scaled_and_not_clipped(tmp_path: Path, suffix: str) -> None
     assert found.tolist() == [[0, 0, 1, 128], [156, 254, 255, 255]]
 
 
-def test_numbers_without_a_known_range_are_told(tmp_path: Path) -> None:
+def test_numbers_without_a_known_range_are_refused(tmp_path: Path) -> None:
     """32-bit integers and floats: within 16 bits, or within 0 and 1, they have one."""
     form = Form("L", (1, 2), "squeeze")
     assert decoded(saved(tmp_path / "i.tif", Image.fromarray(np.array([[0, 65535]], np.int32))), form).tolist() == [
@@ -71,7 +71,7 @@ def test_numbers_without_a_known_range_are_told(tmp_path: Path) -> None:
     for name, values, told in (("i", np.array([[0, 70000]], np.int32), "expected 16 bits"),
                                ("f", np.array([[0, 255]], np.float32), "expected floats of 0 to 1")):  # fmt: skip
         path = saved(tmp_path / f"{name}.tif", Image.fromarray(values))
-        with pytest.raises(DataError, match=rf"{name}\.tif: has values from .*{told}"):
+        with pytest.raises(DataError, match=rf"{name}\.tif: got values from .*{told}"):
             form.decode(path)
 
 
@@ -179,7 +179,7 @@ def test_a_file_that_is_no_image_is_named(tmp_path: Path, data: bytes | str) -> 
     Image.fromarray(RNG.integers(0, 256, (64, 64, 3), np.uint8)).save(made, "PNG")
     path = tmp_path / "x.png"
     path.write_bytes(made.getvalue()[:4000] if isinstance(data, str) else data)
-    with pytest.raises(DataError, match=r"x\.png: can't be read as an image \(.*mend it or take it away"):
+    with pytest.raises(DataError, match=r"x\.png: got a file that can't be read as an image \(.*fix or remove it"):
         AS_IT_IS.decode(path)
 
 
@@ -204,19 +204,19 @@ def test_own_images_are_prepared_as_the_folder_s_are(tmp_path: Path) -> None:
     [
         (
             np.zeros((2, 1, 5, 5), np.float32),
-            r"can't prepare floats of shape \[2, 1, 5, 5\]; expected inputs \[n, 3, 4, 6\]",
+            r"got floats of shape \[2, 1, 5, 5\] to prepare, expected inputs \[n, 3, 4, 6\]",
         ),
         (np.full((1, 3, 4, 6), 2.0, np.float32), "within"),
-        (np.zeros((7, 5, 5), np.uint8), r"can't prepare uint8 of shape \[7, 5, 5\]"),
-        (np.zeros((0, 4, 6, 3), np.uint8), "can't prepare uint8"),
-        (np.zeros((5, 5), np.int64), "can't prepare int64"),
-        (7, "can't prepare int"),
-        ([], "can't prepare list"),
-        ("no-such-file.png", r"no-such-file\.png: can't be read as an image \(FileNotFoundError"),
+        (np.zeros((7, 5, 5), np.uint8), r"got uint8 of shape \[7, 5, 5\]"),
+        (np.zeros((0, 4, 6, 3), np.uint8), "got uint8 of shape"),
+        (np.zeros((5, 5), np.int64), "got int64 of shape"),
+        (7, "got int to prepare"),
+        ([], "got an empty list to prepare"),
+        ("no-such-file.png", r"no-such-file\.png: got a file that can't be read as an image \(FileNotFoundError"),
         (".", r"can't be read as an image \(IsADirectoryError|PermissionError"),
     ],
 )
-def test_what_cannot_be_prepared_is_told(given: Any, told: str) -> None:
+def test_inputs_of_another_form_are_refused(given: Any, told: str) -> None:
     """Before a learner meets it."""
     with pytest.raises(DataError, match=told):
         prepare(given, AS_IT_IS)

@@ -114,7 +114,7 @@ def test_classes_are_split_by_lists(small: Small, tmp_path: Path) -> None:
     tasks = imagefolder(root=root, size=4, way=2, query=1, split={"train": ["c0", "c9"], "test": lists / "test.txt"})
     assert tasks.pool("train").names == ("c0", "c9")
     (lists / "val.txt").write_text("c3\nc4/rot090\n")
-    with pytest.raises(DataError, match=r"val\.txt: there is no class 'c4/rot090' .* whose name has no slash"):
+    with pytest.raises(DataError, match=r"val\.txt: got the class 'c4/rot090', .* whose name has no slash"):
         imagefolder(root=root, size=4, way=2, query=1, split=lists)
 
 
@@ -140,23 +140,23 @@ def test_few_classes_may_be_divided_by_image(small: Small) -> None:
     assert all(tasks.pool(split).names == ("c0", "c1") for split in tasks.spec.splits)
 
 
-def test_files_that_are_no_images_are_told_all_at_once(small: Small) -> None:
+def test_files_that_are_no_images_are_named_all_at_once(small: Small) -> None:
     """When the first episode is asked for, and before any table is written."""
     root = small()
     (root / "c1" / "0.png").write_text("this is no picture")
     (root / "c3" / "2.png").write_bytes(b"")
     tasks = imagefolder(root=root, size=4, way=2, query=1)
     for _ in range(2):
-        with pytest.raises(DataError, match=r"(?s)2 files can't be used:.*c1.0\.png: can't be read as .*c3.2\.png"):
+        with pytest.raises(DataError, match=r"(?s)got 2 files .*c1.0\.png: got a file .* .*c3.2\.png"):
             tasks.sample("train", [0])
     assert not list((root.parent / "cache" / "imagefolder").glob("*.table*[!k]"))
 
 
-def test_copies_are_told(small: Small) -> None:
+def test_copies_are_warned_of(small: Small) -> None:
     """Within a class, and worse, in two."""
     root = small()
     (root / "c1" / "copy.png").write_bytes((root / "c0" / "0.png").read_bytes())
-    with pytest.warns(UserWarning, match=r"1 files are copies of others \(c0/0\.png = c1/copy\.png\)"):
+    with pytest.warns(UserWarning, match=r"got 1 files that are copies of others \(c0/0\.png = c1/copy\.png\)"):
         imagefolder(root=root, size=4, way=2, query=1).pool("train")
 
 
@@ -165,31 +165,31 @@ def test_other_files_in_a_class_are_logged(small: Small, caplog: pytest.LogCaptu
     (root / "c1" / "notes.txt").write_text("found in the garden")
     with caplog.at_level(logging.WARNING, "kshot.data.folders"):
         imagefolder(root=root, size=4, way=2, query=1)
-    assert "1 files in class folders are no images, such as c1/notes.txt" in caplog.text
+    assert "ignored 1 files in class folders that are not images, such as c1/notes.txt" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"size": 0}, "size is 0"), ({"size": (4, -1)}, "size is"), ({"workers": 0}, "workers is 0"),
-        ({"mode": "CMYK"}, "mode is 'CMYK', expected 'L' or 'RGB'"), ({"fit": "stretch"}, "fit is 'stretch'"),
+        ({"size": 0}, "size: got 0"), ({"size": (4, -1)}, "size: got"), ({"workers": 0}, "workers: got 0"),
+        ({"mode": "CMYK"}, "mode: got 'CMYK', expected 'L' or 'RGB'"), ({"fit": "stretch"}, "fit: got 'stretch'"),
         ({"way": 9}, "split 'train': got way 9, expected at most 6"),
         ({"shot": 2, "query": 3}, r"got shot \+ query = 2 \+ 3 = 5, expected at most 4, .* class 'c\d'"),
-        ({"split": {"train": ["c0"]}, "split_by": "example"}, "lists classes"),
-        ({"root": "nowhere"}, "nowhere: there is no such folder"),
+        ({"split": {"train": ["c0"]}, "split_by": "example"}, "got lists of classes"),
+        ({"root": "nowhere"}, "nowhere: got a path that does not exist"),
     ],
 )  # fmt: skip
-def test_impossible_options_are_told(small: Small, options: dict[str, Any], told: str) -> None:
-    """Before anything is decoded."""
+def test_impossible_options_are_refused(small: Small, options: dict[str, Any], told: str) -> None:
+    """They are refused before anything is decoded."""
     with pytest.raises(DataError, match=told):
         imagefolder(**{"root": small(), "size": 4, "way": 2, "query": 1, **options})
 
 
 @pytest.mark.parametrize("classes", [0, 1])
-def test_a_folder_without_classes_is_told(small: Small, classes: int) -> None:
+def test_a_folder_without_classes_is_refused(small: Small, classes: int) -> None:
     root = small(classes)
     root.mkdir(exist_ok=True)
-    with pytest.raises(DataError, match=rf"has {classes} class folders.*expected a folder that has a folder of images"):
+    with pytest.raises(DataError, match=rf"got {classes} class folders.*a folder that has a folder of images"):
         imagefolder(root=root)
 
 

@@ -23,20 +23,20 @@ EVALUATION = {
 
 @pytest.fixture(scope="session")
 def common_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The cache of all tests that aren't about caching, so that each table is built once."""
+    """Return the cache of all tests that aren't about caching, so that each table is built once."""
     return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(autouse=True)
 def bare(monkeypatch: pytest.MonkeyPatch, common_cache: Path) -> None:
-    """No data and no cache of the machine's user take part."""
+    """Use no data and no cache of the machine's user."""
     for name in ("KSHOT_OMNIGLOT", "KSHOT_OMNIGLOT_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("KSHOT_CACHE", str(common_cache))
 
 
 def picture(seed: int, side: int = 12) -> bytes:
-    """A PNG of random dots, one bit a pixel as the originals are."""
+    """Return a PNG of random dots, one bit per pixel as the originals are."""
     dots = np.random.default_rng(seed).random((side, side)) < 0.7
     made = io.BytesIO()
     Image.fromarray(dots).save(made, "PNG")
@@ -44,7 +44,7 @@ def picture(seed: int, side: int = 12) -> bytes:
 
 
 def entries(part: str, characters: Iterable[str], drawings: int = 2, first: int = 0) -> dict[str, bytes]:
-    """Names and pictures of a part, all different."""
+    """Return names and pictures of a part, all different."""
     made = {}
     for c, name in enumerate(characters, first):
         for d in range(1, drawings + 1):
@@ -69,7 +69,7 @@ def unpack(content: Mapping[str, bytes], folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both zips with all 1623 characters, but two small drawings each."""
+    """Return a folder with both zips: all 1623 characters, but two small drawings of each."""
     names = [name for split in ("train", "val", "test") for name in splits.vinyals()[split]]
     background = sorted(n for n in names if n.split("/")[0] not in EVALUATION)
     evaluation = sorted(n for n in names if n.split("/")[0] in EVALUATION)
@@ -81,7 +81,7 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def small(tmp_path: Path) -> Callable[..., Path]:
-    """Makes a folder with both zips of six characters in all, four drawings each; ``change`` edits their contents."""
+    """Make a folder with both zips of six characters in all, four drawings each; ``change`` edits their contents."""
 
     def make(
         name: str = "small",
@@ -112,7 +112,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def real() -> Path:
-    """The folder of the full data."""
+    """Return the folder of the full data, or skip."""
     if not (shared() / "images_background.zip").exists():
         pytest.skip("the full Omniglot is not at ../shared/data/omniglot")
     return shared()

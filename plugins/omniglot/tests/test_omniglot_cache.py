@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kshot import tables as tables_of_kshot
+from kshot.data import tables as tables_of_kshot
 from kshot_omniglot import files, omniglot, table
 from kshot_omniglot.files import locate
 from kshot_omniglot.table import Originals, Table
@@ -207,7 +207,7 @@ def test_without_a_usable_cache_folder_drawings_are_in_memory(small: Callable[..
     """With a warning that says what to do; here the folder can't be made, as its parent is a file."""
     (tmp_path / "file").write_text("")
     expected = load(small(), tmp_path / "c").x
-    with pytest.warns(UserWarning, match="held in memory .* cache= or KSHOT_CACHE"):
+    with pytest.warns(UserWarning, match="kept in memory .* cache= or KSHOT_CACHE"):
         made = load(small(), tmp_path / "file" / "c")
     assert made.file is None
     assert np.array_equal(made.x, expected)
@@ -306,14 +306,12 @@ def test_script_without_a_main_guard_may_call_it(
     assert (done.stdout, done.stderr) == ("once 4112\n", "")
 
 
-def test_rebuilding_is_told_in_the_log(
-    small: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Someone whose every start is slow finds out why."""
+def test_building_again_is_logged(small: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The log says why a start is slow."""
     root = small()
     load(root, tmp_path / "c")
     (path,) = tables(tmp_path / "c")
     path.write_bytes(path.read_bytes()[:-1])
     with caplog.at_level(logging.WARNING, "kshot.data.tables"):
         load(root, tmp_path / "c")
-    assert any("built anew" in r.message for r in caplog.records)
+    assert any("built again" in r.message for r in caplog.records)

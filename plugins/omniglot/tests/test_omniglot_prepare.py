@@ -70,9 +70,9 @@ def test_transparent_is_paper(drawing: Any) -> None:
 @pytest.mark.parametrize(
     ("raw", "said"),
     [
-        ("no/such.png", r"no/such\.png: can't be read"),
-        (7, "can't prepare int"),
-        ([], "can't prepare list"),
+        ("no/such.png", r"no/such\.png: got a file that can't be read"),
+        (7, "got int to prepare"),
+        ([], "got an empty list to prepare"),
         (np.zeros((3, 2, 5, 6), np.uint8), r"uint8 of shape \[3, 2, 5, 6\]"),
         (np.zeros((4, 4), np.int64), "int64 of shape"),
         (np.zeros((0, 4, 4), np.uint8), r"shape \[0, 4, 4\]"),
@@ -90,5 +90,5 @@ def test_what_is_no_picture_is_refused(drawing: Any, raw: Any, said: str) -> Non
 def test_file_that_is_no_picture_is_named(drawing: Any, tmp_path: Path) -> None:
     """A wrong file among many must be found."""
     (tmp_path / "b.png").write_text("text")
-    with pytest.raises(DataError, match=r"b\.png: can't be read as an image"):
+    with pytest.raises(DataError, match=r"b\.png: got a file that can't be read as an image"):
         drawing[0].prepare([tmp_path / "b.png"])

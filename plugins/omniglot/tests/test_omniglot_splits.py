@@ -170,13 +170,13 @@ def test_environment_names_the_default_root(miniature: Path, monkeypatch: pytest
     [
         ({"protocol": "vinyals"}, "download=True"),
         ({"protocol": "lake"}, "KSHOT_OMNIGLOT"),
-        ({"protocol": "embedded", "root": "."}, "leave out root"),
+        ({"protocol": "embedded", "root": "."}, "leave them out"),
         ({"root": ".", "download": True}, "both root and download"),
         ({"protocol": "snell"}, "'snell'"),
         ({"root": "no/such/folder"}, "does not exist"),
-        ({"size": 0}, "size is 0"),
-        ({"workers": 0}, "workers is 0"),
-        ({"shot": 6, "query": 15}, "has 20 drawings, but shot \\+ query is 6 \\+ 15 = 21"),
+        ({"size": 0}, "size: got 0"),
+        ({"workers": 0}, "workers: got 0"),
+        ({"shot": 6, "query": 15}, "shot \\+ query of 6 \\+ 15 = 21, expected at most 20"),
         ({"shot": (1, 10), "query": 15}, "10 \\+ 15 = 25"),
     ],
 )
@@ -193,11 +193,11 @@ def test_too_few_drawings_are_refused_before_decoding(miniature: Path, monkeypat
         raise AssertionError("decoded")
 
     monkeypatch.setattr(table, "decode_all", refuse)
-    with pytest.raises(DataError, match="has 2 drawings, but shot \\+ query is 1 \\+ 15"):
+    with pytest.raises(DataError, match="got shot \\+ query of 1 \\+ 15 = 16, expected at most 2"):
         omniglot(root=miniature)
 
 
 def test_incomplete_data_are_refused_with_what_is_missing(small: Callable[..., Path]) -> None:
     """Results on other characters would not be Omniglot's."""
-    with pytest.raises(DataError, match=r"images_background has 4 characters, expected 964.*missing"):
+    with pytest.raises(DataError, match=r"got 4 characters in images_background, expected 964.*missing"):
         omniglot(root=small())

@@ -13,14 +13,14 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No data and no cache of the machine's user take part."""
+    """Use no data and no cache of the machine's user."""
     for name in ("KSHOT_ORL_FACES", "KSHOT_ORL_FACES_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("KSHOT_CACHE", str(tmp_path / "cache"))
 
 
 def pgm(seed: int, width: int = 92, height: int = 112) -> bytes:
-    """A PGM of random greys."""
+    """Return a PGM of random greys."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width), np.uint8)
     return b"P5\n%d %d\n255\n" % (width, height) + pixels.tobytes()
 
@@ -47,7 +47,7 @@ def unpack(content: Mapping[str, bytes], folder: Path) -> Path:
 
 @pytest.fixture
 def small(tmp_path: Path) -> Callable[..., Path]:
-    """Makes att_faces.zip, or the folder it unpacks to, of a few people; ``change`` edits the contents."""
+    """Make att_faces.zip, or the folder it unpacks to, of a few people; ``change`` edits the contents."""
 
     def make(
         people: int = 4,
@@ -72,7 +72,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def real() -> Path:
-    """The folder of the real zip."""
+    """Return the folder of the real zip, or skip."""
     if not (shared() / "att_faces.zip").exists():
         pytest.skip("the AT&T faces are not at ../shared/data/orl_faces")
     return shared()

@@ -1,37 +1,19 @@
-"""The download's real code against a server of this process, with generated zips."""
+"""The real download code fetches generated zips from a server of this machine."""
 
 from __future__ import annotations
 
 import functools
-import http.server
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from kshot.errors import DataError
+from kshot.testing.download_server import DownloadServer, serve
 from kshot_orl_faces import orl_faces
 from kshot_orl_faces.download import SHA256, URL, download
 from kshot_orl_faces.files import read
 from kshot_orl_faces.pictures import decode, digest
-
-
-class Handler(http.server.SimpleHTTPRequestHandler):
-    asked: list[str]
-
-    def do_GET(self) -> None:
-        self.asked.append(self.path)
-        if "short" not in self.path:
-            return super().do_GET()
-        self.send_response(200)
-        self.send_header("Content-Length", "1000")
-        self.end_headers()
-        self.wfile.write(b"x" * 10)
-        return None
-
-    def log_message(self, *_: object) -> None:
-        pass
 
 
 @pytest.fixture
@@ -41,17 +23,10 @@ def mirror(small: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture
-def server(mirror: Path) -> Iterator[tuple[str, list[str]]]:
-    """URL of the mirror's folder, and the paths that were asked for."""
-    asked: list[str] = []
-    handler = type("Handler", (Handler,), {"asked": asked})
-    made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=str(mirror.parent)))
-    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield f"http://127.0.0.1:{made.server_address[1]}", asked
-    made.shutdown()
-    thread.join()
-    made.server_close()
+def server(mirror: Path) -> Iterator[DownloadServer]:
+    """Serve the mirror's folder."""
+    with serve(mirror.parent) as running:
+        yield running
 
 
 @pytest.fixture
@@ -61,74 +36,71 @@ def sha256(mirror: Path) -> str:
 
 
 def test_the_real_pictures_have_the_known_sum(real: Path) -> None:
-    """Whoever zipped them: so the download of any mirror is known to be the AT&T archive's."""
+    """The checksum does not depend on the zip, so a download from any mirror can be checked."""
     assert URL == "https://www.cl.cam.ac.uk/research/dtg/attarchive/pub/data/att_faces.zip"
     people = read(real / "att_faces.zip")
     assert digest(people, decode(people, real)) == SHA256
 
 
 def test_download_fetches_once_and_then_is_the_default(
-    server: tuple[str, list[str]], sha256: str, mirror: Path, monkeypatch: pytest.MonkeyPatch
+    server: DownloadServer, sha256: str, mirror: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """End to end: fetched from the mirror in the environment, found later without asking."""
-    url, asked = server
-    monkeypatch.setenv("KSHOT_ORL_FACES_URL", f"{url}/att_faces.zip")
+    """The data are fetched from the mirror that the environment names, and later opened without asking the server."""
+    monkeypatch.setenv("KSHOT_ORL_FACES_URL", f"{server.url}/att_faces.zip")
     monkeypatch.setattr("kshot_orl_faces.tasks.fetch", functools.partial(download, sha256=sha256))
     fetched = orl_faces(download=True, people=(2, 1, 1))
-    assert asked == ["/att_faces.zip"]
+    assert server.asked == ["/att_faces.zip"]
     assert fetched.fingerprint == orl_faces(root=mirror, people=(2, 1, 1)).fingerprint
     assert orl_faces(people=(2, 1, 1)).fingerprint == fetched.fingerprint
     assert orl_faces(download=True, people=(2, 1, 1)).fingerprint == fetched.fingerprint
-    assert len(asked) == 1
+    assert len(server.asked) == 1
 
 
-def test_other_pictures_are_refused_and_nothing_is_left_of_them(server: tuple[str, list[str]], tmp_path: Path) -> None:
-    """A mirror with another file must not become data, and what was there stays."""
+def test_other_pictures_are_refused_and_nothing_is_left_of_them(server: DownloadServer, tmp_path: Path) -> None:
+    """Another file of a mirror must not be used as data, and other files in the folder stay."""
     folder = tmp_path / "d"
     folder.mkdir()
     (folder / "notes.txt").write_text("keep")
     with pytest.raises(
-        DataError, match=r"att_faces\.zip came with \d+ bytes, whose pictures have .*, expected 1be75398"
+        DataError, match=r"got \d+ bytes from .*att_faces\.zip, whose pictures have .*, expected 1be75398"
     ):
-        download(folder, url=f"{server[0]}/att_faces.zip")
+        download(folder, url=f"{server.url}/att_faces.zip")
     assert [p.name for p in folder.iterdir()] == ["notes.txt"]
 
 
-def test_file_that_is_no_such_zip_is_refused(server: tuple[str, list[str]], mirror: Path, tmp_path: Path) -> None:
-    """A page that says 'moved', with status 200."""
+def test_file_that_is_no_such_zip_is_refused(server: DownloadServer, mirror: Path, tmp_path: Path) -> None:
+    """A server may answer with a page that says that the file has moved."""
     (mirror.parent / "moved.zip").write_text("<html>")
-    with pytest.raises(DataError, match=r"came with 6 bytes that are not the faces .*can't be read as a zip"):
-        download(tmp_path / "d", url=f"{server[0]}/moved.zip")
+    with pytest.raises(DataError, match=r"got 6 bytes from .*can't be read as a zip"):
+        download(tmp_path / "d", url=f"{server.url}/moved.zip")
     assert list((tmp_path / "d").iterdir()) == []
 
 
-def test_answer_cut_short_is_refused(server: tuple[str, list[str]], tmp_path: Path) -> None:
-    """The connection broke; nothing is left under the file's name."""
+def test_answer_cut_short_is_refused(server: DownloadServer, tmp_path: Path) -> None:
+    """The connection broke; nothing is left in the folder."""
     with pytest.raises(DataError, match="10 bytes"):
-        download(tmp_path / "d", url=f"{server[0]}/short.zip")
+        download(tmp_path / "d", url=f"{server.url}/short.zip")
     assert list((tmp_path / "d").iterdir()) == []
 
 
-def test_endless_answer_is_refused(
-    server: tuple[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_endless_answer_is_refused(server: DownloadServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wrong address must not fill the disk."""
     monkeypatch.setattr("kshot_orl_faces.download._LARGEST", 1000)
-    with pytest.raises(DataError, match="has more than 1000 bytes"):
-        download(tmp_path / "d", url=f"{server[0]}/att_faces.zip")
+    with pytest.raises(DataError, match="got more than 1000 bytes"):
+        download(tmp_path / "d", url=f"{server.url}/att_faces.zip")
     assert list((tmp_path / "d").iterdir()) == []
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/x.zip", "no-url", "{server}/missing.zip"])
-def test_no_answer_is_a_clear_error(server: tuple[str, list[str]], tmp_path: Path, url: str) -> None:
-    """With the way around it: by hand."""
-    with pytest.raises(DataError, match=r"can't fetch .*try again, or fetch att_faces\.zip by hand .*root="):
-        download(tmp_path / "d", url=url.replace("{server}", server[0]))
+def test_no_answer_is_a_clear_error(server: DownloadServer, tmp_path: Path, url: str) -> None:
+    """The message says how to do it by hand."""
+    with pytest.raises(DataError, match=r"got no file from .*try again, or fetch att_faces\.zip by hand .*root="):
+        download(tmp_path / "d", url=url.replace("{server}", server.url))
     assert list((tmp_path / "d").iterdir()) == []
 
 
-def test_folder_that_cannot_be_written_is_a_clear_error(server: tuple[str, list[str]], tmp_path: Path) -> None:
-    """Its parent is a file."""
+def test_folder_that_cannot_be_written_is_a_clear_error(server: DownloadServer, tmp_path: Path) -> None:
+    """Here its parent is a file."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="can't fetch"):
-        download(tmp_path / "file" / "d", url=f"{server[0]}/att_faces.zip")
+    with pytest.raises(DataError, match="got no file from"):
+        download(tmp_path / "file" / "d", url=f"{server.url}/att_faces.zip")

@@ -59,18 +59,18 @@ def test_other_numbers_of_training_people_leave_the_test_people_alone() -> None:
 
 @pytest.mark.parametrize(
     ("people", "told"),
-    [((20, 10, 11), "41 in all, but there are 40"), ((0, 30, 10), "only val may be 0"), ((30, 10, 0), "only val"),
+    [((20, 10, 11), "41 in all, expected at most 40"), ((0, 30, 10), "only val may be 0"), ((30, 10, 0), "only val"),
      ((31, -1, 10), "expected numbers")],
 )  # fmt: skip
-def test_impossible_numbers_of_people_are_told(people: tuple[int, int, int], told: str) -> None:
-    """Before anything is decoded."""
+def test_impossible_numbers_of_people_are_refused(people: tuple[int, int, int], told: str) -> None:
+    """They are refused before anything is decoded."""
     with pytest.raises(DataError, match=told):
         split(NAMES, people, 0)
 
 
-def test_fewer_people_than_the_split_asks_for_are_told(small: Small) -> None:
+def test_fewer_people_than_the_split_asks_for_are_refused(small: Small) -> None:
     """A folder that was unpacked by half."""
-    with pytest.raises(DataError, match=r"people is \(20, 10, 10\), 40 in all, but there are 4; ask for fewer"):
+    with pytest.raises(DataError, match=r"people: got \(20, 10, 10\), 40 in all, expected at most 4; ask for fewer"):
         orl_faces(root=small())
 
 
@@ -111,10 +111,11 @@ def test_missing_data_are_told_with_the_ways_to_them(small: Small) -> None:
 
 @pytest.mark.parametrize(
     ("options", "told"),
-    [({"size": (0, 46)}, "size is"), ({"augment": -1.0}, "augment is -1"), ({"augment": math.nan}, "augment is nan"),
-     ({"shot": 5, "query": (1, 6)}, "shot \\+ query is 5 \\+ 6 = 11, but a person has 10")],
+    [({"size": (0, 46)}, "size: got"), ({"augment": -1.0}, "augment: got -1"),
+     ({"augment": math.nan}, "augment: got nan"),
+     ({"shot": 5, "query": (1, 6)}, "shot \\+ query of 5 \\+ 6 = 11, expected at most 10")],
 )  # fmt: skip
-def test_impossible_options_are_told(options: dict[str, Any], told: str) -> None:
+def test_impossible_options_are_refused(options: dict[str, Any], told: str) -> None:
     """Before any file is looked for."""
     with pytest.raises(DataError, match=told):
         orl_faces(**options)

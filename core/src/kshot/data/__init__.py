@@ -1,1 +1,1 @@
-"""For plugins of real data: folders of class folders, pictures, sounds, decoded tables, downloads and archives."""
+"""What plugins of real data share: folders of class folders, their splits, pictures, tables, downloads, archives."""

@@ -1,4 +1,4 @@
-"""Fetching a file for plugins of real data: whole, checked and under its name, or not at all."""
+"""Fetch a file for a plugin of real data: it appears complete, checked and under its name, or not at all."""
 
 from __future__ import annotations
 
@@ -25,18 +25,28 @@ def fetch(
     largest: int = 1 << 30,
     timeout: float = 30.0,
 ) -> None:
-    """Fetch ``url`` to ``target``, replacing what is there; a file under that name was checked before it got it.
+    """Fetch ``url`` to ``target``, replacing what is there. The file is checked before it gets that name.
 
     Args:
-        check: (the file, what came in words) -> nothing, or raises DataError; the file is then thrown away.
+        url: where the file is.
+        target: where to put it; the folder is made if it doesn't exist.
+        check: a function of the fetched file and of the beginning of a message, such as "omniglot: got 12 bytes from
+            https://...". It returns nothing, or raises ``DataError``; the file is then removed.
         name: of the plugin, for messages.
         otherwise: what a user can do instead, in words that follow "try again, ".
-        largest: bytes at which it is given up.
-        timeout: seconds without an answer.
+        largest: the greatest number of bytes that are accepted.
+        timeout: seconds to wait for an answer.
 
     Raises:
-        DataError: no connection, no such file, one that is too large or fails its check, or a folder that can't be
-            written. What was in the folder stays as it was.
+        DataError: there is no connection or no such file, the file is too large or fails its check, or the folder
+            can't be written. The folder then has what it had before.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     fetch("data:,hello", Path(folder, "a.txt"), lambda path, given: None, name="demo", otherwise="or not")
+        ...     Path(folder, "a.txt").read_text()
+        'hello'
     """
     log.info("fetching %s to %s", url, target)
     try:
@@ -46,18 +56,21 @@ def fetch(
             with urllib.request.urlopen(url, timeout=timeout) as answer:
                 while chunk := answer.read(1 << 16):
                     received += len(chunk)
+                    # Counted here and not taken from the header, which a server may leave out or get wrong.
                     if received > largest:
                         raise DataError(
-                            f"{name}: {url} has more than {largest} bytes, which it should not; {otherwise}"
+                            f"{name}: got more than {largest} bytes from {url}, expected at most that; it is another "
+                            f"file: try again, {otherwise}"
                         )
                     file.write(chunk)
             file.flush()
-            check(Path(file.name), f"{name}: {url} came with {received} bytes")
+            check(Path(file.name), f"{name}: got {received} bytes from {url}")
     except (OSError, http.client.HTTPException, ValueError) as error:
         if isinstance(error, DataError):
             raise
         if isinstance(error, urllib.error.HTTPError):
-            error.close()  # it is the answer too
+            error.close()  # an HTTPError is also the server's answer, and holds its connection
         raise DataError(
-            f"{name}: can't fetch {url} to {target.parent} ({type(error).__name__}: {error}); try again, {otherwise}"
+            f"{name}: got no file from {url} ({type(error).__name__}: {error}), expected one to put in "
+            f"{target.parent}; try again, {otherwise}"
         ) from error

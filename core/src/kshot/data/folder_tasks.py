@@ -1,44 +1,79 @@
-"""Tasks over the files of a folder, decoded when the first episode is asked for."""
+"""Tasks over the files of a folder, which are decoded when the first episode is asked for."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from kshot.data.folders import Splits
+from kshot.data.splits import Splits
 from kshot.episode import Episode
 from kshot.errors import DataError
 from kshot.preparing import Preparation
 from kshot.sampling import ClassificationTasks, Pool, check_enough
 from kshot.spec import Count, TaskSpec, bounds
 
-log = logging.getLogger("kshot.data.folders")
+log = logging.getLogger("kshot.data.folder_tasks")
+
+
+def make_pool(
+    x: Tensor, classes: Mapping[str, NDArray[np.int64]], input_range: tuple[float, float] | None = None
+) -> Pool:
+    """Make a pool of classes with different numbers of examples.
+
+    Args:
+        x: all examples [num, *input].
+        classes: class -> its rows in ``x``.
+        input_range: least and greatest value of an input, if they are known.
+
+    Example:
+        >>> pool = make_pool(torch.rand(5, 2), {"cat": np.array([0, 1, 2]), "dog": np.array([3, 4])})
+        >>> pool.counts.tolist(), pool.rows.tolist()
+        ([3, 2], [[0, 1, 2], [3, 4, -1]])
+    """
+    counts = np.array([len(rows) for rows in classes.values()], np.int64)
+    # Classes of different sizes in one array [classes, most]: -1 stands where a class has no example.
+    padded = np.full((len(classes), int(counts.max())), -1, np.int64)
+    for row, rows in zip(padded, classes.values(), strict=True):
+        row[: len(rows)] = rows
+    return Pool(x, padded, counts, names=tuple(classes), input_range=input_range)
 
 
 class FolderTasks:
-    """N-way K-shot episodes over examples that are only loaded when the first is asked for.
+    """Represent N-way K-shot tasks over examples that are loaded when the first episode is asked for.
 
-    So a spec, a check and ``prepare`` cost no decoding. Episodes are those of ``kshot.ClassificationTasks``.
+    So ``spec``, a check of the options and ``prepare`` decode nothing. Episodes are those of
+    ``kshot.ClassificationTasks``.
 
     Args:
-        splits: rows of each class of each split.
-        load: -> all examples [num, *input], uint8 or float32, and the data's fingerprint; called once.
-        input_shape, input_range: of an input.
-        split_by: what no two splits share.
-        way, shot, query, block, seed: see ``kshot.ClassificationTasks``. A way or query of None is 5, or as many as the
-            smallest split has classes, or as the smallest class leaves examples: at least 2, and 1.
-        prepare: raw examples -> inputs [n, *input].
+        splits: split -> class -> the rows of its examples.
+        load: a function that returns all examples [num, *input], uint8 or float32, and the data's fingerprint; it is
+            called once.
+        input_shape: shape of an input.
+        input_range: least and greatest value of an input, or None if they are not known.
+        prepare: a function from raw examples to inputs [n, *input].
+        split_by: ``"class"`` if no two splits share a class, ``"example"`` if they share classes but no example.
+        way, shot, query, block, seed: see ``kshot.ClassificationTasks``. By default (None) the way is 5, or as many
+            classes as the smallest split has, at least 2; query is 5, or as many examples as the smallest class leaves
+            after the shots, at least 1.
 
     Raises:
-        DataError: there is no split of which such episodes can be drawn. One of which none can, beside others, is
+        DataError: such episodes can be drawn from none of the splits. If they can from some, each of the others is
             logged, and refused when it is sampled.
+
+    Example:
+        >>> splits = {"train": {"cat": np.arange(4), "dog": np.arange(4, 8)}}
+        >>> tasks = FolderTasks(splits, lambda: (torch.rand(8, 3), "example"), input_shape=(3,), input_range=(0, 1),
+        ...                     prepare=torch.as_tensor, shot=1, query=2)
+        >>> tasks.sample("train", [0]).query.x.shape  # [B, N * Q, *input]
+        torch.Size([1, 4, 3])
     """
 
     def __init__(
@@ -57,7 +92,8 @@ class FolderTasks:
         seed: int = 0,
     ) -> None:
         if not splits or not all(splits.values()):
-            raise DataError("FolderTasks: a split without classes, or no split, came; expected at least one of each")
+            given = "a split without classes" if splits else "no splits"
+            raise DataError(f"FolderTasks: got {given}, expected at least one split, each with classes; add some")
         if way is None:
             way = max(2, min(5, *(len(classes) for classes in splits.values())))
         if query is None:
@@ -78,46 +114,48 @@ class FolderTasks:
         self.seed = seed
         self._splits, self._load, self._prepare = dict(splits), load, prepare
         needed = {name: bounds(count)[1] or 0 for name, count in (("way", way), ("shot", shot), ("query", query))}
-        failed: list[DataError] = []
+        failures: list[DataError] = []
         for split in splits:
             try:
+                # Only the rows are counted here, so a pool without examples will do.
                 check_enough(split, self._pool(split, torch.empty(0)), **needed)
             except DataError as error:
-                failed.append(error)
-        if len(failed) == len(splits):
-            raise failed[0]
-        for told in failed:
-            log.info("%s", told)  # to train on, one split is enough
+                failures.append(error)
+        if len(failures) == len(splits):
+            raise failures[0]
+        for failure in failures:
+            log.info("%s", failure)  # one split is enough to train on
 
     @property
     def fingerprint(self) -> str:
-        """What identifies the data and their splits. Loads them."""
+        """Identifies the data and their splits. Asking for it loads the data."""
         return self._loaded.fingerprint
 
     def pool(self, split: str) -> Pool:
-        """The labelled examples of a split (ability ``Pooled``)."""
+        """Return the labelled examples of a split (ability ``Pooled``)."""
         return self._loaded.pool(split)
 
     def prepare(self, raw: Any) -> Tensor:
-        """Raw examples as inputs [n, *input] (ability ``Pooled``). Loads nothing else."""
+        """Return raw examples as inputs [n, *input] (ability ``Pooled``). The data of the folder are not loaded."""
         return self._prepare(raw)
 
     @property
     def preparation(self) -> Preparation | None:
-        """What ``prepare`` does, as a value (ability ``Portable``); None where it was given as another callable."""
+        """``prepare`` as a value (ability ``Portable``), or None if it was given as another callable."""
         return self._prepare if isinstance(self._prepare, Preparation) else None
 
     def sample(self, split: str, indices: Sequence[int]) -> Episode:
-        """Episodes ``indices`` of ``split``, stacked."""
+        """Return the episodes ``indices`` of ``split``, stacked."""
         return self._loaded.sample(split, indices)
 
     @cached_property
     def _loaded(self) -> ClassificationTasks:
         x, fingerprint = self._load()
-        spec, made = self.spec, hashlib.blake2b(digest_size=4)
+        # The same data divided otherwise give other scores, so the splits are a part of the fingerprint.
+        spec, digest = self.spec, hashlib.blake2b(digest_size=4)
         for split, classes in self._splits.items():
             for name, rows in classes.items():
-                made.update(f"{split}\0{name}\0{rows.tolist()}\n".encode())
+                digest.update(f"{split}\0{name}\0{rows.tolist()}\n".encode())
         return ClassificationTasks(
             {split: self._pool(split, x) for split in self._splits},
             way=spec.way or 0,
@@ -125,13 +163,8 @@ class FolderTasks:
             query=spec.query or 0,
             block=spec.block,
             seed=self.seed,
-            fingerprint=f"{fingerprint}-split-{made.hexdigest()}",
+            fingerprint=f"{fingerprint}-split-{digest.hexdigest()}",
         )
 
     def _pool(self, split: str, x: Tensor) -> Pool:
-        classes = self._splits[split]
-        counts = np.array([len(rows) for rows in classes.values()], np.int64)
-        padded = np.full((len(classes), int(counts.max())), -1, np.int64)
-        for row, rows in zip(padded, classes.values(), strict=True):
-            row[: len(rows)] = rows
-        return Pool(x, padded, counts, names=tuple(classes), input_range=self.spec.input_range)
+        return make_pool(x, self._splits[split], self.spec.input_range)

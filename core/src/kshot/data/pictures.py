@@ -1,7 +1,7 @@
-"""A user's own pictures as inputs: files, images and arrays of whatever form, by one set of rules for all plugins.
+"""Make inputs of a user's own pictures (files, images and arrays), by the same rules for all plugins.
 
-What a picture then becomes (grey, cut, smaller) is the plugin's business. Needs the extra ``kshot[pictures]`` (pillow),
-which a plugin that uses it asks for.
+What becomes of a picture then (grey, cropped, smaller) is the plugin's business. Needs the extra ``kshot[pictures]``
+(pillow), for which a plugin that uses this module asks.
 """
 
 from __future__ import annotations
@@ -23,24 +23,33 @@ Shape = tuple[int, int, int]
 """Channels, height and width."""
 
 _CHANNELS = (1, 3, 4)
-# Those that Pillow only recognises, those that need a program, and one that runs a script.
+# Formats that Pillow recognises but can't decode, those that need another program, and one that runs a script (EPS).
 _NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
 
 def formats() -> dict[str, str]:
-    """Suffix -> format, of all that Pillow decodes here."""
-    found = Image.registered_extensions()  # also loads Pillow's plugins, which must not be left to threads
-    return {suffix: name for suffix, name in found.items() if name in Image.OPEN and name not in _NO_PICTURES}
+    """Return suffix -> format for all formats that this installation of Pillow decodes.
+
+    Example:
+        >>> formats()[".png"], ".eps" in formats()
+        ('PNG', False)
+    """
+    registered = Image.registered_extensions()  # also loads Pillow's plugins, which must not be left to threads
+    return {suffix: name for suffix, name in registered.items() if name in Image.OPEN and name not in _NO_PICTURES}
 
 
 def read(path: Path, *, least: int | None = None) -> Image.Image:
-    """The picture in a file (of an animation, the first), turned as its camera says, 8 bits a channel and opaque.
+    """Read the picture in a file: 8 bits per channel, opaque, and turned upright as its EXIF orientation says.
+
+    Of an animation or a file of several pages it is the first picture.
 
     Args:
-        least: pixels a side that will do: a JPEG of many more is then read at a half, a quarter or an eighth.
+        path: the file.
+        least: pixels per side that are needed. A JPEG with at least twice as many is then read at a half, a quarter or
+            an eighth of its size, which is faster.
 
     Raises:
-        DataError: it can't be read, or its numbers have no known range; names it.
+        DataError: the file can't be read, or its values have no known range. The message names it.
     """
     try:
         with Image.open(path, formats=sorted(set(formats().values()))) as image:
@@ -48,24 +57,33 @@ def read(path: Path, *, least: int | None = None) -> Image.Image:
                 image.draft(None, (2 * least,) * 2)
             image.load()
             turned = ImageOps.exif_transpose(image)
-    except Exception as error:  # what a decoder raises on damaged bytes is as varied as the decoders
+    except Exception as error:  # on damaged bytes, each decoder raises something else
         raise DataError(
-            f"{path}: can't be read as an image ({type(error).__name__}: {error}); mend it or take it away"
+            f"{path}: got a file that can't be read as an image ({type(error).__name__}: {error}), expected an image; "
+            "fix or remove it"
         ) from error
     return opaque(turned, str(path))
 
 
 def opaque(image: Image.Image, name: str = "image") -> Image.Image:
-    """The picture in 8 bits a channel, and on white where it is transparent; 16-bit greys are scaled and not clipped.
+    """Return a picture in 8 bits per channel, with white behind transparent pixels; 16-bit greys are scaled.
+
+    Args:
+        image: the picture, in any of Pillow's modes.
+        name: of the picture, for messages.
 
     Raises:
-        DataError: its numbers have no known range: 32-bit ones beyond 65535, floats beyond 1; says ``name``.
+        DataError: its values have no known range: integers outside 0 to 65535, or floats outside 0 to 1.
+
+    Example:
+        >>> opaque(Image.new("RGBA", (1, 1), (0, 0, 0, 0))).convert("L").getpixel((0, 0))
+        255
     """
-    if image.mode.startswith("I"):  # 16 bits, which Pillow's own conversion clips at 255
+    if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion to 8 bits clips at 255
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise DataError(
-                f"{name}: has values from {values.min()} to {values.max()}, expected 16 bits, 0 to 65535; save it in 8 "
+                f"{name}: got values from {values.min()} to {values.max()}, expected 16 bits, 0 to 65535; save it in 8 "
                 "or 16 bits"
             )
         return Image.fromarray((values >> 8).astype(np.uint8))
@@ -73,30 +91,36 @@ def opaque(image: Image.Image, name: str = "image") -> Image.Image:
         floats = np.asarray(image)
         if not (np.isfinite(floats).all() and floats.min() >= 0 and floats.max() <= 1):
             raise DataError(
-                f"{name}: has values from {floats.min():.4g} to {floats.max():.4g}, expected floats of 0 to 1; save it "
+                f"{name}: got values from {floats.min():.4g} to {floats.max():.4g}, expected floats of 0 to 1; save it "
                 "in 8 or 16 bits"
             )
         return Image.fromarray((floats * 255).round().astype(np.uint8))
     if image.has_transparency_data:
-        above = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", above.size, "white"), above)
+        foreground = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", foreground.size, "white"), foreground)
     return image
 
 
 def inputs(raw: Any, made: Callable[[Image.Image], NDArray[np.uint8]], shape: Shape, *, who: str) -> Tensor:
-    """Raw pictures as inputs [n, *shape], float32 within [0, 1].
+    """Make inputs [n, *shape], float32 within [0, 1], of raw pictures.
 
     Args:
         raw: a path, a Pillow image, a uint8 array or tensor, or a sequence of any of these. Arrays are [h, w],
-            [h, w, c], [n, h, w, c] or [n, c, h, w], c being 1, 3 or 4; one of three axes of which the last is no c is
-            [n, h, w] where inputs are grey, else [c, h, w]. Float arrays [n, *shape] within [0, 1] are taken for
-            inputs already and left alone.
-        made: what the plugin makes of a picture in 8 bits a channel, opaque: uint8 [*shape].
-        shape: of an input.
+            [h, w, c], [n, h, w, c] or [n, c, h, w], with c equal to 1, 3 or 4. An array of three axes whose last is not
+            c is [n, h, w] if inputs are grey, else [c, h, w]. Float arrays [n, *shape] within [0, 1] are taken to be
+            inputs already and returned unchanged.
+        made: the plugin's function from a Pillow image (8 bits per channel, opaque) to its pixels, uint8 [*shape].
+        shape: shape of an input.
         who: the plugin's name, for messages.
 
     Raises:
-        DataError: a file is missing or no picture, or an array has another shape or type; names it.
+        DataError: a file is missing or is not a picture, or an array has another shape or type. The message names it.
+
+    Example:
+        >>> def grey(image: Image.Image) -> NDArray[np.uint8]:
+        ...     return np.asarray(image.convert("L"))[None]
+        >>> inputs([Image.new("RGB", (2, 1), "white"), np.zeros((1, 2), np.uint8)], grey, (1, 1, 2), who="me").tolist()
+        [[[[1.0, 1.0]]], [[[0.0, 0.0]]]]
     """
     if isinstance(raw, str | os.PathLike):
         return _scaled([made(read(Path(raw), least=max(shape[1:])))])
@@ -105,44 +129,48 @@ def inputs(raw: Any, made: Callable[[Image.Image], NDArray[np.uint8]], shape: Sh
     if isinstance(raw, Tensor | np.ndarray):
         values = raw.detach().cpu().numpy() if isinstance(raw, Tensor) else raw
         if np.issubdtype(values.dtype, np.floating):
-            return _already(values, shape, who)
+            return _check_inputs(values, shape, who)
         return _scaled([made(opaque(picture)) for picture in _pictures(values, shape, who)])
     if isinstance(raw, Iterable):
-        parts = [inputs(item, made, shape, who=who) for item in raw]
-        if parts:
-            return torch.cat(parts)
+        prepared = [inputs(item, made, shape, who=who) for item in raw]
+        if prepared:
+            return torch.cat(prepared)
     raise DataError(
-        f"{who}: can't prepare {type(raw).__name__}; expected a path, an image, a uint8 array, or some of them"
+        f"{who}: got {'an empty ' * isinstance(raw, Iterable)}{type(raw).__name__} to prepare, expected a path, an "
+        "image, a uint8 array, or a sequence of these; give some"
     )
 
 
-def _already(values: NDArray[Any], shape: Shape, who: str) -> Tensor:
+def _check_inputs(values: NDArray[Any], shape: Shape, who: str) -> Tensor:
+    """Return floats that are inputs already, and refuse other floats."""
     if values.shape[1:] == shape and (np.abs(values - 0.5) <= 0.5).all():
         return torch.from_numpy(np.array(values, np.float32))
     raise DataError(
-        f"{who}: can't prepare floats of shape {list(values.shape)}; expected inputs [n, "
-        f"{', '.join(map(str, shape))}] within [0, 1], or pictures as uint8"
+        f"{who}: got floats of shape {list(values.shape)} to prepare, expected inputs [n, "
+        f"{', '.join(map(str, shape))}] within [0, 1]; or give pictures as uint8"
     )
 
 
 def _pictures(values: NDArray[Any], shape: Shape, who: str) -> list[Image.Image]:
+    """Return the pictures in an array of one or several, whatever the order of its axes."""
     stack = values
     if values.dtype == np.uint8 and values.size:
         if stack.ndim == 2:
             stack = stack[None, :, :, None]
         elif stack.ndim == 3:
-            one = stack.shape[-1] in _CHANNELS or shape[0] != 1
-            stack = stack[None] if one else stack[..., None]
+            is_one = stack.shape[-1] in _CHANNELS or shape[0] != 1  # [h, w, c] or [c, h, w]; else [n, h, w]
+            stack = stack[None] if is_one else stack[..., None]
         if stack.ndim == 4 and stack.shape[-1] not in _CHANNELS and stack.shape[1] in _CHANNELS:
-            stack = stack.transpose(0, 2, 3, 1)
+            stack = stack.transpose(0, 2, 3, 1)  # channels last, as Pillow has them
         if stack.ndim == 4 and stack.shape[-1] in _CHANNELS:
             plain = (picture[..., 0] if picture.shape[-1] == 1 else picture for picture in stack)
             return [Image.fromarray(np.ascontiguousarray(picture)) for picture in plain]
     raise DataError(
-        f"{who}: can't prepare {values.dtype} of shape {list(values.shape)}; expected uint8 [h, w], [h, w, c], "
+        f"{who}: got {values.dtype} of shape {list(values.shape)} to prepare, expected uint8 [h, w], [h, w, c], "
         f"[n, h, w, c] or [n, c, h, w] with 1, 3 or 4 channels{', or [n, h, w]' if shape[0] == 1 else ''}"
     )
 
 
 def _scaled(pixels: list[NDArray[np.uint8]]) -> Tensor:
+    """Stack pixels of 0 to 255 as floats of 0 to 1."""
     return torch.from_numpy(np.stack(pixels).astype(np.float32)).div_(255)

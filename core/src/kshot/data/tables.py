@@ -1,10 +1,10 @@
-"""Decoded examples as one array in a memory-mapped file, built once: what plugins of real data keep in a cache.
+"""Keep decoded examples as one array in a memory-mapped file, which is built once.
 
 A file is a head (magic, length and digest of a JSON text, the text) padded to a page, then the array. It is written
-beside its place under another name, flushed to the disk and renamed: under its own name it is always whole. Name it by
-what it is made from, so that a changed source is another file.
+under another name in the same folder, flushed to the disk and renamed: under its own name it is always complete. Name a
+table after what it is made from, so that a changed source is another file.
 
-Needs the extra ``kshot[tables]`` (filelock, platformdirs), which a plugin that uses it asks for.
+Needs the extra ``kshot[tables]`` (filelock, platformdirs), for which a plugin that uses this module asks.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ log = logging.getLogger("kshot.data.tables")
 MAGIC = b"kshotTB1"  # the last byte is the version of this format
 _HEAD = struct.Struct("<8sI16s")  # magic, length of the text, digest of the text
 _PAGE = 4096
-_PATIENCE = 600.0  # seconds to wait for another builder before building without the lock
+_PATIENCE = 600.0  # seconds to wait for another process that builds, before building without the lock
 
 
 @frozen(eq=False)
 class Table:
-    """An array and what is known of it.
+    """Store an array and what is known about it.
 
     Attributes:
-        x: the array, its first axis the examples; writing to it never reaches the file.
-        facts: plain values that came with it, as JSON gives them back.
-        file: that ``x`` is mapped from, or None where it is held in memory.
+        x: the array [num, *input]; writing to it never changes the file.
+        facts: plain values that were stored with it, as JSON returns them: tuples are lists.
+        file: the file that ``x`` is mapped from, or None if ``x`` is in memory.
     """
 
     x: NDArray[Any]
@@ -55,13 +55,14 @@ class Table:
 
 @frozen(eq=False)
 class Made:
-    """What a table is built from.
+    """Store what a table is built from.
 
     Attributes:
-        facts: plain values.
-        dtype: of the array, such as ``uint8``.
-        shape: of the whole array.
-        parts: arrays that make it up, one after another along the first axis; views are copied one by one.
+        facts: plain values, which JSON can represent.
+        dtype: type of the array's numbers, such as ``uint8``.
+        shape: shape of the complete array [num, *input].
+        parts: arrays that make it up when they are put one after another along the first axis. They are written one
+            by one, so they may be views, or a sequence that decodes them when it is iterated.
     """
 
     facts: Mapping[str, Any]
@@ -71,38 +72,60 @@ class Made:
 
 
 def cache_folder(name: str, cache: Path | str | None = None) -> Path:
-    """Where a plugin keeps its files: ``name`` in ``cache``, else in ``KSHOT_CACHE``, else in the system's cache."""
+    """Return the folder for a plugin's files: ``name`` in ``cache``, in ``KSHOT_CACHE``, or in the system's cache.
+
+    Args:
+        name: of the plugin.
+        cache: the folder that a user chose, or None.
+
+    Example:
+        >>> cache_folder("omniglot", "/data/cache").parts[-2:]
+        ('cache', 'omniglot')
+    """
     base = cache or os.environ.get("KSHOT_CACHE") or platformdirs.user_cache_path("kshot", appauthor=False)
     return Path(base).expanduser().absolute() / name
 
 
 def open_or_build(path: Path, make: Callable[[], Made], *, name: str, version: int) -> Table:
-    """The table in ``path``; built and put there if it isn't there whole, or is of another name or version.
+    """Return the table in ``path``, or build it and put it there.
 
-    Two processes that ask at once build it once. Where the folder can't be used the table is held in memory, with a
-    warning.
+    It is built if there is no file, or the file is damaged or of another name or version. Two processes that ask at the
+    same time build it once. If the folder can't be used, the table is kept in memory, with a warning.
 
     Args:
-        make: builds it; whatever it raises comes out. It may be called in vain, where another has been quicker.
-        name: of the plugin, for messages and to tell its files from others'.
-        version: of the decoding; raise it when it changes.
+        path: the table's file.
+        make: a function that returns what to build from. Its exceptions propagate; its result may be discarded, if
+            another process was quicker.
+        name: of the plugin, for messages and to recognise its files.
+        version: of the decoding; raise it when the decoding changes.
+
+    Example:
+        >>> import tempfile
+        >>> def make() -> Made:
+        ...     return Made({"names": ["a", "b"]}, "uint8", (2, 3), [np.zeros((1, 3)), np.ones((1, 3))])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     table = open_or_build(Path(folder, "example.table"), make, name="example", version=1)
+        >>> table.x.tolist(), table.facts
+        ([[0, 0, 0], [1, 1, 1]], {'names': ['a', 'b']})
     """
+    # 1. A table that is there.
     if table := open_table(path, name=name, version=version):
         return table
-    made, making = None, False
+    source, making = None, False
     try:
+        # 2. Build it, one process at a time.
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(path) as alone:
+        with _lock(path) as locked:
             if table := open_table(path, name=name, version=version):  # built while this process waited
                 return table
-            if alone:
-                _sweep(path)
-            making = True
-            made = make()
+            if locked:
+                _remove_leftovers(path)
+            making = True  # until it is False again, an OSError is the source's and not the cache's
+            source = make()
             making = False
             log.info("writing %s", path)
-            bytes_of = (np.ascontiguousarray(part, np.dtype(made.dtype)).data for part in made.parts)
-            write_whole(path, itertools.chain(_head(made, name, version), bytes_of))
+            chunks = (np.ascontiguousarray(part, np.dtype(source.dtype)).data for part in source.parts)
+            write_whole(path, itertools.chain(_head(source, name, version), chunks))
         if table := open_table(path, name=name, version=version):
             return table
         raise OSError(f"{path} can't be read back")
@@ -110,49 +133,61 @@ def open_or_build(path: Path, make: Callable[[], Made], *, name: str, version: i
         if making:
             raise
         reason = f"{type(error).__name__}: {error}"
-    made = made or make()
-    x = np.concatenate([np.asarray(part, np.dtype(made.dtype)) for part in made.parts]).reshape(made.shape)
+    # 3. The cache can't be used: keep the array in memory.
+    source = source or make()
+    x = np.concatenate([np.asarray(part, np.dtype(source.dtype)) for part in source.parts]).reshape(source.shape)
     warnings.warn(
-        f"{name}: the cache folder {path.parent} can't be used ({reason}), so {x.nbytes >> 20} MB of examples are held "
-        "in memory and decoded anew next time; name a folder that can be written by cache= or KSHOT_CACHE",
+        f"{name}: got the cache folder {path.parent}, which can't be used ({reason}), expected one that can be "
+        f"written: {x.nbytes >> 20} MB of examples are kept in memory and decoded again next time; name another folder "
+        "by cache= or KSHOT_CACHE",
         UserWarning,
         stacklevel=2,
     )
-    return Table(x, json.loads(json.dumps(dict(made.facts))), None)
+    return Table(x, json.loads(json.dumps(dict(source.facts))), None)
 
 
 def open_table(path: Path, *, name: str, version: int) -> Table | None:
-    """The table in a file, mapped and not read; None where there is none that is whole, of this name and version."""
+    """Return the table in a file, mapped and not read; or None if there is no complete one of this name and version.
+
+    Args:
+        path: the table's file.
+        name: of the plugin that built it.
+        version: of the decoding.
+    """
     try:
         with open(path, "rb") as file:
             magic, length, digest = _HEAD.unpack(file.read(_HEAD.size))
             text = file.read(length) if magic == MAGIC else b""
-            have = os.fstat(file.fileno()).st_size
+            size = os.fstat(file.fileno()).st_size
         if magic != MAGIC or hashlib.blake2b(text, digest_size=16).digest() != digest:
-            log.warning("%s is damaged or of another version; it is built anew", path)
+            log.warning("%s is damaged or of another format; it will be built again", path)
             return None
         head = json.loads(text)
         if (head["name"], head["version"]) != (name, version):
-            log.info("%s is of %s, version %s; it is built anew", path, head["name"], head["version"])
+            log.info("%s is of %s, version %s; it will be built again", path, head["name"], head["version"])
             return None
         dtype, shape = np.dtype(head["dtype"]), tuple(head["shape"])
-        offset = -(-(_HEAD.size + length) // _PAGE) * _PAGE
-        want = offset + math.prod(shape) * dtype.itemsize
-        if have != want:
-            log.warning("%s has %d bytes, expected %d; it is built anew", path, have, want)
+        offset = -(-(_HEAD.size + length) // _PAGE) * _PAGE  # the end of the head, rounded up to a page
+        expected = offset + math.prod(shape) * dtype.itemsize
+        if size != expected:
+            log.warning("%s: got %d bytes, expected %d; it will be built again", path, size, expected)
             return None
-        # Copy-on-write: torch wants memory that may be written, and nothing written may reach the file.
+        # "c" is copy-on-write: torch needs memory that may be written, and nothing written may reach the file.
         x = np.memmap(path, dtype, "c", offset, shape)
     except FileNotFoundError:
         return None
     except (OSError, struct.error, ValueError, KeyError, TypeError) as error:
-        log.warning("%s can't be used (%s)", path, error)
+        log.warning("%s can't be used (%s: %s); it will be built again", path, type(error).__name__, error)
         return None
     return Table(x, head["facts"], path)
 
 
 def write_whole(path: Path, chunks: Iterable[Any]) -> None:
-    """Puts a file in its place at once: whole under its name, or not at all.
+    """Write a file that appears complete under its name, or not at all.
+
+    Args:
+        path: the file.
+        chunks: bytes, or what has a buffer of bytes, in the order of the file.
 
     Raises:
         OSError: the disk is full, or the folder can't be written.
@@ -164,11 +199,14 @@ def write_whole(path: Path, chunks: Iterable[Any]) -> None:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[bool]:
-    """Lets one process build at a time, and says whether it could. If not, the work is done twice, nothing worse."""
+    """Let one process build at a time, and yield whether the lock was available.
+
+    Without a lock the work may be done twice, and nothing worse happens.
+    """
     lock = FileLock(path.with_name(path.name + ".lock"))
     try:
         lock.acquire(timeout=_PATIENCE)
-    except (Timeout, NotImplementedError):  # a file system without locks
+    except (Timeout, NotImplementedError):  # another process takes too long, or the file system has no locks
         yield False
         return
     try:
@@ -177,19 +215,20 @@ def _lock(path: Path) -> Iterator[bool]:
         lock.release()
 
 
-def _sweep(path: Path) -> None:
-    """Removes what a killed builder of the same table has left. Called under the lock: nobody is writing it."""
-    for left in left_beside(path):
-        left.unlink(missing_ok=True)
+def _remove_leftovers(path: Path) -> None:
+    """Remove what a killed builder of the same table has left. It is called under the lock, so nobody is writing it."""
+    for leftover in left_beside(path):
+        leftover.unlink(missing_ok=True)
 
 
-def _head(made: Made, name: str, version: int) -> list[bytes]:
+def _head(source: Made, name: str, version: int) -> list[bytes]:
+    """Return the head of a table's file: magic, length and digest of the text, the text, and zeros up to a page."""
     head = {
         "name": name,
         "version": version,
-        "dtype": np.dtype(made.dtype).str,
-        "shape": list(made.shape),
-        "facts": dict(made.facts),
+        "dtype": np.dtype(source.dtype).str,
+        "shape": list(source.shape),
+        "facts": dict(source.facts),
     }
     text = json.dumps(head).encode()
     packed = _HEAD.pack(MAGIC, len(text), hashlib.blake2b(text, digest_size=16).digest())

@@ -1,4 +1,4 @@
-"""Your own sounds as few-shot tasks: a folder of a folder for each class."""
+"""Make few-shot tasks of your own sounds: a folder that has a folder for each class."""
 
 from kshot_audiofolder.tasks import audiofolder
 

@@ -1,4 +1,4 @@
-"""Sounds of cats and dogs: 42 recordings, divided by recording."""
+"""Make tasks of 42 recordings of cats and dogs, which are divided by recording."""
 
 from kshot_cats_dogs.tasks import cats_dogs
 

@@ -1,4 +1,4 @@
-"""The recordings from where they are public, checked by what is in them."""
+"""Fetch the recordings from where they are published, and check them by their contents."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kshot_cats_dogs.files import ARCHIVE, digest, read
 
 URL = "https://www.kaggle.com/api/v1/datasets/download/mmoreaux/audio-cats-and-dogs"
 SHA256 = "147c99ee6536d9177ac36778261dbdef8afe0c6dd19688c4afccf1766a074b7b"
-"""Of the names and samples of the 42 recordings, see ``files.digest``."""
+"""SHA-256 of the names and samples of the 42 recordings, see ``files.digest``."""
 
 _LARGEST = 512 << 20  # bytes; the public set has more recordings than are used here
 
@@ -20,19 +20,23 @@ BY_HAND = f"or fetch the recordings by hand and give them as root= (from {URL})"
 
 
 def download(folder: Path, *, url: str | None = None, sha256: str = SHA256, timeout: float = 30.0) -> Path:
-    """Fetches a zip that has the recordings into ``folder``, where it isn't there yet. A file there is right: it was
-    checked before it got its name.
+    """Fetch a zip that has the recordings into ``folder``, unless it is there.
 
-    The checksum is of the 42 recordings and not of the zip: it may have others too, and may have been zipped again.
+    A file that is there was checked before it got its name. The checksum is of the 42 recordings and not of the zip,
+    which may have other recordings too and may have been zipped again.
 
     Args:
+        folder: where to put the zip.
         url: of the zip; by default ``KSHOT_CATS_DOGS_URL`` or the public set's.
         sha256: of the names and samples of the 42 recordings.
-        timeout: seconds without an answer.
+        timeout: seconds to wait for an answer.
+
+    Returns:
+        The zip.
 
     Raises:
-        DataError: no connection, no such file, other recordings, or a folder that can't be written. What was in the
-            folder stays as it was.
+        DataError: there is no connection or no such file, the zip has other recordings, or the folder can't be written.
+            The folder then has what it had before.
     """
     target = folder / ARCHIVE
     if not target.exists():
@@ -41,16 +45,17 @@ def download(folder: Path, *, url: str | None = None, sha256: str = SHA256, time
     return target
 
 
-def _check(path: Path, came: str, sha256: str) -> None:
+def _check(path: Path, given: str, sha256: str) -> None:
+    """Refuse a zip whose recordings don't have this checksum. ``given`` begins the message."""
     try:
-        found = digest(read(path))
+        actual = digest(read(path))
     except DataError as error:
         raise DataError(
-            f"{came} that are not the recordings ({error}); they are cut off or another file, and were thrown away: "
-            f"try again, {BY_HAND}"
+            f"{given} ({error}), expected a zip of the recordings; it is cut off or another file, and was removed: try "
+            f"again, {BY_HAND}"
         ) from error
-    if found != sha256:
+    if actual != sha256:
         raise DataError(
-            f"{came}, whose recordings have the SHA-256 {found}, expected {sha256}; they are others, and were thrown "
-            f"away: try again, {BY_HAND}"
+            f"{given}, whose recordings have the SHA-256 {actual}, expected {sha256}; they are others, and were "
+            f"removed: try again, {BY_HAND}"
         )

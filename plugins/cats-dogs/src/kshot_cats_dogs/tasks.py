@@ -1,4 +1,4 @@
-"""Recordings of cats and dogs as few-shot tasks."""
+"""Make few-shot tasks of recordings of cats and dogs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kshot.data.folder_tasks import FolderTasks
-from kshot.data.folders import split_examples
+from kshot.data.splits import split_examples
 from kshot.data.tables import cache_folder
 from kshot.errors import DataError
 from kshot.preparing import Preparation
@@ -26,7 +26,7 @@ from kshot_cats_dogs.files import ARCHIVE, CLIPS, RATE, Clip, digest, locate, re
 log = logging.getLogger("kshot_cats_dogs")
 
 SHORTEST = 15680
-"""Samples of the shortest recording, 0.98 s."""
+"""Number of samples of the shortest recording, 0.98 s."""
 
 
 def cats_dogs(
@@ -45,24 +45,25 @@ def cats_dogs(
     cache: Path | str | None = None,
     block: int = 1,
 ) -> FolderTasks:
-    """Cats against dogs by 28 or 42 recordings of 1 to 17 seconds.
+    """Make tasks that tell cats from dogs by 28 or 42 recordings of 1 to 17 seconds.
 
-    Inputs are MFCC [1, 20, T]. All recordings are cut to the shortest, so nothing in an input tells how long it was.
+    Inputs are MFCC [1, 20, T]. All recordings are cut to the same length, so an input doesn't reveal how long its
+    recording was.
 
-    There are two classes only, so no split by class: train, val, test and trainval (train and val together) all have
-    both, and divide the recordings of each. Such a test split has six recordings: a figure over its episodes says
-    little. Leave-one-out over all recordings says more, see the README.
+    There are only two classes, so they can't be divided into splits: train, val, test and trainval (train and val
+    together) all have both classes, and the recordings of each class are divided. Such a test split has six recordings,
+    so a score over its episodes says little. Leave-one-out over all recordings says more, see the README.
 
     Args:
         way, shot, query, seed, block: of the episodes, see ``kshot.ClassificationTasks``.
-        root: audio_cats_dogs.zip, or a folder or zip that has the recordings somewhere; by default the environment
-            variable KSHOT_CATS_DOGS.
+        root: audio_cats_dogs.zip, or a folder or zip that has the recordings in any folders; by default the
+            environment variable KSHOT_CATS_DOGS.
         download: fetch the public set into the cache, once, and check it.
-        sub_dogs: take the 14 recordings of the folder Sub_dogs too, as dogs.
-        seconds: of a recording to take, at most 0.98, the length of the shortest.
-        crop: from its 'start' or its 'centre'.
+        sub_dogs: use the 14 recordings of the folder Sub_dogs too, as dogs.
+        seconds: length of the clip that is used of each recording, at most 0.98, the length of the shortest.
+        crop: take the clip from the recording's 'start' or 'centre'.
         split: shares of train, val and test within each class.
-        split_seed: which recordings go where.
+        split_seed: another seed gives another division.
         cache: kshot's cache folder, for the download; by default KSHOT_CACHE, or the system's.
 
     Raises:
@@ -71,11 +72,12 @@ def cats_dogs(
     count = round(seconds * RATE)
     if not WINDOW // 2 < count <= SHORTEST:
         raise DataError(
-            f"cats-dogs: seconds is {seconds}, expected more than {WINDOW // 2 / RATE} and at most {SHORTEST / RATE}, "
-            "the length of the shortest recording: a longer one would have to be filled up, which tells its length"
+            f"cats-dogs: seconds: got {seconds}, expected more than {WINDOW // 2 / RATE} and at most "
+            f"{SHORTEST / RATE}, the length of the shortest recording: padding would reveal how long a recording was; "
+            "choose less"
         )
     if crop not in ("start", "centre"):
-        raise DataError(f"cats-dogs: crop is {crop!r}, expected 'start' or 'centre'")
+        raise DataError(f"cats-dogs: crop: got {crop!r}, expected 'start' or 'centre'")
     clips, labels = of_classes(read(choose(root, download, cache)), sub_dogs)
     names: dict[str, list[str]] = {"cats": [], "dogs": []}
     for clip, label in zip(clips, labels, strict=True):
@@ -96,19 +98,22 @@ def cats_dogs(
 
 
 def of_classes(clips: Sequence[Clip], sub_dogs: bool) -> tuple[list[Clip], list[int]]:
-    """The clips of cats (0) and dogs (1), with or without Sub_dogs; and their labels."""
+    """Return the clips, with or without those of Sub_dogs, and their labels: cats are 0 and dogs 1."""
     chosen = [clip for clip in clips if sub_dogs or not clip.name.startswith("Sub_dogs/")]
     return chosen, [int(not clip.name.startswith("Cats/")) for clip in chosen]
 
 
 def choose(root: Path | str | None, download: bool, cache: Path | str | None) -> Path:
-    """The zip or folder to read, by what was asked for and what is there.
+    """Return the zip or folder to read, by the options and by what is there.
 
     Raises:
-        DataError: what was asked for contradicts itself or isn't there.
+        DataError: the options contradict each other, or there are no data.
     """
     if root is not None and download:
-        raise DataError("cats-dogs: both root and download came; give root to use files of your own, or download alone")
+        raise DataError(
+            "cats-dogs: got both root and download, expected one of them; give root to use files of your own, or "
+            "download alone"
+        )
     folder = cache_folder("cats-dogs", cache)
     if download:
         return fetch(folder)
@@ -117,58 +122,74 @@ def choose(root: Path | str | None, download: bool, cache: Path | str | None) ->
     if (folder / ARCHIVE).is_file():
         return folder / ARCHIVE
     raise DataError(
-        f"cats-dogs: the recordings aren't here, and may not be shipped with this package; give {ARCHIVE} or the "
-        "folder it unpacks to by root= or KSHOT_CATS_DOGS, or fetch them with download=True"
+        f"cats-dogs: got no recordings, expected them at root= or in {folder}: they may not be shipped with this "
+        f"package; give {ARCHIVE} or the folder it unpacks to by root= or KSHOT_CATS_DOGS, or fetch them with "
+        "download=True"
     )
 
 
 def load(clips: Sequence[Clip], count: int, crop: str) -> tuple[Tensor, str]:
-    """Inputs [num, 1, 20, T] and their fingerprint."""
-    found = digest(list(clips))
-    if len(clips) == sum(map(len, CLIPS.values())) and found != SHA256:
-        log.warning("the recordings are not the known ones: their SHA-256 is %s, expected %s", found, SHA256)
+    """Return the inputs [num, 1, 20, T] of all clips, and their fingerprint."""
+    actual = digest(list(clips))
+    if len(clips) == sum(map(len, CLIPS.values())) and actual != SHA256:
+        log.warning("the recordings are not the known ones: got the SHA-256 %s, expected %s", actual, SHA256)
     x = torch.cat([prepare((clip.samples, RATE), count, crop) for clip in clips])
-    fingerprint = f"cats-dogs-{len(clips)}-{count}-{crop}-{found[:16]}"
+    fingerprint = f"cats-dogs-{len(clips)}-{count}-{crop}-{actual[:16]}"
     log.info("%d recordings; %s", len(clips), fingerprint)
     return x, fingerprint
 
 
 def prepare(raw: Any, count: int, crop: str) -> Tensor:
-    """Sounds as inputs [n, 1, 20, T].
+    """Make inputs [n, 1, 20, T] of sounds.
 
     Args:
         raw: the path of a wav of 16 bits, 16 kHz and one channel; a pair of samples [n] (int16, or floats within -1
-            and 1) and their rate, 16000; or a sequence of these. Float arrays [n, 1, 20, T] are left alone.
+            and 1) and their rate, 16000; or a sequence of these. Float arrays [n, 1, 20, T] are taken to be inputs
+            already and returned unchanged.
+        count: number of samples to use.
+        crop: take them from the ``start`` or the ``centre``.
 
     Raises:
-        DataError: a file is missing, of another kind, or shorter than what is taken of each; names it.
+        DataError: a file is missing, of another kind, or has fewer samples. The message names it.
+
+    Example:
+        >>> prepare((np.zeros(16000, np.int16), 16000), 15680, "start").shape
+        torch.Size([1, 1, 20, 99])
     """
     if isinstance(raw, str | os.PathLike):
         path = Path(raw)
         try:
             clip = wav(path.read_bytes(), str(path))
         except OSError as error:
-            raise DataError(f"{path}: can't be read ({type(error).__name__}: {error})") from error
+            raise DataError(
+                f"{path}: got a file that can't be read ({type(error).__name__}: {error}), expected a wav; give another"
+            ) from error
         return _input(clip, count, crop, str(path))
     if isinstance(raw, tuple) and len(raw) == 2 and isinstance(raw[1], int | np.integer):
         if raw[1] != RATE:
-            raise DataError(f"cats-dogs: samples came at {raw[1]} Hz, expected {RATE}; resample them")
+            raise DataError(f"cats-dogs: got samples at {raw[1]} Hz, expected {RATE}; resample them")
         return _input(np.asarray(raw[0]), count, crop, "samples")
     if isinstance(raw, Tensor | np.ndarray):
-        made = torch.as_tensor(raw)
-        if tuple(made.shape[1:]) == (1, N_MFCC, 1 + count // HOP) and made.is_floating_point():
-            return made.to(torch.float32)
+        values = torch.as_tensor(raw)
+        if tuple(values.shape[1:]) == (1, N_MFCC, 1 + count // HOP) and values.is_floating_point():
+            return values.to(torch.float32)
         raise DataError(
-            f"cats-dogs: can't prepare {made.dtype} of shape {list(made.shape)}; expected inputs [n, 1, {N_MFCC}, "
-            f"{1 + count // HOP}], or samples with their rate, (samples, {RATE})"
+            f"cats-dogs: got {values.dtype} of shape {list(values.shape)} to prepare, expected inputs [n, 1, {N_MFCC}, "
+            f"{1 + count // HOP}]; or give samples with their rate, (samples, {RATE})"
         )
     if isinstance(raw, Sequence) and raw:
         return torch.cat([prepare(item, count, crop) for item in raw])
-    raise DataError(f"cats-dogs: can't prepare {type(raw).__name__}; expected a path or a pair (samples, {RATE})")
+    raise DataError(
+        f"cats-dogs: got {'an empty ' * isinstance(raw, Sequence)}{type(raw).__name__} to prepare, expected a path, a "
+        f"pair (samples, {RATE}), or a sequence of these; give some"
+    )
 
 
 def _input(samples: Any, count: int, crop: str, name: str) -> Tensor:
+    """Return the input [1, 1, 20, T] of samples [n]."""
     if samples.ndim != 1 or len(samples) < count:
-        raise DataError(f"{name}: has samples of shape {list(samples.shape)}, expected [n] with n at least {count}")
+        raise DataError(
+            f"{name}: got samples of shape {list(samples.shape)}, expected [n], n at least {count}; give more"
+        )
     scale = 32768.0 if samples.dtype == np.int16 else 1.0
     return mfcc(cut(torch.from_numpy(samples.astype(np.float32) / scale), count, crop))[None, None]

@@ -1,4 +1,4 @@
-"""CIFAR-FS: few-shot tasks from CIFAR-100 (Bertinetto, Henriques, Torr & Vedaldi 2019)."""
+"""Make tasks of CIFAR-FS, few-shot tasks from CIFAR-100 (Bertinetto, Henriques, Torr & Vedaldi 2019)."""
 
 from kshot_cifar_fs.tasks import cifar_fs
 

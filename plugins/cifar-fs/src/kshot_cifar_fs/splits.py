@@ -1,8 +1,12 @@
-"""Which class belongs to which split: Bertinetto, Henriques, Torr & Vedaldi, "Meta-learning with differentiable
-closed-form solvers", 2019 (1805.08136), appendix. Names are CIFAR-100's fine labels."""
+"""List the classes of each split, as the appendix of Bertinetto et al. gives them.
+
+L. Bertinetto, J. Henriques, P. Torr & A. Vedaldi, "Meta-learning with differentiable closed-form solvers", 2019
+(arXiv 1805.08136). Names are CIFAR-100's fine labels.
+"""
 
 
 def _names(text: str) -> tuple[str, ...]:
+    """Return the words of a text."""
     return tuple(text.split())
 
 
@@ -28,4 +32,4 @@ TEST = _names(
 )
 
 SPLITS = {"train": TRAIN, "val": VAL, "test": TEST, "trainval": TRAIN + VAL}
-"""Split -> names of its classes; trainval is for a last training with settled options."""
+"""Split -> names of its classes; trainval is for a last training once the options are chosen."""

@@ -1,4 +1,4 @@
-"""Your own images as few-shot tasks: a folder of a folder for each class."""
+"""Make few-shot tasks of your own images: a folder that has a folder for each class."""
 
 from kshot_imagefolder.tasks import imagefolder
 

@@ -1,4 +1,4 @@
-"""From an image of any form to ``[C, h, w]`` bytes, the same for a folder's images and for one to be predicted."""
+"""Bring images of any form to ``[C, h, w]`` bytes, a folder's images and those to be predicted alike."""
 
 from __future__ import annotations
 
@@ -17,17 +17,22 @@ Fit = Literal["squeeze", "crop", "pad"]
 Mode = Literal["L", "RGB"]
 
 VERSION = 1
-"""Of the decoding; raise it when it changes."""
+"""Version of the decoding; raise it when the decoding changes."""
 
 
 @frozen
 class Form:
-    """What images are brought to.
+    """Store the form to which images are brought.
 
     Attributes:
         mode: ``L`` (grey, C = 1) or ``RGB`` (C = 3).
         size: height and width in pixels.
-        fit: of an image of another shape. ``squeeze`` it; ``crop`` its middle; or ``pad`` it, centred on white.
+        fit: what to do with an image of another shape: ``squeeze`` it, ``crop`` its middle, or ``pad`` it with white.
+
+    Example:
+        >>> form = Form("RGB", (4, 6), "pad")
+        >>> form.pixels(Image.new("L", (12, 12))).shape
+        (3, 4, 6)
     """
 
     mode: Mode
@@ -36,28 +41,28 @@ class Form:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of an input, [C, h, w]."""
+        """Shape of an input, [C, h, w]."""
         return (len(self.mode), *self.size)
 
     def decode(self, path: Path) -> NDArray[np.uint8]:
-        """The file's image (of an animation, the first) as [1, C, h, w].
+        """Return the image in a file (of an animation, the first) as [1, C, h, w].
 
         Raises:
-            DataError: it can't be read, or is of a kind that can't be shown in 8 bits; names it.
+            DataError: it can't be read, or its values have no known range. The message names it.
         """
         return self.pixels(pictures.read(path, least=max(self.size)))[None]
 
     def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
-        """An opaque image of 8 bits a channel as [C, h, w]."""
+        """Return an opaque image of 8 bits per channel as [C, h, w]."""
         plain = image.convert(self.mode)
         height, width = self.size
         if plain.size != (width, height):
-            plain = self._fitted(plain, (width, height))
-        made: NDArray[np.uint8] = np.asarray(plain).reshape(height, width, -1).transpose(2, 0, 1)
-        return made
+            plain = self._resize(plain, (width, height))
+        pixels: NDArray[np.uint8] = np.asarray(plain).reshape(height, width, -1).transpose(2, 0, 1)
+        return pixels
 
-    def _fitted(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
-        """Resized by Pillow's BILINEAR, which averages over all pixels that a smaller one covers."""
+    def _resize(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
+        """Resize an image by Pillow's BILINEAR filter, which averages over all pixels that a smaller one covers."""
         if self.fit == "crop":
             return ImageOps.fit(image, size, Image.Resampling.BILINEAR)
         if self.fit == "pad":
@@ -66,13 +71,18 @@ class Form:
 
 
 def prepare(raw: Any, form: Form) -> Tensor:
-    """Images as inputs [n, C, h, w] within [0, 1].
+    """Make inputs [n, C, h, w] within [0, 1] of images.
 
     Args:
-        raw: paths, images, uint8 arrays, or some of them, see ``kshot.data.pictures.inputs``.
+        raw: paths, images, uint8 arrays, or a sequence of these, see ``kshot.data.pictures.inputs``.
+        form: the form to which to bring them.
 
     Raises:
-        DataError: a file is missing or no image, or an array has another shape or type; names it.
+        DataError: a file is missing or is not an image, or an array has another shape or type. The message names it.
+
+    Example:
+        >>> prepare(Image.new("RGB", (8, 8), "white"), Form("L", (1, 2), "squeeze")).tolist()
+        [[[[1.0, 1.0]]]]
     """
     return pictures.inputs(raw, form.pixels, form.shape, who="imagefolder")
 

@@ -1,26 +1,22 @@
-"""A folder of images as few-shot tasks."""
+"""Make few-shot tasks of a folder of images."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import attrs
-import torch
-from torch import Tensor
 
-from kshot.data import tables
+from kshot.data.folder_tables import load_folder
 from kshot.data.folder_tasks import FolderTasks
-from kshot.data.folders import Decoded, Folder, contents, scan, splits_of, tell_copies
+from kshot.data.folders import scan
 from kshot.data.pictures import formats
+from kshot.data.splits import splits_of
 from kshot.errors import DataError
 from kshot.preparing import Preparation
 from kshot_imagefolder.images import VERSION, Fit, Form, Mode, prepare_as
-
-log = logging.getLogger("kshot_imagefolder")
 
 
 def imagefolder(
@@ -40,45 +36,56 @@ def imagefolder(
     workers: int | None = None,
     block: int = 1,
 ) -> FolderTasks:
-    """Few-shot classification of your own images: in ``root`` a folder for each class, named after it.
+    """Make tasks of classifying a user's own images: ``root`` has a folder for each class, named after the class.
 
-    Inputs are [C, height, width] within [0, 1]. Files are decoded when the first episode is asked for, once, into a
-    table in the cache; ``prepare`` brings other images to the same form and decodes nothing else.
+    Inputs are [C, height, width] within [0, 1]. Files are decoded once, when the first episode is asked for, into a
+    table in the cache. ``prepare`` brings other images into the same form without decoding the folder.
 
     Args:
-        way, shot, query, seed, block: of the episodes, see ``kshot.ClassificationTasks``. Classes may have different
-            numbers of images, each at least shot + query. By default way is 5, or as many classes as the smallest split
-            has; query is 5, or as many images as the smallest class leaves.
-        root: the folder, see ``kshot.data.folders.scan``.
-        size: pixels a side, or height and width.
+        way, shot, query, seed, block: see ``kshot.ClassificationTasks``. Classes may have different numbers of images,
+            each at least shot + query. By default way is 5, or as many classes as the smallest split has; query is 5,
+            or as many images as the smallest class leaves after the shots.
+        root: the folder of class folders, see ``kshot.data.folders.scan``.
+        size: pixels per side, or height and width.
         mode: 'RGB' (C = 3) or 'L' (grey, C = 1).
-        fit: of an image of another shape: 'squeeze' it, 'crop' its middle, or 'pad' it with white.
+        fit: what to do with an image of another shape: 'squeeze' it, 'crop' its middle, or 'pad' it with white.
         split: shares of train, val and test; or lists of class names: a folder with train.txt, val.txt and test.txt
-            (a name a line), or split -> names or such a file.
-        split_by: 'class', so that classes of val and test are new ones; or 'example', where every split has all
-            classes and each class's images are divided: for folders of few classes.
-        split_seed: which classes, or images, go where by ``split``'s shares.
+            (one name per line), or a mapping from a split to names or to such a file.
+        split_by: 'class', so that the classes of val and test are new ones; or 'example', for folders of few classes:
+            every split has all classes, and each class's images are divided.
+        split_seed: another seed gives another division by shares.
         cache: kshot's cache folder; by default KSHOT_CACHE, or the system's.
-        workers: threads that decode; by default one a processor, at most 8.
+        workers: number of threads that decode; by default one for each processor, at most 8.
 
     Raises:
-        DataError: the folder, a list or an option is malformed, or there are too few classes or images. When the first
-            episode is asked for: files can't be decoded; names them.
+        DataError: the folder, a list or an option is malformed, or there are too few classes or images; or, when the
+            first episode is asked for, files can't be decoded. The message names them.
     """
     sides = (size, size) if isinstance(size, int) else (size[0], size[1])
     if min(sides) < 1:
-        raise DataError(f"imagefolder: size is {size}, expected at least 1 pixel a side; 84 is usual")
+        raise DataError(f"imagefolder: size: got {size}, expected at least 1 pixel per side; 84 is usual")
     if workers is not None and workers < 1:
-        raise DataError(f"imagefolder: workers is {workers}, expected at least 1 thread")
+        raise DataError(f"imagefolder: workers: got {workers}, expected at least 1 thread")
     for name, value, choices in (("mode", mode, ("L", "RGB")), ("fit", fit, ("squeeze", "crop", "pad"))):
         if value not in choices:
-            raise DataError(f"imagefolder: {name} is {value!r}, expected {' or '.join(map(repr, choices))}")
+            raise DataError(f"imagefolder: {name}: got {value!r}, expected {' or '.join(map(repr, choices))}")
     form = Form(mode, sides, fit)
     folder = scan(root, formats().keys(), what="images")
     splits = splits_of(folder, split, split_by, split_seed)
     return FolderTasks(
         splits,
-        partial(load, folder, form, cache, workers),
+        partial(
+            load_folder,
+            folder,
+            form.decode,
+            name="imagefolder",
+            form=f"{mode}-{sides[0]}x{sides[1]}-{fit}",
+            version=VERSION,
+            dtype="uint8",
+            input_shape=form.shape,
+            cache=cache,
+            workers=workers,
+        ),
         input_shape=form.shape,
         input_range=(0.0, 1.0),
         prepare=Preparation.of(prepare_as, **attrs.asdict(form)),
@@ -89,26 +96,3 @@ def imagefolder(
         block=block,
         seed=seed,
     )
-
-
-def load(folder: Folder, form: Form, cache: Path | str | None, workers: int | None) -> tuple[Tensor, str]:
-    """All images, uint8 [num, C, h, w], from the cache or decoded and put there; and their fingerprint.
-
-    Raises:
-        DataError: files can't be read or decoded; names the first five.
-    """
-    name = f"{form.mode}-{form.size[0]}x{form.size[1]}-{form.fit}"
-
-    def make() -> tables.Made:
-        held = contents(folder, workers)
-        files = folder.paths
-        log.info("decoding %d images of %s", len(files), folder.root)
-        facts: dict[str, Any] = {"digest": held.digest, "copies": held.copies}
-        return tables.Made(facts, "uint8", (len(files), *form.shape), Decoded(files, form.decode, workers))
-
-    path = tables.cache_folder("imagefolder", cache) / f"{folder.key()[:20]}-{name}.table"
-    table = tables.open_or_build(path, make, name="imagefolder", version=VERSION)
-    tell_copies(f"imagefolder: {folder.root}", table.facts["copies"])
-    fingerprint = f"imagefolder-{name}-{table.facts['digest'][:16]}"
-    log.info("%d classes of %s; %s", len(folder.classes), folder.root, fingerprint)
-    return torch.from_numpy(table.x), fingerprint

@@ -1,6 +1,7 @@
-"""Omniglot: handwritten characters of 50 alphabets as few-shot tasks.
+"""Make few-shot tasks of Omniglot, handwritten characters of 50 alphabets.
 
-Importing this imports neither torch nor Pillow; ``omniglot`` is fetched on first use. The decoding workers rely on it.
+Importing this package imports neither torch nor Pillow, because the workers that decode must start quickly:
+``omniglot`` is imported when it is first used.
 """
 
 from __future__ import annotations

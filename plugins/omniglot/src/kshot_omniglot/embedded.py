@@ -1,8 +1,8 @@
-"""The real subset inside the wheel: whole alphabets of Omniglot at their full 105 x 105 pixels.
+"""Read the subset of Omniglot that is in the package: 20 alphabets at their full 105 x 105 pixels.
 
-``embedded.xz`` is the LZMA of a line of JSON and of one bit a pixel. Before packing, each row is XORed with the one
-above it and the bytes of a drawing are ordered column by column: strokes go on downwards, so nearly all bytes are
-zero, and 20 drawings of a character take some 1.6 kB. Made by ``tools/make_embedded.py``.
+``embedded.xz`` is the LZMA of a line of JSON and of one bit per pixel. Before packing, each row is XORed with the one
+above it, and the bytes of a drawing are ordered column by column: strokes continue downwards, so nearly all bytes are
+zero, and 20 drawings of a character take some 1.6 kB. ``tools/make_embedded.py`` makes the file.
 """
 
 from __future__ import annotations
@@ -28,7 +28,13 @@ _BYTES = -(-SIDE // 8)
 
 
 def pack(header: Mapping[str, Any], drawings: NDArray[np.bool_]) -> bytes:
-    """A header and drawings [num, 105, 105] (True is ink) as one compressed text of bytes."""
+    """Compress a header and drawings [num, 105, 105] (True is ink) into bytes.
+
+    Example:
+        >>> header, drawings = unpack(pack({"characters": []}, np.ones((2, SIDE, SIDE), bool)))
+        >>> header, drawings.shape, bool(drawings.all())
+        ({'characters': []}, (2, 105, 105), True)
+    """
     bits = np.packbits(drawings, axis=2)
     bits[:, 1:] ^= bits[:, :-1].copy()
     columns = np.ascontiguousarray(bits.transpose(0, 2, 1))
@@ -36,7 +42,7 @@ def pack(header: Mapping[str, Any], drawings: NDArray[np.bool_]) -> bytes:
 
 
 def unpack(packed: bytes) -> tuple[dict[str, Any], NDArray[np.bool_]]:
-    """The inverse of ``pack``."""
+    """Return the header and the drawings that ``pack`` compressed."""
     line, _, body = lzma.decompress(packed).partition(b"\n")
     columns = np.frombuffer(body, np.uint8).reshape(-1, _BYTES, SIDE)
     bits = np.bitwise_xor.accumulate(columns.transpose(0, 2, 1), axis=1)
@@ -44,7 +50,7 @@ def unpack(packed: bytes) -> tuple[dict[str, Any], NDArray[np.bool_]]:
 
 
 class Embedded:
-    """The subset as a source of drawings.
+    """Represent the subset as a source of drawings, see ``table.Source``.
 
     Raises:
         DataError: the installed file is damaged.
@@ -60,22 +66,28 @@ class Embedded:
         try:
             return unpack(self._packed)
         except (lzma.LZMAError, EOFError, ValueError) as error:
-            raise DataError(f"kshot_omniglot/embedded.xz is damaged ({error}); install kshot-omniglot anew") from error
+            raise DataError(
+                f"omniglot: got an embedded.xz that can't be read ({error}), expected the package's own file; "
+                "install kshot-omniglot again"
+            ) from error
 
     def place_key(self) -> str:
+        """Return a key of the contents, which costs little here."""
         return self.content_key()
 
     def content_key(self) -> str:
+        """Return a hash of the file."""
         return hashlib.blake2b(self._packed, digest_size=16).hexdigest()
 
     def characters(self) -> tuple[Character, ...]:
+        """Return the characters in the order of their drawings."""
         return tuple(Character(*c) for c in self._unpacked[0]["characters"])
 
     def pixels(self, size: int, workers: int | None) -> NDArray[np.uint8]:
-        """The ink [num, size, size], by the same steps as from a picture file. ``workers`` is not needed."""
+        """Return the ink [num, size, size], by the same steps as from picture files. ``workers`` is not used."""
         paper = np.where(self._unpacked[1], np.uint8(0), np.uint8(255))
-        made = b"".join(ink(Image.fromarray(drawing), size) for drawing in paper)
-        return np.frombuffer(made, np.uint8).reshape(-1, size, size)
+        pixels = b"".join(ink(Image.fromarray(drawing), size) for drawing in paper)
+        return np.frombuffer(pixels, np.uint8).reshape(-1, size, size)
 
 
 ALPHABETS: Mapping[str, Sequence[str]] = {
@@ -96,7 +108,7 @@ ALPHABETS: Mapping[str, Sequence[str]] = {
     "val": ("Armenian", "Early_Aramaic", "Hebrew"),
     "test": ("Keble", "Malayalam", "Mongolian", "Tengwar", "Tibetan"),
 }
-"""The subset's split, about 60, 15 and 25 % of 20 alphabets.
+"""The alphabets of each split of the subset, about 60, 15 and 25 % of 20.
 
-Each split lies within the same split of both Vinyals and Lake, so that nothing tested here was trained on there.
+Each split is within the same split of both Vinyals and Lake, so nothing that is tested here was trained on there.
 """

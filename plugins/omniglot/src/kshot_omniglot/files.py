@@ -1,27 +1,33 @@
-"""Where drawings come from: Omniglot's two parts, each a zip or a folder, looked through before anything is decoded."""
+"""Find Omniglot's two parts, each a zip or a folder, and list their drawings before anything is decoded."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from attrs import frozen
 
+from kshot.data.archives import Archive, is_left_by_macos
 from kshot.errors import DataError
+from kshot_omniglot.decode import LARGEST
 
 PARTS = ("images_background", "images_evaluation")
-_LARGEST = 1 << 20  # bytes of a drawing; the originals have under 1500
 _DRAWING = re.compile(r"([^/]+)/(character\d+)/(\d+_\d+\.png)")
-_LEADS_OUT = re.compile(r"[/\\]|[A-Za-z]:|(?:.*[/\\])?\.\.(?:[/\\]|$)", re.DOTALL)  # absolute, a drive, or up
 
 
 @frozen(order=True)
 class Character:
-    """A character that someone drew: ``drawings`` times."""
+    """Store a character and its number of drawings.
+
+    Attributes:
+        part: ``images_background`` or ``images_evaluation``.
+        alphabet: such as ``Latin``.
+        number: such as ``character01``.
+        drawings: how many drawings of it there are.
+    """
 
     part: str
     alphabet: str
@@ -36,11 +42,11 @@ class Character:
 
 @frozen
 class Listing:
-    """What is in the parts, in the order in which it is decoded: by part, alphabet, character and file name.
+    """Store what the parts contain, in the order of decoding: by part, alphabet, character and file name.
 
     Attributes:
-        characters: with their number of drawings.
-        job: for each part its zip or folder and the drawings in it.
+        characters: the characters, with their numbers of drawings.
+        job: for each part its zip or folder, and the names of the drawings in it.
         key: identifies these contents; two zips of the same drawings may have different ones.
     """
 
@@ -50,48 +56,54 @@ class Listing:
 
 
 def locate(root: Path) -> dict[str, Path]:
-    """The zip or folder of each part under ``root``.
+    """Find the zip or folder of each part under ``root``.
 
-    ``root`` holds ``images_background`` and ``images_evaluation``, as zips or unpacked (a zip is preferred: one file
-    is looked through faster than 32,460), or is one of the four itself, or holds them in ``omniglot-py`` (where
-    torchvision puts them), ``python`` (a clone of the original repository) or ``omniglot``.
+    ``root`` has ``images_background`` and ``images_evaluation``, as zips or unpacked (a zip is preferred,
+    because listing one file is faster than listing 32,460); or is one of these four itself; or has them in
+    ``omniglot-py`` (where torchvision puts them), ``python`` (a clone of the original repository) or ``omniglot``.
 
     Raises:
-        DataError: ``root`` or a part of it isn't there.
+        DataError: ``root`` or one of the parts does not exist.
     """
     root = root.expanduser().absolute()
     if not root.exists():
-        raise DataError(f"omniglot: root is {root}, which does not exist; expected a folder with {_wanted()}")
+        raise DataError(
+            f"omniglot: root: got {root}, which does not exist, expected a folder with {_wanted()}; give such a folder"
+        )
     home = root.parent if root.stem in PARTS and (root.is_dir() or root.suffix == ".zip") else root
     for folder in (home, home / "omniglot-py", home / "python", home / "omniglot"):
-        found = find_parts(folder)
-        if len(found) == len(PARTS):
-            return found
-        if found:
-            lacking = next(p for p in PARTS if p not in found)
+        parts = find_parts(folder)
+        if len(parts) == len(PARTS):
+            return parts
+        if parts:
+            missing = next(p for p in PARTS if p not in parts)
             raise DataError(
-                f"omniglot: {folder} has {', '.join(p.name for p in found.values())}, but neither {lacking}.zip nor "
-                f"a folder {lacking}; put it beside the other, or fetch both with download=True"
+                f"omniglot: {folder}: got {', '.join(p.name for p in parts.values())} alone, expected {missing}.zip or "
+                f"a folder {missing} too; put it beside the other, or fetch both with download=True"
             )
-    raise DataError(f"omniglot: root is {root}, in which there is no data; expected {_wanted()}")
+    raise DataError(
+        f"omniglot: root: got {root}, which has no data in it, expected {_wanted()}; give another folder, or fetch the "
+        "data with download=True"
+    )
 
 
 def _wanted() -> str:
+    """Return what a root must have, in words for messages."""
     return " and ".join(f"{p}.zip (or a folder {p})" for p in PARTS)
 
 
 def find_parts(folder: Path) -> dict[str, Path]:
-    """The parts that lie directly in ``folder``."""
-    found = {}
+    """Return the parts that are directly in ``folder``: part -> its zip or folder."""
+    parts = {}
     for part in PARTS:
         archive, unpacked = folder / f"{part}.zip", folder / part
         if archive.is_file() or unpacked.is_dir():
-            found[part] = archive if archive.is_file() else unpacked
-    return found
+            parts[part] = archive if archive.is_file() else unpacked
+    return parts
 
 
 def place_key(parts: Mapping[str, Path]) -> str | None:
-    """Identifies zips by place, size and times without opening them; None where a part is a folder."""
+    """Return a key of zips by path, size and times, without opening them; or None if a part is a folder."""
     values: list[object] = []
     for part, path in parts.items():
         if not path.is_file():
@@ -102,11 +114,14 @@ def place_key(parts: Mapping[str, Path]) -> str | None:
 
 
 def look_through(parts: Mapping[str, Path]) -> Listing:
-    """All drawings of the parts.
+    """List all drawings of the parts, without decoding any.
+
+    Args:
+        parts: part -> its zip or folder, see ``locate``.
 
     Raises:
-        DataError: a zip is damaged, a name leads out of its folder, a picture lies outside the layout
-            ``<part>/<Alphabet>/<characterNN>/<id>_<drawer>.png``, or a part holds no drawings.
+        DataError: a zip is refused by ``kshot.data.archives``, a picture is outside the layout
+            ``<part>/<Alphabet>/<characterNN>/<id>_<drawer>.png``, or a part has no drawings.
     """
     characters: list[Character] = []
     job = []
@@ -114,7 +129,9 @@ def look_through(parts: Mapping[str, Path]) -> Listing:
     for part, path in parts.items():
         entries = sorted(_folder_entries(path) if path.is_dir() else _zip_entries(path, part))
         if not entries:
-            raise DataError(f"{path}: no drawings in it; expected <Alphabet>/<characterNN>/<id>_<drawer>.png")
+            raise DataError(
+                f"{path}: got no drawings, expected <Alphabet>/<characterNN>/<id>_<drawer>.png; fetch it again"
+            )
         counts: dict[tuple[str, str], int] = {}
         for alphabet, number, *_ in entries:
             counts[alphabet, number] = counts.get((alphabet, number), 0) + 1
@@ -125,63 +142,51 @@ def look_through(parts: Mapping[str, Path]) -> Listing:
 
 
 def _digest(values: Iterable[str]) -> str:
+    """Return a hash of strings, of which file names may have bytes that are no text."""
     return hashlib.blake2b("\n".join(values).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 
-# Entries are (alphabet, character, file name, name within zip or folder, what tells other contents).
+# An entry is (alphabet, character, file name, name in the zip or folder, what changes with its contents).
 _Entry = tuple[str, str, str, str, str]
 
 
 def _zip_entries(path: Path, part: str) -> list[_Entry]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            infos = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise DataError(
-            f"{path}: can't be read as a zip ({error}); it is damaged or was cut off: delete it and fetch it anew"
-        ) from error
-    entries = []
-    for info in infos:
-        name = info.filename
-        _check_inside(path, name)
-        if not _is_drawing(name):
-            continue
-        inner = name.removeprefix(f"{part}/")
-        if info.file_size > _LARGEST:
-            raise DataError(f"{path}: {name} has {info.file_size} bytes; expected a drawing of at most {_LARGEST}")
-        entries.append((*_match(path, inner), name, f"{info.file_size}:{info.CRC}"))
-    if len({e[3] for e in entries}) < len(entries):
-        raise DataError(f"{path}: two of its entries have the same name; expected each drawing once")
-    return entries
-
-
-def _check_inside(path: Path, name: str) -> None:
-    """Nothing is ever unpacked, but a zip that tries is not the one the user believes it is."""
-    if _LEADS_OUT.match(name):
-        raise DataError(f"{path}: the entry {name!r} leads out of the folder; don't use this zip, fetch the original")
+    """List the drawings in the zip of a part."""
+    with Archive(path, largest=LARGEST, what="a drawing") as archive:
+        infos = archive.entries(_is_drawing)
+    return [
+        (*_match(path, info.filename.removeprefix(f"{part}/")), info.filename, f"{info.file_size}:{info.CRC}")
+        for info in infos
+    ]
 
 
 def _is_drawing(name: str) -> bool:
-    """Whether it is a picture; the leavings of file managers are not."""
-    return name.lower().endswith(".png") and not name.startswith("__MACOSX/") and "/._" not in name
+    """Return whether it is a picture; what file managers leave is not."""
+    return name.lower().endswith(".png") and not is_left_by_macos(name)
 
 
 def _match(path: Path, inner: str) -> tuple[str, str, str]:
-    found = _DRAWING.fullmatch(inner)
-    if found is None:
-        raise DataError(f"{path}: {inner!r} lies outside the layout <Alphabet>/<characterNN>/<id>_<drawer>.png")
-    return found[1], found[2], found[3]
+    """Return alphabet, character and file name of a drawing."""
+    match = _DRAWING.fullmatch(inner)
+    if match is None:
+        raise DataError(
+            f"{path}: got the picture {inner!r}, expected the layout <Alphabet>/<characterNN>/<id>_<drawer>.png; move "
+            "or remove it"
+        )
+    return match[1], match[2], match[3]
 
 
 def _folder_entries(path: Path) -> Iterator[_Entry]:
+    """Yield the drawings in the folder of a part."""
     for relative, entry in _walk(path, ""):
         if _is_drawing(relative):
             stat = entry.stat()
-            what = f"{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
-            yield (*_match(path, relative), relative, what)
+            version = f"{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
+            yield (*_match(path, relative), relative, version)
 
 
 def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Yield all files below a folder, each with its relative name."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir():
@@ -193,22 +198,36 @@ def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
 def check_complete(
     characters: Sequence[Character], names: Iterable[str], counts: Mapping[str, int], where: str
 ) -> None:
-    """Raises DataError unless the parts hold as many characters as they should, and those of these names."""
+    """Refuse parts that don't have exactly Omniglot's characters.
+
+    Args:
+        characters: those that are there.
+        names: the names of all characters.
+        counts: part -> its number of characters.
+        where: the data's name, for messages.
+
+    Raises:
+        DataError: characters are missing or unknown. The message names some of them.
+    """
     expected = set(names)
     for part, count in counts.items():
-        held = {c.name for c in characters if c.part == part}
-        if len(held) != count:
+        present = {c.name for c in characters if c.part == part}
+        if len(present) != count:
             raise DataError(
-                f"{where}: {part} has {len(held)} characters, expected {count}{_differs(expected, characters)}; "
-                "fetch the originals anew, or unpack them wholly"
+                f"{where}: got {len(present)} characters in {part}, expected {count}{_differs(expected, characters)}; "
+                "fetch the originals again, or unpack all of them"
             )
     if {c.name for c in characters} != expected:
-        raise DataError(f"{where}: other characters than Omniglot's{_differs(expected, characters)}")
+        raise DataError(
+            f"{where}: got other characters, expected Omniglot's{_differs(expected, characters)}; fetch the originals "
+            "again"
+        )
 
 
 def _differs(expected: set[str], characters: Sequence[Character]) -> str:
-    held = {c.name for c in characters}
-    lacking, strange = sorted(expected - held), sorted(held - expected)
-    told = [f"{what} are {', '.join(n[:3])}{', ...' if len(n) > 3 else ''}"
-            for what, n in (("missing", lacking), ("unknown", strange)) if n]  # fmt: skip
-    return f" ({'; '.join(told)})" if told else ""
+    """Return which characters are missing and unknown, in words for messages."""
+    present = {c.name for c in characters}
+    missing, unknown = sorted(expected - present), sorted(present - expected)
+    differences = [f"{what} are {', '.join(n[:3])}{', ...' if len(n) > 3 else ''}"
+            for what, n in (("missing", missing), ("unknown", unknown)) if n]  # fmt: skip
+    return f" ({'; '.join(differences)})" if differences else ""

@@ -1,4 +1,4 @@
-"""A user's own pictures as inputs, by the same steps as the data's."""
+"""Make inputs of a user's own pictures, by the same steps as those of the data."""
 
 from __future__ import annotations
 
@@ -14,18 +14,22 @@ from kshot_omniglot.decode import ink
 
 
 def prepare(raw: Any, size: int) -> Tensor:
-    """Pictures of dark ink on light paper as inputs [n, 1, size, size], ink 1 on paper 0.
+    """Make inputs [n, 1, size, size], ink 1 on paper 0, of pictures of dark ink on light paper.
 
     Args:
-        raw: paths, images, uint8 arrays, or some of them, see ``kshot.data.pictures.inputs``; transparent pixels are
-            paper.
-        size: pixels a side. A picture that isn't square is squeezed.
+        raw: paths, images, uint8 arrays, or a sequence of these, see ``kshot.data.pictures.inputs``. Transparent pixels
+            are paper.
+        size: pixels per side. A picture that isn't square is squeezed.
 
     Raises:
-        DataError: a file is missing or no picture, or an array has another shape or type; names it.
+        DataError: a file is missing or is not a picture, or an array has another shape or type. The message names it.
+
+    Example:
+        >>> prepare(Image.new("L", (105, 105), 255), 28).shape
+        torch.Size([1, 1, 28, 28])
     """
 
-    def made(image: Image.Image) -> NDArray[np.uint8]:
+    def pixels(image: Image.Image) -> NDArray[np.uint8]:
         return np.frombuffer(ink(image, size), np.uint8).reshape(1, size, size)
 
-    return pictures.inputs(raw, made, (1, size, size), who="omniglot")
+    return pictures.inputs(raw, pixels, (1, size, size), who="omniglot")

@@ -1,4 +1,4 @@
-"""Which character is in which split, by protocol. Names are ``Alphabet/characterNN``."""
+"""List the characters of each split by protocol. Names are ``Alphabet/characterNN``."""
 
 from __future__ import annotations
 
@@ -11,28 +11,32 @@ from kshot_omniglot.files import PARTS, Character
 Splits = Mapping[str, Sequence[str]]
 
 COUNTS = dict(zip(PARTS, (964, 659), strict=True))
-"""Characters of each part."""
+"""Part -> its number of characters."""
 
 LAKE_VAL = ("Armenian", "Bengali", "Early_Aramaic", "Hebrew", "Mkhedruli_(Georgian)")
-"""Validation alphabets of the Lake protocol: of the background alphabets, those with which Vinyals et al. validate."""
+"""Validation alphabets of the Lake protocol: the background alphabets that Vinyals et al. use for validation."""
 
 
 @cache
 def vinyals() -> Splits:
-    """The split of Vinyals et al. (2016), nearly every paper's: 1028, 172 and 423 characters.
+    """Return the split of Vinyals et al. (2016), which nearly every paper uses: 1028, 172 and 423 characters.
 
     It mixes the two parts, and an alphabet may be in both train and test.
+
+    Example:
+        >>> {split: len(names) for split, names in vinyals().items()}
+        {'train': 1028, 'val': 172, 'test': 423, 'trainval': 1200}
     """
-    made: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+    names: dict[str, list[str]] = {"train": [], "val": [], "test": []}
     for line in (files("kshot_omniglot") / "vinyals.txt").read_text("utf-8").splitlines():
         if not line.startswith("#"):
             split, name = line.split(" ")
-            made[split].append(name)
-    return with_trainval(made)
+            names[split].append(name)
+    return with_trainval(names)
 
 
 def lake(characters: Sequence[Character]) -> Splits:
-    """The original split: background alphabets for training (5 of the 30 for validation), evaluation ones to test."""
+    """Return the original split: background alphabets to train (5 of the 30 to validate), evaluation ones to test."""
     background = [c for c in characters if c.part == PARTS[0]]
     return with_trainval(
         {
@@ -44,10 +48,10 @@ def lake(characters: Sequence[Character]) -> Splits:
 
 
 def by_alphabet(characters: Sequence[Character], alphabets: Splits) -> Splits:
-    """Whole alphabets to splits."""
-    return with_trainval({s: [c.name for c in characters if c.alphabet in held] for s, held in alphabets.items()})
+    """Return the characters of each split from the alphabets of each split."""
+    return with_trainval({s: [c.name for c in characters if c.alphabet in chosen] for s, chosen in alphabets.items()})
 
 
 def with_trainval(splits: Splits) -> Splits:
-    """And trainval, for a last training with the validation classes; it overlaps with both by intent."""
+    """Add trainval, train and val together, for a last training once the options are chosen."""
     return {**splits, "trainval": [*splits["train"], *splits["val"]]}

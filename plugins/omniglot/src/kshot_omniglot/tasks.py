@@ -1,4 +1,4 @@
-"""Omniglot as few-shot tasks."""
+"""Make few-shot tasks of Omniglot."""
 
 from __future__ import annotations
 
@@ -44,32 +44,34 @@ def omniglot(
     workers: int | None = None,
     block: int = 1,
 ) -> ClassificationTasks:
-    """Few-shot classification of handwritten characters (Lake, Salakhutdinov & Tenenbaum 2015).
+    """Make tasks of classifying handwritten characters (Lake, Salakhutdinov & Tenenbaum 2015).
 
     Inputs are [1, size, size], ink 1 on paper 0. The splits are train, val, test, and trainval (train and val
-    together, for a last training with settled options).
+    together, for a last training once the options are chosen).
 
     Args:
-        way, shot, query, seed, block: of the episodes, see ``kshot.ClassificationTasks``.
-        root: folder with images_background and images_evaluation, as zips or unpacked; by default the environment
+        way, shot, query, seed, block: see ``kshot.ClassificationTasks``.
+        root: the folder with images_background and images_evaluation, as zips or unpacked; by default the environment
             variable KSHOT_OMNIGLOT.
         download: fetch the original zips into the cache (14 MB), once.
-        protocol: whose split. 'vinyals' (4112, 688, 1692 classes with rotations), 'lake' (25 and 5 of the background
+        protocol: the split: 'vinyals' (4112, 688, 1692 classes with rotations), 'lake' (25 and 5 of the background
             alphabets, the 20 evaluation alphabets), 'embedded' (20 alphabets inside this package); 'auto' is
-            'vinyals' where the data are there, else 'embedded'.
-        rotations: count characters turned by 90, 180 and 270 degrees as classes of their own; by default only
-            under 'lake' not.
-        size: pixels a side; the drawings have 105.
+            'vinyals' if the data are there, else 'embedded'.
+        rotations: make separate classes of characters turned by 90, 180 and 270 degrees; by default True, except for
+            'lake'.
+        size: pixels per side; the original drawings have 105.
         cache: kshot's cache folder; by default KSHOT_CACHE, or the system's.
-        workers: processes that decode at the first load; by default one a processor.
+        workers: number of processes that decode at the first load; by default one for each processor, at most 8.
 
     Raises:
         DataError: the data are missing, incomplete or malformed, or a class has too few drawings for shot + query.
     """
     if size < 1:
-        raise DataError(f"omniglot: size is {size}, expected at least 1 pixel a side; 28 is usual, 105 the original's")
+        raise DataError(
+            f"omniglot: size: got {size}, expected at least 1 pixel per side; 28 is usual, 105 the original's"
+        )
     if workers is not None and workers < 1:
-        raise DataError(f"omniglot: workers is {workers}, expected at least 1 process")
+        raise DataError(f"omniglot: workers: got {workers}, expected at least 1 process")
     folder = cache_folder("omniglot", cache)
     chosen, source = choose(root, download, protocol, folder)
     turned = chosen != "lake" if rotations is None else rotations
@@ -82,8 +84,8 @@ def omniglot(
         least = min(characters, key=lambda c: c.drawings)
         if least.drawings < needed:
             raise DataError(
-                f"omniglot: {least.name} has {least.drawings} drawings, but shot + query is {_most(shot)} + "
-                f"{_most(query)} = {needed}; lower shot or query"
+                f"omniglot: got shot + query of {_most(shot)} + {_most(query)} = {needed}, expected at most "
+                f"{least.drawings}, the number of drawings of {least.name}; lower shot or query"
             )
 
     table = load(source, size=size, turns=4 if turned else 1, folder=folder, check=check, workers=workers)
@@ -102,23 +104,30 @@ def omniglot(
 
 
 def _most(count: int | tuple[int, int]) -> int:
+    """Return the greatest number of a range, or the number itself."""
     return count if isinstance(count, int) else max(count)
 
 
 def choose(root: Path | str | None, download: bool, protocol: str, folder: Path) -> tuple[Protocol, Source]:
-    """The protocol and the data it is about, by what was asked for and what is there.
+    """Return the protocol and its data, by the options and by what is there.
 
     Raises:
-        DataError: what was asked for contradicts itself or isn't there.
+        DataError: the options contradict each other, or there are no data.
     """
     if protocol not in ("auto", "vinyals", "lake", "embedded"):
-        raise DataError(f"omniglot: protocol is {protocol!r}, expected 'auto', 'vinyals', 'lake' or 'embedded'")
+        raise DataError(f"omniglot: protocol: got {protocol!r}, expected 'auto', 'vinyals', 'lake' or 'embedded'")
     if protocol == "embedded":
         if root is not None or download:
-            raise DataError("omniglot: protocol 'embedded' is the data inside the package; leave out root and download")
+            raise DataError(
+                "omniglot: got root or download with protocol 'embedded', expected neither, as its data are in the "
+                "package; leave them out, or choose another protocol"
+            )
         return "embedded", Embedded()
     if root is not None and download:
-        raise DataError("omniglot: both root and download came; give root to use files of your own, or download alone")
+        raise DataError(
+            "omniglot: got both root and download, expected one of them; give root to use files of your own, or "
+            "download alone"
+        )
     real: Protocol = "lake" if protocol == "lake" else "vinyals"
     if download:
         fetch(folder)
@@ -130,23 +139,24 @@ def choose(root: Path | str | None, download: bool, protocol: str, folder: Path)
     if protocol == "auto":
         return "embedded", Embedded()
     raise DataError(
-        f"omniglot: protocol {protocol!r} needs the full data, which aren't here; give their folder by root= or "
-        "KSHOT_OMNIGLOT, fetch them with download=True, or use protocol='embedded'"
+        f"omniglot: got protocol {protocol!r} without the full data, expected them at root= or in {folder}; give their "
+        "folder by root= or KSHOT_OMNIGLOT, fetch them with download=True, or use protocol='embedded'"
     )
 
 
 def split_of(protocol: Protocol, characters: Sequence[Character]) -> splits.Splits:
-    """Names of the characters of each split."""
+    """Return the names of the characters of each split."""
     if protocol == "vinyals":
         return splits.vinyals()
     return splits.lake(characters) if protocol == "lake" else splits.by_alphabet(characters, ALPHABETS)
 
 
 def pools(table: Table, names: splits.Splits) -> dict[str, Pool]:
-    """A pool for each split, all over the one table; where it has rotations, the four of a character are neighbours."""
+    """Return a pool for each split, all over the same table. The rotations of a character are neighbouring classes."""
     counts = np.array([c.drawings for c in table.characters], np.int64)
     starts = np.cumsum(counts) - counts
     column = np.arange(counts.max())
+    # Row i * turns + r of a pool is character i turned r times; -1 stands where a class has no further drawing.
     rows = np.where(column < counts[:, None], starts[:, None] + column, -1)  # [characters, most]
     turns = len(table.x) // table.drawings
     turn = np.arange(turns)[:, None] * table.drawings
@@ -169,4 +179,5 @@ def pools(table: Table, names: splits.Splits) -> dict[str, Pool]:
 
 
 def _turned_names(name: str, turns: int) -> tuple[str, ...]:
+    """Return the names of the classes that a character's rotations are."""
     return tuple(f"{name}/rot{90 * r:03d}" for r in range(turns))

@@ -1,4 +1,4 @@
-"""The AT&T (ORL) database of faces: 40 people, 10 pictures each, split by person."""
+"""Make tasks of the AT&T (ORL) database of faces: 40 people with 10 pictures each, split by person."""
 
 from kshot_orl_faces.tasks import orl_faces
 

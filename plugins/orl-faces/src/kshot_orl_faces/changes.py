@@ -1,4 +1,4 @@
-"""Small geometric changes of training images: 20 people are few to learn from."""
+"""Change training images geometrically by small amounts, because 20 people are few to learn from."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from kshot.protocols import Portable
 from kshot.randomness import U64, uniform
 
 TURN, ZOOM, SHIFT = 6.0, 0.06, 0.03
-"""The most that an image is turned (degrees), enlarged or reduced, and shifted (of its sides), at strength 1."""
+"""The most by which an image is turned (degrees), zoomed and shifted (share of its sides), at strength 1."""
 
 
 class Changed:
-    """Tasks in whose training splits each image is turned, zoomed, shifted and, every second one, mirrored.
+    """Represent tasks in whose training splits each image is turned, zoomed, shifted and perhaps mirrored.
 
-    How is drawn anew for each image of each episode, from the episode's own key: an episode is the same whenever it is
-    sampled. Labels, identities and ``pool`` are those of the images as they are.
+    The change is drawn for each image of each episode from the episode's own key, so an episode is the same whenever it
+    is sampled. Half of the images are mirrored. Labels and identities stay, and ``pool`` has the unchanged images.
 
     Args:
         of: the tasks, of images [C, H, W].
-        strength: of turns, zooms and shifts; 1 is up to 6 degrees, 6 % and 3 % of the sides.
-        splits: whose images are changed.
+        strength: how large the changes are; 1 is up to 6 degrees, 6 % and 3 % of the sides.
+        splits: the splits whose images are changed.
     """
 
     def __init__(self, of: ClassificationTasks, strength: float, splits: Sequence[str] = ("train", "trainval")) -> None:
@@ -40,23 +40,24 @@ class Changed:
 
     @property
     def spec(self) -> TaskSpec:
+        """The specification of the wrapped tasks: changes keep the shape of inputs."""
         return self.of.spec
 
     def pool(self, split: str) -> Pool:
-        """The labelled examples of a split, as they are (ability ``Pooled``)."""
+        """Return the labelled examples of a split, unchanged (ability ``Pooled``)."""
         return self.of.pool(split)
 
     def prepare(self, raw: Any) -> Tensor:
-        """Raw examples as inputs, as they are (ability ``Pooled``)."""
+        """Return raw examples as inputs, unchanged (ability ``Pooled``)."""
         return self.of.prepare(raw)
 
     @property
     def preparation(self) -> Preparation | None:
-        """That of the tasks below, as a value (ability ``Portable``)."""
+        """``prepare`` of the wrapped tasks as a value (ability ``Portable``)."""
         return self.of.preparation if isinstance(self.of, Portable) else None
 
     def sample(self, split: str, indices: Sequence[int]) -> Episode:
-        """Episodes ``indices`` of ``split``, stacked."""
+        """Return the episodes ``indices`` of ``split``, stacked."""
         episode = self.of.sample(split, indices)
         if split not in self.splits:
             return episode
@@ -72,21 +73,34 @@ class Changed:
 
 
 def changed(x: Tensor, keys: U64, strength: float) -> Tensor:
-    """Images ``x`` [B, n, C, H, W] of the episodes with ``keys`` [B], each changed in its own way. Bilinear; what comes
-    in from outside an image is its edge."""
+    """Return images [B, n, C, H, W], each changed in its own way.
+
+    Pixels are interpolated bilinearly; pixels from outside an image take the value of its edge.
+
+    Args:
+        x: images [B, n, C, H, W].
+        keys: keys of the B episodes.
+        strength: how large the changes are.
+
+    Example:
+        >>> changed(torch.ones(1, 2, 1, 4, 4), np.array([7], np.uint64), 1.0).shape
+        torch.Size([1, 2, 1, 4, 4])
+    """
     B, n, C, H, W = x.shape
     draws = uniform(keys, "changes of images", 5 * n).reshape(B * n, 5)
     theta = torch.from_numpy(transformations(draws, strength, H / W)).to(x)
     grid = F.affine_grid(theta, [B * n, C, H, W], align_corners=False)
-    found = F.grid_sample(x.flatten(0, 1), grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return found.view_as(x)
+    images = F.grid_sample(x.flatten(0, 1), grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return images.view_as(x)
 
 
 def transformations(draws: NDArray[np.float64], strength: float, tall: float) -> NDArray[np.float64]:
-    """Draws of [0, 1) [m, 5] -> maps from a new image's coordinates to the old one's [m, 2, 3], both within -1 and 1.
+    """Return affine maps [m, 2, 3] from a changed image's coordinates to the original's, both within -1 and 1.
 
     Args:
-        tall: an image's height by its width; turning is by pixels, and not by these coordinates.
+        draws: five numbers of [0, 1) for each image [m, 5]: turn, zoom, shifts across and down, mirror.
+        strength: how large the changes are.
+        tall: an image's height divided by its width: turning is in pixels, not in these coordinates.
     """
     spread = 2 * draws[:, :4] - 1
     turn = np.deg2rad(TURN) * strength * spread[:, 0]

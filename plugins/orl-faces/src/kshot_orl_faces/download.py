@@ -1,4 +1,4 @@
-"""The zip from the AT&T archive, checked by what is in it."""
+"""Fetch the zip from the AT&T archive, and check it by its contents."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kshot_orl_faces.pictures import decode, digest
 
 URL = "https://www.cl.cam.ac.uk/research/dtg/attarchive/pub/data/att_faces.zip"
 SHA256 = "1be75398f6bc8b7cd74ecfa920b2cd0e985e9509b6e7cc9d3ac359eeefc5c6d8"
-"""Of the names and pixels of all 400 pictures, see ``pictures.digest``."""
+"""SHA-256 of the names and pixels of all 400 pictures, see ``pictures.digest``."""
 
 _LARGEST = 64 << 20  # bytes; the zip has 4 MB
 
@@ -21,19 +21,23 @@ BY_HAND = f"or fetch {ARCHIVE} by hand and give it as root= (from {URL})"
 
 
 def download(folder: Path, *, url: str | None = None, sha256: str = SHA256, timeout: float = 30.0) -> Path:
-    """Fetches the zip into ``folder`` where it isn't there yet. A file there is right: it was checked before it got
-    its name.
+    """Fetch the zip into ``folder``, unless it is there.
 
-    The checksum is of the pictures and not of the zip, because mirrors have zipped them again.
+    A file that is there was checked before it got its name. The checksum is of the pictures and not of the zip, because
+    mirrors have zipped them again.
 
     Args:
+        folder: where to put the zip.
         url: of the zip; by default ``KSHOT_ORL_FACES_URL`` or the AT&T archive's.
         sha256: of the names and pixels of all pictures.
-        timeout: seconds without an answer.
+        timeout: seconds to wait for an answer.
+
+    Returns:
+        The zip.
 
     Raises:
-        DataError: no connection, no such file, other pictures, or a folder that can't be written. What was in the
-            folder stays as it was.
+        DataError: there is no connection or no such file, the zip has other pictures, or the folder can't be written.
+            The folder then has what it had before.
     """
     target = folder / ARCHIVE
     if not target.exists():
@@ -42,17 +46,18 @@ def download(folder: Path, *, url: str | None = None, sha256: str = SHA256, time
     return target
 
 
-def _check(path: Path, came: str, sha256: str) -> None:
+def _check(path: Path, given: str, sha256: str) -> None:
+    """Refuse a zip whose pictures don't have this checksum. ``given`` begins the message."""
     try:
         people = read(path)
-        found = digest(people, decode(people, path))
+        actual = digest(people, decode(people, path))
     except DataError as error:
         raise DataError(
-            f"{came} that are not the faces ({error}); they are cut off or another file, and were thrown away: try "
+            f"{given} ({error}), expected a zip of the faces; it is cut off or another file, and was removed: try "
             f"again, {BY_HAND}"
         ) from error
-    if found != sha256:
+    if actual != sha256:
         raise DataError(
-            f"{came}, whose pictures have the SHA-256 {found}, expected {sha256}; they are others, and were thrown "
-            f"away: try again, {BY_HAND}"
+            f"{given}, whose pictures have the SHA-256 {actual}, expected {sha256}; they are others, and were removed: "
+            f"try again, {BY_HAND}"
         )

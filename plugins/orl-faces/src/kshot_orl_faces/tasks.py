@@ -1,4 +1,4 @@
-"""The AT&T (ORL) faces as few-shot tasks."""
+"""Make few-shot tasks of the AT&T (ORL) faces."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 from torch import Tensor
 
 from kshot import ClassificationTasks, Pool
+from kshot.data.folder_tasks import make_pool
+from kshot.data.tables import cache_folder
 from kshot.errors import DataError
 from kshot.preparing import Preparation
 from kshot.randomness import purpose_key
@@ -39,35 +40,39 @@ def orl_faces(
     cache: Path | str | None = None,
     block: int = 1,
 ) -> ClassificationTasks | Changed:
-    """Few-shot recognition of people by the AT&T (ORL) database of faces (Samaria & Harter 1994).
+    """Make tasks of recognising people by the AT&T (ORL) database of faces (Samaria & Harter 1994).
 
     Inputs are [1, height, width], black 0 and white 1. The splits are by person: train, val, test, and trainval (train
-    and val together, for a last training with settled options).
+    and val together, for a last training once the options are chosen).
 
     Args:
         way, shot, query, seed, block: of the episodes, see ``kshot.ClassificationTasks``. A person has 10 pictures.
-        root: att_faces.zip, or a folder that has it, or the folder of s1 to s40; by default the environment variable
+        root: att_faces.zip, a folder that has it, or the folder of s1 to s40; by default the environment variable
             KSHOT_ORL_FACES.
         download: fetch the zip from the AT&T archive into the cache (4 MB), once.
         size: height and width in pixels; the originals have (112, 92).
-        people: how many people train, val and test have; a split of 0 is left out.
-        split_seed: which people those are; another number splits them otherwise.
+        people: the numbers of people in train, val and test; val is left out if it has 0.
+        split_seed: another seed gives another division of the people.
         augment: strength of small geometric changes of the training images, 0 for none. At 1 each image is turned by
-            up to 6 degrees, zoomed by up to 6 % and shifted by up to 3 % of its sides, and every second one mirrored.
+            up to 6 degrees, zoomed by up to 6 % and shifted by up to 3 % of its sides, and half of them are mirrored.
         cache: kshot's cache folder, for the download; by default KSHOT_CACHE, or the system's.
 
     Raises:
         DataError: the data are missing, incomplete or malformed, or there are too few people or pictures.
     """
     if min(size) < 1:
-        raise DataError(f"orl-faces: size is {size}, expected a height and a width of at least 1; originals: (112, 92)")
+        raise DataError(
+            f"orl-faces: size: got {size}, expected a height and a width of at least 1; (112, 92) is the originals'"
+        )
     if not (math.isfinite(augment) and augment >= 0):
-        raise DataError(f"orl-faces: augment is {augment}, expected a strength of at least 0; 1 is moderate, 0 is none")
+        raise DataError(
+            f"orl-faces: augment: got {augment}, expected a strength of at least 0; 1 is moderate, 0 is none"
+        )
     needed = _most(shot) + _most(query)
     if needed > PICTURES:
         raise DataError(
-            f"orl-faces: shot + query is {_most(shot)} + {_most(query)} = {needed}, but a person has {PICTURES} "
-            "pictures; lower shot or query"
+            f"orl-faces: got shot + query of {_most(shot)} + {_most(query)} = {needed}, expected at most {PICTURES}, a "
+            "person's number of pictures; lower shot or query"
         )
     place = choose(root, download, cache)
     files = read(place)
@@ -90,24 +95,22 @@ def orl_faces(
 
 
 def _most(count: int | tuple[int, int]) -> int:
+    """Return the greatest number of a range, or the number itself."""
     return count if isinstance(count, int) else max(count)
 
 
-def cache_folder(cache: Path | str | None = None) -> Path:
-    """Where the download is kept: ``orl-faces`` in ``cache``, else in ``KSHOT_CACHE``, else in the system's cache."""
-    base = cache or os.environ.get("KSHOT_CACHE") or platformdirs.user_cache_path("kshot", appauthor=False)
-    return Path(base).expanduser().absolute() / "orl-faces"
-
-
 def choose(root: Path | str | None, download: bool, cache: Path | str | None) -> Path:
-    """The zip or folder to read, by what was asked for and what is there.
+    """Return the zip or folder to read, by the options and by what is there.
 
     Raises:
-        DataError: what was asked for contradicts itself or isn't there.
+        DataError: the options contradict each other, or there are no data.
     """
     if root is not None and download:
-        raise DataError("orl-faces: both root and download came; give root to use files of your own, or download alone")
-    folder = cache_folder(cache)
+        raise DataError(
+            "orl-faces: got both root and download, expected one of them; give root to use files of your own, or "
+            "download alone"
+        )
+    folder = cache_folder("orl-faces", cache)
     if download:
         return fetch(folder)
     if given := root or os.environ.get("KSHOT_ORL_FACES"):
@@ -115,25 +118,34 @@ def choose(root: Path | str | None, download: bool, cache: Path | str | None) ->
     if (folder / ARCHIVE).is_file():
         return folder / ARCHIVE
     raise DataError(
-        f"orl-faces: the faces aren't here, and may not be shipped with this package; give {ARCHIVE} or the folder it "
-        "unpacks to by root= or KSHOT_ORL_FACES, or fetch it with download=True"
+        f"orl-faces: got no faces, expected them at root= or in {folder}: they may not be shipped with this package; "
+        f"give {ARCHIVE} or the folder it unpacks to by root= or KSHOT_ORL_FACES, or fetch it with download=True"
     )
 
 
 def split(names: Sequence[str], people: tuple[int, int, int], split_seed: int) -> dict[str, tuple[str, ...]]:
-    """Who goes where: people in the order of a hash of seed and name; the first are the test's, then val's and train's.
+    """Divide people by a hash of seed and name: the first are the test's, the next val's, then train's.
 
-    So other numbers of train and val leave the test people as they are. Each split is in the order of ``names``.
+    So other numbers for train and val don't change the test people. Each split is in the order of ``names``.
+
+    Args:
+        names: the people.
+        people: the numbers of people in train, val and test.
+        split_seed: another seed gives another division.
 
     Raises:
-        DataError: there are fewer people than asked for, or no people to train on or to test.
+        DataError: there are fewer people than asked for, or train or test has none.
+
+    Example:
+        >>> {name: len(people) for name, people in split(["s1", "s2", "s3"], (1, 1, 1), 0).items()}
+        {'train': 1, 'val': 1, 'test': 1, 'trainval': 2}
     """
     train, val, test = people
     if min(people) < 0 or train == 0 or test == 0:
-        raise DataError(f"orl-faces: people is {people}, expected numbers for train, val and test; only val may be 0")
+        raise DataError(f"orl-faces: people: got {people}, expected numbers for train, val and test; only val may be 0")
     if sum(people) > len(names):
         raise DataError(
-            f"orl-faces: people is {people}, {sum(people)} in all, but there are {len(names)}; ask for fewer"
+            f"orl-faces: people: got {people}, {sum(people)} in all, expected at most {len(names)}; ask for fewer"
         )
     order = sorted(names, key=lambda name: (purpose_key(f"orl-faces/{split_seed}/{name}"), name))
     chosen = {
@@ -144,17 +156,16 @@ def split(names: Sequence[str], people: tuple[int, int, int], split_seed: int) -
     }
     if not val:
         del chosen["val"], chosen["trainval"]
-    return {name: tuple(n for n in names if n in held) for name, held in chosen.items()}
+    return {name: tuple(n for n in names if n in members) for name, members in chosen.items()}
 
 
 def pools(x: Tensor, names: Sequence[str], held: dict[str, tuple[str, ...]]) -> dict[str, Pool]:
-    """A pool for each split, all over the one table."""
-    rows = np.arange(len(x), dtype=np.int64).reshape(len(names), PICTURES)
-    number = {name: i for i, name in enumerate(names)}
+    """Return a pool for each split, all over the same table.
 
-    def pool(people: Sequence[str]) -> Pool:
-        counts = np.full(len(people), PICTURES, np.int64)
-        chosen = np.array([number[name] for name in people], np.int64)
-        return Pool(x, rows[chosen], counts, names=tuple(people), input_range=(0.0, 1.0))
-
-    return {split: pool(people) for split, people in held.items()}
+    Args:
+        x: the pictures [num, 1, height, width], person by person.
+        names: the people, in the order of their pictures.
+        held: split -> its people.
+    """
+    rows = {name: np.arange(PICTURES) + PICTURES * i for i, name in enumerate(names)}
+    return {split: make_pool(x, {name: rows[name] for name in people}, (0.0, 1.0)) for split, people in held.items()}

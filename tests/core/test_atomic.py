@@ -1,4 +1,4 @@
-"""A file is whole or not there, and nothing is left behind."""
+"""A file appears complete or not at all, and nothing else is left behind."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from kshot._atomic import beside, left_beside, writing
 
 
-def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
-    """Until then what was there is there, and the new one has another name in the same folder."""
+def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
+    """Until then the old file stays, and the new one has another name in the same folder."""
     path = tmp_path / "x.bin"
     path.write_bytes(b"old")
     with writing(path) as file:
@@ -24,6 +24,7 @@ def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [OSError, ValueError, KeyboardInterrupt])
 def test_a_failure_leaves_what_was_there_and_nothing_else(tmp_path: Path, error: type[BaseException]) -> None:
+    """An interrupted writer must not damage the old file."""
     path = tmp_path / "x.bin"
     path.write_bytes(b"old")
 
@@ -38,8 +39,8 @@ def test_a_failure_leaves_what_was_there_and_nothing_else(tmp_path: Path, error:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_others_may_read_it_as_far_as_the_user_lets_them(tmp_path: Path) -> None:
-    """A cache may be shared: it is no secret of its maker's, unless the umask says so."""
+def test_others_may_read_it_if_the_umask_allows(tmp_path: Path) -> None:
+    """A cache may be shared by several users."""
     before = os.umask(0o022)
     try:
         with writing(tmp_path / "x.bin") as file:
@@ -49,14 +50,15 @@ def test_others_may_read_it_as_far_as_the_user_lets_them(tmp_path: Path) -> None
     assert (tmp_path / "x.bin").stat().st_mode & 0o777 == 0o644
 
 
-def test_what_was_left_is_found_by_the_name_it_would_have_had(tmp_path: Path) -> None:
-    """And not what would have been another file."""
+def test_incomplete_files_are_found_by_their_final_name(tmp_path: Path) -> None:
+    """Those of other files, whose names begin alike, are not."""
     left, others = beside(tmp_path / "x"), [beside(tmp_path / "xy"), beside(tmp_path / "x-y"), tmp_path / "x"]
     for path in (left, *others):
         path.touch()
     assert left_beside(tmp_path / "x") == [left]
 
 
-def test_a_missing_folder_is_the_system_s_own_error(tmp_path: Path) -> None:
+def test_a_missing_folder_raises_the_system_s_own_error(tmp_path: Path) -> None:
+    """Callers decide what to do about it."""
     with pytest.raises(FileNotFoundError), writing(tmp_path / "none" / "x"):
         pass

@@ -1,0 +1,178 @@
+"""Read the entries of a zip by name, each checked before a byte of it is read; nothing is ever unpacked to the disk.
+
+A zip that was fetched from somewhere is not to be trusted: a name in it may lead out of its folder, an entry may be a
+link, or may fill the memory when it is decompressed. Reading into memory is not in danger of the first two, but a zip
+that tries is not the file that the user believes it is, so it is refused as a whole.
+
+This module imports neither torch nor numpy, so that a worker process that uses it starts quickly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import stat
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from kshot.errors import DataError
+
+LARGEST_IN_ALL = 1 << 30
+"""Bytes of all entries that are read from one archive, decompressed, unless a plugin allows others."""
+
+_LEADS_OUT = re.compile(r"[/\\]|[A-Za-z]:|(?:.*[/\\])?\.\.(?:[/\\]|$)", re.DOTALL)  # absolute, a drive, or upwards
+_ENCRYPTED = 0x1  # the bit of a zip entry's flags
+
+# What zipfile raises on damaged, encrypted or unknown data.
+_ERRORS = (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, NotImplementedError, RuntimeError)
+
+
+class Archive:
+    """Represent a zip whose entries can be read by name, as a context manager that closes it.
+
+    Args:
+        path: the zip.
+        largest: the greatest number of bytes that an entry may have, decompressed.
+        what: an entry, in words for messages, such as ``"a picture"``.
+        largest_in_all: the greatest number of bytes of all entries that are asked for together.
+
+    Raises:
+        DataError: the file can't be read as a zip, or any of its entries has a name that leads out of the archive's
+            folder or is a link. The message names the zip and the entry.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with zipfile.ZipFile(Path(folder, "a.zip"), "w") as file:
+        ...         file.writestr("cat/1.txt", "meow")
+        ...     with Archive(Path(folder, "a.zip"), largest=100, what="a text") as archive:
+        ...         [(entry.filename, archive.read(entry.filename)) for entry in archive.entries(lambda _: True)]
+        [('cat/1.txt', b'meow')]
+    """
+
+    def __init__(self, path: Path, *, largest: int, what: str, largest_in_all: int = LARGEST_IN_ALL) -> None:
+        self.path, self.largest, self.what, self.largest_in_all = path, largest, what, largest_in_all
+        with self._damage("got a file that can't be read as a zip"):
+            self._zip = zipfile.ZipFile(path)
+        try:
+            for info in self._zip.infolist():
+                self._check_harmless(info)
+        except DataError:
+            self._zip.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._zip.close()
+
+    def entries(self, accept: Callable[[str], bool]) -> list[zipfile.ZipInfo]:
+        """Return the files in the archive whose names are accepted, in the order of the archive.
+
+        Args:
+            accept: a predicate of an entry's name.
+
+        Raises:
+            DataError: an accepted entry is too large or encrypted, two have the same name, or all together are too
+                large. The message names the zip and the entry.
+        """
+        infos = [info for info in self._zip.infolist() if not info.is_dir() and accept(info.filename)]
+        seen: set[str] = set()
+        for info in infos:
+            self._check_readable(info)
+            if info.filename in seen:
+                raise DataError(
+                    f"{self.path}: got two entries with the same name {info.filename!r}, expected each once; don't use "
+                    "this file, fetch the original"
+                )
+            seen.add(info.filename)
+        if (total := sum(info.file_size for info in infos)) > self.largest_in_all:
+            raise DataError(
+                f"{self.path}: got {len(infos)} entries of {total} bytes in all, expected at most "
+                f"{self.largest_in_all}; don't use this file, fetch the original"
+            )
+        return infos
+
+    def read(self, name: str) -> bytes:
+        """Return the contents of an entry.
+
+        Raises:
+            DataError: there is no such entry, or it is too large, encrypted or damaged. The message names the zip and
+                the entry.
+        """
+        try:
+            info = self._zip.getinfo(name)
+        except KeyError:
+            raise DataError(
+                f"{self.path}: got no entry {name!r}, expected one; the file was changed or is another: fetch it again"
+            ) from None
+        self._check_readable(info)  # this also bounds what zipfile decompresses, whatever the entry's data are
+        with self._damage(f"got the entry {name}, which can't be read"):
+            return self._zip.read(info)
+
+    def _check_harmless(self, info: zipfile.ZipInfo) -> None:
+        """Refuse an entry that would be dangerous to unpack, whether or not it is ever read."""
+        unix_mode = info.external_attr >> 16  # 0 if the zip was made on another system
+        for bad, why in (
+            (_LEADS_OUT.match(info.filename), "which leads out of the archive's folder, expected names within it"),
+            (stat.S_ISLNK(unix_mode), "which is a link, expected files only"),
+        ):
+            if bad:
+                raise DataError(
+                    f"{self.path}: got the entry {info.filename!r}, {why}; don't use this file, fetch the original"
+                )
+
+    def _check_readable(self, info: zipfile.ZipInfo) -> None:
+        """Refuse an entry that is too large, or that needs a password."""
+        check_size(f"{self.path}: {info.filename}", info.file_size, self.largest, self.what)
+        if info.flag_bits & _ENCRYPTED:
+            raise DataError(
+                f"{self.path}: got the entry {info.filename!r}, which is encrypted, expected {self.what} that can be "
+                "read without a password; decrypt the file or fetch the original"
+            )
+
+    @contextlib.contextmanager
+    def _damage(self, given: str) -> Iterator[None]:
+        """Turn whatever zipfile raises into a ``DataError`` that says what was given."""
+        try:
+            yield
+        except _ERRORS as error:
+            raise DataError(
+                f"{self.path}: {given} ({type(error).__name__}: {error}), expected an undamaged zip; it is damaged or "
+                "was cut off: delete it and fetch it again"
+            ) from error
+
+
+def check_size(where: str, size: int, largest: int, what: str) -> None:
+    """Refuse a file or an entry that is larger than such data can be.
+
+    Args:
+        where: the file, for the message.
+        size: its bytes.
+        largest: the greatest number of bytes.
+        what: what it should be, such as ``"a picture"``.
+
+    Raises:
+        DataError: it is larger.
+    """
+    if size > largest:
+        raise DataError(
+            f"{where}: got {size} bytes, expected {what} of at most {largest}; don't use this file, fetch the original"
+        )
+
+
+def is_left_by_macos(name: str) -> bool:
+    """Return whether macOS adds such an entry to zips, or such a file to folders, beside a user's own.
+
+    Example:
+        >>> [name for name in ("a/1.png", "__MACOSX/a/1.png", "a/._1.png") if not is_left_by_macos(name)]
+        ['a/1.png']
+    """
+    return name.startswith("__MACOSX/") or "/._" in name

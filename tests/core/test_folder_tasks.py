@@ -1,0 +1,128 @@
+"""Tasks over the files of a folder, loaded when the first episode is asked for."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import kshot
+from kshot.data.folder_tasks import FolderTasks
+from kshot.data.splits import rows_of, split_classes, split_examples
+from kshot.errors import DataError
+
+
+def tasks(loaded: list[int], sizes: tuple[int, ...] = (8,) * 10, **more: Any) -> FolderTasks:
+    """Return tasks of classes of these sizes; the value of an example is its row."""
+    classes = {f"c{i}": [f"c{i}/{j}" for j in range(n)] for i, n in enumerate(sizes)}
+    options: dict[str, Any] = {"way": 2, "shot": 1, "query": 3, "fractions": (0.6, 0.2, 0.2), **more}
+    fractions, by = options.pop("fractions"), options.get("split_by", "class")
+
+    def load() -> tuple[torch.Tensor, str]:
+        loaded.append(1)
+        return torch.arange(sum(sizes), dtype=torch.float32)[:, None], "rows"
+
+    splits = (
+        split_examples(classes, fractions)
+        if by == "example"
+        else rows_of(classes, split_classes([*classes], fractions))
+    )
+    return FolderTasks(splits, load, input_shape=(1,), input_range=None, prepare=torch.as_tensor, **options)
+
+
+def test_examples_are_loaded_when_they_are_asked_for_and_once() -> None:
+    """A spec, a check and a prediction on files decode nothing of the folder."""
+    loaded: list[int] = []
+    made = tasks(loaded)
+    assert made.spec.input_shape == (1,)
+    assert made.prepare([1.0]).tolist() == [1.0]
+    assert loaded == []
+    episode = made.sample("train", [0, 1])
+    assert made.pool("train").classes == 6
+    assert made.fingerprint.startswith("rows-split-")
+    assert loaded == [1]
+    assert episode.origin is not None
+    assert np.array_equal(episode.support.x[..., 0], episode.origin.support_ids)
+
+
+def test_examples_are_of_the_classes_they_are_named_after() -> None:
+    """Classes have different sizes, and an example's row says which class it is of."""
+    sizes = (4, 5, 9, 4, 6, 7, 8, 4, 5, 6)
+    owner = np.repeat(np.arange(10), sizes)
+    for by in ("class", "example"):
+        made = tasks([], sizes if by == "class" else tuple(4 * s for s in sizes), split_by=by, query=2)
+        owner = np.repeat(np.arange(10), sizes if by == "class" else [4 * s for s in sizes])
+        for split in made.spec.splits:
+            episode = made.sample(split, range(20))
+            assert episode.origin is not None
+            for b in range(20):
+                for x, y in zip(episode.query.x[b, :, 0].long(), episode.query.y[b], strict=True):
+                    assert episode.origin.class_names[b][int(y)] == f"c{owner[x]}"
+
+
+def test_other_splits_have_another_fingerprint() -> None:
+    """Scores on other test classes are not comparable."""
+    prints = {tasks([], fractions=f).fingerprint for f in ((0.6, 0.2, 0.2), (0.5, 0.2, 0.3))}
+    assert len(prints) == 2
+    assert tasks([]).fingerprint == tasks([], seed=1).fingerprint
+
+
+def test_tasks_that_no_split_allows_are_refused_before_anything_is_loaded() -> None:
+    """One split is enough: a user may train 30-way on 40 classes, and test 5-way on 10."""
+    loaded: list[int] = []
+    with pytest.raises(DataError, match="split 'train' has 6 classes, but way is 20; lower way"):
+        tasks(loaded, way=20)
+    with pytest.raises(DataError, match=r"class 'c\d' has 8 examples, but shot \+ query is 1 \+ 9 = 10"):
+        tasks(loaded, query=(3, 9))
+    assert loaded == []
+
+
+def test_a_split_that_is_too_small_is_logged_and_refused(caplog: pytest.LogCaptureFixture) -> None:
+    """It is refused when it is sampled, not before."""
+    with caplog.at_level(logging.INFO, "kshot.data.folder_tasks"):
+        made = tasks([], way=4)
+    assert [r.getMessage()[:38] for r in caplog.records] == [
+        f"split '{split}' has 2 classes, but way is 4"[:38] for split in ("val", "test")
+    ]
+    assert made.sample("train", [0]).support.way == 4
+    with pytest.raises(DataError, match="split 'val' has 2 classes, but way is 4"):
+        made.sample("val", [0])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shot", "expected"),
+    [
+        ((20,) * 40, 1, (5, 5)),
+        ((5,) * 10, 1, (2, 4)),  # 2 classes to test
+        ((5,) * 10, (1, 3), (2, 2)),
+        ((20,) * 14 + (3,), 1, (3, 2)),
+        ((8,) * 4, 1, (2, 5)),  # 1 class to test: refused when it is sampled
+        ((3,) * 20, 3, (4, 1)),  # no query left: refused
+    ],
+)
+def test_way_and_query_are_by_default_what_the_data_allow(sizes: tuple[int, ...], shot: Any, expected: Any) -> None:
+    """Five images per class and a few classes are enough to begin."""
+    if sizes[0] == 3:
+        with pytest.raises(DataError, match=r"has 3 examples, but shot \+ query is 3 \+ 1 = 4"):
+            tasks([], sizes, way=None, query=None, shot=shot)
+        return
+    made = tasks([], sizes, way=None, query=None, shot=shot)
+    assert (made.spec.way, made.spec.query) == expected
+    assert made.sample("train", [0]).query.y.unique().tolist() == list(range(expected[0]))
+
+
+@pytest.mark.parametrize("splits", [{}, {"train": {}}])
+def test_no_split_and_no_class_are_refused(splits: Any) -> None:
+    """There would be nothing to sample."""
+    with pytest.raises(DataError, match=r"got (no splits|a split without classes), expected at least one split"):
+        FolderTasks(splits, lambda: pytest.fail("loaded"), input_shape=(1,), input_range=None, prepare=torch.as_tensor)
+
+
+@pytest.mark.parametrize("by", ["class", "example"])
+def test_folder_tasks_keep_the_rules_for_tasks(by: str) -> None:
+    """The conformance kit has them."""
+    report = kshot.testing.suite(tasks=tasks([], sizes=(20,) * 10, split_by=by, query=2)).run()
+    assert report.ok, str(report)
