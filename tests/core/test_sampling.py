@@ -156,3 +156,22 @@ def test_a_view_takes_classification_tasks_with_a_pool_and_names_other_tasks() -
         pooled(sample_tasks.Lines(), "mine")
     with pytest.raises(MisfitError, match=r"mine: got .*\(WithMore are classification tasks without a pool"):
         pooled(sample_tasks.WithMore(tasks, unlabelled=1, external=0), "mine")
+
+
+def test_the_data_of_arrays_are_identified_by_their_contents() -> None:
+    """Other data under the same options are other tasks: a run must not be resumed on them, nor results paired."""
+    x, y = np.arange(24.0).reshape(12, 2), np.repeat([0, 1, 2], 4)
+
+    def fingerprint(x: np.ndarray, y: np.ndarray, split: str = "train", **options: object) -> str:
+        return ClassificationTasks({split: Pool.of(x, y, **options)}, way=2, query=1).fingerprint
+
+    first = fingerprint(x, y)
+    assert first.startswith("arrays-")
+    assert fingerprint(x.copy(), y.copy()) == first
+    changed = x.copy()
+    changed[7, 1] += 1
+    others = [fingerprint(changed, y), fingerprint(x, y[::-1].copy()), fingerprint(x, y, "test")]
+    others += [fingerprint(x, y, names=["a", "b", "c"]), fingerprint(x, y, semantics=np.eye(3))]
+    assert len({first, *others}) == 6
+    named = ClassificationTasks({"train": Pool.of(x, y)}, way=2, query=1, fingerprint="mine")
+    assert named.fingerprint == "mine"

@@ -5,6 +5,7 @@ Letters: n examples, C classes, A attributes.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -94,6 +95,17 @@ class Pool:
     def fewest(self) -> int:
         """The number of examples of the smallest class."""
         return int(self.counts.min())
+
+    def digest(self) -> bytes:
+        """Return a digest of everything in the pool: the same for the same examples, classes and names."""
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update(f"{self.x.dtype} {tuple(self.x.shape)} {list(self.names)} {self.input_range}\0".encode())
+        semantics = [] if self.semantics is None else [self.semantics.detach().cpu().numpy()]
+        # A table is hashed in pieces, so that a memory-mapped one is never in memory as a whole.
+        pieces = (piece.numpy() for piece in self.x.split(4096))
+        for array in (*pieces, self.rows, self.counts, *semantics):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.digest()
 
     def gather(self, ids: NDArray[np.int64]) -> Tensor:
         """Return rows ``ids`` [.., n] of the table as float32 inputs [.., n, *input]."""

@@ -8,6 +8,7 @@ Letters: B episodes, N way, K shot, Q queries per class, S = N * K support size,
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -92,7 +93,8 @@ class ClassificationTasks:
         seed: determines all episodes.
         prepare: turns raw examples into inputs [n, *input], for prediction on files. A ``kshot.preparing.Preparation``
             is stored with a run, another callable is not.
-        fingerprint: identifies the data; results record it.
+        fingerprint: identifies the data; results record it. By default it is a digest of all examples, computed when
+            it is first asked for.
 
     Raises:
         DataError: pools of different input shapes; at ``sample``: an unknown split, more way than classes, more
@@ -132,7 +134,7 @@ class ClassificationTasks:
         self._prepare = prepare
         self._ahead: dict[str, tuple[int, Drawn]] = {}
         self.seed = randomness.as_seed(seed, who)
-        self.fingerprint = fingerprint
+        self._fingerprint = fingerprint
         self.spec = TaskSpec(
             kind="classification",
             input_shape=shapes.pop(),
@@ -146,6 +148,16 @@ class ClassificationTasks:
             provides={"identities", *(["semantics"] if semantics else [])},
             semantics_shape=tuple(first.semantics.shape[1:]) if first.semantics is not None else None,
         )
+
+    @property
+    def fingerprint(self) -> str:
+        """What identifies the data: as given, or a digest of the pools' contents."""
+        if not self._fingerprint:
+            digest = hashlib.blake2b(digest_size=8)
+            for split, pool in self._pools.items():
+                digest.update(f"{split}\0".encode() + pool.digest())
+            self._fingerprint = f"arrays-{digest.hexdigest()}"
+        return self._fingerprint
 
     def pool(self, split: str) -> Pool:
         """Return the labelled examples of a split (ability ``Pooled``)."""
