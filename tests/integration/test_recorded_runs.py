@@ -41,4 +41,4 @@ def test_a_recorded_result_is_read_back(run: Path) -> None:
     for i, written in enumerate(json.loads(text)["results"]):
         if written["scores"]:
             result = Result.from_json(text, test=i)
-            assert result.mean == pytest.approx(written["mean"], rel=1e-6)  # scores are recorded with eight digits
+            assert result.mean == pytest.approx(written["mean"], rel=1e-5)  # scores are recorded with eight digits
