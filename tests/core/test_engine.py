@@ -269,8 +269,8 @@ def test_coupled_tasks_are_never_split_silently():
     ("answer", "message"),
     [
         ({"loss": math.nan}, r"iteration 1: loss is nan on episodes 0..3 of split 'train'"),
-        (None, "gave NoneType, expected a mapping of scalars"),
-        (torch.zeros(()), "gave Tensor, expected a mapping of scalars"),
+        (None, "got NoneType, expected a mapping of scalars"),
+        (torch.zeros(()), "got Tensor, expected a mapping of scalars"),
     ],
 )
 def test_a_learner_that_breaks_its_protocol_is_named(answer, message):

@@ -197,7 +197,7 @@ def test_what_is_wrong_is_said(run: Path, drawings: Path, tmp_path: Path) -> Non
     refused(5, f"{empty / 'B'}: the class has no examples", "predict", "--run", run, "--support", empty, file)
     refused(5, f"{bad}: can't be read as an image", "predict", "--run", run, "--support", support, bad)
     refused(5, "0.png: can't be read as an image", "predict", "--run", run, "--support", inside, file)
-    refused(6, "is no run folder", "predict", "--run", tmp_path, "--support", support, file)
+    refused(6, "is not a run folder", "predict", "--run", tmp_path, "--support", support, file)
     refused(5, "there is no folder", "embed", "--run", run, "--output", tmp_path / "none" / "z.npz", file)
     refused(2, "Missing option '--run'", "verify", file, file)
     assert not (tmp_path / "none").exists()

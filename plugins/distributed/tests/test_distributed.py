@@ -135,8 +135,8 @@ def test_rank_0_alone_prints_and_nobody_warns(done: subprocess.CompletedProcess[
     ("what", "said"),
     [
         ("parameters", "learner.parameters.encoder.net.0.weight: rank 1 has '"),
-        ("tasks", "tasks.seed: rank 1 has 1, rank 0 0"),
-        ("option", "engine.meta_batch: rank 1 has 3, rank 0 2"),
+        ("tasks", "tasks.seed: rank 1 has 1, rank 0 has 0"),
+        ("option", "engine.meta_batch: rank 1 has 3, rank 0 has 2"),
     ],
 )
 def test_ranks_that_disagree_are_refused_by_rank_and_field(two: list[dict[str, Any]], what: str, said: str) -> None:

@@ -20,14 +20,14 @@ from torch import Tensor
 
 from kshot import registry
 from kshot._engine import warm_start
+from kshot._engine.evaluation import BUDGET
+from kshot._engine.inputs import load_inputs
+from kshot._engine.run_folder import RunFolder, digest
 from kshot.episode import Support
 from kshot.errors import DataError, MisfitError
-from kshot._engine.evaluation import BUDGET
 from kshot.functional import full_precision
 from kshot.nn import evaluating
 from kshot.protocols import Backend, Compares, Embeds, Pooled
-from kshot._engine.inputs import load_inputs
-from kshot._engine.run_folder import RunFolder, digest
 from kshot.registry.modules import importing
 from kshot.runs.plan import Plan, build_learner, component
 from kshot.sampling import ClassificationTasks
