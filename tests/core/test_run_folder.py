@@ -271,7 +271,7 @@ def test_a_run_begins_from_another_runs_parameters(tmp_path):
     assert str(inherited) == f"starting from {tmp_path / 'a'} after 10 iterations: 7 of 7 tensors"
     b.train(1)
     assert RunFolder.open(tmp_path / "b").config["init_from"] == inherited.to_dict()
-    with pytest.raises(RunError, match="1 iterations were taken already"):
+    with pytest.raises(RunError, match="got 1 iterations taken already"):
         b.init_from(tmp_path / "a")
 
 

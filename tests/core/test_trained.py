@@ -87,7 +87,7 @@ def test_a_transductive_learner_sees_its_queries_together() -> None:
 
 def test_what_does_not_fit_is_said() -> None:
     model = Trained(Nearest(), SPEC)
-    with pytest.raises(DataError, match=r"1 classes \(red\), expected at least two"):
+    with pytest.raises(DataError, match=r"got 1 classes in the support \(red\), expected at least two"):
         model.predict({"red": [[0.0, 0.0]]}, [[0.0, 0.0]])
     with pytest.raises(DataError, match=r"shape \[1, 3\], expected \[n, 2\]"):
         model.predict(SUPPORT, [[0.0, 0.0, 0.0]])
@@ -95,7 +95,7 @@ def test_what_does_not_fit_is_said() -> None:
         model.distances([[0.0, 0.0]], [[0.0, 0.0], [1.0, 1.0]])
     with pytest.raises(MisfitError, match="regression tasks"):
         Trained(Nearest(), attrs.evolve(SPEC, kind="regression", way=None, target_shape=(1,)))
-    with pytest.raises(MisfitError, match="no tasks to choose pairs from"):
+    with pytest.raises(MisfitError, match="got no tasks to take pairs from"):
         model.threshold()
 
     class Fixed(Nearest):

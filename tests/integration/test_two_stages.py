@@ -165,7 +165,7 @@ def test_a_run_cut_off_before_its_first_checkpoint_begins_from_the_same_paramete
     assert "one-0" in cli("resume", "two-0", "--quiet", code=6).stderr
     cli("train", "--recipe=one.toml", "--quiet", "--run=one-0", "--engine.iterations=6")
     refused = cli("resume", "two-0", "--quiet", code=6).stderr
-    assert "two-0 began from one-0/checkpoints/00000005.pt, but one-0 now holds other parameters" in refused
+    assert "two-0 started from one-0/checkpoints/00000005.pt, but one-0 now has other parameters" in refused
 
 
 def test_a_resumed_run_with_a_checkpoint_needs_no_first_stage() -> None:

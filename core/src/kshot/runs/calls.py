@@ -47,8 +47,8 @@ def train(
         learner, tasks: a plugin's name, or ``{"name": ..., **options}``.
         recipe: path of a TOML file with options; the other arguments override it.
         training: options of the tasks that differ while training.
-        optimizer, engine, evaluate: options, as in the tables of a recipe: ``{"lr": 1e-3}``, ``{"validate_every": 500}``,
-            ``{"episodes": 1000}``.
+        optimizer, engine, evaluate: options, as in the tables of a recipe: ``{"lr": 1e-3}``,
+            ``{"validate_every": 500}``, ``{"episodes": 1000}``.
         backend: where to compute; the CPU by default.
         test: for each test the options of its tasks, and under ``learner`` the options of the learner in this test.
         hooks: names of hook plugins, or objects.

@@ -118,10 +118,7 @@ class Trained:
         if backend is None:
             backend = registry.backend()
         if spec.kind != "classification":
-            raise MisfitError(
-                f"Trained: got a learner of {spec.kind} tasks, expected one of classification tasks, which predictions on "
-                "files need"
-            )
+            raise MisfitError(f"Trained: got a learner of {spec.kind} tasks, expected one of classification tasks")
         self.learner = backend.place(learner)
         self.spec, self.backend = spec, backend
         self._tasks, self._prepare = tasks, prepare
@@ -184,8 +181,8 @@ class Trained:
         x = self._prepare(raw) if self._prepare is not None else torch.as_tensor(np.asarray(raw), dtype=torch.float32)
         if tuple(x.shape[1:]) != tuple(self.spec.input_shape):
             raise DataError(
-                f"inputs: got shape {list(x.shape)}, expected [n, {', '.join(map(str, self.spec.input_shape))}], as the "
-                "learner was trained on"
+                f"inputs: got shape {list(x.shape)}, expected [n, {', '.join(map(str, self.spec.input_shape))}], "
+                "as the learner was trained on"
             )
         return x
 
@@ -308,8 +305,8 @@ class Trained:
         """Raise MisfitError if the learner was trained for another number of classes and takes no other."""
         if not self.learner.needs.variable_way and way != self.spec.way:
             raise MisfitError(
-                f"{type(self.learner).__name__}: got {way} classes in the support, expected {self.spec.way} as in training; "
-                "it takes no other number"
+                f"{type(self.learner).__name__}: got {way} classes in the support, expected {self.spec.way} as in "
+                "training; it takes no other number"
             )
 
     @contextlib.contextmanager
@@ -356,7 +353,7 @@ def best_threshold(genuine: NDArray[np.float64], imposter: NDArray[np.float64], 
     if not len(genuine) or not len(imposter):
         raise DataError(
             f"threshold: got {len(genuine)} pairs of the same class and {len(imposter)} of different classes in the "
-            f"episodes of split {split!r}, expected some of each: raise shot + query to at least 2, and way to at least 2"
+            f"episodes of split {split!r}, expected some of each; raise shot + query and way to at least 2"
         )
     # Between two neighbouring distances every threshold decides alike, so only the distances are tried.
     cuts = np.unique(np.concatenate([genuine, imposter]))
