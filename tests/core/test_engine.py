@@ -1,4 +1,4 @@
-"""The engine: what it computes, what it refuses, what it leaves alone."""
+"""Test the engine: its arithmetic, its refusals, and what it must not change."""
 
 import json
 import math
@@ -238,7 +238,7 @@ def test_early_stopping_keeps_the_best_validated_parameters():
         (lambda: Engine(NearestMean(), blobs()).train(1, split="dev"), DataError, "got split 'dev', expected one of"),
         (lambda: Engine(NearestMean(), blobs(way=40)).train(1), DataError, "has 30 classes, but way is 40"),
         (lambda: Engine(NearestMean(), blobs(shot=9)).train(1), DataError, "lower shot or query"),
-        (lambda: Engine(NearestMean(), blobs()).train(1, patience=2), OptionError, "got patience without validate_every"),
+        (lambda: Engine(NearestMean(), blobs()).train(1, patience=2), OptionError, "patience without validate_every"),
         (lambda: Engine(NearestMean(), blobs()).train(1, keep=0), OptionError, "keep 0, expected positive numbers"),
         (
             lambda: Engine(NearestMean(), blobs()).train(1, validate_every=1, validation_split="test"),

@@ -1,4 +1,4 @@
-"""Results compared: the paired difference by hand, and only on the same episodes."""
+"""Test the paired difference of results, by hand, and that only results of the same episodes are compared."""
 
 from __future__ import annotations
 

@@ -178,7 +178,7 @@ def test_a_changed_number_in_a_checkpoint_is_noticed(tmp_path):
 
 
 def test_foreign_and_newer_checkpoints_are_refused(tmp_path):
-    """A file of torch that is none of ours; one of a kshot to come; one of another run."""
+    """Refuse a torch file of another program, a checkpoint of a newer kshot, and a checkpoint of another run."""
     path = tmp_path / "c.pt"
     torch.save({"w": torch.zeros(2)}, path)
     with pytest.raises(RunError, match="not a kshot checkpoint"):
@@ -303,7 +303,7 @@ def test_a_second_stage_takes_what_agrees_and_says_what_stayed(tmp_path):
 
 
 def test_a_run_that_has_nothing_in_common_is_refused(tmp_path):
-    """A counter of batches agrees with everybody's and is nothing learnt; the learner is left as it was."""
+    """A run without matching parameters is refused, even if a counter of batches matches; the learner is unchanged."""
     engine(tmp_path / "a").train(10)
     other = Engine(Tiny(width=3), tasks())
     before = {n: t.clone() for n, t in other.learner.state_dict().items()}
@@ -317,7 +317,7 @@ def test_a_run_that_has_nothing_in_common_is_refused(tmp_path):
 
 
 def test_the_best_validated_parameters_are_taken(tmp_path):
-    """As ``evaluate`` does: a run that validated ends with its best."""
+    """A run with validation ends with its best validated parameters, as ``evaluate`` uses them."""
     a = engine(tmp_path / "a")
     a.train(20, validate_every=5, validation_episodes=5)
     a.best.iteration = 15

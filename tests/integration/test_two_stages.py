@@ -182,7 +182,7 @@ def test_a_resumed_run_with_a_checkpoint_needs_no_first_stage() -> None:
 
 WRONG: list[tuple[Any, int, str]] = [
     (('refine = "soft"', 'refine = "sotf"'), 2, "did you mean 'soft'"),
-    (('refine = "soft"', "width = 8"), 2, "got width 8, which makes a learner of other parameters"),
+    (('refine = "soft"', "width = 8"), 2, "got width 8, which makes a learner with other parameters"),
     (('learner = {refine = "soft"}', 'learner = {refine = "masked"}\nunlabelled = 0'), 3, "requires unlabelled"),
     (
         ('run = "one-{seed}"', 'run = "one-{seed}"\ninit_from = "nowhere"'),
