@@ -347,7 +347,7 @@ def test_factory_that_returns_something_else_is_refused(observe: Observer) -> No
     error = observe("result = error_of(registry.tasks, 'hollow')")
     assert error["type"] == "PluginError"
     assert (
-        "tasks 'hollow' (kshot-hollow 1.0): its factory returned a int, which has no spec and no sample"
+        "tasks 'hollow' (kshot-hollow 1.0): got a int from its factory, which has no spec and no sample"
         in error["text"]
     )
 

@@ -80,7 +80,7 @@ def test_a_folder_that_is_no_run_exits_with_six(tmp_path_factory: pytest.TempPat
     for command in ("resume", "evaluate"):
         done = CliRunner().invoke(main, [command, str(folder)])
         assert done.exit_code == 6
-        assert "is no run folder" in done.stderr
+        assert "is not a run folder" in done.stderr
 
 
 def test_a_run_made_in_python_is_refused_with_the_way_to_go_on(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -90,7 +90,7 @@ def test_threads_are_set_and_recorded():
         assert Cpu().describe()["threads"] == 1
     finally:
         torch.set_num_threads(before)
-    with pytest.raises(OptionError, match="threads is 0, expected at least 1"):
+    with pytest.raises(OptionError, match="got threads=0, expected at least 1"):
         Cpu(threads=0)
 
 

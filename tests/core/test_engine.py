@@ -1,4 +1,4 @@
-"""The engine: what it computes, what it refuses, what it leaves alone."""
+"""Test the engine: its arithmetic, its refusals, and what it must not change."""
 
 import json
 import math
@@ -238,7 +238,7 @@ def test_early_stopping_keeps_the_best_validated_parameters():
         (lambda: Engine(NearestMean(), blobs()).train(1, split="dev"), DataError, "got split 'dev', expected one of"),
         (lambda: Engine(NearestMean(), blobs(way=40)).train(1), DataError, "got way 40, expected at most 30"),
         (lambda: Engine(NearestMean(), blobs(shot=9)).train(1), DataError, "lower shot or query"),
-        (lambda: Engine(NearestMean(), blobs()).train(1, patience=2), OptionError, "patience needs validate_every"),
+        (lambda: Engine(NearestMean(), blobs()).train(1, patience=2), OptionError, "patience without validate_every"),
         (lambda: Engine(NearestMean(), blobs()).train(1, keep=0), OptionError, "keep 0, expected positive numbers"),
         (
             lambda: Engine(NearestMean(), blobs()).train(1, validate_every=1, validation_split="test"),
@@ -269,8 +269,8 @@ def test_coupled_tasks_are_never_split_silently():
     ("answer", "message"),
     [
         ({"loss": math.nan}, r"iteration 1: loss is nan on episodes 0..3 of split 'train'"),
-        (None, "gave NoneType, expected a mapping of scalars"),
-        (torch.zeros(()), "gave Tensor, expected a mapping of scalars"),
+        (None, "got NoneType, expected a mapping of scalars"),
+        (torch.zeros(()), "got Tensor, expected a mapping of scalars"),
     ],
 )
 def test_a_learner_that_breaks_its_protocol_is_named(answer, message):

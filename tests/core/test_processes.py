@@ -436,12 +436,12 @@ def differently(backend: kshot.Cpu, what: str) -> Any:
     ("what", "said"),
     [
         ("parameters", "learner.parameters.unused: rank 1 has "),
-        ("data", "tasks.data: rank 1 has 'another', rank 0 "),
-        ("seed", "tasks.seed: rank 1 has 1, rank 0 0"),
-        ("meta_batch", "engine.meta_batch: rank 1 has 5, rank 0 4"),
-        ("lr", "optimizer.lr: rank 1 has 1.1, rank 0 0.1"),
-        ("precision", "backend.precision: rank 1 has 'bfloat16', rank 0 'float32'"),
-        ("iterations", "train.iterations: rank 1 has 4, rank 0 3"),
+        ("data", "tasks.data: rank 1 has 'another', rank 0 has "),
+        ("seed", "tasks.seed: rank 1 has 1, rank 0 has 0"),
+        ("meta_batch", "engine.meta_batch: rank 1 has 5, rank 0 has 4"),
+        ("lr", "optimizer.lr: rank 1 has 1.1, rank 0 has 0.1"),
+        ("precision", "backend.precision: rank 1 has 'bfloat16', rank 0 has 'float32'"),
+        ("iterations", "train.iterations: rank 1 has 4, rank 0 has 3"),
     ],
 )
 def test_ranks_that_disagree_are_refused_by_rank_and_field(what: str, said: str) -> None:
@@ -464,7 +464,7 @@ def test_other_versions_of_a_plugin_are_refused(monkeypatch: pytest.MonkeyPatch)
         trained(NearestMean(), backend)
 
     _, raised = on(2, work)
-    assert all("versions.kshot-x: rank 1 has '1.1', rank 0 '1.0'" in str(error) for error in raised)
+    assert all("versions.kshot-x: rank 1 has '1.1', rank 0 has '1.0'" in str(error) for error in raised)
 
 
 def test_ranks_at_different_calls_are_refused() -> None:
@@ -472,7 +472,7 @@ def test_ranks_at_different_calls_are_refused() -> None:
     _, raised = on(
         2, lambda b: getattr(Engine(NearestMean(), blobs(), backend=b), ("train", "evaluate")[b.world.rank])(2)
     )
-    assert all("call: rank 1 has 'evaluate', rank 0 'train'" in str(error) for error in raised)
+    assert all("call: rank 1 has 'evaluate', rank 0 has 'train'" in str(error) for error in raised)
 
 
 def test_parameters_that_drift_apart_are_noticed_before_a_figure_is_reported() -> None:
@@ -553,7 +553,7 @@ def test_one_process_asks_nobody() -> None:
 def test_agreement_tells_what_is_there_on_one_rank_only() -> None:
     """And shortens what is long."""
     _, raised = on(2, lambda b: agree(b.world, {"x": {"y" * (1 + b.world.rank): "z" * 500}}))
-    assert "  - x.y: rank 1 has none, rank 0 'zzz" in str(raised[0])
+    assert "  - x.y: rank 1 has none, rank 0 has 'zzz" in str(raised[0])
     assert "  - x.yy: rank 1 has 'zzz" in str(raised[0])
     assert len(str(raised[0])) < 600
 

@@ -134,7 +134,7 @@ def test_a_missing_recipe_is_refused(tmp_path: Path) -> None:
 def test_an_unknown_section_lists_those_there_are() -> None:
     """A typing error before the dot is as likely as after it."""
     with pytest.raises(
-        OptionError, match=r"--lerner\.x: there is no 'lerner' here; did you mean 'learner'\?.*--engine"
+        OptionError, match=r"--lerner\.x: got section 'lerner', expected one of.*--engine.*; did you mean 'learner'"
     ):
         made(("lerner.x", "1"))
 

@@ -173,7 +173,7 @@ def test_impossible_name_is_refused() -> None:
 
 def test_taken_name_is_refused(registry: Registry) -> None:
     """A name is taken if another object of any group, or a built-in, has it."""
-    with pytest.raises(PluginError, match=r"'plain' is taken by learner 'plain' \(registered from .*:Plain\)"):
+    with pytest.raises(PluginError, match=r"the name 'plain' is taken by learner 'plain' \(registered from .*:Plain\)"):
         registry.register(Few, name="plain")
     with pytest.raises(PluginError, match=r"'cpu' is taken by backend 'cpu' \(kshot"):
         registry.register(Few, name="cpu")
@@ -280,7 +280,7 @@ def test_error_of_a_nested_component_says_where_it_is_nested(registry: Registry)
         UnknownPluginError, match=r"^option inner of .*: 'few' is tasks, not a learner: kshot.tasks\('few'\)"
     ):
         registry.learner("wrapper", SPEC, inner="few")
-    with pytest.raises(OptionError, match=r"option inner takes a plugin's name and its options.*got {'lr': 1}"):
+    with pytest.raises(OptionError, match=r"option inner: got {'lr': 1}, expected a plugin's name and its options"):
         registry.learner("wrapper", SPEC, inner={"lr": 1})
     with pytest.raises(OptionError, match=r"inner: got 5 \(int\), expected Learner"):
         registry.learner("wrapper", SPEC, inner=5)
@@ -340,7 +340,7 @@ def test_rebuilding_lays_changed_options_over_the_old_ones(registry: Registry) -
     assert torch.equal(other.inner.weight, first.inner.weight)
     with pytest.raises(OptionError, match="lrr: unknown option"):
         registry.rebuild(first, SPEC, inner={"lrr": 0.7})
-    with pytest.raises(OptionError, match="this Plain was not built by name"):
+    with pytest.raises(OptionError, match="got a Plain that was not built by name"):
         registry.rebuild(Plain(SPEC), SPEC)
 
 
@@ -387,7 +387,7 @@ def test_learner_factory_without_a_place_for_the_spec_is_refused() -> None:
     """A factory must be callable as ``factory(spec, **options)``."""
     made = Registry()
     made.register(lambda *, lr=0.1: None, name="specless", group="learners")
-    with pytest.raises(PluginError, match="must take the spec of the tasks as its first argument"):
+    with pytest.raises(PluginError, match="expected one that takes the spec of the tasks first"):
         made.learner("specless", SPEC)
 
 

@@ -1,4 +1,4 @@
-"""Results compared: the paired difference by hand, and only on the same episodes."""
+"""Test the paired difference of results, by hand, and that only results of the same episodes are compared."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_one_episode_has_no_interval() -> None:
 )
 def test_results_of_other_episodes_are_refused(fields: dict[str, Any], named: str) -> None:
     """A difference between unlike episodes would be read as a difference between learners."""
-    with pytest.raises(DataError, match=f"not of the same episodes: {named}"):
+    with pytest.raises(DataError, match=f"results of different episodes: {named}"):
         result([0.5, 0.7]).minus(result([0.5, 0.7], **fields))
     with pytest.raises(DataError, match="episodes 2 and 3"):
         result([0.5, 0.7]).minus(result([0.5, 0.7, 0.7]))

@@ -158,7 +158,7 @@ def test_a_truncated_checkpoint_is_refused_and_nothing_changes(tmp_path):
     for length in (0, 10, len(whole) // 2, len(whole) - 1):
         newest.write_bytes(whole[:length])
         before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
-        with pytest.raises(RunError, match="truncated, corrupt or no checkpoint"):
+        with pytest.raises(RunError, match="truncated, corrupt or not a checkpoint"):
             engine(run).resume()
         assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
     assert engine(run).resume(earlier) == 10
@@ -178,13 +178,13 @@ def test_a_changed_number_in_a_checkpoint_is_noticed(tmp_path):
 
 
 def test_foreign_and_newer_checkpoints_are_refused(tmp_path):
-    """A file of torch that is none of ours; one of a kshot to come; one of another run."""
+    """Refuse a torch file of another program, a checkpoint of a newer kshot, and a checkpoint of another run."""
     path = tmp_path / "c.pt"
     torch.save({"w": torch.zeros(2)}, path)
-    with pytest.raises(RunError, match="no checkpoint of kshot"):
+    with pytest.raises(RunError, match="not a kshot checkpoint"):
         load_checkpoint(path)
     torch.save({"format": "kshot-checkpoint", "version": 2, "state": {}}, path)
-    with pytest.raises(RunError, match=r"checkpoint format 2, this kshot reads up to 1.*pip install -U kshot"):
+    with pytest.raises(RunError, match=r"got checkpoint format 2, expected at most 1.*pip install -U kshot"):
         load_checkpoint(path)
     with pytest.raises(RunError, match="there is no such checkpoint"):
         load_checkpoint(tmp_path / "none.pt")
@@ -221,7 +221,7 @@ def test_a_full_disk_loses_no_earlier_checkpoint(tmp_path):
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (6000, hard))
     try:
-        with pytest.raises(RunError, match="what was there before is untouched"):
+        with pytest.raises(RunError, match="what was there before is unchanged"):
             e.train(30, checkpoint_every=10)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -268,10 +268,10 @@ def test_a_run_begins_from_another_runs_parameters(tmp_path):
     assert all(torch.equal(trained[n], t) for n, t in b.learner.state_dict().items())
     assert b.iteration == 0
     assert inherited.taken == tuple(trained)
-    assert str(inherited) == f"beginning from {tmp_path / 'a'} after 10 iterations: 7 of 7 tensors"
+    assert str(inherited) == f"starting from {tmp_path / 'a'} after 10 iterations: 7 of 7 tensors"
     b.train(1)
     assert RunFolder.open(tmp_path / "b").config["init_from"] == inherited.to_dict()
-    with pytest.raises(RunError, match="1 iterations were taken already"):
+    with pytest.raises(RunError, match="got 1 iterations taken already"):
         b.init_from(tmp_path / "a")
 
 
@@ -303,21 +303,21 @@ def test_a_second_stage_takes_what_agrees_and_says_what_stayed(tmp_path):
 
 
 def test_a_run_that_has_nothing_in_common_is_refused(tmp_path):
-    """A counter of batches agrees with everybody's and is nothing learnt; the learner is left as it was."""
+    """A run without matching parameters is refused, even if a counter of batches matches; the learner is unchanged."""
     engine(tmp_path / "a").train(10)
     other = Engine(Tiny(width=3), tasks())
     before = {n: t.clone() for n, t in other.learner.state_dict().items()}
-    with pytest.raises(RunError, match=r"none of its parameters agrees.*encoder\.net\.0\.weight \[8, 4\]"):
+    with pytest.raises(RunError, match=r"none of its parameters matches.*encoder\.net\.0\.weight \[8, 4\]"):
         other.init_from(tmp_path / "a")
     assert all(torch.equal(before[n], t) for n, t in other.learner.state_dict().items())
-    with pytest.raises(RunError, match="is no run folder"):
+    with pytest.raises(RunError, match="is not a run folder"):
         other.init_from(tmp_path)
-    with pytest.raises(RunError, match="no such run or checkpoint to begin from; train it first"):
+    with pytest.raises(RunError, match="no such run or checkpoint to start from; train it first"):
         other.init_from(tmp_path / "b")
 
 
 def test_the_best_validated_parameters_are_taken(tmp_path):
-    """As ``evaluate`` does: a run that validated ends with its best."""
+    """A run with validation ends with its best validated parameters, as ``evaluate`` uses them."""
     a = engine(tmp_path / "a")
     a.train(20, validate_every=5, validation_episodes=5)
     a.best.iteration = 15

@@ -87,27 +87,27 @@ def test_a_transductive_learner_sees_its_queries_together() -> None:
 
 def test_what_does_not_fit_is_said() -> None:
     model = Trained(Nearest(), SPEC)
-    with pytest.raises(DataError, match=r"1 classes \(red\), expected at least two"):
+    with pytest.raises(DataError, match=r"got 1 classes in the support \(red\), expected at least two"):
         model.predict({"red": [[0.0, 0.0]]}, [[0.0, 0.0]])
     with pytest.raises(DataError, match=r"shape \[1, 3\], expected \[n, 2\]"):
         model.predict(SUPPORT, [[0.0, 0.0, 0.0]])
-    with pytest.raises(DataError, match="1 examples and 2; expected pairs"):
+    with pytest.raises(DataError, match="got 1 and 2 examples, expected pairs"):
         model.distances([[0.0, 0.0]], [[0.0, 0.0], [1.0, 1.0]])
     with pytest.raises(MisfitError, match="regression tasks"):
         Trained(Nearest(), attrs.evolve(SPEC, kind="regression", way=None, target_shape=(1,)))
-    with pytest.raises(MisfitError, match="no tasks to choose pairs from"):
+    with pytest.raises(MisfitError, match="got no tasks to take pairs from"):
         model.threshold()
 
     class Fixed(Nearest):
         needs = Needs()
 
-    with pytest.raises(MisfitError, match="2 classes, but Fixed was trained for 3"):
+    with pytest.raises(MisfitError, match="Fixed: got 2 classes in the support, expected 3"):
         Trained(Fixed(), SPEC).predict({"a": [[0.0, 0.0]], "b": [[1.0, 1.0]]}, [[0.0, 0.0]])
 
     class Blind(nn.Module):
         needs = Needs()
 
-    with pytest.raises(MisfitError, match="Blind has no embedding"):
+    with pytest.raises(MisfitError, match="got a Blind, which has no embedding"):
         Trained(Blind(), SPEC).embed([[0.0, 0.0]])
 
 
@@ -134,7 +134,7 @@ def test_threshold_of_hand_made_distances() -> None:
     assert made.value == 3.0
     assert made.accuracy == pytest.approx((2 / 3 + 1) / 2)
     assert made.pairs == (3, 4)
-    with pytest.raises(DataError, match="0 pairs of one class and 1 of two"):
+    with pytest.raises(DataError, match="got 0 pairs of the same class and 1 of different classes"):
         best_threshold(np.array([]), np.array([1.0]), "val")
 
 

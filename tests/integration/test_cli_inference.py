@@ -116,7 +116,7 @@ def test_a_file_that_stands_for_two_classes_is_reported(run: Path, drawings: Pat
     assert done.exit_code == 0, done.output
     (line,) = done.stderr.splitlines()
     assert line.startswith("note: ")
-    assert line.endswith("have the same bytes, but are of several classes")
+    assert line.endswith("have the same bytes, but are examples of different classes")
     assert str(support / "A" / "slip.png") in line
     told = json.loads(cli("predict", "--run", run, "--support", support, first, "--json").stdout)
     assert len(told["contradictions"]) == 1
@@ -163,7 +163,7 @@ def test_predictions_need_no_data(run: Path, drawings: Path, monkeypatch: pytest
     assert cli("verify", "--run", run, *files[:2], "--threshold=1").exit_code == 0
     done = cli("verify", "--run", run, *files[:2])
     assert (done.exit_code, "elsewhere" in done.stderr) == (5, True)
-    assert "with --threshold none is needed" in done.stderr
+    assert "which are not needed with --threshold" in done.stderr
     hidden = (run / "inputs.pt").rename(run / "hidden")
     done = cli(*args)  # a run of before: by its tasks
     hidden.rename(run / "inputs.pt")
@@ -192,13 +192,13 @@ def test_what_is_wrong_is_said(run: Path, drawings: Path, tmp_path: Path) -> Non
 
     gone = tmp_path / "gone.png"
     refused(5, f"{gone}: there is no such file", "predict", "--run", run, "--support", support, gone)
-    refused(5, "is a folder; expected files", "predict", "--run", run, "--support", support, support)
+    refused(5, "got a folder, expected a file", "predict", "--run", run, "--support", support, support)
     refused(5, "1 class folders (A), expected at least 2", "predict", "--run", run, "--support", one, file)
     refused(5, f"{empty / 'B'}: got an empty folder", "predict", "--run", run, "--support", empty, file)
     refused(5, f"{bad}: got a file that can't be read as an image", "predict", "--run", run, "--support", support, bad)
     refused(5, "0.png: got a file that can't be read as an image", "predict", "--run", run, "--support", inside, file)
-    refused(6, "is no run folder", "predict", "--run", tmp_path, "--support", support, file)
-    refused(5, "there is no folder", "embed", "--run", run, "--output", tmp_path / "none" / "z.npz", file)
+    refused(6, "is not a run folder", "predict", "--run", tmp_path, "--support", support, file)
+    refused(5, "does not exist; create it", "embed", "--run", run, "--output", tmp_path / "none" / "z.npz", file)
     refused(2, "Missing option '--run'", "verify", file, file)
     assert not (tmp_path / "none").exists()
 

@@ -397,7 +397,7 @@ def test_an_interrupted_run_says_how_to_go_on() -> None:
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "go on with: kshot resume stopped" in err
+    assert "continue with: kshot resume stopped" in err
     assert "Traceback" not in err
 
 

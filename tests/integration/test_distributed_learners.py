@@ -165,7 +165,7 @@ def test_a_restarted_launch_goes_on_with_its_own_run(monkeypatch: pytest.MonkeyP
     (tmp_path / "run" / "result.json").unlink()
     again = cli("train", *FEW, run, *often)
     assert again.exit_code == 0, again.output
-    assert "going on after iteration 4" in again.stderr
+    assert "continuing after iteration 4" in again.stderr
     ends = [load_checkpoint(tmp_path / name / "checkpoints" / "00000006.pt")["learner"] for name in ("run", "whole")]
     assert farthest(*ends) == 0
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
@@ -180,7 +180,7 @@ def test_another_launch_is_refused_the_folder(monkeypatch: pytest.MonkeyPatch, t
     other = cli("train", *FEW, run, "--quiet", "--learner.width=8")
     assert other.exit_code == 6
     assert "was begun by another command" in other.stderr
-    assert "learner: it has {'name': 'protonet'}, this command {'name': 'protonet', 'width': 8}" in other.stderr
+    assert "learner: the run has {'name': 'protonet'}, this command {'name': 'protonet', 'width': 8}" in other.stderr
     launched_as(monkeypatch, "job-2")
     assert "is not empty" in cli("train", *FEW, run, "--quiet").stderr
     monkeypatch.delenv("TORCHELASTIC_RUN_ID")
@@ -215,5 +215,5 @@ def test_a_backend_of_one_process_is_refused_where_several_were_started(monkeypa
     launched_as(monkeypatch, "job-1", WORLD_SIZE="2")
     done = cli("train", *FEW, "--no-run", "--quiet")
     assert done.exit_code == 2
-    assert "2 processes were started together" in done.stderr
+    assert "got 2 processes and backend" in done.stderr
     assert "--backend=distributed --backend.local=cpu" in done.stderr

@@ -94,7 +94,7 @@ def test_the_second_stage_begins_from_the_first_of_its_seed_and_changes_its_own_
     for seed in ("3", "4"):
         cli("train", "--recipe=one.toml", f"--seed={seed}", "--quiet")
     told = cli("train", "--recipe=two.toml", "--seed=4").stderr
-    assert "beginning from one-4 after 5 iterations: 11 of 11 tensors" in told
+    assert "starting from one-4 after 5 iterations: 11 of 11 tensors" in told
     first, second = parameters("one-4"), parameters("two-4")
     assert first.keys() == second.keys()
     same = {name for name in first if torch.equal(first[name], second[name])}
@@ -112,7 +112,7 @@ def test_a_learner_of_another_name_gives_what_it_has() -> None:
     view = ("semi-protonet", "semi-supervised", "--tasks.of=toy", "--learner.refine=masked", "--training.unlabelled=5")
     told = cli("train", *view, *common, "--init-from=p", "--run=s").stderr
     left = "log_radius, mask.0.weight, mask.0.bias, mask.2.weight, mask.2.bias"
-    assert f"beginning from p after 2 iterations: 6 of 11 tensors; as initialised: {left}\n" in told
+    assert f"starting from p after 2 iterations: 6 of 11 tensors; as initialised: {left}\n" in told
 
 
 def test_each_test_is_called_by_what_is_its_own_and_compared_on_its_episodes() -> None:
@@ -165,7 +165,7 @@ def test_a_run_cut_off_before_its_first_checkpoint_begins_from_the_same_paramete
     assert "one-0" in cli("resume", "two-0", "--quiet", code=6).stderr
     cli("train", "--recipe=one.toml", "--quiet", "--run=one-0", "--engine.iterations=6")
     refused = cli("resume", "two-0", "--quiet", code=6).stderr
-    assert "two-0 began from one-0/checkpoints/00000005.pt, but one-0 now holds other parameters" in refused
+    assert "two-0 started from one-0/checkpoints/00000005.pt, but one-0 now has other parameters" in refused
 
 
 def test_a_resumed_run_with_a_checkpoint_needs_no_first_stage() -> None:
@@ -182,7 +182,7 @@ def test_a_resumed_run_with_a_checkpoint_needs_no_first_stage() -> None:
 
 WRONG: list[tuple[Any, int, str]] = [
     (('refine = "soft"', 'refine = "sotf"'), 2, "did you mean 'soft'"),
-    (('refine = "soft"', "width = 8"), 2, "got width 8, which makes a learner of other parameters"),
+    (('refine = "soft"', "width = 8"), 2, "got width 8, which makes a learner with other parameters"),
     (('learner = {refine = "soft"}', 'learner = {refine = "masked"}\nunlabelled = 0'), 3, "requires unlabelled"),
     (
         ('run = "one-{seed}"', 'run = "one-{seed}"\ninit_from = "nowhere"'),

@@ -135,8 +135,8 @@ def test_rank_0_alone_prints_and_nobody_warns(done: subprocess.CompletedProcess[
     ("what", "said"),
     [
         ("parameters", "learner.parameters.encoder.net.0.weight: rank 1 has '"),
-        ("tasks", "tasks.seed: rank 1 has 1, rank 0 0"),
-        ("option", "engine.meta_batch: rank 1 has 3, rank 0 2"),
+        ("tasks", "tasks.seed: rank 1 has 1, rank 0 has 0"),
+        ("option", "engine.meta_batch: rank 1 has 3, rank 0 has 2"),
     ],
 )
 def test_ranks_that_disagree_are_refused_by_rank_and_field(two: list[dict[str, Any]], what: str, said: str) -> None:
@@ -275,7 +275,7 @@ def test_a_killed_worker_is_survived_by_a_restart_from_the_last_checkpoint(tmp_p
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "killed").exists(), "nothing was killed"
     assert "exitcode: -9" in ended.stderr
-    assert "going on after iteration 2" in ended.stderr
+    assert "continuing after iteration 2" in ended.stderr
     assert len(ended.stdout.splitlines()) == 3
     assert farthest(parameters(tmp_path / "run"), parameters(place / "undisturbed")) == 0
     log = "metrics.jsonl"

@@ -112,7 +112,7 @@ def test_a_learner_of_a_fixed_way_refuses_other_ways() -> None:
     class Fixed(Doubled):
         needs = Needs()
 
-    with pytest.raises(MisfitError, match="2 classes, but Fixed was trained for 3"):
+    with pytest.raises(MisfitError, match="Fixed: got 2 classes in the support, expected 3"):
         FewShotClassifier(Trained(Fixed(), SPEC)).fit(X[Y != "c"], Y[Y != "c"])
 
 

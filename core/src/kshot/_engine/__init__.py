@@ -1,4 +1,4 @@
-"""The episodic engine and what it is made of. Private: plugins use ``kshot.Engine`` and the public modules.
+"""Implement the episodic engine. Private: plugins use ``kshot.Engine`` and the public modules.
 
 Reading order: ``gradient`` (a meta-batch to ``.grad``), ``evaluation`` and ``result``, ``engine``; then what they use.
 """

@@ -1,4 +1,4 @@
-"""The two built-in hooks: a progress bar and the metric log."""
+"""Provide the two built-in hooks: ``progress``, a progress bar, and ``metrics``, the log of metrics."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """A progress bar on standard error; on something that is no terminal, a line every ``seconds`` instead.
+    """Show a progress bar on standard error, or print lines if standard error is not a terminal.
 
     Args:
-        seconds: between lines where there is no terminal.
+        seconds: least number of seconds between two lines, if standard error is not a terminal.
     """
 
     def __init__(self, seconds: float = 10.0) -> None:
@@ -37,6 +37,7 @@ class Progress:
 
     @hookimpl
     def iteration_end(self, engine: EngineView, iteration: int, metrics: Mapping[str, float]) -> None:
+        # Update a terminal at most ten times per second.
         now = time.monotonic()
         if self._bar is None or (now - self._shown < (0.1 if self._terminal else self.seconds)):
             return
@@ -88,10 +89,10 @@ class Progress:
 
 
 class MetricsLog:
-    """Appends to the run folder's ``metrics.jsonl``; does nothing in a run without a folder.
+    """Append metrics to the run folder's ``metrics.jsonl``; do nothing in a run without a folder.
 
-    A line is {"iteration": outer steps taken, **scalars}, or for an evaluation {"iteration", "split", scores' means}.
-    It holds no times, so that a resumed run writes the very same bytes as an unbroken one.
+    A line is ``{"iteration": outer steps taken, **metrics}``, or for an evaluation ``{"iteration": ..., "split": ...,
+    **mean scores}``. No times are written, so that a resumed run writes the same bytes as an uninterrupted one.
     """
 
     def __init__(self) -> None:
@@ -126,17 +127,17 @@ class MetricsLog:
 
 
 def cut_back(path: Path, iteration: int) -> None:
-    """Drop the lines of ``path`` after ``iteration`` outer steps, and a last line that was cut short."""
+    """Remove from ``path`` the lines after ``iteration`` outer steps, and a last line that was not completed."""
     if not path.is_file():
         return
     kept = []
     content = path.read_bytes()
     for line in content.splitlines(keepends=True):
         try:
-            held = line.endswith(b"\n") and json.loads(line)["iteration"] <= iteration
+            keep = line.endswith(b"\n") and json.loads(line)["iteration"] <= iteration
         except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
-            held = False
-        if held:
+            keep = False
+        if keep:
             kept.append(line)
     if b"".join(kept) != content:
         write_atomically(path, lambda file: file.write(b"".join(kept)))

@@ -1,4 +1,4 @@
-"""The CPU backend, built in. Other devices are plugins that satisfy ``kshot.protocols.Backend``."""
+"""Compute on the CPU. This backend is built in; other devices are plugins that satisfy ``kshot.protocols.Backend``."""
 
 from __future__ import annotations
 
@@ -19,32 +19,46 @@ T = TypeVar("T")
 
 
 class OneProcess:
-    """The world of a single process: rank 0 of 1, where every reduction is the thing itself."""
+    """Represent the world of a single process: rank 0 of 1, in which every reduction returns its argument."""
 
     rank = 0
     size = 1
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
+        """Return ``tensor``, the sum over one rank."""
         return tensor
 
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
+        """Return ``[tensor]``."""
         return [tensor]
 
     def broadcast(self, tensor: Tensor) -> Tensor:
+        """Return ``tensor``."""
         return tensor
 
 
 class Cpu:
-    """The processor.
+    """Compute on the CPU, with one process.
 
     Args:
         precision: ``float32``, or ``bfloat16`` by autocast, which makes convolutions 2.4 to 2.7 times faster on
-            processors with bf16 instructions and many times slower elsewhere. ``auto`` looks at the processor and, when
-            the first module is placed, at whether it convolves: others gain nothing and would lose digits.
-        memory_format: of convolution weights; ``channels_last`` makes conv4 1.3 to 1.5 times faster.
-        threads: torch threads, set for the process; None leaves them alone.
-        keep_freed_memory: tell glibc to keep freed blocks for the next step instead of giving them back to the
-            kernel (up to 3 times faster); for the rest of the process, and nothing on other platforms.
+            processors with bfloat16 instructions, and many times slower on others. ``auto`` chooses bfloat16 if the
+            processor has such instructions and the first module that is placed has convolutions; other networks gain
+            no speed and would lose precision.
+        memory_format: memory format of convolution weights; ``channels_last`` makes a network of four convolutions
+            1.3 to 1.5 times faster.
+        threads: number of torch threads, set for the whole process; None leaves it unchanged.
+        keep_freed_memory: make glibc keep freed memory for the next step instead of returning it to the kernel (up to
+            3 times faster). It holds for the rest of the process, and has no effect on other platforms than Linux.
+
+    Raises:
+        OptionError: ``threads`` is less than 1.
+
+    Example:
+        >>> import kshot
+        >>> backend = kshot.Cpu(precision="float32")
+        >>> backend.describe()["precision"], backend.world.size
+        ('float32', 1)
     """
 
     world: World = OneProcess()
@@ -57,7 +71,7 @@ class Cpu:
         keep_freed_memory: bool = True,
     ) -> None:
         if threads is not None and threads < 1:
-            raise OptionError(f"cpu: threads is {threads}, expected at least 1")
+            raise OptionError(f"cpu: got threads={threads}, expected at least 1")
         self.device = torch.device("cpu")
         self.precision: str = "float32" if precision == "auto" and not has_bfloat16() else precision
         self.memory_format = memory_format
@@ -66,20 +80,23 @@ class Cpu:
         self.keep_freed_memory = keep_freed_memory and keep_freed_blocks()
 
     def place(self, x: T) -> T:
-        """Modules take the memory format in place, and the first settles the precision; values stay as they are."""
+        """Convert a module to the memory format, in place, and return it; return tensors and other values unchanged.
+
+        The first module that is placed decides the precision, if that is ``auto``.
+        """
         if isinstance(x, nn.Module):
             if self.precision == "auto":
                 self.precision = "bfloat16" if any(isinstance(m, _ConvNd) for m in x.modules()) else "float32"
-            # Module.to restrides even one-channel weights, which tensor.contiguous would take for channels-last already
+            # Module.to changes the strides of one-channel weights too, which Tensor.contiguous leaves as they are.
             return x.to(memory_format=torch.channels_last) if self.memory_format == "channels_last" else x
         return x
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """bfloat16 autocast, or nothing."""
+        """Return the context in which the learner computes: bfloat16 autocast, or no change for float32."""
         return torch.autocast("cpu", torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
 
     def describe(self) -> Mapping[str, Any]:
-        """Name, precision (``auto`` until it is settled), memory format, threads, and whether freed memory is kept."""
+        """Return name, precision (``auto`` until it is decided), memory format, threads, and keep_freed_memory."""
         return {
             "name": "cpu",
             "precision": self.precision,
@@ -90,14 +107,14 @@ class Cpu:
 
 
 def has_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 natively (AVX-512 BF16 or AMX)."""
+    """Return whether this processor has bfloat16 instructions (AVX-512 BF16 or AMX)."""
     cpu = torch.cpu
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(bool(getattr(cpu, name)()) for name in probes if hasattr(cpu, name))
 
 
 def keep_freed_blocks() -> bool:
-    """Tell glibc's malloc to keep freed blocks (no trimming, no mmap for large ones); whether it took it."""
+    """Make glibc's malloc keep freed blocks (no trimming, no mmap for large ones); return whether it accepted that."""
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

@@ -1,4 +1,4 @@
-"""Where episodes and their shapes are checked: malformed data are met before any compute, not hours later."""
+"""Check episodes and their shapes before any compute, so that malformed data are not found hours later."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kshot.spec import TaskSpec
 
 
 class Door:
-    """Checks the first meta-batch of every split that an engine uses, once."""
+    """Check the first meta-batch of every split that an engine uses, once."""
 
     def __init__(self) -> None:
         self._entered: set[tuple[int, str]] = set()

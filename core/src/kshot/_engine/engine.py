@@ -1,7 +1,7 @@
-"""The episodic engine: the only loops over episodes. It knows learners by ``.grad`` and predictors by calling them.
+"""Train and evaluate a learner on episodes; this module has the only loops over episodes.
 
-Under several processes each has an engine, and all call the same methods in the same order. A rank trains on its share
-of a meta-batch and evaluates its share of the episodes. Rank 0 alone has hooks and a run folder, and reads for all.
+With several processes each has an engine, and all call the same methods in the same order. Every rank trains on its
+share of a meta-batch and evaluates its share of the episodes. Only rank 0 has hooks and a run folder, and reads files.
 """
 
 from __future__ import annotations
@@ -40,38 +40,36 @@ from kshot.spec import Training
 
 
 class Engine:
-    """Train a learner on tasks and evaluate it, with every part given as an object.
+    """Train a learner on tasks and evaluate it, with every component given as an object.
 
-    This is the lower rung. ``kshot.runs.train`` is the higher one: it builds the parts by name, applies a method's
-    own way of training, and evaluates. An engine does not do these things:
+    ``kshot.runs.train`` builds the components by name and does more. An engine differs from it in two points:
 
     - It trains on ``tasks`` as they are. The task options that a method prefers while training
-      (``learner.training_defaults.tasks``, such as 30-way with 1 query for prototypical networks) are not applied;
-      to train that way, pass such tasks, and the tasks of the test as ``validate_on``. The method's optimizer, learning
-      rate, schedule, meta-batch and number of iterations are applied.
+      (``learner.training_defaults.tasks``, such as 30-way with 1 query) are not applied; to train that way, pass such
+      tasks, and the tasks of the test as ``validate_on``. The method's other training defaults are applied.
     - It does not validate unless asked, does not evaluate after training, and writes to no folder unless given one.
 
-    **Which parameters.** Between two calls the learner has the best validated parameters, or those of the last outer
-    step if there was no validation. ``evaluate`` scores these and says of which iteration they are. A second ``train``,
-    and a ``train`` after ``resume``, goes on from the last outer step, as if there had been no pause; ``save`` stores
-    both. If you put other parameters into the learner yourself, ``train`` goes on from those.
+    **Which parameters the learner has.** Between two calls it has the best validated parameters, or those of the last
+    outer step if there was no validation. ``evaluate`` scores these and reports their iteration. A second ``train``, or
+    one after ``resume``, continues from the last outer step as without a pause; ``save`` stores both. If you load other
+    parameters into the learner yourself, ``train`` continues from those.
 
     Args:
-        learner: satisfies ``kshot.protocols.Learner``.
-        tasks: what it trains on.
+        learner: the learner, see ``kshot.protocols.Learner``.
+        tasks: the tasks to train on.
         meta_batch: tasks per outer step (B); by default the learner's own (``learner.training_defaults``), else 1.
-        chunk: the most tasks computed at once; gradients of the chunks are accumulated to the same mean.
+        chunk: largest number of tasks computed at once; gradients of the chunks are accumulated to the same mean.
         optimizer: an ``Outer``, its fields, a name, or None for the learner's own.
         backend: where to compute; None is the CPU.
-        hooks: hook plugins, by name or as objects; {name: object} gives names to objects. Rank 0 alone has them.
-        seed: of dropout and the like while training; None is the seed that the learner was initialised from, or 0.
-        run: a folder to write to; None writes nothing. If all parts were built by name, ``kshot predict``,
-            ``kshot evaluate`` and ``kshot resume`` can use the folder; else its config.json says what is in the way.
-        validate_on: tasks for validation and evaluation, if they differ from the training's (60-way to 5-way).
-        config: more to record in the run folder's config.json.
+        hooks: hook plugins, by name or as objects; {name: object} gives names to objects. Only rank 0 has them.
+        seed: seed of dropout and the like while training; None for the seed of the learner's initialisation, or 0.
+        run: a folder to write to; None writes nothing. If all components were built by name, ``kshot predict``,
+            ``kshot evaluate`` and ``kshot resume`` can use the folder; else its config.json lists the obstacles.
+        validate_on: tasks for validation and evaluation, if they differ from the training tasks (60-way to 5-way).
+        config: additional values to record in the run folder's config.json.
 
     Raises:
-        MisfitError, OptionError: learner and tasks don't fit, with every reason at once; an option is wrong.
+        MisfitError, OptionError: learner and tasks don't fit (every reason is listed), or an option is wrong.
 
     Example:
         >>> from kshot.testing import sample_learner, sample_tasks
@@ -140,19 +138,19 @@ class Engine:
     ) -> Mapping[str, float]:
         """Take outer steps until ``iterations`` have been taken in all.
 
-        Goes on from the last outer step, also after an earlier call or ``resume``: ``train(8); train(16)`` is
-        ``train(16)``, bit for bit.
+        Training continues from the last outer step, also after an earlier call or ``resume``: ``train(8); train(16)``
+        gives the same as ``train(16)``, bit for bit.
 
         Args:
-            iterations: outer steps in all; by default the learner's own.
-            split: what to train on.
+            iterations: number of outer steps in all; by default the learner's own.
+            split: the split to train on.
             validate_every: outer steps between validations; None for none. With validation the learner ends with
                 the best validated parameters, without it with the last. The end of a training is always validated.
-            validation_episodes: episodes of each validation, the same every time.
-            validation_split: what to validate on; never the test split.
-            patience: stop after so many validations in a row without a better one.
-            checkpoint_every: outer steps between checkpoints, in a run with a folder.
-            keep: how many of the newest checkpoints stay.
+            validation_episodes: number of episodes of each validation, the same episodes every time.
+            validation_split: the split to validate on; never the test split.
+            patience: stop after this many validations in a row that were not better.
+            checkpoint_every: outer steps between checkpoints, if there is a run folder.
+            keep: number of newest checkpoints to keep.
 
         Returns:
             The last iteration's metrics.
@@ -210,12 +208,12 @@ class Engine:
 
     @property
     def best(self) -> Best:
-        """The best validation so far, for early stopping and for what the learner ends with."""
+        """The best validation so far, which decides about early stopping and the final parameters."""
         return self._parameters.best
 
     @property
     def parameters_iteration(self) -> int:
-        """Outer steps after which the learner had the parameters that it has now."""
+        """The number of outer steps after which the learner had its present parameters."""
         return self._parameters.iteration(self.iteration)
 
     # --- Evaluation --------------------------------------------------------------------------------------------------
@@ -260,6 +258,7 @@ class Engine:
         if world.size > 1:
             asked = {"split": split, "episodes": episodes, "batch": batch, "perturbed": perturb is not None}
             self._agree("evaluate", learner, used, evaluate=asked)
+        # Each rank scores its share of the batches; all ranks get the scores of all of them.
         progress = self._hooks.progress(episodes)
         rows = evaluated(learner, used, split, batches, self.backend, world, perturb, progress)
         result = result_of(self, rows, learner, used, split, perturbed=perturb is not None, started=started)
@@ -284,11 +283,11 @@ class Engine:
             return
         agree(self.backend.world, {"call": call, **process_facts(self, self.outer, learner, tasks), **more})
 
-    # --- Checkpoints -------------------------------------------------------------------------------------------------
+    # --- Checkpoints and the run folder ------------------------------------------------------------------------------
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint must agree with to be resumed: learner, tasks and evaluation with their options, seeds."""
+        """The facts that a checkpoint must match to be resumed: learner and tasks with their options, and seeds."""
         return identity_of(
             self.learner, self.tasks, self.evaluation_tasks, self.outer, meta_batch=self.meta_batch, seed=self.seed
         )
@@ -306,7 +305,7 @@ class Engine:
         }
 
     def save(self, path: str | Path) -> Path:
-        """Write a checkpoint to ``path``, atomically; rank 0 does."""
+        """Write a checkpoint to ``path``, atomically, on rank 0; return the path."""
         if self.backend.world.rank == 0:
             save_checkpoint(Path(path), self.state())
         return Path(path)
@@ -314,9 +313,9 @@ class Engine:
     def resume(self, checkpoint: str | Path | None = None) -> int:
         """Load ``checkpoint``, or the newest of the run folder, and return the outer steps taken.
 
-        Afterwards the engine is as it was when the checkpoint was written: ``train`` goes on from the last outer step,
-        and ``evaluate`` scores the best validated parameters. A run that was killed before its first checkpoint
-        resumes at 0. Rank 0 reads for all; a run may go on with another number of processes.
+        Afterwards the engine is as when the checkpoint was written: ``train`` continues from the last outer step, and
+        ``evaluate`` scores the best validated parameters. A run that was killed before its first checkpoint resumes
+        at 0. A run may be resumed with another number of processes.
 
         Raises:
             RunError: there is no run, or the checkpoint is truncated, corrupt, newer, or of another learner, other
@@ -337,7 +336,7 @@ class Engine:
     def load(self, checkpoint: str | Path) -> int:
         """Load the parameters of ``checkpoint`` to evaluate them, on whatever tasks; return their iteration.
 
-        The parameters must have the same names and shapes; nothing else is compared. The engine can't train afterwards.
+        Only names and shapes of the parameters are compared. The engine can't train afterwards.
 
         Raises:
             RunError: the checkpoint is unusable, or of a learner with other parameters. Nothing is changed.
@@ -359,34 +358,32 @@ class Engine:
         """Return where the checkpoint is and what is in it; None if the run has none yet."""
         if checkpoint is None:
             if self._run is None:
-                raise RunError("resume: the engine has no run folder; give Engine(run=...) or resume(checkpoint=...)")
+                raise RunError("resume: got no run folder, expected Engine(run=...) or resume(checkpoint=...)")
             self.folder = RunFolder.open(self._run)
             if (checkpoint := self.folder.newest()) is None:
                 return str(self._run), None
         return str(checkpoint), load_checkpoint(Path(checkpoint))
 
     def init_from(self, run: str | Path) -> Inherited:
-        """Start from the parameters of another run (its best validated ones, else its last), not from its state.
+        """Start from the parameters of another run, the best validated ones or else the last, not from its state.
 
-        Copies the tensors that match by name and shape, so that a second stage may have parts of its own, and reports
-        what it copied and what stayed as initialised; the run folder's config records it. Rank 0 reads for all.
+        Copies the tensors that match by name and shape, and reports the rest, which stay as initialised: a second stage
+        of training may have new components. The run folder's config records the report.
 
         Args:
             run: a run folder, or a checkpoint.
 
         Raises:
-            RunError: no such run or checkpoint, nothing in it matches, or training has begun.
+            RunError: the run or checkpoint does not exist, nothing in it matches, or training has begun.
         """
         if self.iteration or self.folder is not None:
-            raise RunError(f"init_from: {self.iteration} iterations were taken already; use it on a new engine")
+            raise RunError(f"init_from: got {self.iteration} iterations taken already, expected a new engine")
         inherited = inherit(self.learner, str(run), *from_first(self.backend.world, lambda: trained(run)))
         self._config["init_from"] = inherited.to_dict()
         return inherited
 
-    # --- The run folder ----------------------------------------------------------------------------------------------
-
     def _open_folder(self, options: Mapping[str, Any]) -> None:
-        """Make the run folder, with all that is needed to build this training again; rank 0 does."""
+        """Create the run folder, with all that is needed to build this training again, on rank 0."""
         if self._run is None or self.folder is not None or self.backend.world.rank:
             return
         config = config_of(self, self._hooks.named(), self.outer, options)

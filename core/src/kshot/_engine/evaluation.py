@@ -1,4 +1,7 @@
-"""Evaluation: adapt to an episode's support, score the predictions on its queries, and say what the figure means."""
+"""Evaluate a learner: adapt to the support of each episode, score the predictions on its queries, and report.
+
+Letters: B episodes of a batch.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +26,11 @@ from kshot.registry import rebuild
 from kshot.spec import TaskSpec
 
 Perturb = Callable[[Predictor, Examples], Examples]
+"""A function from (predictor, query examples) to the examples that are predicted instead."""
 
 BUDGET = 700_000
-"""Input numbers of one evaluation batch: about 900 drawings of 28 x 28, whose conv4 activations fit the caches."""
+"""Numbers in the inputs of one evaluation batch: about 900 drawings of 28 x 28, whose activations in a network of four
+convolutions fit into a processor's caches."""
 
 
 def score_episodes(
@@ -36,17 +41,21 @@ def score_episodes(
     backend: Backend,
     perturb: Perturb | None = None,
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """For each batch of episode indices: (episodes done, scores {name: [B, ...]}).
+    """Yield for each batch of episode indices (number of episodes done, scores {name: [B, ...]}).
 
-    The learner sees the support alone, and query inputs where it declares so; only the scorer sees query labels.
+    The learner sees the support only, and query inputs if it declares that it needs them. Only the scorer of the kind
+    sees query labels.
     """
     score = KINDS[tasks.spec.kind].score
     for indices in batches:
         episode: Episode = backend.place(tasks.sample(split, indices))
         with torch.no_grad(), backend.autocast():
+            # 1. Adapt: what the learner gets has no query labels in it.
             predictor = learner.adapt(episode.for_adapting(learner.needs.queries))
+            # 2. Perturb the queries, for example adversarially, if asked.
             if perturb is not None:
                 episode = attrs.evolve(episode, query=perturb(predictor, episode.query))
+            # 3. Predict and score.
             scores = score(predictor, episode)
         yield indices[-1] + 1, {name: values.detach().double().cpu() for name, values in scores.items()}
 
@@ -64,22 +73,22 @@ def evaluated(
     """Evaluate this rank's share of the batches and exchange the scores: every rank returns those of all batches.
 
     Args:
-        progress: is called with the number of episodes done after each batch.
+        progress: called after each batch with the number of episodes done.
 
     Returns:
-        For each score its values of every batch, in order.
+        For each score its values [B, ...] on every batch, in the order of the batches.
     """
-    mine: list[dict[str, Tensor]] = []
+    own: list[dict[str, Tensor]] = []  # scores of the batches r, r + size, r + 2 size, ... of rank r
     was_training = learner.training
     learner.eval()
     try:
         for done, scores in score_episodes(learner, tasks, split, batches[world.rank :: world.size], backend, perturb):
-            mine.append(scores)
+            own.append(scores)
             progress(done)
     finally:
         learner.train(was_training)
-    # Rank r evaluated the batches r, r + size, r + 2 size, ...
-    shares = exchange(world, mine)
+    # Put the batches back in order: batch i is number i // size of rank i % size.
+    shares = exchange(world, own)
     rows: dict[str, list[Tensor]] = {}
     for i in range(len(batches)):
         for name, values in shares[i % world.size][i // world.size].items():
@@ -88,15 +97,21 @@ def evaluated(
 
 
 def batches_of(episodes: int, first: Episode, tasks: TaskDistribution, batch: int | None) -> list[range]:
-    """Episode indices in batches: of ``batch``, or of what fits ``BUDGET`` and lies within one block."""
+    """Divide the indices of ``episodes`` episodes into batches.
+
+    Args:
+        first: the first episode, from which the size of all is judged.
+        batch: episodes per batch; None for as many as ``BUDGET`` allows, at most 64.
+    """
     size = batch or min(64, max(1, BUDGET // max(1, first.support.x[0].numel() + first.query.x[0].numel())))
+    # Episodes of different shapes can't be stacked, so a batch must not reach over the end of a block of one shape.
     if tasks.spec.varies:
         size = math.gcd(size, tasks.spec.block)
     return [range(i, min(i + size, episodes)) for i in range(0, episodes, size)]
 
 
 def with_options(learner: Any, spec: TaskSpec, backend: Backend, options: Mapping[str, Any]) -> Any:
-    """Return a learner with the same parameters and other options, or the learner itself where there are none."""
+    """Return a learner with the same parameters and other options, or the learner itself if no options are given."""
     if not options:
         return learner
     other = backend.place(rebuild(learner, spec, **options))
@@ -114,10 +129,10 @@ def result_of(
     perturbed: bool,
     started: float,
 ) -> Result:
-    """Return the scores with everything needed to say what they mean.
+    """Return a ``Result``: the scores, and everything that is needed to interpret them.
 
     Args:
-        rows: for each score its values of every batch.
+        rows: for each score its values [B, ...] on every batch.
         started: when the evaluation began, by ``time.perf_counter``.
     """
     spec = tasks.spec.to_dict()
@@ -143,7 +158,7 @@ def result_of(
 
 
 def join(values: Sequence[Tensor]) -> NDArray[np.float64]:
-    """Score batches to one array; curves of different lengths are padded with NaN."""
+    """Concatenate the batches of one score into one array [episodes, ...]; shorter curves are padded with NaN."""
     arrays = [v.numpy() for v in values]
     if len({a.shape[1:] for a in arrays}) > 1:
         longest = max(a.shape[1] for a in arrays)
@@ -152,6 +167,6 @@ def join(values: Sequence[Tensor]) -> NDArray[np.float64]:
 
 
 def normalisation_of(learner: Any) -> str:
-    """The policy of the learner's encoders, or ``none`` where nothing is normalised by batch statistics."""
-    found = {m.normalisation for m in learner.modules() if getattr(m, "has_batch_norm", False)}
-    return "+".join(sorted(found)) if found else "none"
+    """Return the policy of the learner's encoders, or ``none`` if nothing is normalised by batch statistics."""
+    policies = {m.normalisation for m in learner.modules() if getattr(m, "has_batch_norm", False)}
+    return "+".join(sorted(policies)) if policies else "none"

@@ -1,10 +1,14 @@
-"""From a meta-batch to its mean meta-gradient in ``.grad``: over chunks, over processes, and over several outer steps.
+"""Compute the mean meta-gradient of a meta-batch into ``.grad``, over chunks, processes and several outer steps.
 
-The learner adds the mean gradient of the tasks it is given; here the means of the parts become the meta-batch's,
-weighted by their number of tasks. A rank's part are the episodes ``indices[rank::size]``; where tasks are coupled,
-every rank computes all of them and rank 0's count. Buffers go the same way: every chunk starts from those before the
-meta-batch, and afterwards running statistics have moved by the weighted mean of the chunks' moves, while counters and
-flags are those of the first chunk. So no division into chunks or processes changes what is learnt.
+A learner adds the mean gradient of the tasks that it is given. This module combines the means of all chunks and
+processes into the mean of the whole meta-batch, so that the division does not change what is learnt:
+
+- **Gradients and metrics** are averaged with weights proportional to the number of tasks: g = sum_c (B_c / B) g_c.
+- **Processes**: rank r computes the episodes ``indices[r::size]``. If the learner couples the tasks of a meta-batch,
+  every rank computes all of them, and only rank 0's figures are summed.
+- **Running statistics** (floating-point buffers): every chunk starts from the values before the meta-batch, and
+  afterwards each has moved by the weighted mean of the chunks' moves: s' = s + sum_c (B_c / B) (s_c - s).
+- **Counters and flags** (integer and boolean buffers) take the value that the first chunk gave them.
 """
 
 from __future__ import annotations
@@ -28,11 +32,11 @@ from kshot.spec import Needs
 
 @frozen(eq=False)
 class MetaBatch:
-    """One iteration's work.
+    """Describe the meta-batch of one iteration.
 
     Attributes:
-        tasks, split, indices: the episodes, of all processes together.
-        chunk: the most of them computed at once.
+        tasks, split, indices: the episodes, of all processes together; B = len(indices).
+        chunk: the largest number of episodes that are computed at once.
         seed: (engine seed, iteration), from which dropout and the like are reseeded.
     """
 
@@ -44,7 +48,7 @@ class MetaBatch:
 
 
 def check_finite_metrics(metrics: Mapping[str, float], iteration: int, batch: MetaBatch) -> None:
-    """Raise TrainingError if a metric is NaN or infinite; names the iteration and its episodes."""
+    """Raise TrainingError if a metric is NaN or infinite; the message names the iteration and its episodes."""
     if bad := [name for name, value in metrics.items() if not math.isfinite(value)]:
         raise everywhere(
             TrainingError(
@@ -56,7 +60,7 @@ def check_finite_metrics(metrics: Mapping[str, float], iteration: int, batch: Me
 
 
 def division(needs: Needs, meta_batch: int, size: int) -> str:
-    """How ``size`` processes share a meta-batch, as the end of a sentence; nothing where there is one."""
+    """Describe how ``size`` processes share a meta-batch, as the end of a sentence; empty for a single process."""
     if size == 1:
         return ""
     if needs.couples_tasks:
@@ -67,47 +71,55 @@ def division(needs: Needs, meta_batch: int, size: int) -> str:
 
 
 class MetaGradient:
-    """Computes the meta-gradients of one learner.
+    """Compute the meta-gradients of one learner.
 
     Args:
-        learner: on the backend's device.
-        parameters: those that are trained.
+        learner: the learner, on the backend's device.
+        parameters: its trained parameters.
         backend: where to compute, and with which other processes.
     """
 
     def __init__(self, learner: Any, parameters: Sequence[nn.Parameter], backend: Backend) -> None:
         self.learner, self.parameters, self.backend = learner, parameters, backend
-        self._names: tuple[str, ...] = ()  # of the metrics, the same on every rank; unknown before the first answer
+        # Names of the metrics, in the same order on every rank; empty until the learner has returned metrics once.
+        self._names: tuple[str, ...] = ()
 
     def steps(self, batch: MetaBatch) -> Iterator[Mapping[str, float]]:
-        """For each outer step on this meta-batch: leave its gradient in ``.grad`` and yield its metrics.
+        """For each outer step on this meta-batch, put its mean gradient into ``.grad`` and yield its metrics.
 
-        One step for most learners; as many as it yields for a learner whose ``meta_gradient`` is a generator. Chunks
-        and processes advance together; a rank without episodes takes part all the same.
+        Most learners take one outer step on a meta-batch. A learner whose ``meta_gradient`` is a generator takes as
+        many as it yields. Chunks and processes advance together; a rank without episodes takes part all the same.
 
         Raises:
             TrainingError: the learner returned no scalars, or took more outer steps on some episodes than on others.
         """
+        # 1. Divide the meta-batch over ranks, and this rank's share into chunks.
         world = self.backend.world
-        whole = world.size == 1 or self.learner.needs.couples_tasks
-        mine = batch.indices if whole else batch.indices[world.rank :: world.size]
-        chunks = [mine[i : i + batch.chunk] for i in range(0, len(mine), batch.chunk)]
-        answers = [self._answers(batch, chunk) for chunk in chunks]
+        computes_all = world.size == 1 or self.learner.needs.couples_tasks
+        share = batch.indices if computes_all else batch.indices[world.rank :: world.size]
+        chunks = [share[i : i + batch.chunk] for i in range(0, len(share), batch.chunk)]
+        outputs = [self._outputs(batch, chunk) for chunk in chunks]
+
+        # One chunk in one process: the learner's own .grad is the mean already.
         if world.size == 1 and len(chunks) == 1:
             _clear(self.parameters)
-            for metrics, _ in answers[0]:
+            for metrics, _ in outputs[0]:
                 yield {name: float(value) for name, value in metrics.items()}
                 _clear(self.parameters)
             return
+
         more = True
         while more:
+            # 2. Add the chunks' means, each weighted by its number of tasks: g = sum_c (B_c / B) g_c.
             mean = _Mean(self.parameters, self.learner)
-            for chunk, answer in zip(chunks, answers, strict=True):
+            for chunk, output in zip(chunks, outputs, strict=True):
                 mean.begin()
-                mean.add(next(answer, None), len(chunk) / len(batch.indices))
+                mean.add(next(output, None), len(chunk) / len(batch.indices))
+            # 3. Add the ranks' weighted sums. If tasks are coupled, all ranks have the same, and rank 0's count once.
             if world.size > 1:
-                self._sum(mean, world, counts=not whole or world.rank == 0)
-            if mean.ended and mean.answered:
+                self._sum(mean, world, counts=not computes_all or world.rank == 0)
+            # 4. Every chunk must take the same number of outer steps, otherwise there is no common gradient.
+            if mean.ended and mean.stepped:
                 raise everywhere(
                     TrainingError(
                         f"{type(self.learner).__name__}.meta_gradient took more outer steps on some of the episodes "
@@ -117,25 +129,26 @@ class MetaGradient:
                 )
             if mean.ended:
                 return
+            # 5. Write the mean into .grad; whoever iterates over this takes the optimizer's step before we go on.
             yield mean.finish()
             more = mean.more > 0
 
-    def _answers(self, batch: MetaBatch, chunk: Sequence[int]) -> Iterator[tuple[Metrics, bool]]:
-        """What the learner says of a chunk, once or, where it answers with a generator, several times; and whether
-        there may be more."""
+    def _outputs(self, batch: MetaBatch, chunk: Sequence[int]) -> Iterator[tuple[Metrics, bool]]:
+        """Yield for each outer step on a chunk the learner's metrics, and whether another step may follow."""
         episodes = self.backend.place(batch.tasks.sample(batch.split, chunk))
-        answer: Any = None
+        output: Any = None
         for step in itertools.count():
+            # Dropout and the like are drawn from (seed, iteration, first episode, step), whatever was drawn before.
             with seeded("training", *batch.seed, chunk[0], step), self.backend.autocast():
                 if step == 0:
-                    answer = self.learner.meta_gradient(episodes)
-                several = isinstance(answer, Iterator)
-                metrics = next(answer, None) if several else answer
+                    output = self.learner.meta_gradient(episodes)
+                several = isinstance(output, Iterator)
+                metrics = next(output, None) if several else output
             if metrics is None and step and several:
                 return
             if not isinstance(metrics, Mapping):
                 raise TrainingError(
-                    f"{type(self.learner).__name__}.meta_gradient gave {type(metrics).__name__}, expected a mapping of "
+                    f"{type(self.learner).__name__}.meta_gradient: got {type(metrics).__name__}, expected a mapping of "
                     "scalars, e.g. {'loss': loss.detach()}, or a generator of them"
                 )
             yield metrics, several
@@ -143,54 +156,62 @@ class MetaGradient:
                 return
 
     def _sum(self, mean: _Mean, world: World, *, counts: bool) -> None:
-        """Sum a part over all ranks, in one all_reduce of one flat tensor.
+        """Replace this rank's weighted sums by those over all ranks, with one all_reduce of one flat tensor.
 
-        It ends with a number for each parameter (whether any rank has a gradient), some for how the ranks are doing,
-        and the metrics by the names that are known. Where a rank has others, names are told, and it is summed again.
+        The flat tensor holds the gradients and the moves of the buffers; then for each parameter whether this rank
+        has a gradient; then four numbers about the progress of the ranks; then for each known metric its sum and its
+        weight. If a rank has a metric whose name the others don't know, all exchange the names and sum again.
 
         Args:
-            counts: whether this rank's figures are among those summed.
+            counts: whether this rank's figures are among those that are summed.
         """
         metrics = mean.metrics if counts else {}
         tensors = mean.tensors(counts, first=world.rank == 0)
-        marks = [float(counts and gradient is not None) for gradient in mean.gradients]
-        wide = [t.dtype for t in tensors if _averaged(t)]
-        dtype = functools.reduce(torch.promote_types, wide, torch.float32)
+        has_gradient = [float(counts and gradient is not None) for gradient in mean.gradients]
+        # One type for all: the widest of the averaged tensors, at least float32.
+        averaged_dtypes = [t.dtype for t in tensors if _averaged(t)]
+        dtype = functools.reduce(torch.promote_types, averaged_dtypes, torch.float32)
         device = tensors[0].device if tensors else torch.device(self.backend.device)
-        parts = [t.to_dense().flatten().to(dtype) for t in tensors]
+        flat_tensors = [t.to_dense().flatten().to(dtype) for t in tensors]
         while True:
+            # Lay out the numbers behind the tensors: [has_gradient, stepped, ended, more, unknown, sums and weights].
             unknown = not set(metrics) <= set(self._names)
-            told = [number for name in self._names for number in metrics.get(name, (0.0, 0.0))]
-            # Always as long as this: by the length goes in what order ranks are summed, and a resumed run, which knows
-            # no names at first, would differ in its last bits from an unbroken one.
-            told += [0.0] * (16 - len(told) % 16)
-            tail = [*marks, float(mean.answered), float(mean.ended), float(mean.more), float(unknown), *told]
-            flat = torch.cat([*parts, torch.tensor(tail, dtype=dtype, device=device)])
+            figures = [number for name in self._names for number in metrics.get(name, (0.0, 0.0))]
+            # Pad to a constant length: the order in which ranks are summed depends on the length, and a resumed run,
+            # which knows no names at first, would differ in its last bits from an unbroken one.
+            figures += [0.0] * (16 - len(figures) % 16)
+            progress = [float(mean.stepped), float(mean.ended), float(mean.more), float(unknown)]
+            tail = [*has_gradient, *progress, *figures]
+            flat = torch.cat([*flat_tensors, torch.tensor(tail, dtype=dtype, device=device)])
             with meeting(world):
                 flat = world.all_reduce(flat)
+            # Take the sums apart again.
             *summed, end = torch.split(flat, [*(t.numel() for t in tensors), len(tail)])
-            n, tail = len(marks), end.real.tolist()
-            answered, ended, more, strangers = (round(number) for number in tail[n : n + 4])
-            if not strangers:
+            n, tail = len(has_gradient), end.real.tolist()
+            stepped, ended, more, ranks_with_unknown = (round(number) for number in tail[n : n + 4])
+            if not ranks_with_unknown:
                 break
-            everyones = exchange(world, list(metrics))
-            self._names = tuple(dict.fromkeys([*self._names, *(name for names in everyones for name in names)]))
-        mean.answered, mean.ended, mean.more = answered, ended, more
+            # Some rank has a metric that is not in the layout: agree on the names, and sum again.
+            names_of_ranks = exchange(world, list(metrics))
+            self._names = tuple(dict.fromkeys([*self._names, *(name for names in names_of_ranks for name in names)]))
+        mean.stepped, mean.ended, mean.more = stepped, ended, more
         mean.take(summed, tail[:n])
-        told = tail[n + 4 :]
-        mean.metrics = {name: (told[2 * i], told[2 * i + 1]) for i, name in enumerate(self._names) if told[2 * i + 1]}
+        sums, weights = tail[n + 4 :: 2], tail[n + 5 :: 2]
+        each = zip(self._names, sums, weights, strict=False)  # the padding has no names
+        mean.metrics = {name: (total, weight) for name, total, weight in each if weight}
 
 
 class _Mean:
-    """The weighted mean of gradients, metrics and buffers over the parts of a meta-batch.
+    """Accumulate the weighted mean of gradients, metrics and buffers over the chunks of a meta-batch.
 
     Attributes:
-        gradients: for each parameter the weighted sum so far, or None where no part had one.
-        start, moves: the buffers before, and the weighted sum of how the parts moved them; of counters and flags the
-            first part's move.
-        metrics: for each name the weighted sum of its values, and of the weights.
-        answered, ended: chunks that took this outer step, and that had no further one.
-        more: chunks that may take another.
+        gradients: for each parameter the weighted sum so far; None if no chunk had a gradient.
+        start: the buffers before the meta-batch.
+        moves: the weighted sum of the chunks' changes of each running statistic; of counters and flags the first
+            chunk's change.
+        metrics: for each name the weighted sum of its values, and the sum of the weights.
+        stepped, ended: numbers of chunks that took this outer step, and that had already taken their last.
+        more: number of chunks that may take another outer step.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], learner: nn.Module) -> None:
@@ -199,64 +220,80 @@ class _Mean:
         self.moves = {name: torch.zeros_like(b) for name, b in self.start.items()}
         self.gradients: list[Tensor | None] = [None] * len(parameters)
         self.metrics: dict[str, tuple[float, float]] = {}
-        self.answered = self.ended = self.more = 0
+        self.stepped = self.ended = self.more = 0
 
     def buffers(self) -> Iterator[tuple[str, Tensor]]:
-        """As they are now: a learner may have assigned new tensors to their names."""
+        """Yield the present buffers by name; they are looked up anew, as a learner may have assigned new tensors."""
         return ((name, b.detach()) for name, b in self.learner.named_buffers())
 
     def begin(self) -> None:
-        """Before a chunk: no gradient, and the buffers from before the meta-batch."""
+        """Prepare for a chunk: clear the gradients, and restore the buffers from before the meta-batch."""
         _clear(self.parameters)
         for name, b in self.buffers():
             b.copy_(self.start[name])
 
-    def add(self, answer: tuple[Metrics, bool] | None, share: float) -> None:
-        """After a chunk that is ``share`` of the meta-batch: what the learner said of it, or None at the end."""
-        if answer is None:
+    def add(self, output: tuple[Metrics, bool] | None, share: float) -> None:
+        """Add what the learner computed on a chunk.
+
+        Args:
+            output: the metrics and whether more steps may follow; None if the chunk had already taken its last step.
+            share: the chunk's number of tasks divided by B.
+        """
+        if output is None:
             self.ended += 1
             return
-        metrics, more = answer
+        metrics, more = output
+        # Gradients: g <- g + (B_c / B) g_c.
         for i, p in enumerate(self.parameters):
             if p.grad is not None:
-                held = self.gradients[i]
-                self.gradients[i] = p.grad * share if held is None else held.add_(p.grad, alpha=share)
+                total = self.gradients[i]
+                self.gradients[i] = p.grad * share if total is None else total.add_(p.grad, alpha=share)
+        # Buffers: running statistics by the weighted mean of their moves, counters and flags by the first chunk.
         for name, b in self.buffers():
             start, move = self.start[name], self.moves[name]
             if _averaged(b):
-                move.add_(torch.where(b == start, 0, b - start), alpha=share)  # a constant may be infinite
-            elif not self.answered:
+                # inf - inf is NaN, so a constant, which may be infinite, moves by exactly 0.
+                move.add_(torch.where(b == start, 0, b - start), alpha=share)
+            elif not self.stepped:
                 move.copy_(b ^ start if b.dtype == torch.bool else b - start)
+        # Metrics: the weights are summed too, as a chunk need not return every metric.
         for name, value in metrics.items():
-            total, weight = self.metrics.get(name, (0.0, 0.0))
-            self.metrics[name] = total + float(value) * share, weight + share
-        self.answered += 1
+            weighted_sum, weight = self.metrics.get(name, (0.0, 0.0))
+            self.metrics[name] = weighted_sum + float(value) * share, weight + share
+        self.stepped += 1
         self.more += more
 
     def tensors(self, counts: bool, first: bool) -> list[Tensor]:
-        """What is summed over ranks: a gradient for each parameter, and the moves of the buffers.
+        """Return what is summed over ranks: a gradient for each parameter, then the moves of the buffers.
 
         Args:
-            counts: whether this rank's count; else they are zeros.
-            first: whether this is rank 0, whose counters and flags are everybody's.
+            counts: whether this rank's figures count; otherwise they are zeros.
+            first: whether this is rank 0, whose counters and flags all ranks take.
         """
-        whole = zip(self.gradients, self.parameters, strict=True)
-        gradients = [torch.zeros_like(p) if g is None or not counts else g for g, p in whole]
+        pairs = zip(self.gradients, self.parameters, strict=True)
+        gradients = [torch.zeros_like(p) if g is None or not counts else g for g, p in pairs]
         kept = [counts and (first or _averaged(m)) for m in self.moves.values()]
         moves = [m if keep else torch.zeros_like(m) for m, keep in zip(self.moves.values(), kept, strict=True)]
         return [*(g.detach() for g in gradients), *moves]
 
-    def take(self, summed: Sequence[Tensor], marks: Sequence[float]) -> None:
-        """The sums over ranks, flat, instead of this rank's part; ``marks``: which parameters have a gradient."""
-        for i, (p, mark) in enumerate(zip(self.parameters, marks, strict=True)):
-            self.gradients[i] = torch.empty_like(p).copy_(summed[i].view(p.shape)) if mark else None
-        for move, total in zip(self.moves.values(), summed[len(marks) :], strict=True):
+    def take(self, summed: Sequence[Tensor], has_gradient: Sequence[float]) -> None:
+        """Replace this rank's gradients and moves by the sums over ranks.
+
+        Args:
+            summed: flat tensors, in the order of ``tensors``.
+            has_gradient: for each parameter the number of ranks that have a gradient for it.
+        """
+        for i, (p, ranks) in enumerate(zip(self.parameters, has_gradient, strict=True)):
+            self.gradients[i] = torch.empty_like(p).copy_(summed[i].view(p.shape)) if ranks else None
+        # Counters and flags were summed as floating-point numbers, so they are rounded back.
+        for move, total in zip(self.moves.values(), summed[len(has_gradient) :], strict=True):
             move.copy_((total if _averaged(move) else total.real.round()).view(move.shape))
 
     def finish(self) -> dict[str, float]:
-        """Leave the means in ``.grad`` and in the buffers; returns those of the metrics."""
+        """Write the means into ``.grad`` and into the buffers, and return those of the metrics."""
         for p, gradient in zip(self.parameters, self.gradients, strict=True):
             p.grad = gradient
+        # s' = s + weighted mean of the moves; a flag changes if the first chunk changed it.
         for name, b in self.buffers():
             start, move = self.start[name], self.moves[name]
             b.copy_(start ^ move if b.dtype == torch.bool else start + move)
@@ -264,7 +301,7 @@ class _Mean:
 
 
 def _averaged(tensor: Tensor) -> bool:
-    """Whether a tensor is a running statistic, of which means make sense; else it is a counter or a flag."""
+    """Return whether a buffer is a running statistic, which can be averaged; otherwise it is a counter or a flag."""
     return tensor.is_floating_point() or tensor.is_complex()
 
 

@@ -1,4 +1,4 @@
-"""How the engine calls its hooks: by name, with their state, and naming the one that raises."""
+"""Call the hooks of an engine, store their states, and name the hook that raises."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 
 class Hooks:
-    """The hooks of one engine.
+    """Call the hooks of one engine.
 
     Args:
-        hooks: names to look up in the registry, or objects; or {name: object}.
-        engine: what each hook is told.
+        hooks: names of hook plugins, or objects; or {name: object}.
+        engine: the engine, which each hook is given.
     """
 
     def __init__(self, hooks: Sequence[Any] | Mapping[str, Any], engine: EngineView) -> None:
-        self.calling = False  # whether one of them is being called
+        self.calling = False  # whether a hook is being called now
         self._engine = engine
         self._manager = manager()
         named = hooks.items() if isinstance(hooks, Mapping) else ((h if isinstance(h, str) else None, h) for h in hooks)
@@ -30,32 +30,32 @@ class Hooks:
             self._manager.register(build(hook) if isinstance(hook, str) else hook, name or type(hook).__name__)
 
     def call(self, name: str, **arguments: Any) -> None:
-        """Tell every hook that implements ``name``.
+        """Call every hook that implements ``name``.
 
         Raises:
-            HookError: one of them raised; names it. Errors of kshot's own pass through.
+            HookError: a hook raised; the message names it. Errors of kshot itself propagate unchanged.
         """
         caller = getattr(self._manager.hook, name)
         implementations = caller.get_hookimpls()
         if not implementations:
             return
-        within, self.calling = self.calling, True
+        was_calling, self.calling = self.calling, True  # calls nest: a hook may evaluate
         try:
             caller(engine=self._engine, **arguments)
         except KshotError:
             raise
         except Exception as error:
-            who = _guilty(implementations, error)
+            who = _raising(implementations, error)
             raise HookError(f"hook {who!r} raised in {name}: {error!r}") from error
         finally:
-            self.calling = within
+            self.calling = was_calling
 
     def progress(self, episodes: int) -> Callable[[int], None]:
-        """Return what an evaluation of ``episodes`` calls with the number that is done."""
+        """Return a function for an evaluation of ``episodes`` episodes to call with the number that are done."""
         return lambda done: self.call("evaluation_progress", done=done, episodes=episodes)
 
     def end(self, iteration: int, error: BaseException | None) -> None:
-        """``run_end``; after an error of the run, an error of a hook does not hide it."""
+        """Call ``run_end``. If training ended with an error, an error of a hook must not hide it and is dropped."""
         try:
             self.call("run_end", iteration=iteration, error=error)
         except Exception:
@@ -67,23 +67,23 @@ class Hooks:
         return {name: hook for name, hook in self._manager.list_name_plugin() if hook is not None}
 
     def state(self) -> dict[str, Any]:
-        """The states of the hooks that have one, by name."""
+        """Return the states of the hooks that have one, by name."""
         named = self._manager.list_name_plugin()
         return {name: hook.state_dict() for name, hook in named if hook is not None and hasattr(hook, "state_dict")}
 
     def load(self, states: Mapping[str, Any]) -> None:
-        """Give each hook back its state."""
+        """Restore the state of each hook that has one in ``states``."""
         for name, hook in self._manager.list_name_plugin():
             if hook is not None and hasattr(hook, "load_state_dict") and name in states:
                 hook.load_state_dict(states[name])
 
 
-def _guilty(implementations: Sequence[Any], error: BaseException) -> str:
-    """The plugin whose function is in the traceback."""
-    frames = set()
+def _raising(implementations: Sequence[Any], error: BaseException) -> str:
+    """Return the name of the hook whose function is in the traceback."""
+    codes = set()
     trace = error.__traceback__
     while trace is not None:
-        frames.add(trace.tb_frame.f_code)
+        codes.add(trace.tb_frame.f_code)
         trace = trace.tb_next
-    named = [i.plugin_name for i in implementations if getattr(i.function, "__code__", None) in frames]
+    named = [i.plugin_name for i in implementations if getattr(i.function, "__code__", None) in codes]
     return str(named[0]) if named else "unknown"

@@ -1,7 +1,20 @@
-"""The life cycle of a run, as pluggy hooks. A hook plugin implements any of these with ``@kshot.hookimpl``.
+"""Define the hooks, which are called during a run. A hook plugin implements any of them with ``@kshot.hookimpl``.
 
-Hooks watch; they change nothing in the run. One with state of its own has ``state_dict()`` and ``load_state_dict()``,
-and its state travels in the checkpoint under its name.
+Hooks observe a run and change nothing in it. A hook with a state has the methods ``state_dict()`` and
+``load_state_dict()``; its state is stored in checkpoints under its name.
+
+Example of ``kshot.hookimpl``:
+    >>> import kshot
+    >>> from kshot.testing import sample_learner, sample_tasks
+    >>> class Printer:
+    ...     @kshot.hookimpl
+    ...     def iteration_end(self, engine, iteration, metrics):
+    ...         print(iteration, sorted(metrics))
+    >>> tasks = sample_tasks.classification()
+    >>> engine = kshot.Engine(sample_learner.NearestMean(tasks.spec), tasks, hooks=[Printer()])
+    >>> _ = engine.train(iterations=2)
+    1 ['loss']
+    2 ['loss']
 """
 
 from __future__ import annotations
@@ -18,41 +31,46 @@ if TYPE_CHECKING:
 
 hookspec = pluggy.HookspecMarker("kshot")
 hookimpl = pluggy.HookimplMarker("kshot")
+"""Decorator that marks a method of a hook plugin as implementing the hook of that name; see the module's example."""
 
 
 class Specs:
-    """Every extension point of the engine."""
+    """Declare every hook of the engine. A method may leave out arguments that it does not use."""
 
     @hookspec
     def run_start(self, engine: EngineView, iteration: int, iterations: int) -> None:
-        """Training begins at ``iteration`` (above 0 when resumed) and will end at ``iterations``."""
+        """Called before training starts at ``iteration`` (more than 0 if resumed), to end at ``iterations``."""
 
     @hookspec
     def iteration_end(self, engine: EngineView, iteration: int, metrics: Mapping[str, float]) -> None:
-        """Outer step number ``iteration`` (from 0) was taken; ``metrics`` are plain numbers."""
+        """Called after each outer step; ``iteration`` have been taken in all, and ``metrics`` are plain numbers."""
 
     @hookspec
     def evaluation_end(self, engine: EngineView, iteration: int, result: Result) -> None:
-        """An evaluation is done; ``iteration`` outer steps had been taken."""
+        """Called after an evaluation; ``iteration`` outer steps had been taken before it."""
 
     @hookspec
     def evaluation_progress(self, engine: EngineView, done: int, episodes: int) -> None:
-        """``done`` of ``episodes`` are evaluated."""
+        """Called during an evaluation; ``done`` of ``episodes`` episodes have been evaluated."""
 
     @hookspec
     def checkpoint_saved(self, engine: EngineView, iteration: int, path: Path) -> None:
-        """A checkpoint is safely on disk."""
+        """Called after a checkpoint was written to ``path`` and flushed to the disk."""
 
     @hookspec
     def run_end(self, engine: EngineView, iteration: int, error: BaseException | None) -> None:
-        """Training ended, by ``error`` if not None. Release what was opened; called exactly once a ``run_start``."""
+        """Called once after each ``run_start`` when training ends, to release resources.
+
+        Args:
+            error: the exception that ended training, or None.
+        """
 
 
 def manager() -> pluggy.PluginManager:
-    """A plugin manager that knows the specs."""
-    made = pluggy.PluginManager("kshot")
-    made.add_hookspecs(Specs)
-    return made
+    """Return a new pluggy plugin manager that knows these hooks."""
+    plugins = pluggy.PluginManager("kshot")
+    plugins.add_hookspecs(Specs)
+    return plugins
 
 
 __all__ = ["Specs", "hookimpl", "hookspec", "manager"]

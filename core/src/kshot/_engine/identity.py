@@ -1,4 +1,4 @@
-"""What a checkpoint must agree with to be resumed, and what several processes must have alike."""
+"""Collect the facts that a checkpoint must match to be resumed, and that several processes must have in common."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def identity_of(
     meta_batch: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Return what tells a training from others: learner, tasks and evaluation, with their options, and how it goes.
+    """Return the facts that distinguish a training from others: learner and tasks with their options, and seeds.
 
-    The number of iterations is not part of it, as a run may go on for longer; see ``Engine.train``.
+    The number of iterations is not among them, as a run may be continued for longer; see ``Engine.train``.
     """
     trained_on = tasks_facts(tasks)
     return {
@@ -51,14 +51,14 @@ def identity_of(
 
 
 def check_identity(path: str, theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
-    """Raise RunError where a checkpoint is of another training; lists every difference by name."""
+    """Raise RunError if a checkpoint is of another training; the message lists every difference by name."""
     then = dict(theirs)
     if isinstance(then.get("tasks"), str):  # the first checkpoints have the spec as text
         then["tasks"] = json.loads(then["tasks"])
     if not then.get("data"):  # the first checkpoints of tasks over arrays do not identify their data
         then["data"] = mine["data"]
-    if found := differences(then, mine, added=_ADDED):
-        lines = "\n".join(f"  - {name}: the checkpoint has {a!r}, this engine {b!r}" for name, a, b in found)
+    if differing := differences(then, mine, added=_ADDED):
+        lines = "\n".join(f"  - {name}: the checkpoint has {a!r}, this engine {b!r}" for name, a, b in differing)
         raise everywhere(
             RunError(
                 f"{path} is the checkpoint of another run; nothing was changed:\n{lines}\n"
@@ -68,14 +68,14 @@ def check_identity(path: str, theirs: Mapping[str, Any], mine: Mapping[str, Any]
 
 
 def check_parameters(path: str, theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
-    """Raise RunError where the parameters of a checkpoint have other names or shapes than the learner's."""
-    if found := differences({"parameters": theirs.get("parameters", {})}, {"parameters": mine["parameters"]}):
-        lines = "\n".join(f"  - {name}: the checkpoint has {a}, this learner {b}" for name, a, b in found)
+    """Raise RunError if the parameters of a checkpoint have other names or shapes than the learner's."""
+    if differing := differences({"parameters": theirs.get("parameters", {})}, {"parameters": mine["parameters"]}):
+        lines = "\n".join(f"  - {name}: the checkpoint has {a}, this learner {b}" for name, a, b in differing)
         raise everywhere(RunError(f"{path} has the parameters of another learner; nothing was changed:\n{lines}"))
 
 
 def warn_of_versions(path: str, then: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Warn, in one message, of versions of kshot, torch and plugins that differ from a checkpoint's."""
+    """Warn if versions of kshot, torch or plugins differ from those that wrote a checkpoint, in one message."""
     names = [name for name in then if name != "python" and then[name] != now.get(name)]
     differing = [f"{name} {then[name]} (now {now.get(name, 'not used')})" for name in names]
     if differing:
@@ -86,7 +86,7 @@ def warn_of_versions(path: str, then: Mapping[str, str], now: Mapping[str, str])
 
 
 def process_facts(engine: EngineView, optimizer: Outer, learner: nn.Module, tasks: TaskDistribution) -> dict[str, Any]:
-    """Return what the processes of one training must have alike, for a call with this learner and these tasks."""
+    """Return the facts that all processes must have in common, for a call with this learner and these tasks."""
     parameters = {name: digest(tensor)[:12] for name, tensor in learner.state_dict().items()}
     evaluation, description = engine.evaluation_tasks, engine.backend.describe()
     facts = {

@@ -1,4 +1,4 @@
-"""What inputs a run's learner takes and how files become them: ``inputs.pt`` in the run folder."""
+"""Store in ``inputs.pt`` of the run folder which inputs the learner takes, and how files are turned into them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INPUTS, INPUTS_FILE = "kshot-inputs", "inputs.pt"
 
 
 def save_inputs(run: Path, tasks: Any) -> None:
-    """Write the spec of ``tasks`` and how they prepare raw examples into a run folder, if they can say so.
+    """Write the spec of ``tasks`` and their preparation of raw examples into a run folder, if it can be written.
 
     Raises:
         RunError: the file can't be written.
@@ -31,7 +31,7 @@ def save_inputs(run: Path, tasks: Any) -> None:
 
 
 def load_inputs(run: Path) -> tuple[TaskSpec, Preparation] | None:
-    """Read what ``save_inputs`` wrote; None if it wrote nothing.
+    """Return the spec and the preparation that ``save_inputs`` wrote, or None if it wrote nothing.
 
     Only functions that an installed plugin has registered as preparing inputs are imported and called.
 

@@ -1,4 +1,4 @@
-"""The outer optimizer: chosen by name from ``torch.optim``, its rate a pure function of the iteration."""
+"""Choose the outer optimizer by name from ``torch.optim``; its learning rate is a pure function of the iteration."""
 
 from __future__ import annotations
 
@@ -19,16 +19,26 @@ OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD", "rmsprop": "RMSpro
 
 @frozen
 class Outer:
-    """The outer optimizer and its schedule.
+    """Describe the outer optimizer and the schedule of its learning rate.
 
     Attributes:
         name: adam, adamw, sgd, rmsprop or adagrad.
-        lr: the rate at its highest.
-        schedule: ``constant``; ``step`` (times ``factor`` every ``every`` iterations); ``linear`` or ``cosine``
-            (to 0 at the last iteration).
-        warmup: iterations over which the rate rises linearly from 0.
-        clip: the greatest norm of the gradient, or None.
-        momentum, weight_decay: where the optimizer has them.
+        lr: highest learning rate.
+        schedule: ``constant``; ``step`` (multiplied by ``factor`` every ``every`` iterations); ``linear`` or
+            ``cosine`` (falling to 0 at the last iteration).
+        every, factor: interval in iterations, and factor, of the ``step`` schedule.
+        warmup: number of iterations over which the rate rises linearly from 0.
+        clip: greatest norm of the gradient; a longer gradient is scaled down to it. None for no limit.
+        momentum: momentum of sgd and rmsprop; the others ignore it.
+        weight_decay: weight decay.
+
+    Raises:
+        OptionError: a field has a value that is not allowed.
+
+    Example:
+        >>> outer = Outer("sgd", lr=0.1, schedule="step", every=1000, factor=0.5)
+        >>> [outer.rate(iteration, 3000) for iteration in (0, 1000, 2000)]
+        [0.1, 0.05, 0.025]
     """
 
     name: Literal["adam", "adamw", "sgd", "rmsprop", "adagrad"] = "adam"
@@ -43,33 +53,34 @@ class Outer:
 
     def __attrs_post_init__(self) -> None:
         if self.name not in OPTIMIZERS:
-            raise OptionError(f"optimizer.name is {self.name!r}, expected one of {', '.join(OPTIMIZERS)}")
+            raise OptionError(f"optimizer.name: got {self.name!r}, expected one of {', '.join(OPTIMIZERS)}")
         if self.schedule not in ("constant", "step", "linear", "cosine"):
             raise OptionError(
-                f"optimizer.schedule is {self.schedule!r}, expected 'constant', 'step', 'linear' or 'cosine'"
+                f"optimizer.schedule: got {self.schedule!r}, expected 'constant', 'step', 'linear' or 'cosine'"
             )
         for field in ("lr", "every", "factor"):
             if not getattr(self, field) > 0:
-                raise OptionError(f"optimizer.{field} is {getattr(self, field)}, expected a positive number")
+                raise OptionError(f"optimizer.{field}: got {getattr(self, field)}, expected a positive number")
         if self.clip is not None and not self.clip > 0:
-            raise OptionError(f"optimizer.clip is {self.clip}, expected a positive number or none")
+            raise OptionError(f"optimizer.clip: got {self.clip}, expected a positive number or none")
 
     @classmethod
     def of(cls, training: Training, **changed: Any) -> Outer:
-        """A method's own choice, with the user's changes."""
+        """Return a method's preferred optimizer with the fields in ``changed`` replaced."""
         own = {n: getattr(training, n) for n in ("lr", "schedule", "every", "factor", "warmup", "clip")}
         return cls(**{"name": training.optimizer, **own, **changed})
 
     def make(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """The torch optimizer over ``parameters``."""
+        """Return the torch optimizer over ``parameters``."""
         options: dict[str, Any] = {"lr": self.lr, "weight_decay": self.weight_decay}
         if self.name in ("sgd", "rmsprop"):
             options["momentum"] = self.momentum
-        made: torch.optim.Optimizer = getattr(torch.optim, OPTIMIZERS[self.name])(list(parameters), **options)
-        return made
+        optimizer: torch.optim.Optimizer = getattr(torch.optim, OPTIMIZERS[self.name])(list(parameters), **options)
+        return optimizer
 
     def rate(self, iteration: int, iterations: int) -> float:
-        """The rate of iteration ``iteration`` (from 0) of ``iterations``."""
+        """Return the learning rate of an iteration (counted from 0) of ``iterations`` in all."""
+        # Warm-up: lr (t + 1) / warmup during the first iterations; the schedule multiplies what results.
         rate = self.lr * min(1.0, (iteration + 1) / self.warmup if self.warmup else 1.0)
         done = iteration / max(iterations, 1)
         if self.schedule == "step":
@@ -81,6 +92,7 @@ class Outer:
         return rate
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values."""
         return attrs.asdict(self)
 
     @property
@@ -90,7 +102,11 @@ class Outer:
 
 
 def outer_of(optimizer: Outer | Mapping[str, Any] | str | None, training: Training) -> Outer:
-    """Return the outer optimizer that a user asked for; what is left out is the method's own choice.
+    """Return the outer optimizer that a user asked for; fields that are left out are the method's own choice.
+
+    Args:
+        optimizer: an ``Outer``, a mapping of its fields, a name, or None.
+        training: how the method prefers to be trained.
 
     Raises:
         OptionError: an option is unknown or has a wrong value.

@@ -1,4 +1,4 @@
-"""Which parameters a learner has: those of the last outer step while it trains, the best validated ones between."""
+"""Manage which parameters a learner has: the last outer step's while it trains, the best validated ones otherwise."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from kshot.errors import TrainingError
 
 @attrs.define(eq=False)
 class Best:
-    """The best validation so far.
+    """Store the best validation so far.
 
     Attributes:
-        score: the mean of the headline, with its sign turned if lower is better.
-        iteration: outer steps that had been taken.
-        worse: validations in a row since then that were no better, for early stopping.
+        score: the mean of the headline score, negated if lower is better; NaN before the first validation.
+        iteration: number of outer steps that had been taken.
+        worse: number of validations since then that were not better, for early stopping.
         parameters: the learner's ``state_dict`` at that iteration.
     """
 
@@ -31,19 +31,19 @@ class Best:
     parameters: dict[str, Tensor] | None = None
 
     def worse_than(self, patience: int | None) -> bool:
-        """Return whether a training that is this patient stops now."""
+        """Return whether training stops now: ``patience`` validations in a row were not better."""
         return patience is not None and self.worse >= patience
 
 
 class Parameters:
-    """The parameters of a training: where it goes on from, and what it stands for.
+    """Keep the parameters that training continues from, and those that are evaluated.
 
-    While ``train`` runs, the learner has the parameters of the last outer step. Between two calls it has those that
-    the training stands for: the best validated ones, if there was a validation; those of the last outer step are then
-    kept here, and a second call of ``train`` goes on from them.
+    While ``train`` runs, the learner has the parameters of the last outer step. Between two calls it has the best
+    validated ones, if there was a validation. Those of the last outer step are then kept here, and a second call of
+    ``train`` continues from them.
 
     Args:
-        learner: whose ``state_dict`` is meant.
+        learner: the learner whose ``state_dict`` is exchanged.
     """
 
     def __init__(self, learner: nn.Module) -> None:
@@ -53,16 +53,17 @@ class Parameters:
         self._before_closing: Best | None = None  # before a validation that only the end of a training called for
 
     def iteration(self, last: int) -> int:
-        """Return after how many outer steps the learner had its present parameters; ``last`` were taken in all."""
+        """Return the iteration of the learner's present parameters, of ``last`` outer steps that were taken in all."""
         return last if self._last is None else self.best.iteration
 
     def validated(self, score: float, iteration: int, *, closing: bool) -> None:
-        """Note the score of a validation; greater is better.
+        """Record the score of a validation, and copy the parameters if it is the best so far; greater is better.
 
         Args:
-            closing: whether only the end of the training called for it. Without the end it would not have been done,
-                so a training that goes on forgets it: then two calls of ``train`` are the same as one.
+            closing: whether this validation was done only because training ended here. A training that continues
+                forgets it, so that two calls of ``train`` give the same as one.
         """
+        # Remember the state before a closing validation, which ``return_to_last`` restores.
         if closing:
             self._before_closing = attrs.evolve(self.best)
         if math.isnan(self.best.score) or score > self.best.score:
@@ -72,23 +73,26 @@ class Parameters:
 
     def stand_on_best(self, iteration: int) -> None:
         """Put the best validated parameters into the learner, if there are any, and keep the last outer step's."""
+        # If the last outer step is the best one, the learner has the best parameters already.
         if self.best.parameters is not None and self.best.iteration != iteration:
             self._last = _copy(self.learner.state_dict())
             self.learner.load_state_dict(self.best.parameters)
 
     def return_to_last(self) -> None:
-        """Put the last outer step's parameters back, unless somebody has put others into the learner since."""
+        """Put the last outer step's parameters back, unless the user has loaded others into the learner since."""
         best, last = self.best.parameters, self._last
         if best is not None and last is not None:
+            # Parameters that differ from the best ones were loaded by the user; training continues from them.
             present = self.learner.state_dict()
             if all(torch.equal(tensor, best[name]) for name, tensor in present.items()):
                 self.learner.load_state_dict(last)
         self._last = None
+        # Forget a validation that only the end of the earlier call had asked for.
         if self._before_closing is not None:
             self.best, self._before_closing = self._before_closing, None
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds of this: the last outer step's parameters, and the best ones."""
+        """Return the state for a checkpoint: the last outer step's parameters, and the best ones."""
         closing = self._before_closing
         return {
             "learner": self.learner.state_dict() if self._last is None else self._last,
@@ -97,22 +101,23 @@ class Parameters:
         }
 
     def load(self, state: Mapping[str, Any], iteration: int) -> None:
-        """Take what ``state`` returned, and stand on the best parameters."""
+        """Load what ``state`` returned, and put the best parameters into the learner."""
         self.learner.load_state_dict(state["learner"])
         self.best = Best(**state["best"])
-        closing = state.get("before_closing")  # the first checkpoints lack it
+        closing = state.get("before_closing")  # missing in checkpoints of the first versions
         self._before_closing = None if closing is None else Best(**closing)
         self._last = None
         self.stand_on_best(iteration)
 
 
 def check_finite_parameters(parameters: Sequence[nn.Parameter], iteration: int) -> None:
-    """Raise TrainingError if a parameter is NaN or infinite, so that no checkpoint is written of it."""
+    """Raise TrainingError if a parameter is NaN or infinite, before a checkpoint of it is written."""
+    # A sum is finite only if all its terms are: one number to look at per parameter.
     if not all(bool(torch.isfinite(p.sum())) for p in parameters):
         raise everywhere(
             TrainingError(
-                f"iteration {iteration}: a parameter is NaN or infinite; no checkpoint was written, the last good one "
-                "stays; lower the learning rate or clip gradients (optimizer.clip)"
+                f"iteration {iteration}: a parameter is NaN or infinite; no checkpoint was written and the last good "
+                "one is kept; lower the learning rate or clip gradients (optimizer.clip)"
             )
         )
 

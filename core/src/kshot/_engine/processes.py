@@ -1,6 +1,6 @@
-"""What the processes that train together tell one another, beside gradients.
+"""Exchange values other than gradients between the processes that train together, and check that they agree.
 
-Every rank calls these at the same point of its run. Where there is only one process they cost nothing.
+Every rank must call these functions at the same point of its run. With a single process they cost nothing.
 """
 
 from __future__ import annotations
@@ -23,76 +23,88 @@ E = TypeVar("E", bound=KshotError)
 
 
 def everywhere(error: E) -> E:
-    """Mark an error that no rank keeps to itself: each raises it, and it is enough that rank 0 tells it."""
+    """Mark an error that every rank raises alike, so that it is enough if rank 0 reports it; return the error."""
     error.everywhere = True  # type: ignore[attr-defined]
     return error
 
 
 @contextmanager
 def meeting(world: World) -> Iterator[None]:
-    """Around what needs all ranks.
+    """Wrap communication that needs all ranks.
 
     Raises:
-        TrainingError: one of them is no longer there.
+        TrainingError: the communication failed, because another rank failed, was killed or did not answer in time.
     """
     try:
         yield
     except Exception as error:
+        # Keep the first sentence of the library's message, without its source location in brackets.
         reason = re.sub(r"^\[\S*\]\s*", "", str(error).strip()).partition("\n")[0].partition(". ")[0]
         raise everywhere(
             TrainingError(
-                f"rank {world.rank} of {world.size} lost the other processes: one of them failed and says why itself, "
+                f"rank {world.rank} of {world.size} lost the other processes: one of them failed and reports why, "
                 f"or was killed, or kept the others waiting for too long ({reason or type(error).__name__})"
             )
         ) from error
 
 
 def exchange(world: World, value: T) -> list[T]:
-    """Every rank's ``value``, in order of rank: plain containers, numbers, strings and tensors."""
+    """Return the values of all ranks, in order of rank.
+
+    Args:
+        value: this rank's; made of plain containers, numbers, strings and tensors.
+    """
     if world.size == 1:
         return [value]
-    mine = _packed(value)
+    packed = _packed(value)
     with meeting(world):
-        lengths = [int(n) for n in world.all_gather(torch.tensor([len(mine)]))]
+        # all_gather takes tensors of one shape, so exchange the lengths first and pad to the longest.
+        lengths = [int(n) for n in world.all_gather(torch.tensor([len(packed)]))]
         padded = torch.zeros(max(lengths), dtype=torch.uint8)
-        padded[: len(mine)] = mine
+        padded[: len(packed)] = packed
         gathered = world.all_gather(padded)
     return [_unpacked(each[:n]) for each, n in zip(gathered, lengths, strict=True)]
 
 
 def from_first(world: World, make: Callable[[], T]) -> T:
-    """What rank 0 makes (as for ``exchange``), on every rank; for what only one of them is to read or to decide."""
+    """Call ``make`` on rank 0 and return its value on every rank, for what only one process may read or decide.
+
+    Args:
+        make: returns plain containers, numbers, strings and tensors, as for ``exchange``.
+    """
     if world.size == 1:
         return make()
-    made = make() if world.rank == 0 else None
-    packed = _packed(made) if world.rank == 0 else torch.zeros(0, dtype=torch.uint8)
+    value = make() if world.rank == 0 else None
+    packed = _packed(value) if world.rank == 0 else torch.zeros(0, dtype=torch.uint8)
     with meeting(world):
+        # The other ranks must know the length to receive, so it is sent first.
         length = int(world.broadcast(torch.tensor([len(packed)])))
         sent = world.broadcast(packed if world.rank == 0 else torch.zeros(length, dtype=torch.uint8))
-    return made if world.rank == 0 else _unpacked(sent)  # type: ignore[return-value]
+    return value if world.rank == 0 else _unpacked(sent)  # type: ignore[return-value]
 
 
 def first_then_rest(world: World, make: Callable[[], T]) -> T:
-    """Each rank makes its own, rank 0 before the others: for what is downloaded or decoded once, and then shared."""
+    """Call ``make`` on every rank, on rank 0 before the others, for files that are downloaded or decoded only once."""
     if world.rank == 0:
-        made = make()
-        from_first(world, lambda: None)
-        return made
-    from_first(world, lambda: None)
+        value = make()
+        from_first(world, lambda: None)  # lets the others go on
+        return value
+    from_first(world, lambda: None)  # waits for rank 0
     return make()
 
 
 def agree(world: World, facts: Mapping[str, Any]) -> None:
-    """Compare what must be the same on every rank; nested mappings are compared field by field.
+    """Check that ``facts`` are the same on every rank; nested mappings are compared field by field.
 
     Raises:
-        MisfitError: it is not; names each rank and field, the same on every rank.
+        MisfitError: they differ; every rank raises the same message, which names each rank and field.
     """
     if world.size == 1:
         return
+    # Every rank compares all ranks with rank 0, so that all of them come to the same conclusion.
     first, *others = exchange(world, dict(leaves(facts)))
     lines = [
-        f"  - {name}: rank {rank} has {_short(theirs.get(name))}, rank 0 {_short(first.get(name))}"
+        f"  - {name}: rank {rank} has {_short(theirs.get(name))}, rank 0 has {_short(first.get(name))}"
         for rank, theirs in enumerate(others, 1)
         for name in dict.fromkeys([*first, *theirs])
         if theirs.get(name) != first.get(name)
@@ -102,7 +114,7 @@ def agree(world: World, facts: Mapping[str, Any]) -> None:
             MisfitError(
                 f"the {world.size} processes disagree, and nothing was computed:\n"
                 + "\n".join(lines)
-                + "\nstart them all by the same command, with the same packages and data, and learners of the same seed"
+                + "\nstart all of them with the same command, packages and data, and with learners of the same seed"
             )
         )
 

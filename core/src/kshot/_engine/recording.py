@@ -1,4 +1,4 @@
-"""What an engine writes into its run folder beside checkpoints: how to build the run again, and its results."""
+"""Record in the run folder how to build the run again, and its results."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ BUILT_IN_HOOKS = ("metrics", "progress")
 def config_of(
     engine: EngineView, hooks: Mapping[str, Any], optimizer: Outer, training: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return what an engine writes into config.json: its parts, every automatic choice, and how to build them again.
+    """Return the content of config.json: the components, every automatic choice, and how to build them again.
 
     Args:
-        hooks: by name.
+        hooks: the hooks by name.
         training: the options of ``Engine.train``.
     """
     learner, tasks, backend = engine.learner, engine.tasks, engine.backend
@@ -50,7 +50,7 @@ def config_of(
 
 
 def parts_of(engine: EngineView) -> dict[str, Any]:
-    """Return the components of an engine that building it again needs, by what messages call them."""
+    """Return the components that are needed to build an engine again, by their names in messages."""
     return {
         "learner": engine.learner,
         "tasks": engine.tasks,
@@ -92,7 +92,7 @@ def obstacles_of(name: str, component: Any) -> list[str]:
     """Return a sentence for everything that keeps a component from being built again from plain values."""
     how = built(component)
     if how is None:
-        if type(component) is Cpu:  # its description has all its options
+        if type(component) is Cpu:  # its description contains all its options
             return []
         kind = {"learner": "kshot.learner(NAME, tasks.spec, ...)", "backend": "kshot.backend(NAME, ...)"}
         way_out = kind.get(name, "kshot.tasks(NAME, ...)")
@@ -113,7 +113,7 @@ def _plain(component: Any) -> dict[str, Any]:
 
 
 def settled(backend: Mapping[str, Any], description: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a backend's options with what it chose where it was left to choose, in the backend within it too."""
+    """Return a backend's options with its automatic choices filled in, also those of a backend among its options."""
     accepted = {option.name for option in options_of(load(str(backend["name"]), "backends"))}
     options = dict(backend)
     for name in accepted & description.keys():
@@ -125,21 +125,21 @@ def settled(backend: Mapping[str, Any], description: Mapping[str, Any]) -> dict[
 
 
 class Results:
-    """The results of the parameters that a learner has now, which an engine writes into its run folder."""
+    """Collect the results of the learner's present parameters, and write them into the run folder."""
 
     def __init__(self) -> None:
         self._results: list[Result] = []
 
     def clear(self) -> None:
-        """Forget them: the parameters have changed."""
+        """Forget all results, because the parameters have changed."""
         self._results = []
 
     def add(self, result: Result, folder: RunFolder | None, iterations: int) -> None:
-        """Add a result, in place of one of the same evaluation, and write all into ``result.json``, atomically.
+        """Add a result, replacing one of the same evaluation, and write all into ``result.json``, atomically.
 
         Args:
-            folder: None where nothing is written, as on every rank but 0.
-            iterations: outer steps taken in all.
+            folder: the run folder; None to write nothing, as on every rank but 0.
+            iterations: number of outer steps taken in all.
 
         Raises:
             RunError: the file can't be written.

@@ -1,4 +1,4 @@
-"""What an evaluation found, with everything needed to say what the figure means."""
+"""Store the scores of an evaluation, with everything that is needed to interpret them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from kshot.errors import DataError
 
 @frozen
 class Difference:
-    """How much one result is above another on the same episodes: the mean over episodes of the difference of a score.
+    """Store the paired difference of two results: the mean over episodes of the difference of their headline scores.
 
     Attributes:
-        score: what is compared.
-        kind: of the tasks.
-        mean: in units of the score.
-        interval: half the width of the 95 % interval of the paired difference, 1.96 s / sqrt(n).
-        episodes: n.
+        score: name of the score that is compared.
+        kind: kind of the tasks.
+        mean: mean difference, in units of the score.
+        interval: half the width of the 95 % interval of the paired difference, 1.96 s / sqrt(n), where s is the
+            standard deviation over episodes.
+        episodes: number of episodes (n).
     """
 
     score: str
@@ -34,6 +35,7 @@ class Difference:
     episodes: int
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values."""
         return {**attrs.asdict(self), "interval": _finite(self.interval)}
 
     def __str__(self) -> str:
@@ -46,28 +48,35 @@ class Difference:
 
 
 EPISODES = ("kind", "split", "tasks_seed", "shape", "tasks", "data", "episodes")
-"""What two results must agree in to be of the same episodes."""
+"""Fields in which two results must agree to be of the same episodes."""
 
 
 @frozen(eq=False)
 class Result:
-    """Scores of an evaluation, one row an episode.
+    """Store the scores of an evaluation, one row per episode, and how they came about.
 
     Attributes:
-        scores: name -> [episodes, ...] float64, the headline first; further axes are curves.
-        kind, split, tasks_seed: what was evaluated.
-        seed: of training.
-        learner_seed: of the learner's initialisation; None where it is not known.
+        scores: {name: float64 array [episodes, ...]}, the headline score first; further axes are curves.
+        kind, split, tasks_seed: kind of the tasks, the evaluated split, and the seed of the tasks.
+        seed: seed of training.
+        learner_seed: seed of the learner's initialisation; None if it is not known.
         shape: way, shot and query as in the spec.
-        normalisation: the learner's policy: inductive, support, transductive, or none.
-        queries: whether queries were seen independent, joint or at_adapt.
-        learner, tasks: names and options.
-        backend: its description, precision among it.
-        versions: of core, torch and every plugin that took part.
-        data: the data's fingerprint.
-        iteration: outer steps taken before.
-        perturbed: whether inputs were perturbed.
-        wall: seconds, apart from the figures.
+        normalisation: the learner's normalisation policy: inductive, support, transductive, or none.
+        queries: how queries were predicted: ``independent``, ``joint``, or ``at_adapt`` (given to ``adapt``).
+        learner, tasks: name and options of each.
+        backend: description of the backend, with its precision.
+        versions: versions of the core, torch, Python and every plugin that took part.
+        data: fingerprint of the data.
+        iteration: number of outer steps after which the learner had these parameters.
+        perturbed: whether the query inputs were perturbed.
+        wall: duration of the evaluation in seconds.
+
+    Example:
+        >>> result = Result({"accuracy": np.array([0.5, 1.0, 0.75])}, kind="classification", split="test")
+        >>> print(result)
+        75.00 ± 28.29 % accuracy (3 episodes, test)
+        >>> Result.from_json(result.to_json()).mean
+        0.75
     """
 
     scores: Mapping[str, NDArray[np.float64]]
@@ -90,68 +99,73 @@ class Result:
 
     @property
     def headline(self) -> str:
-        """The name of the score that stands for the kind."""
+        """The name of the kind's main score, which stands first in ``scores``."""
         return next(iter(self.scores))
 
     @property
     def episodes(self) -> int:
+        """The number of episodes (n)."""
         return len(self.scores[self.headline])
 
     @property
     def mean(self) -> float:
-        """Of the headline, over episodes; fractions for accuracies."""
+        """The mean of the headline score over episodes; accuracies are fractions."""
         return float(np.nanmean(self.scores[self.headline]))
 
     @property
     def interval(self) -> float:
-        """Half the width of the headline's 95 % interval: 1.96 s / sqrt(n)."""
+        """Half the width of the 95 % interval of the headline score: 1.96 s / sqrt(n)."""
         return float(self.intervals(self.headline))
 
     def means(self, name: str) -> NDArray[np.float64]:
-        """The mean over episodes of any score, its curve axes kept."""
+        """Return the mean over episodes of the score ``name``; the axes of curves are kept."""
         return np.asarray(np.nanmean(self.scores[name], axis=0))
 
     def intervals(self, name: str) -> NDArray[np.float64]:
-        """1.96 s / sqrt(n) over episodes, s with n - 1; NaN for a single episode."""
+        """Return half the width of the 95 % interval of the score ``name``: 1.96 s / sqrt(n).
+
+        s is the standard deviation over episodes with divisor n - 1; the interval of a single episode is NaN.
+        """
         values = np.asarray(self.scores[name], np.float64)
         if len(values) < 2:
             return np.full(values.shape[1:], np.nan)
-        with np.errstate(invalid="ignore"):  # of infinite scores, as of an optimizer that diverged, it is NaN
+        with np.errstate(invalid="ignore"):  # infinite scores, of a diverged optimizer, give NaN
             return np.asarray(1.96 * values.std(axis=0, ddof=1) / math.sqrt(len(values)))
 
     def minus(self, other: Result) -> Difference:
-        """This result's headline minus the other's, episode by episode.
+        """Return this result's headline score minus the other's, paired by episode.
 
-        Pairing takes out how hard each episode is, so the interval is far narrower than those of the two results.
+        Pairing removes the difficulty of each episode, so the interval is far narrower than those of the two results.
 
         Raises:
-            DataError: the results are of other episodes (tasks, their options, split, seed, data or number), or have
-                no common headline.
+            DataError: the results are of different episodes (tasks, their options, split, seed, data or number), or
+                have no common headline score.
         """
         if differing := self.other_episodes(other):
             listed = "; ".join(f"{name} {mine!r} and {theirs!r}" for name, (mine, theirs) in differing.items())
             raise DataError(
-                f"Result.minus: these results are not of the same episodes: {listed}; evaluate both on the same tasks, "
-                "e.g. engine.evaluate(tasks=..., learner_options=...)"
+                f"Result.minus: got results of different episodes: {listed}; expected the same episodes: evaluate both "
+                "on the same tasks, e.g. engine.evaluate(tasks=..., learner_options=...)"
             )
         gaps = np.asarray(self.scores[self.headline], np.float64) - np.asarray(other.scores[self.headline], np.float64)
-        held = gaps[~np.isnan(gaps)]
-        interval = 1.96 * held.std(ddof=1) / math.sqrt(len(held)) if len(held) > 1 else math.nan
-        return Difference(self.headline, self.kind, float(held.mean()), float(interval), len(held))
+        gaps = gaps[~np.isnan(gaps)]
+        interval = 1.96 * gaps.std(ddof=1) / math.sqrt(len(gaps)) if len(gaps) > 1 else math.nan
+        return Difference(self.headline, self.kind, float(gaps.mean()), float(interval), len(gaps))
 
     def other_episodes(self, other: Result) -> dict[str, tuple[Any, Any]]:
-        """In what the episodes of two results differ: {name: (of this, of the other)}; empty where they are the same.
+        """Return the fields in which the episodes of two results differ, {name: (this one's, the other's)}.
 
-        A result of tasks that were not built by name records their class, shape, seed and data, not their options.
+        It is empty if they are the same episodes. A result of tasks that were not built by name records their class,
+        shape, seed and data, but not their options.
         """
         names = [n for n in EPISODES if _comparable(n, getattr(self, n)) != _comparable(n, getattr(other, n))]
-        found = {name: (getattr(self, name), getattr(other, name)) for name in names}
+        differing = {name: (getattr(self, name), getattr(other, name)) for name in names}
         if self.headline not in other.scores:
-            found["headline"] = (self.headline, other.headline)
-        return found
+            differing["headline"] = (self.headline, other.headline)
+        return differing
 
     def to_dict(self, episodes: bool = True) -> dict[str, Any]:
-        """Plain values. Without ``episodes`` only means and intervals, not every episode's scores."""
+        """Return plain values; without ``episodes`` only means and intervals, not the scores of every episode."""
         plain = attrs.asdict(self, recurse=False)
         plain["scores"] = {n: _finite(np.asarray(v).tolist()) for n, v in self.scores.items()} if episodes else {}
         summary = {
@@ -168,6 +182,7 @@ class Result:
         }
 
     def to_json(self, episodes: bool = True) -> str:
+        """Return the result as JSON, see ``to_dict``; ``from_json`` reads it if it has the episodes."""
         return json.dumps(self.to_dict(episodes), indent=1, default=str)
 
     @classmethod
@@ -175,11 +190,12 @@ class Result:
         """Return the result that ``to_json`` wrote, or one of those in a run's ``result.json``.
 
         Args:
-            text: what the file holds.
-            test: which of the tests of a run, from 0; needed where there are several.
+            text: the content of the file.
+            test: which test of the run to return, from 0; needed if there are several.
 
         Raises:
-            DataError: it is no such text, was written without episodes, or has several tests and none was chosen.
+            DataError: the text is not a result, was written without episodes, or has several tests and none was
+                chosen.
         """
         try:
             values = json.loads(text)
@@ -223,10 +239,10 @@ def _chosen(results: list[Any], test: int | None) -> Any:
 
 
 def _comparable(name: str, value: Any) -> str:
-    """Return a field as text, in which a result just made and one read from a file are alike.
+    """Return a field as text that is the same for a new result and for one that was read from a file.
 
-    Options of tasks that ``shape`` and ``tasks_seed`` have too are left out: a default that was written out is the
-    same episode.
+    The options of tasks that ``shape`` and ``tasks_seed`` record too are left out: an option that is given explicitly
+    with its default value does not change the episodes.
     """
     if name == "tasks" and "options" in value:
         options = {n: v for n, v in value["options"].items() if n not in ("way", "shot", "query", "seed")}
@@ -235,7 +251,7 @@ def _comparable(name: str, value: Any) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has neither NaN nor infinity: None and "inf" stand for them."""
+    """Replace NaN by None and infinity by ``"inf"``, in nested lists, as JSON has neither."""
     if isinstance(value, list):
         return [_finite(v) for v in value]
     if not isinstance(value, float) or math.isfinite(value):
@@ -244,6 +260,7 @@ def _finite(value: Any) -> Any:
 
 
 def _nan(value: Any) -> Any:
+    """Undo ``_finite``."""
     if isinstance(value, list):
         return [_nan(v) for v in value]
     if isinstance(value, str):

@@ -1,13 +1,14 @@
-"""The run folder: what a training leaves on disk, never half-written.
+"""Write and read the run folder, in which a training stores its configuration, metrics, checkpoints and results.
 
     runs/protonet-omniglot-0/
-        config.json          what was asked for, and every automatic choice
-        metrics.jsonl        a line an iteration or evaluation
-        checkpoints/N.pt     after N outer steps; the newest few, atomic, loadable with ``weights_only=True``
-        result.json          what the evaluation found
-        inputs.pt            what inputs the learner takes and how files become them
+        config.json          the configuration, and every automatic choice
+        metrics.jsonl        one line per iteration and per evaluation
+        checkpoints/N.pt     the state after N outer steps; the newest few, loadable with ``weights_only=True``
+        result.json          the results of the tests
+        inputs.pt            the inputs that the learner takes, and how files are turned into them
 
-A file appears under its name complete or not at all: it is written beside it, flushed to the disk, and renamed.
+Every file but metrics.jsonl is written atomically: under a temporary name, flushed to the disk, and then renamed. So
+a file that exists is complete.
 """
 
 from __future__ import annotations
@@ -32,23 +33,26 @@ VERSION = 1
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Give ``path`` its whole new content or leave it as it was, whatever happens in between.
+    """Write a file atomically: afterwards ``path`` has all of the new content, or is unchanged if writing failed.
+
+    Args:
+        write: writes the content to the binary file that it is given.
 
     Raises:
-        RunError: the disk is full or can't be written; nothing that was there is lost.
+        RunError: the disk is full or can't be written; an earlier file is unchanged.
     """
     try:
         with writing(path) as file:
             write(file)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
         raise RunError(
-            f"could not write {path}: {error}; what was there before is untouched: free some space, and resume the "
+            f"could not write {path}: {error}; what was there before is unchanged: free some space, then resume the "
             "run or try again"
         ) from error
 
 
 def write_json(path: Path, value: Any) -> None:
-    """A JSON file, atomically."""
+    """Write a JSON file, atomically."""
     text = json.dumps(value, indent=1, default=str) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))
 
@@ -59,50 +63,60 @@ def write_text(path: Path, text: str) -> None:
 
 
 def digest(state: Any) -> str:
-    """SHA-256 of the structure and all tensors' bytes of a checkpoint."""
+    """Return the SHA-256 digest of nested containers: of their structure, their values, and the bytes of tensors."""
     leaves, structure = pytree.tree_flatten(state)
-    made = hashlib.sha256(str(structure).encode())
+    sha = hashlib.sha256(str(structure).encode())
     for leaf in leaves:
         if isinstance(leaf, Tensor):
-            made.update(f"{leaf.dtype}{tuple(leaf.shape)}".encode())
-            made.update(leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            sha.update(f"{leaf.dtype}{tuple(leaf.shape)}".encode())
+            sha.update(leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         else:
-            made.update(repr(leaf).encode())
-    return made.hexdigest()
+            sha.update(repr(leaf).encode())
+    return sha.hexdigest()
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Write ``state`` (tensors and plain containers only), atomically, with its digest."""
+    """Write a checkpoint with its digest, atomically.
+
+    Args:
+        state: tensors and plain containers only.
+
+    Raises:
+        RunError: the disk is full or can't be written; an earlier file is unchanged.
+    """
     body = dict(state)
-    whole = {"format": FORMAT, "version": VERSION, "digest": digest(body), "state": body}
-    write_atomically(path, lambda file: torch.save(whole, file))
+    checkpoint = {"format": FORMAT, "version": VERSION, "digest": digest(body), "state": body}
+    write_atomically(path, lambda file: torch.save(checkpoint, file))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read what ``save_checkpoint`` wrote; executes nothing (``weights_only=True``).
+    """Read a checkpoint that ``save_checkpoint`` wrote; no code in it is executed (``weights_only=True``).
 
     Raises:
-        RunError: it is missing, truncated, corrupt, no checkpoint of kshot, or of a newer kshot.
+        RunError: the file is missing, truncated, corrupt, not a kshot checkpoint, or of a newer version of kshot.
     """
     if not path.is_file():
-        raise RunError(f"{path}: there is no such checkpoint")
+        raise RunError(f"{path}: there is no such checkpoint; check the path")
     try:
-        whole = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise RunError(
-            f"{path}: truncated, corrupt or no checkpoint at all ({_first_line(error)}); "
+            f"{path}: got a file that is truncated, corrupt or not a checkpoint ({_first_line(error)}); "
             "nothing was changed; resume from an earlier checkpoint of the run instead"
         ) from error
-    if not isinstance(whole, dict) or whole.get("format") != FORMAT:
-        raise RunError(f"{path}: a file of torch, but no checkpoint of kshot; nothing was changed")
-    if not isinstance(whole.get("version"), int) or whole["version"] > VERSION:
+    if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
+        raise RunError(f"{path}: got a torch file that is not a kshot checkpoint; nothing was changed")
+    if not isinstance(checkpoint.get("version"), int) or checkpoint["version"] > VERSION:
         raise RunError(
-            f"{path}: checkpoint format {whole.get('version')}, this kshot reads up to {VERSION}; "
-            "nothing was changed: pip install -U kshot"
+            f"{path}: got checkpoint format {checkpoint.get('version')}, expected at most {VERSION}; nothing was "
+            "changed; install a newer kshot to read it: pip install -U kshot"
         )
-    state = whole.get("state")
-    if not isinstance(state, dict) or digest(state) != whole.get("digest"):
-        raise RunError(f"{path}: corrupt, its content does not match its digest; nothing was changed")
+    state = checkpoint.get("state")
+    if not isinstance(state, dict) or digest(state) != checkpoint.get("digest"):
+        raise RunError(
+            f"{path}: the file is corrupt: its content does not match its digest; nothing was changed; resume from an "
+            "earlier checkpoint of the run instead"
+        )
     return state
 
 
@@ -111,23 +125,27 @@ def _first_line(error: Exception) -> str:
 
 
 def refuse_used(run: Path) -> None:
-    """Raise RunError if the run folder is not a new or empty one."""
+    """Raise RunError if ``run`` exists and is not an empty folder."""
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise RunError(
-            f"{run} is not empty; expected a new or empty folder: choose another (--run), remove it, or go on with it: "
+            f"{run} is not empty; expected a new or empty folder: choose another (--run), remove it, or resume it: "
             f"kshot resume {run}"
         )
 
 
 class RunFolder:
-    """A run folder on disk."""
+    """Represent a run folder on disk.
+
+    Attributes:
+        path: the folder.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @classmethod
     def create(cls, path: str | Path, config: Mapping[str, Any]) -> RunFolder:
-        """A new folder with its config, made whole.
+        """Create a run folder with its config.json, atomically.
 
         Raises:
             RunError: the folder exists and is not empty, or can't be written.
@@ -136,28 +154,33 @@ class RunFolder:
         refuse_used(folder)
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            made = beside(folder)
-            (made / "checkpoints").mkdir(parents=True)
-            write_json(made / "config.json", config)
-            made.rename(folder)
+            temporary = beside(folder)
+            (temporary / "checkpoints").mkdir(parents=True)
+            write_json(temporary / "config.json", config)
+            temporary.rename(folder)
         except OSError as error:
-            raise RunError(f"could not make the run folder {folder}: {error}") from error
+            raise RunError(f"could not create the run folder {folder}: {error}") from error
         return cls(folder)
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
-        """An existing run folder.
+        """Open an existing run folder.
 
         Raises:
-            RunError: it is none.
+            RunError: it has no config.json.
         """
         folder = Path(path)
         if not (folder / "config.json").is_file():
-            raise RunError(f"{folder} is no run folder: it has no config.json")
+            raise RunError(f"{folder} is not a run folder: it has no config.json")
         return cls(folder)
 
     @property
     def config(self) -> dict[str, Any]:
+        """The content of config.json.
+
+        Raises:
+            RunError: the file can't be read.
+        """
         try:
             config: dict[str, Any] = json.loads((self.path / "config.json").read_text())
         except (OSError, json.JSONDecodeError) as error:
@@ -165,16 +188,16 @@ class RunFolder:
         return config
 
     def checkpoints(self) -> list[Path]:
-        """All checkpoints, oldest first."""
-        found = [p for p in (self.path / "checkpoints").glob("*.pt") if p.stem.isdigit()]
-        return sorted(found, key=lambda p: int(p.stem))
+        """Return the paths of all checkpoints, oldest first."""
+        paths = [p for p in (self.path / "checkpoints").glob("*.pt") if p.stem.isdigit()]
+        return sorted(paths, key=lambda p: int(p.stem))
 
     def newest(self) -> Path | None:
         """Return the newest checkpoint, or None if there is none yet."""
         return next(reversed(self.checkpoints()), None)
 
     def save(self, iteration: int, state: Mapping[str, Any], keep: int) -> Path:
-        """Write checkpoint ``iteration``, then drop all but the newest ``keep``."""
+        """Write the checkpoint of an iteration, then delete all but the newest ``keep``; return its path."""
         path = self.path / "checkpoints" / f"{iteration:08d}.pt"
         save_checkpoint(path, state)
         for old in self.checkpoints()[:-keep]:

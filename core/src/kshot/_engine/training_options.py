@@ -1,4 +1,4 @@
-"""The options of ``Engine.train``, checked before any compute."""
+"""Check the options of ``Engine.train`` before any compute."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kshot.errors import OptionError
 
 @frozen
 class TrainingOptions:
-    """What ``Engine.train`` is asked for; see there.
+    """Store the options of ``Engine.train``, which describes them.
 
     Raises:
         OptionError: a number is not positive, options contradict each other, or the test split would be seen.
@@ -35,7 +35,7 @@ class TrainingOptions:
             given = ", ".join(f"{name} {value}" for name, value in {"iterations": self.iterations, **counts}.items())
             raise OptionError(f"train: got {given}, expected positive numbers")
         if self.patience is not None and self.validate_every is None:
-            raise OptionError("train: patience needs validate_every: say how often to validate")
+            raise OptionError("train: got patience without validate_every, expected both: say how often to validate")
         if self.validate_every is not None and self.validation_split == "test":
             raise OptionError("train: got validation_split='test', which training must not see; use another split")
 
@@ -48,8 +48,8 @@ def check_total(outer: Outer, before: int | None, total: int) -> None:
     """Raise OptionError if the number of iterations changes under a schedule that depends on it.
 
     Args:
-        before: what the training was begun with, or None where it begins.
-        total: what is asked for now.
+        before: the number with which the training began, or None if it begins now.
+        total: the number that is asked for now.
     """
     if outer.depends_on_total and before not in (None, total):
         raise OptionError(

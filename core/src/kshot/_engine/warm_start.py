@@ -1,4 +1,4 @@
-"""Beginning from another run's parameters: what two learners have in common goes over, the rest is said."""
+"""Start from another run's parameters: copy the tensors that match by name and shape, and report the rest."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from kshot.errors import RunError
 
 @frozen
 class Inherited:
-    """What a learner took over from another run, by the names of its ``state_dict``. Prints as a line.
+    """Report which parameters a learner took from another run, by their names in ``state_dict``; prints as one line.
 
     Attributes:
-        run, checkpoint: where from, and the file that was read.
-        iteration: outer steps that its parameters had taken.
-        taken: tensors that agree by name and shape, and now have the run's values.
-        initialised: the learner's other tensors, which stayed as they were.
-        unused: the run's other tensors, which have no place in this learner.
-        digest: of what was taken.
+        run, checkpoint: the run as the user named it, and the checkpoint file that was read.
+        iteration: number of outer steps after which the run had these parameters.
+        taken: names of the tensors that match by name and shape, and now have the run's values.
+        initialised: names of the learner's other tensors, which stayed as initialised.
+        unused: names of the run's other tensors, which this learner doesn't have.
+        digest: SHA-256 digest of the copied tensors.
     """
 
     run: str
@@ -36,37 +36,41 @@ class Inherited:
     digest: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values; tuples become lists."""
         plain = attrs.asdict(self)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
 
     def __str__(self) -> str:
         total = len(self.taken) + len(self.initialised)
-        parts = [f"beginning from {self.run} after {self.iteration} iterations: {len(self.taken)} of {total} tensors"]
+        sentences = [
+            f"starting from {self.run} after {self.iteration} iterations: {len(self.taken)} of {total} tensors"
+        ]
         if self.initialised:
-            parts.append(f"as initialised: {', '.join(self.initialised)}")
+            sentences.append(f"as initialised: {', '.join(self.initialised)}")
         if self.unused:
-            parts.append(f"not used: {', '.join(self.unused)}")
-        return "; ".join(parts)
+            sentences.append(f"not used: {', '.join(self.unused)}")
+        return "; ".join(sentences)
 
 
 def trained(run: str | Path) -> tuple[str, int, dict[str, Tensor]]:
-    """What another run ended with: the checkpoint's path, the outer steps taken, and parameters and buffers.
+    """Return the final parameters of a run: (path of the checkpoint, its iteration, parameters and buffers by name).
+
+    They are the best validated ones, or the last if the run was not validated.
 
     Args:
-        run: a run folder, of which the best validated parameters are taken, else the last; or a checkpoint.
+        run: a run folder, of which the newest checkpoint is read, or a checkpoint.
 
     Raises:
-        RunError: no such run, no checkpoint, or an unusable one.
+        RunError: the run does not exist, has no checkpoint, or the checkpoint is unusable.
     """
     path = Path(run)
     if not path.exists():
-        raise RunError(f"{path}: there is no such run or checkpoint to begin from; train it first, or correct the path")
+        raise RunError(f"{path}: there is no such run or checkpoint to start from; train it first, or correct the path")
     if path.is_dir():
-        found = RunFolder.open(path).checkpoints()
-        if not found:
-            raise RunError(f"{path}: the run has no checkpoint to begin from; go on with it: kshot resume {path}")
-        path = found[-1]
+        newest = RunFolder.open(path).newest()
+        if newest is None:
+            raise RunError(f"{path}: the run has no checkpoint to start from; finish it first: kshot resume {path}")
+        path = newest
     state = load_checkpoint(path)
     best = state["best"]
     if best["parameters"] is not None:
@@ -75,17 +79,21 @@ def trained(run: str | Path) -> tuple[str, int, dict[str, Tensor]]:
 
 
 def inherit(learner: nn.Module, run: str, checkpoint: str, iteration: int, theirs: dict[str, Tensor]) -> Inherited:
-    """Give a learner those of ``theirs``, the parameters and buffers of ``run``, that agree by name and shape.
+    """Copy another run's parameters and buffers into a learner, as far as they match by name and shape.
+
+    Args:
+        run, checkpoint, iteration: where they come from, for the report.
+        theirs: parameters and buffers of the run, by name.
 
     Raises:
-        RunError: none agrees; the learner is as it was.
+        RunError: none matches; the learner is unchanged.
     """
     own: dict[str, Tensor] = learner.state_dict()
     taken = {n: theirs[n] for n, t in own.items() if n in theirs and theirs[n].shape == t.shape}
-    if not any(t.is_floating_point() for t in taken.values()):  # a counter of batches is nothing learnt
+    if not any(t.is_floating_point() for t in taken.values()):  # a counter of batches alone is nothing that was learnt
         raise RunError(
-            f"{checkpoint}: none of its parameters agrees with this {type(learner).__name__}'s by name and shape; it "
-            f"has {_shapes(theirs)}; this learner {_shapes(own)}: begin from a run of the same architecture and options"
+            f"{checkpoint}: none of its parameters matches this {type(learner).__name__}'s by name and shape: got "
+            f"{_shapes(theirs)}, expected {_shapes(own)}; start from a run of the same architecture and options"
         )
     with torch.no_grad():
         for name, values in taken.items():

@@ -1,4 +1,4 @@
-"""The command line. ``main`` is the entry point; everything heavy is imported inside the commands."""
+"""Provide the command line, ``kshot``; ``main`` is the entry point. Commands import torch only when they run."""
 
 from kshot.cli.commands import main
 

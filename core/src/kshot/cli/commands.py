@@ -1,4 +1,4 @@
-"""The commands: arguments in, one call, text or JSON out."""
+"""Define the commands. Each reads its arguments, makes one call, and prints text or JSON."""
 
 from __future__ import annotations
 
@@ -22,58 +22,64 @@ F = TypeVar("F", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
 
 SECTIONS_HELP = """\b
-Options of plugins and of the engine are the names they have in code
-(kshot info NAME shows a plugin's):
-  --learner.NAME=VALUE     of the learner; --learner.inner=reptile
-                           --learner.inner.inner_lr=0.1 for a learner in it
-  --tasks.NAME=VALUE       of the tasks
-  --training.NAME=VALUE    of the tasks, where they differ while training
+Options of plugins and of the engine have the same names as in Python
+(kshot info NAME lists those of a plugin):
+  --learner.NAME=VALUE     options of the learner; for a learner in it:
+                           --learner.inner=reptile
+                           --learner.inner.inner_lr=0.1
+  --tasks.NAME=VALUE       options of the tasks
+  --training.NAME=VALUE    options of the tasks that differ in training
   --optimizer.NAME=VALUE   name, lr, schedule, every, factor, warmup, clip,
                            momentum, weight_decay
   --engine.NAME=VALUE      meta_batch, chunk, iterations, split,
                            validate_every, validation_episodes,
                            validation_split, patience, checkpoint_every, keep
-  --backend.NAME=VALUE     of the backend, e.g. precision
+  --backend.NAME=VALUE     options of the backend, e.g. precision
   --evaluate.NAME=VALUE    episodes, split, batch
-  --hook.NAME.OPTION=VALUE of an extra hook
+  --hook.NAME.OPTION=VALUE options of an extra hook
 Values are read as TOML: 5, 1e-3, true, [1, 2], none, text. A recipe is a
 TOML file with the same names: learner = "protonet", [tasks] way = 5, ...
-and a table [[test]] of task options for each test (test.learner: options of
-the learner that differ in it); flags win over it. In its run and init_from,
-{seed} stands for the seed."""
+It has a table [[test]] with options of the tasks for each test, and in
+test.learner the options of the learner that differ in this test. Flags
+override the recipe. In its run and init_from, {seed} stands for the seed."""
 
 
 def as_json(command: F) -> F:
-    return click.option("--json", "json_", is_flag=True, help="JSON on standard output.")(command)
+    """Add the flag ``--json`` to a command."""
+    return click.option("--json", "json_", is_flag=True, help="Print JSON on standard output.")(command)
 
 
 def quiet_flag(command: F) -> F:
-    return click.option("--quiet", is_flag=True, help="No progress, only the result.")(command)
+    """Add the flag ``--quiet`` to a command."""
+    return click.option("--quiet", is_flag=True, help="Print no progress, only the result.")(command)
 
 
 def import_from_option(command: F) -> F:
+    """Add the option ``--import-from`` to a command."""
     return click.option(
         "--import-from",
         type=PATH,
         metavar="FOLDER",
-        help="Where networks named by an import path (--learner.encoder=mypackage.nets:resnet12) are looked for, too.",
+        help="Additional folder to import networks from (--learner.encoder=mypackage.nets:resnet12).",
     )(command)
 
 
 def with_configuration(command: F) -> F:
-    """Arguments and options of the commands that build a configuration."""
+    """Add the arguments and options of a command that builds a configuration."""
     for decorate in reversed(
         (
             click.argument("learner", required=False),
             click.argument("tasks", required=False),
-            click.option("--recipe", type=PATH, metavar="FILE.toml", help="Options from a file."),
-            click.option("--seed", type=int, help="Of the learner's initialisation and of training [0]."),
-            click.option("--learner-seed", type=int, help="Of the initialisation, if it is to differ."),
-            click.option("--init-from", metavar="RUN", help="Begin from the parameters of another run."),
-            click.option("--iterations", type=int, help="Short for --engine.iterations."),
-            click.option("--optimizer", help="Short for --optimizer.name."),
-            click.option("--backend", help="Where to compute [cpu]."),
-            click.option("--hooks", default="", metavar="A,B", help="Extra hook plugins."),
+            click.option("--recipe", type=PATH, metavar="FILE.toml", help="File with options."),
+            click.option("--seed", type=int, help="Seed of the learner's initialisation and of training [0]."),
+            click.option(
+                "--learner-seed", type=int, help="Seed of the initialisation, if it is to differ from --seed."
+            ),
+            click.option("--init-from", metavar="RUN", help="Start from the parameters of another run."),
+            click.option("--iterations", type=int, help="Number of outer steps; short for --engine.iterations."),
+            click.option("--optimizer", help="Name of the outer optimizer; short for --optimizer.name."),
+            click.option("--backend", help="Name of the backend to compute with [cpu]."),
+            click.option("--hooks", default="", metavar="A,B", help="Names of extra hook plugins."),
             import_from_option,
         )
     ):
@@ -92,44 +98,44 @@ def config_of(ctx: click.Context, run: str | None = None, **given: Any) -> Confi
 @click.group(cls=Group, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="kshot", message="kshot %(version)s")
 def main() -> None:
-    """Learning from a handful of examples: kshot train protonet omniglot."""
+    """Learn from a handful of examples, for example: kshot train protonet omniglot."""
 
 
 @main.command("list")
 @as_json
 def list_(json_: bool) -> None:
-    """All plugins, each with its state; imports none."""
+    """List all plugins with their states, without importing them."""
     from kshot.cli import show
     from kshot.registry import plugins
 
-    found = plugins()
+    listed = plugins()
     if json_:
-        print_json([show.plugin_dict(plugin) for plugin in found])
+        print_json([show.plugin_dict(plugin) for plugin in listed])
     else:
-        click.echo(show.plugin_table(found))
+        click.echo(show.plugin_table(listed))
 
 
 @main.command()
 @click.argument("name")
 @as_json
 def info(name: str, json_: bool) -> None:
-    """A plugin's options and documentation."""
+    """Show the options and the documentation of a plugin."""
     from kshot import registry
     from kshot.cli import show
 
-    found = registry.info(name)
-    factory = registry.load(found.plugin.name, found.plugin.group)
+    description = registry.info(name)
+    factory = registry.load(description.plugin.name, description.plugin.group)
     if json_:
-        print_json(show.info_dict(found, factory))
+        print_json(show.info_dict(description, factory))
     else:
-        click.echo(show.info_text(found, factory))
+        click.echo(show.info_text(description, factory))
 
 
 @main.command()
 @as_json
 @click.pass_context
 def doctor(ctx: click.Context, json_: bool) -> None:
-    """Import every plugin and say what is wrong; exits with 4 where any is not ok."""
+    """Import every plugin and report what is wrong; the exit code is 4 if any plugin is not ok."""
     from kshot.cli import show
 
     report = show.examine()
@@ -145,7 +151,7 @@ def doctor(ctx: click.Context, json_: bool) -> None:
 @as_json
 @click.pass_context
 def check(ctx: click.Context, /, json_: bool, **given: Any) -> None:
-    """Whether LEARNER and TASKS fit: builds all, samples all, computes nothing."""
+    """Check whether LEARNER and TASKS fit: build everything and sample from every split, without training."""
     from kshot.registry.modules import importing
     from kshot.runs.plan import Plan, build_tasks, listed
     from kshot.runs.runner import misfits
@@ -168,9 +174,9 @@ def check(ctx: click.Context, /, json_: bool, **given: Any) -> None:
 
 @main.command(cls=SectionCommand, epilog=SECTIONS_HELP)
 @with_configuration
-@click.option("--seeds", metavar="A,B", help="Train once for each of these seeds.")
-@click.option("--run", metavar="DIR", help="Where to write [runs/LEARNER-TASKS-SEED].")
-@click.option("--no-run", is_flag=True, help="Write nothing.")
+@click.option("--seeds", metavar="A,B", help="Seeds to train with, one run for each.")
+@click.option("--run", metavar="DIR", help="Folder to write to [runs/LEARNER-TASKS-SEED].")
+@click.option("--no-run", is_flag=True, help="Write no run folder.")
 @quiet_flag
 @as_json
 @click.pass_context
@@ -179,9 +185,9 @@ def train(
 ) -> None:
     """Train LEARNER on TASKS and test it."""
     if run is not None and no_run:
-        raise click.UsageError("--run and --no-run contradict each other")
+        raise click.UsageError("got --run and --no-run, expected at most one of them")
     if seeds is not None and given["seed"] is not None:
-        raise click.UsageError("--seed and --seeds contradict each other")
+        raise click.UsageError("got --seed and --seeds, expected at most one of them")
     if seeds is not None:
         train_each(ctx, seeds, run, no_run, quiet, json_, given)
         return
@@ -199,7 +205,7 @@ def train(
 def train_each(
     ctx: click.Context, seeds: str, run: str | None, no_run: bool, quiet: bool, json_: bool, given: dict[str, Any]
 ) -> None:
-    """Train once for each seed, and report each run and the mean over seeds."""
+    """Train once for each seed, and print the result of each run and the mean over seeds."""
     from kshot.registry.modules import importing
     from kshot.runs.calls import check_seeds
     from kshot.runs.comparison import over_seeds
@@ -232,7 +238,7 @@ def train_each(
 @as_json
 @click.pass_context
 def resume(ctx: click.Context, run: Path, import_from: Path | None, quiet: bool, json_: bool) -> None:
-    """Go on with a training that was cut off, and test it."""
+    """Continue the interrupted training RUN from its newest checkpoint, and test it."""
     from kshot.runs import resume as do
 
     finish(ctx, lambda: do(run, quiet=quiet, import_from=import_from), run, json_)
@@ -240,7 +246,7 @@ def resume(ctx: click.Context, run: Path, import_from: Path | None, quiet: bool,
 
 @main.command(cls=SectionCommand, epilog=f"Takes {', '.join(f'--{name}.NAME' for name in CHANGEABLE)}.")
 @click.argument("run", type=PATH)
-@click.option("--output", type=PATH, metavar="FILE.json", help="Write every episode's scores.")
+@click.option("--output", type=PATH, metavar="FILE.json", help="File to write the scores of every episode to.")
 @import_from_option
 @quiet_flag
 @as_json
@@ -248,7 +254,7 @@ def resume(ctx: click.Context, run: Path, import_from: Path | None, quiet: bool,
 def evaluate(
     ctx: click.Context, run: Path, output: Path | None, import_from: Path | None, quiet: bool, json_: bool
 ) -> None:
-    """Test a run again, with other tasks or learner options if wanted; RUN is left as it is."""
+    """Test RUN again, with other options if wanted; the run folder is not changed."""
     from kshot._engine.run_folder import write_json
     from kshot.cli.flags import put_flags
     from kshot.runs.recipe import Table
@@ -264,14 +270,14 @@ def evaluate(
 
 @main.command()
 @click.argument("runs", nargs=-1, required=True, type=PATH, metavar="RUN RUN...")
-@click.option("--csv", type=PATH, metavar="FILE.csv", help="Write the rows as comma-separated values.")
-@click.option("--markdown", type=PATH, metavar="FILE.md", help="Write the table in Markdown.")
+@click.option("--csv", type=PATH, metavar="FILE.csv", help="File to write the rows to, as comma-separated values.")
+@click.option("--markdown", type=PATH, metavar="FILE.md", help="File to write the table to, in Markdown.")
 @as_json
 def compare(runs: tuple[Path, ...], csv: Path | None, markdown: Path | None, json_: bool) -> None:
-    """Compare runs on identical episodes: a table, with paired differences from the first.
+    """Compare runs on identical episodes, as a table with paired differences from the first run.
 
-    RUN is a run folder, or a file that kshot evaluate --output wrote. Runs that differ only in their seeds are one
-    row, and its interval is over seeds.
+    RUN is a run folder, or a file that kshot evaluate --output has written. Runs that differ only in their seeds
+    share a row, whose interval is over seeds.
     """
     from kshot._engine.run_folder import write_text
     from kshot.runs import compare as do
@@ -286,41 +292,41 @@ def compare(runs: tuple[Path, ...], csv: Path | None, markdown: Path | None, jso
         tell(str(comparison))
 
 
-RUN = click.option("--run", type=PATH, required=True, metavar="RUN", help="The folder of a finished training.")
+RUN = click.option("--run", type=PATH, required=True, metavar="RUN", help="Run folder of a finished training.")
 
 
 @main.command()
 @RUN
 @import_from_option
 @click.option(
-    "--support", type=PATH, required=True, metavar="FOLDER", help="The known examples: a folder for each class."
+    "--support", type=PATH, required=True, metavar="FOLDER", help="Labelled examples, one folder for each class."
 )
 @click.argument("files", nargs=-1, required=True, type=PATH, metavar="FILE...")
 @as_json
 def predict(run: Path, import_from: Path | None, support: Path, files: tuple[Path, ...], json_: bool) -> None:
-    """The class of each FILE, by a few known examples; nothing is trained."""
+    """Predict the class of each FILE from a few labelled examples; nothing is trained."""
     from kshot.cli.inference import predict as do
 
-    made = do(run, support, files, import_from)
+    outcome = do(run, support, files, import_from)
     if json_:
-        print_json(made)
+        print_json(outcome)
         return
-    widths = [max(len(str(p[key])) for p in made["predictions"]) for key in ("file", "class")]
-    for p in made["predictions"]:
+    widths = [max(len(str(p[key])) for p in outcome["predictions"]) for key in ("file", "class")]
+    for p in outcome["predictions"]:
         tell(f"{p['file']:<{widths[0]}}  {p['class']:<{widths[1]}}  {p['probability']:.3f}")
-    for same in made["repeats"]:
+    for same in outcome["repeats"]:
         say(f"note: {same['file']} has the same bytes as {same['support']} of the support")
-    for paths in made["contradictions"]:
-        say(f"note: {' and '.join(paths)} have the same bytes, but are of several classes")
+    for paths in outcome["contradictions"]:
+        say(f"note: {' and '.join(paths)} have the same bytes, but are examples of different classes")
 
 
 @main.command()
 @RUN
 @import_from_option
-@click.option("--output", type=PATH, required=True, metavar="FILE.npz", help="Where to write.")
+@click.option("--output", type=PATH, required=True, metavar="FILE.npz", help="File to write to.")
 @click.argument("files", nargs=-1, required=True, type=PATH, metavar="FILE...")
 def embed(run: Path, import_from: Path | None, output: Path, files: tuple[Path, ...]) -> None:
-    """Write the embedding of each FILE: arrays 'embeddings' and 'files'."""
+    """Write the embedding of each FILE to an npz file with the arrays 'embeddings' and 'files'."""
     from kshot.cli.inference import embed as do
 
     number, size = do(run, files, output, import_from)
@@ -330,50 +336,53 @@ def embed(run: Path, import_from: Path | None, output: Path, files: tuple[Path, 
 @main.command()
 @RUN
 @import_from_option
-@click.option("--threshold", type=float, help="The greatest distance that counts as the same.")
+@click.option("--threshold", type=float, help="Greatest distance at which A and B are of the same class.")
 @click.argument("a", type=PATH)
 @click.argument("b", type=PATH)
 @as_json
 def verify(run: Path, import_from: Path | None, a: Path, b: Path, threshold: float | None, json_: bool) -> None:
-    """Whether A and B are of one class, of which nothing need be known.
+    """Decide whether the files A and B are of the same class, which may be one never seen in training.
 
-    The distance of their embeddings is held against a threshold that is chosen on pairs of the validation classes,
-    unless one is given.
+    The distance between their embeddings is compared with a threshold. Unless it is given, it is chosen on pairs of
+    examples of the validation classes.
     """
     from kshot.cli.inference import verify as do
 
-    made = do(run, a, b, threshold, import_from)
+    outcome = do(run, a, b, threshold, import_from)
     if json_:
-        print_json(made)
+        print_json(outcome)
         return
-    at = made["threshold"]
+    at = outcome["threshold"]
     chosen = (
         "as given"
         if at["chosen"] == "given"
-        else f"chosen on {at['genuine']} pairs of one and {at['imposter']} of two classes of split {at['chosen']}, "
-        f"{100 * at['accuracy']:.1f} % of them right"
+        else f"chosen on {at['genuine']} pairs of the same class and {at['imposter']} of different classes of split "
+        f"{at['chosen']}, with balanced accuracy {100 * at['accuracy']:.1f} %"
     )
-    tell(f"{'the same' if made['same'] else 'different'}: distance {made['distance']:.4g}, threshold {at['value']:.4g}")
+    verdict = "the same" if outcome["same"] else "different"
+    tell(f"{verdict}: distance {outcome['distance']:.4g}, threshold {at['value']:.4g}")
     tell(f"threshold {chosen}")
     if at.get("trained_on", "train") != "train":
         say(
-            f"note: the run was trained on split {at['trained_on']!r}, which may have these classes: then the "
-            "threshold is too small; give one with --threshold, or train on 'train'"
+            f"note: the run was trained on split {at['trained_on']!r}, which may have these classes; then the "
+            "threshold is too small: give one with --threshold, or train on split 'train'"
         )
 
 
 def finish(ctx: click.Context, work: Callable[[], Run], run: Path | None, json_: bool | None) -> Run:
-    """Do the training, report its outcome and return it; after Ctrl-C, say how to go on.
+    """Run a training, print its outcome and return it; after Ctrl-C, print how to resume it.
 
     Args:
-        json_: whether as JSON; None reports nothing.
+        work: trains and returns the run.
+        run: the run folder, or None.
+        json_: whether to print JSON; None prints nothing.
     """
     try:
         outcome = work()
     except KeyboardInterrupt:
         begun = run is not None and (run / "config.json").is_file()
         how = "torchrun ... -m kshot" if processes() > 1 else "kshot"
-        say(f"\nkshot: interrupted; go on with: {how} resume {run}" if begun else "\nkshot: interrupted")
+        say(f"\nkshot: interrupted; continue with: {how} resume {run}" if begun else "\nkshot: interrupted")
         ctx.exit(INTERRUPTED)
     if json_ is not None:
         tell_outcome(outcome, json_)
@@ -383,7 +392,7 @@ def finish(ctx: click.Context, work: Callable[[], Run], run: Path | None, json_:
 
 
 def tell_outcome(outcome: Run, json_: bool) -> None:
-    """Print a run's results, as JSON or for people."""
+    """Print the results of a run, as JSON or as text."""
     if json_:
         print_json(outcome.to_dict(episodes=False))
     else:

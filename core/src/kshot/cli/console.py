@@ -1,4 +1,4 @@
-"""What is around every command: flags of the form ``--section.name=value``, and errors as one message."""
+"""Handle what all commands share: flags of the form ``--section.name=value``, errors, warnings and output."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from kshot.errors import KshotError
 from kshot.runs.launch import rank
 
 CHANGEABLE = ("learner", "tasks", "backend", "evaluate")
-"""The sections that ``kshot evaluate`` takes."""
+"""Sections whose options ``kshot evaluate`` can change."""
 
 INTERRUPTED = 130
-"""The exit code after Ctrl-C, as shells have it."""
+"""Exit code after Ctrl-C, as in shells."""
 
 EPILOG = """\b
 Exit codes:
-  0    done
+  0    success
   1    a run failed
   2    wrong usage: an unknown flag or option, a wrong value, a bad recipe
   3    learner and tasks do not fit
-  4    a plugin is missing or unusable (doctor: any is not ok)
-  5    bad data
+  4    a plugin is missing or unusable (doctor: any plugin is not ok)
+  5    the data are missing or malformed
   6    a run folder or checkpoint is unusable
   130  interrupted
 
@@ -36,9 +36,10 @@ KSHOT_DEBUG=1 shows tracebacks, KSHOT_DISABLE=a,b hides plugins."""
 
 
 class Group(click.Group):
-    """Turns kshot's own errors into one message on standard error and their exit code, and warnings into a line."""
+    """Report errors of kshot as one message on standard error, with their exit code, and warnings as one line each."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
         try:
             with plain_warnings(), shown_messages():
                 return super().invoke(ctx)
@@ -58,15 +59,16 @@ class Group(click.Group):
 
 
 class _Lines(logging.Handler):
-    """Shows what runs report as lines on standard error."""
+    """Print log records as lines on standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Print one record."""
         say(record.getMessage())
 
 
 @contextlib.contextmanager
 def shown_messages() -> Iterator[None]:
-    """Inside the block, what ``kshot.runs`` reports is shown as lines on standard error."""
+    """Print the log messages of ``kshot.runs`` on standard error, inside the block."""
     log, handler = logging.getLogger("kshot.runs"), _Lines()
     level, propagate = log.level, log.propagate
     log.addHandler(handler)
@@ -82,16 +84,16 @@ def shown_messages() -> Iterator[None]:
 
 @contextlib.contextmanager
 def plain_warnings() -> Iterator[None]:
-    """Within it a warning to the user is a line on standard error, each said once; others are shown as they were."""
-    said: set[str] = set()
+    """Print each warning to the user once, as one line on standard error; show other warnings as usual."""
+    printed: set[str] = set()
     with warnings.catch_warnings():
         before = warnings.showwarning
 
         def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
             if category is not UserWarning:
                 before(message, category, *where, **more)
-            elif str(message) not in said:
-                said.add(str(message))
+            elif str(message) not in printed:
+                printed.add(str(message))
                 say(f"kshot: warning: {message}")
 
         warnings.showwarning = show
@@ -99,7 +101,7 @@ def plain_warnings() -> Iterator[None]:
 
 
 class SectionCommand(click.Command):
-    """A command that takes ``--section.name=value`` and ``--section.name value``, wherever they stand."""
+    """Accept ``--section.name=value`` and ``--section.name value`` anywhere among the arguments of a command."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Keep the section flags for the command, and let click parse the rest."""
@@ -109,19 +111,19 @@ class SectionCommand(click.Command):
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on standard output, from rank 0."""
+    """Print one JSON document on standard output, on rank 0 only."""
     import json
 
     tell(json.dumps(value, indent=1, default=str))
 
 
 def tell(text: str) -> None:
-    """A line of the outcome, on standard output, from rank 0."""
+    """Print a line of the outcome on standard output, on rank 0 only."""
     if rank() == 0:
         click.echo(text)
 
 
 def say(text: str) -> None:
-    """A line for people, on standard error, from rank 0."""
+    """Print a message on standard error, on rank 0 only."""
     if rank() == 0:
         click.echo(text, err=True)

@@ -1,4 +1,4 @@
-"""Flags of the form ``--section.name=value``: split from the other arguments, and put into the tables of a recipe."""
+"""Split flags of the form ``--section.name=value`` from other arguments, and put them into the tables of a recipe."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kshot.registry.options import Raw, did_you_mean, parse_literal
 from kshot.runs.recipe import SECTIONS, Config, Table, configure, layered
 
 FLAGS = "kshot.flags"
-"""Where a command finds its section flags in ``click.Context.meta``: [(dotted path, text)]."""
+"""Key of the section flags in ``click.Context.meta``; the value is [(dotted path, text)]."""
 
 _FLAG = re.compile(r"--([A-Za-z_][\w-]*(?:\.[\w-]+)+)(?:=(.*))?", re.DOTALL)
 
@@ -30,10 +30,10 @@ def configured(
     Args:
         hooks: names with commas between them.
         iterations: short for ``--engine.iterations``.
-        given: learner, tasks and so on, by the keys of a recipe; None where left out.
+        given: learner, tasks and so on, by the keys of a recipe; None if left out.
 
     Raises:
-        OptionError: anything unknown or ill-typed, or no learner or tasks named.
+        OptionError: an option is unknown or has a wrong value, or no learner or tasks are named.
     """
     tables = layered(recipe, given, where="train")
     put_flags(tables, flags)
@@ -80,7 +80,7 @@ def put_flags(tables: Table, flags: Sequence[tuple[str, str]], sections: Collect
         if section not in sections:
             valid = ", ".join(f"--{name}.NAME" for name in sections)
             hint = did_you_mean(section, sections)
-            raise OptionError(f"--{path}: there is no {section!r} here{hint} (there are {valid})")
+            raise OptionError(f"--{path}: got section {section!r}, expected one of {valid}{hint}")
         _put(tables, [section, *parts], Raw(value))
 
 

@@ -1,4 +1,4 @@
-"""Predict, embed and verify files with a trained run; the work itself is ``kshot.Trained``'s."""
+"""Predict, embed and verify files with a trained run, by ``kshot.Trained``."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ def predict(run: Path, support: Path, files: Sequence[Path], import_from: Path |
     """
     check_there(files)
     folder = scan(support, lambda path: True, what="examples")
-    shown = {name: [folder.root / file for file in of_class] for name, of_class in folder.classes.items()}
-    made = Trained.of_run(run, import_from=import_from).predict(shown, list(files))
+    examples = {name: [folder.root / file for file in of_class] for name, of_class in folder.classes.items()}
+    prediction = Trained.of_run(run, import_from=import_from).predict(examples, list(files))
     predictions = [
         {"file": str(file), "class": label, "probability": float(p.max()), "probabilities": p.tolist()}
-        for file, label, p in zip(files, made.labels, made.probabilities, strict=True)
+        for file, label, p in zip(files, prediction.labels, prediction.probabilities, strict=True)
     ]
-    known = digests(shown)
+    known = digests(examples)
     repeated = [{"file": str(file), "support": str(same)} for file, same in repeats(files, known)]
     return {
         "run": str(run),
-        "classes": list(made.names),
-        "support": {name: len(paths) for name, paths in shown.items()},
+        "classes": list(prediction.names),
+        "support": {name: len(paths) for name, paths in examples.items()},
         "predictions": predictions,
         "repeats": repeated,
-        "contradictions": [[str(path) for path in paths] for paths in contradictions(shown, known)],
+        "contradictions": [[str(path) for path in paths] for paths in contradictions(examples, known)],
     }
 
 
@@ -51,13 +51,16 @@ def digests(support: Mapping[str, Sequence[Path]]) -> dict[str, list[Path]]:
 
 
 def repeats(files: Sequence[Path], known: Mapping[str, Sequence[Path]]) -> list[tuple[Path, Path]]:
-    """Return the files whose bytes are in the support too, each with the one it repeats; they prove nothing."""
-    found = [(file, known.get(_digest(file))) for file in files]
-    return [(file, same[0]) for file, same in found if same is not None]
+    """Return the files with the same bytes as a file of the support, each with that file.
+
+    A correct prediction of such a file says nothing about the learner.
+    """
+    pairs = [(file, known.get(_digest(file))) for file in files]
+    return [(file, same[0]) for file, same in pairs if same is not None]
 
 
 def contradictions(support: Mapping[str, Sequence[Path]], known: Mapping[str, Sequence[Path]]) -> list[Sequence[Path]]:
-    """Return the files of the support that have the same bytes but are of several classes."""
+    """Return the files of the support that have the same bytes but are examples of different classes."""
     class_of = {path: name for name, paths in support.items() for path in paths}
     return [paths for paths in known.values() if len({class_of[path] for path in paths}) > 1]
 
@@ -70,7 +73,7 @@ def embed(run: Path, files: Sequence[Path], output: Path, import_from: Path | No
     """
     check_there(files)
     if not output.parent.is_dir():
-        raise DataError(f"{output}: there is no folder {output.parent} to write it in")
+        raise DataError(f"{output}: the folder {output.parent} does not exist; create it or choose another")
     z = Trained.of_run(run, import_from=import_from).embed(list(files))
     names = np.array([str(file) for file in files])
     write_atomically(output, lambda file: np.savez(file, embeddings=z, files=names))
@@ -95,7 +98,7 @@ def verify(run: Path, a: Path, b: Path, threshold: float | None, import_from: Pa
         try:
             chosen = model.threshold()
         except KshotError as error:
-            error.add_note("while choosing a threshold on the data of the run: with --threshold none is needed")
+            error.add_note("while choosing a threshold on the data of the run, which are not needed with --threshold")
             raise
         value = chosen.value
         genuine, imposter = chosen.pairs
@@ -105,11 +108,13 @@ def verify(run: Path, a: Path, b: Path, threshold: float | None, import_from: Pa
 
 
 def check_there(files: Sequence[Path]) -> None:
-    """Raise DataError if one is not a file, before anything is loaded."""
+    """Raise DataError if one of ``files`` is not a file, before anything is loaded."""
     for file in files:
         if not file.is_file():
-            what = "is a folder; expected files: give those in it" if file.is_dir() else "there is no such file"
-            raise DataError(f"{file}: {what}")
+            problem = (
+                "got a folder, expected a file: give the files in it" if file.is_dir() else "there is no such file"
+            )
+            raise DataError(f"{file}: {problem}")
 
 
 def _digest(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Plugins as text and as plain values."""
+"""Format plugins as text and as plain values."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 def plugin_dict(plugin: Plugin) -> dict[str, Any]:
-    """All that is known of a plugin without importing it."""
+    """Return all that is known of a plugin without importing it, as plain values."""
     return {f.name: getattr(plugin, f.name) for f in attrs.fields(type(plugin))}
 
 
 def plugin_table(plugins: Sequence[Plugin]) -> str:
-    """A line a plugin: name, group, kinds, state, summary; below it why where it is not ok."""
+    """Return a table with one line per plugin: name, group, kinds, state, summary; and the reason if it is not ok."""
     head = ("NAME", "GROUP", "KINDS", "STATE", "SUMMARY")
     rows = [(p.name, p.group, ", ".join(p.kinds) or "-", p.state, p.summary) for p in plugins]
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(4)]
@@ -35,7 +35,7 @@ def _line(row: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def info_dict(info: PluginInfo, factory: Any) -> dict[str, Any]:
-    """A plugin with its options, and of a learner what it needs and how it is trained."""
+    """Return a plugin with its options as plain values; for a learner also its needs and how it is trained."""
     options = [
         {"name": o.name, "type": o.type, "default": _json(o.default), "required": o.required, "doc": o.doc}
         for o in info.options
@@ -44,27 +44,27 @@ def info_dict(info: PluginInfo, factory: Any) -> dict[str, Any]:
 
 
 def info_text(info: PluginInfo, factory: Any) -> str:
-    """The same for people."""
+    """Return the description of a plugin, see ``info_dict``, as text."""
     from kshot.registry.options import table
 
     plugin = info.plugin
-    parts = [f"{plugin.who}, {plugin.state}, {plugin.lifecycle}"]
+    paragraphs = [f"{plugin.who}, {plugin.state}, {plugin.lifecycle}"]
     if plugin.kinds:
-        parts[0] += f"; {', '.join(plugin.kinds)}"
+        paragraphs[0] += f"; {', '.join(plugin.kinds)}"
     if plugin.aliases:
-        parts[0] += f"; also called {', '.join(plugin.aliases)}"
+        paragraphs[0] += f"; also called {', '.join(plugin.aliases)}"
     import inspect
 
-    parts.append(inspect.cleandoc(info.doc) or plugin.summary or "(no documentation)")
-    parts.append(f"Options:\n{table(info.options)}" if info.options else "It takes no options.")
+    paragraphs.append(inspect.cleandoc(info.doc) or plugin.summary or "(no documentation)")
+    paragraphs.append(f"Options:\n{table(info.options)}" if info.options else "It takes no options.")
     for name, facts in _learner_facts(factory).items():
-        said = "\n".join(f"  {key}: {value}" for key, value in facts.items())
-        parts.append(f"{name.capitalize()}:\n{said}")
-    return "\n\n".join(parts)
+        lines = "\n".join(f"  {key}: {value}" for key, value in facts.items())
+        paragraphs.append(f"{name.capitalize()}:\n{lines}")
+    return "\n\n".join(paragraphs)
 
 
 def _learner_facts(factory: Any) -> dict[str, dict[str, Any]]:
-    """``needs`` and ``training`` of a learner's class, as far as they are values on it."""
+    """Return needs and training defaults of a learner's class as plain values, if they are class attributes."""
     facts = {}
     for name, attribute in (("needs", "needs"), ("training", "training_defaults")):
         value = getattr(factory, attribute, None)
@@ -75,7 +75,7 @@ def _learner_facts(factory: Any) -> dict[str, dict[str, Any]]:
 
 
 def _json(value: Any) -> Any:
-    """Plain values as they are, sets sorted, anything else as text."""
+    """Return plain values unchanged, sets as sorted lists, and anything else as text."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, dict):
@@ -88,7 +88,7 @@ def _json(value: Any) -> Any:
 
 
 def examine() -> dict[str, Any]:
-    """Import every plugin and report: the software here, and each plugin's state afterwards."""
+    """Import every plugin; return the installed software and the state of each plugin, as plain values."""
     import platform
 
     import torch
@@ -118,7 +118,7 @@ def examine() -> dict[str, Any]:
 
 
 def doctor_text(report: dict[str, Any]) -> str:
-    """The same for people; broken plugins with the whole reason, traceback included."""
+    """Return the report of ``examine`` as text; of plugins that are not ok with the full reason and traceback."""
     lines = [
         f"kshot {report['kshot']}, Python {report['python']}, torch {report['torch']}, {report['platform']}",
         f"{report['threads']} threads, bfloat16 {'native' if report['bfloat16'] else 'not native'}, "

@@ -1,9 +1,10 @@
-"""Finding plugins by name and building them, without importing more than is asked for.
+"""Find plugins by name and build their components, without importing other plugins.
 
-The functions here work on one registry of the process; ``Registry()`` makes another. Reading order: ``plugin`` (the
-value), ``manifest`` (the ``plugin.toml``), ``discovery`` (entry points to plugins), ``names`` (clashes, unknown names),
-``conversion`` and ``options`` (typed options), ``building`` and ``ledger`` (components and how they were built),
-``registering`` (in a notebook), ``registry``.
+The functions here work on the registry of the process; ``Registry()`` creates another one. Reading order: ``plugin``
+(what is known of a plugin), ``manifest`` (the ``plugin.toml``), ``discovery`` (from entry points to plugins), ``names``
+(clashes and unknown names), ``conversion`` and ``options`` (typed options), ``building`` and ``ledger`` (components and
+how they were built), ``modules`` (networks named by an import path), ``registering`` (plugins of this process, as in a
+notebook), ``registry``.
 """
 
 from __future__ import annotations

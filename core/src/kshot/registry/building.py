@@ -1,4 +1,4 @@
-"""From a plugin's name and options to its component, with the components among its options."""
+"""Build a component from the name and options of its plugin, with the components among its options."""
 
 from __future__ import annotations
 
@@ -21,23 +21,28 @@ from kshot.registry.plugin import LEADING, MEMBERS, MEMORY_SIZES, A, Factory, Pl
 if TYPE_CHECKING:
     from kshot.spec import TaskSpec
 
-# Options annotated with one of these take another plugin, by name or built.
+# An option annotated with one of these types takes a component of the group, by name or as an object.
 _NESTED = {
     "Learner": "learners",
     "TaskDistribution": "tasks",
     "MemoryFactory": "memories",
-    "Callable[..., Memory]": "memories",  # what MemoryFactory stands for
+    "Callable[..., Memory]": "memories",  # the type that MemoryFactory is an alias of
     "Backend": "backends",
 }
 
 
 @frozen(eq=False)
 class BoundMemory:
-    """A memory factory with its options: what ``memory(name, **options)`` returns and a learner is given.
+    """Bind options to a memory factory; ``kshot.memory(name, **options)`` returns one, and a learner is given it.
 
-    The learner calls it as ``factory(slots, width, reads)`` with the sizes it would choose; sizes among the
-    options are the user's word and win. Read the actual sizes off the memory (``interface_size``,
+    The learner calls it as ``factory(slots, width, reads)`` with the sizes that it would choose. Sizes among the
+    options override them, so the learner must read the actual sizes from the memory (``interface_size``,
     ``read_size``).
+
+    Attributes:
+        plugin: the plugin.
+        factory: its factory, called with the sizes and the options.
+        options: the options.
     """
 
     plugin: Plugin
@@ -45,16 +50,17 @@ class BoundMemory:
     options: Mapping[str, Any]
 
     def __call__(self, slots: int, width: int, reads: int, **options: Any) -> Any:
+        """Return a new memory: R = ``reads`` reads of M = ``slots`` slots of ``width`` numbers."""
         wanted = {"slots": slots, "width": width, "reads": reads, **options, **self.options}
-        return _made(self.plugin, self.factory, *map(wanted.pop, MEMORY_SIZES), **wanted)
+        return _call(self.plugin, self.factory, *map(wanted.pop, MEMORY_SIZES), **wanted)
 
 
 class Builder:
-    """Builds components and remembers in a ledger how.
+    """Build components, and record in a ledger how they were built.
 
     Args:
-        load: group and name to plugin and factory; raises where they can't be had.
-        ledger: of what was built.
+        load: function from group and name to plugin and factory; raises PluginError if the plugin can't be used.
+        ledger: the ledger.
     """
 
     def __init__(self, load: Callable[[str, str], tuple[Plugin, Factory]], ledger: Ledger) -> None:
@@ -68,11 +74,24 @@ class Builder:
         spec: TaskSpec | None = None,
         seed: int | None = None,
     ) -> Any:
-        """The component. ``spec`` and ``seed`` are a learner's, and those of the learners in it."""
+        """Build a component.
+
+        Args:
+            group, name: group and name of the plugin.
+            options: options of the plugin.
+            spec: spec of the tasks, for a learner and the learners among its options.
+            seed: seed of the initialisation, for a learner and the learners among its options.
+
+        Raises:
+            PluginError, OptionError, MisfitError: see ``Registry.learner``.
+        """
         plugin, factory = self.load(group, name)
         skip = LEADING.get(group, 0)
         if not takes_positional(factory, skip):
-            raise PluginError(f"{plugin.who}: its factory must take the spec of the tasks as its first argument")
+            raise PluginError(
+                f"{plugin.who}: got a factory without arguments, expected one that takes the spec of the tasks first"
+            )
+        # 1. Sort the options: components and networks are built first, all others are checked by their type.
         known = options_of(factory, skip_positional=skip)
         nested = _nested(plugin, known, options)
         networks = _networks(plugin, known, options)
@@ -85,15 +104,17 @@ class Builder:
         )
         if group == "learners":
             _check_fit(plugin, factory, spec)
+        # 2. Build the components among the options.
         for key, (inner, inner_name, inner_options) in nested.items():
             own = (spec, seed) if inner == "learners" else (None, None)
             if inner == "learners" and spec is None:
-                raise OptionError(f"{plugin.who}: option {key} takes a learner that is already built, not a name")
+                raise OptionError(f"{plugin.who}: option {key}: got the name of a learner, expected a learner object")
             try:
                 values[key] = self.build(inner, inner_name, inner_options, *own)
             except KshotError as exc:
                 exc.args = (f"option {key} of {plugin.who}: {exc}",)
                 raise
+        # 3. Build networks named by an import path, then the component itself, with initial parameters from the seed.
         with _seeded(seed or 0) if group == "learners" else contextlib.nullcontext():
             for key, (path, module_options) in networks.items():
                 values[key] = self._network(path, module_options, spec, who=f"option {key} of {plugin.who}")
@@ -101,12 +122,13 @@ class Builder:
             if group == "memories":
                 component = BoundMemory(plugin, factory, values)
             else:
-                component = _made(plugin, factory, *([spec] if group == "learners" else []), **values)
+                component = _call(plugin, factory, *([spec] if group == "learners" else []), **values)
         if group == "learners":
             import torch
 
             if isinstance(component, torch.nn.Module):
                 component.eval()  # ready to adapt; the engine sets the training mode
+        # 4. Record how the component was built.
         paths = frozenset(option.name for option in known if "Path" in option.type)
         remember(self.ledger, component, self._how(plugin, values, seed, paths))
         return component
@@ -129,6 +151,7 @@ class Builder:
         return network
 
     def _how(self, plugin: Plugin, values: Mapping[str, Any], seed: int | None, paths: frozenset[str]) -> Built:
+        """Return the record of how a component was built; ``paths`` are the names of options that are paths."""
         lasting = {name: _from_anywhere(value) if name in paths else value for name, value in values.items()}
         options = {name: plain(self.ledger, value, name) for name, value in lasting.items()}
         return Built(
@@ -151,27 +174,27 @@ class Builder:
         return {name: options[name][0] if how is None else dict(how.identity) for name, how in nested.items()}
 
     def rebuild(self, component: object, spec: TaskSpec | None, changed: Mapping[str, Any]) -> Any:
-        """A component like this one, with some options changed."""
+        """Build a component like this one, with some options changed; see ``Registry.rebuild``."""
         how = recall(self.ledger, component)
         if how is None:
             raise OptionError(
-                f"this {type(component).__name__} was not built by name, so it can't be rebuilt with other "
-                "options; build it with kshot.learner(name, ...) or register its class"
+                f"rebuild: got a {type(component).__name__} that was not built by name, which can't be built again "
+                "with other options; build it with kshot.learner(name, ...) or register its class"
             )
         if how.group == "learners" and spec is None:
-            raise OptionError(f"rebuilding learner {how.name!r} takes the spec of the tasks")
+            raise OptionError(f"rebuild: got no spec for learner {how.name!r}, expected the spec of the tasks")
         options = overlay({name: self._again(value) for name, value in how.given.items()}, changed)
         return self.build(how.group, how.name, options, spec=spec, seed=how.seed)
 
     def _again(self, value: Any) -> Any:
-        """What was built by name as name and options, modules as copies."""
+        """Return the name and options of a component that was built by name, a copy of a module, else ``value``."""
         if (how := recall(self.ledger, value)) is not None:
             return {"name": how.name, **{name: self._again(given) for name, given in how.given.items()}}
         return copy.deepcopy(value) if hasattr(value, "state_dict") else value
 
 
 def _from_anywhere(value: Any) -> Any:
-    """Make a path that exists absolute, also within a mapping or list: a run is used from other folders too."""
+    """Make existing paths absolute, also within a mapping or list, as a run may be used from another folder."""
     if isinstance(value, Mapping):
         return {key: _from_anywhere(item) for key, item in value.items()}
     if isinstance(value, list | tuple) and type(value) in (list, tuple):
@@ -182,9 +205,10 @@ def _from_anywhere(value: Any) -> Any:
 
 
 def overlay(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay the options ``over`` on the options ``under``, nested ones too.
+    """Return the options ``under``, replaced by those of ``over``, nested ones too.
 
-    Where ``over`` names another plugin, nothing of ``under`` stays. A name may stand under ``""``, as flags write it.
+    If ``over`` names another plugin, nothing of ``under`` is kept. The key ``""`` stands for ``"name"``, as flags give
+    it.
 
     Example:
         >>> overlay({"way": 5, "inner": {"name": "maml", "steps": 1}}, {"inner": {"steps": 3}})
@@ -206,22 +230,23 @@ def overlay(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
 def _nested(
     plugin: Plugin, known: tuple[Option, ...], options: Mapping[str, Any]
 ) -> dict[str, tuple[str, str, dict[str, Any]]]:
-    """Group, name and options of each component that must be built first, by the option that takes it."""
-    found = {}
+    """Return {option: (group, name, options)} of the components among the options, which must be built first."""
+    components = {}
     for option in known:
+        # The type as text, without module names: "kshot.Learner | None" gives "Learner" and "None".
         words = re.sub(r"\b\w+\.(?=\w)", "", option.type).split(" | ")
         group = next((_NESTED[word] for word in words if word in _NESTED), None)
         if group is not None:
             asked = _asked(plugin, option, options.get(option.name, option.default))
             if asked is not None:
-                found[option.name] = (group, *asked)
-    return found
+                components[option.name] = (group, *asked)
+    return components
 
 
 def _networks(
     plugin: Plugin, known: tuple[Option, ...], options: Mapping[str, Any]
 ) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Import path and options of each network that is named by a path, by the option that takes it."""
+    """Return {option: (import path, options)} of the networks among the options that are named by a path."""
     named = {}
     for option in known:
         value = options.get(option.name)
@@ -233,20 +258,20 @@ def _networks(
 
 
 def _asked(plugin: Plugin, option: Option, value: Any) -> tuple[str, dict[str, Any]] | None:
-    """Name and options of the plugin that ``value`` asks for; None where it is an object already."""
+    """Return the name and options of the plugin that ``value`` names, or None if it is an object already."""
     value = parse_literal(value) if isinstance(value, Raw) else value
     if isinstance(value, str):
         return value, {}
     if not isinstance(value, Mapping):
         return None
     options = dict(value)
-    names = [options.pop(key) for key in ("", "name") if key in options]  # '' is how a flag says it
+    names = [options.pop(key) for key in ("", "name") if key in options]  # '' is the key that flags use
     if not names and isinstance(option.default, str):
         names = [option.default]
     if len(names) != 1 or not isinstance(names[0], str):
         raise OptionError(
-            f"{plugin.who}: option {option.name} takes a plugin's name and its options, "
-            f"{{'name': ..., **options}}; got {dict(value)!r}"
+            f"{plugin.who}: option {option.name}: got {dict(value)!r}, expected a plugin's name and its options, "
+            "{'name': ..., **options}"
         )
     return str(parse_literal(names[0]) if isinstance(names[0], Raw) else names[0]), options
 
@@ -254,8 +279,8 @@ def _asked(plugin: Plugin, option: Option, value: Any) -> tuple[str, dict[str, A
 # -------------------- calling a factory
 
 
-def _made(plugin: Plugin, factory: Factory, *args: Any, **options: Any) -> Any:
-    """What the factory returns, if it is what the group is about."""
+def _call(plugin: Plugin, factory: Factory, *args: Any, **options: Any) -> Any:
+    """Call a factory, and return its component if it has the members that its group requires."""
     try:
         component = factory(*args, **options)
     except Unavailable as exc:
@@ -266,8 +291,8 @@ def _made(plugin: Plugin, factory: Factory, *args: Any, **options: Any) -> Any:
     missing = [member for member in MEMBERS.get(plugin.group, ()) if not hasattr(component, member)]
     if missing:
         raise PluginError(
-            f"{plugin.who}: its factory returned a {type(component).__name__}, which has no "
-            f"{' and no '.join(missing)}; it is not {A[plugin.group]}"
+            f"{plugin.who}: got a {type(component).__name__} from its factory, which has no "
+            f"{' and no '.join(missing)}; expected {A[plugin.group]}"
         )
     return component
 
@@ -283,20 +308,23 @@ def checked_preparation(name: str, function: Factory, options: Mapping[str, Any]
     untyped = [option.name for option in options_of(function, skip_positional=1) if option.annotation is Any]
     if untyped:
         raise RunError(
-            f"{name} prepares inputs, but its option {', '.join(untyped)} has no type to check; expected an annotation"
+            f"{name}: got a function whose option {', '.join(untyped)} has no type to check, expected annotations"
         )
     import torch
 
     foreign = [key for key, value in options.items() if not _harmless(value, (torch.Tensor, Preparation))]
     try:
         if foreign:
-            raise OptionError(f"{', '.join(foreign)}: expected plain values, tensors and preparations")
+            raise OptionError(
+                f"got other values for {', '.join(foreign)}, expected plain values, tensors and preparations"
+            )
         return function, validate(function, options, who=name, skip_positional=1)
     except OptionError as exc:
-        raise RunError(f"inputs were prepared by {name} with options it does not take: {exc}") from exc
+        raise RunError(f"inputs were prepared by {name} with options that it does not take: {exc}") from exc
 
 
 def _harmless(value: Any, more: tuple[type, ...]) -> bool:
+    """Return whether a value consists of plain values and instances of ``more``."""
     if isinstance(value, list | tuple):
         return all(_harmless(item, more) for item in value)
     return value is None or isinstance(value, (bool, int, float, str, *more))
@@ -304,7 +332,7 @@ def _harmless(value: Any, more: tuple[type, ...]) -> bool:
 
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Inside the block, parameters are initialised from ``seed``; afterwards the random state is as it was."""
+    """Initialise parameters from ``seed`` inside the block, and restore the random state afterwards."""
     import torch
 
     # Seed the CPU generator alone: torch.manual_seed would also reseed accelerators, which fork_rng(devices=[]) does
@@ -315,11 +343,14 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def _check_fit(plugin: Plugin, factory: Factory, spec: Any) -> None:
-    """By what the class says it needs; what only an instance can say is checked when tasks meet it."""
+    """Raise MisfitError if the needs that the class declares do not fit the spec.
+
+    Needs that only an instance can declare are checked later, by ``kshot.check``.
+    """
     needs = getattr(factory, "needs", None)
     if needs is None or isinstance(needs, property):
         return
     from kshot.checks import mismatches
 
-    if found := mismatches(needs, spec):
-        raise MisfitError(f"{plugin.who} does not fit these tasks: {'; '.join(found)}")
+    if reasons := mismatches(needs, spec):
+        raise MisfitError(f"{plugin.who} does not fit these tasks: {'; '.join(reasons)}")

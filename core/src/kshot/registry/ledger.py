@@ -1,4 +1,4 @@
-"""How components were built: remembered for as long as they live, in values that a file can store."""
+"""Remember how components were built, for as long as they live, in values that a file can store."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from attrs import field, frozen
 
 @frozen
 class Built:
-    """How a component was built.
+    """Store how a component was built.
 
     Attributes:
-        group, name: of the plugin; a network that was named by an import path has the group ``modules``.
-        options: plain values that JSON can write. An option that plain values can't rebuild (a module object, a
-            function) stands there as text in angle brackets.
-        distribution, version: that the plugin is of.
-        obstacles: the names of the options that plain values can't rebuild, dotted where they are nested.
-        seed: of a learner's initialisation.
-        identity: name and options without those that say where something lies on this machine.
-        given: the same options as they were given.
+        group, name: group and name of the plugin; a network that was named by an import path has the group ``modules``.
+        options: the options as plain values that JSON can write. An option that can't be rebuilt from plain values (a
+            module object, a function) is recorded as text in angle brackets.
+        distribution, version: distribution and version of the plugin.
+        obstacles: names of the options that can't be rebuilt from plain values; nested ones with dots.
+        seed: seed of a learner's initialisation.
+        identity: name and options, without paths on this machine.
+        given: the options as they were given.
     """
 
     group: str
@@ -37,20 +37,20 @@ class Built:
 
     @property
     def portable(self) -> bool:
-        """Whether building from ``options`` gives the same component."""
+        """Whether the component can be built again from ``options``."""
         return not self.obstacles
 
     def plain(self) -> dict[str, Any]:
-        """Return the nested form, which building takes again: ``{"name": "reptile", "inner_lr": 0.001}``."""
+        """Return name and options as one mapping, such as ``{"name": "reptile", "inner_lr": 0.001}``."""
         return {"name": self.name, **self.options}
 
 
 Ledger = dict[int, tuple[Callable[[], object], Built]]
-"""By identity: a reference to the component, which does not keep it alive, and how it was built."""
+"""{id of a component: (weak reference to it, how it was built)}."""
 
 
 def remember(ledger: Ledger, component: object, how: Built) -> None:
-    """Enter a component; the entry is dropped with it."""
+    """Record how a component was built; the entry is removed when the component is deleted."""
     key = id(component)
     try:
         reference: Callable[[], object] = weakref.ref(component, lambda _: ledger.pop(key, None))
@@ -66,7 +66,11 @@ def recall(ledger: Ledger, component: object) -> Built | None:
 
 
 def plain(ledger: Ledger, value: Any, name: str) -> tuple[Any, tuple[str, ...]]:
-    """Return the option ``name`` as JSON can write it, and the names of what in it plain values can't rebuild."""
+    """Return an option as plain values, and the names in it that can't be rebuilt from plain values.
+
+    Args:
+        name: name of the option.
+    """
     if (how := recall(ledger, value)) is not None:
         return how.plain(), tuple(f"{name}.{inner}" for inner in how.obstacles)
     if value is None or isinstance(value, bool | int | float | str):

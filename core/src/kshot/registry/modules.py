@@ -1,4 +1,4 @@
-"""Networks that are named by an import path: ``encoder="mypackage.nets:resnet12"``.
+"""Build networks that are named by an import path: ``encoder="mypackage.nets:resnet12"``.
 
 Such a name works in code, on the command line and in a recipe, and a run records it, so that the run can be rebuilt.
 The path names a ``torch.nn.Module``, a subclass of it, or a function whose annotation says that it returns one;
@@ -42,7 +42,7 @@ _PATH = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(?:\.[A-Za-z_]\
 
 @frozen
 class _Rebuilding:
-    """The run that is being rebuilt, and the folder that its user has given for imports."""
+    """Store which run is being rebuilt, and the folder that its user has given for imports."""
 
     run: Path
     import_from: Path | None
@@ -58,7 +58,7 @@ def is_path(text: object) -> bool:
 
 @contextlib.contextmanager
 def importing(import_from: str | Path | None, *, run: Path | None = None) -> Iterator[None]:
-    """Inside the block, import paths may also be found in the folder ``import_from``.
+    """Import networks from the folder ``import_from`` too, inside the block.
 
     Args:
         import_from: a folder that is put at the end of ``sys.path``, or None.
@@ -111,7 +111,7 @@ def build_module(path: str, options: Mapping[str, Any], spec: TaskSpec | None, *
         )
     takes_spec = "spec" in inspect.signature(target).parameters
     if "spec" in options:
-        raise OptionError(f"{who}: {path}: 'spec' is given by kshot and can't be an option")
+        raise OptionError(f"{who}: {path}: got the option 'spec', which kshot itself gives; leave it out")
     values = validate(target, options, who=f"{who}: {path}", missing_ok=("spec",))
     try:
         module = target(**({"spec": spec} if takes_spec else {}), **values)
@@ -184,7 +184,7 @@ def _may_import(origin: Path, rebuilding: _Rebuilding) -> bool:
 
 
 def _installed_roots() -> set[Path]:
-    """Folders of ``sys.path`` with installed distributions, and the source folders of editable installs.
+    """Return the folders of ``sys.path`` with installed distributions, and the source folders of editable installs.
 
     The working folder is not one of them, even if a distribution lies in it.
     """

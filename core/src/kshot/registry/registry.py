@@ -1,8 +1,8 @@
-"""Which plugins there are, what state each is in, and how one is built from its name and options.
+"""List plugins with their states, and build a component from the name and options of its plugin.
 
-Plain entry points find plugins; a static ``plugin.toml`` (see ``kshot.registry.manifest``) describes them. Listing
-imports neither a plugin nor torch; a plugin is imported when it is asked for. One broken plugin never stops
-another.
+Plugins are found by their entry points and described by a static ``plugin.toml`` (see ``kshot.registry.manifest``).
+Listing imports neither a plugin nor torch; a plugin is imported when it is first used. A broken plugin never affects
+another one.
 """
 
 from __future__ import annotations
@@ -37,31 +37,36 @@ F = TypeVar("F", bound=Factory)
 
 
 class Registry:
-    """The plugins of one process.
+    """Store the plugins of one process.
 
-    Entry points are read once, when first needed; ``refresh`` reads them again.
+    Entry points are read once, when they are first needed; ``refresh`` reads them again.
     """
 
     def __init__(self) -> None:
-        self._installed: list[Plugin] | None = None  # as found, before any was imported
+        self._installed: list[Plugin] | None = None  # as listed by entry points, before any was imported
         self._registered: dict[str, Plugin] = {}
-        self._tried: dict[Key, Plugin] = {}  # as importing left them
+        self._tried: dict[Key, Plugin] = {}  # after an attempt to import them
         self._loaded: dict[Key, Factory] = {}
-        self._causes: dict[Key, BaseException] = {}  # why a plugin can't be had, where an exception said so
+        self._causes: dict[Key, BaseException] = {}  # the exceptions that made plugins unusable
         self._built: Ledger = {}
-        self._preparations: dict[str, Factory] = {}  # registered in this process
+        self._preparations: dict[str, Factory] = {}  # functions registered in this process
 
     # -------------------- listing
 
     def plugins(self) -> tuple[Plugin, ...]:
-        """All plugins by group and name, each in its present state.
+        """Return all plugins, sorted by group and name, each in its present state.
 
-        Imports none of them, and never raises.
+        This imports none of them and never raises.
+
+        Example:
+            >>> import kshot
+            >>> [(plugin.name, plugin.state) for plugin in kshot.plugins() if plugin.group == "backends"]
+            [...('cpu', 'ok')...]
         """
         if self._installed is None:
-            found = list(installed())
-            self._installed = [plugin for plugin, _ in found]
-            self._causes = {plugin.key: cause for plugin, cause in found if cause is not None}
+            discovered = list(installed())
+            self._installed = [plugin for plugin, _ in discovered]
+            self._causes = {plugin.key: cause for plugin, cause in discovered if cause is not None}
         disabled = {name.strip() for name in os.environ.get("KSHOT_DISABLE", "").split(",")} - {""}
         listed = [
             evolve(plugin, state="disabled", reason="KSHOT_DISABLE names it")
@@ -69,16 +74,18 @@ class Registry:
             else self._tried.get(plugin.key, plugin)
             for plugin in (*self._installed, *self._registered.values())
         ]
+        # Plugins that claim the same name are refused, except a built-in one.
         claims = names.claims(plugin for plugin in listed if plugin.state != "disabled")
         judged = (self._judged(plugin, claims) for plugin in listed)
         return tuple(sorted(judged, key=lambda plugin: (plugin.group, plugin.name, plugin.distribution)))
 
     def _judged(self, plugin: Plugin, claims: Mapping[str, list[Plugin]]) -> Plugin:
+        """Return the plugin, in state ``duplicate`` if another plugin claims one of its names."""
         dispute = "" if plugin.state == "disabled" else names.dispute(plugin, claims)
         return evolve(plugin, state="duplicate", reason=dispute) if dispute else plugin
 
     def refresh(self) -> None:
-        """Read the entry points again and forget what failed: after a pip install in a running process."""
+        """Read the entry points again and forget failures, for example after a pip install in a running process."""
         importlib.invalidate_caches()
         self._installed = None
         for key in self._tried:
@@ -86,25 +93,36 @@ class Registry:
         self._tried.clear()
 
     def find(self, name: str, group: str | None = None) -> Plugin:
-        """The plugin of this name or alias, in whatever state it is.
+        """Return the plugin with this name or alias, in whatever state it is.
 
         Raises:
-            UnknownPluginError: nothing (of this group) has this name.
+            UnknownPluginError: no plugin (of this group) has this name.
         """
         listed = self.plugins()
         named = [p for p in listed if p.name == name] or [p for p in listed if name in p.aliases]
         fitting = [p for p in named if group in (None, p.group)]
         if not fitting:
             raise UnknownPluginError(names.unknown(name, group, named[0] if named else None, listed))
-        # Among claims of one name, the built-in stays, and a disabled one tells nothing.
+        # If several plugins claim the name, prefer a built-in one, and then one that is not disabled.
         return min(fitting, key=lambda p: (not p.builtin, p.state == "disabled"))
 
     def info(self, name: str) -> PluginInfo:
-        """A plugin's options and documentation; imports it. Raises PluginError where it can't be had."""
+        """Return the options and the documentation of a plugin, which is imported for that.
+
+        Raises:
+            UnknownPluginError: no plugin has this name.
+            PluginError: the plugin can't be used.
+
+        Example:
+            >>> import kshot
+            >>> [option.name for option in kshot.info("cpu").options]
+            ['precision', 'memory_format', 'threads', 'keep_freed_memory']
+        """
         plugin, factory = self._get(name)
         options = options_of(factory, skip_positional=LEADING.get(plugin.group, 0))
         if plugin.group == "memories":
-            doc = "the learner's choice where left out"
+            # The learner that uses a memory chooses the sizes that the user leaves out.
+            doc = "chosen by the learner if left out"
             options = tuple(
                 evolve(o, required=False, default=None, doc=o.doc or doc) if o.name in MEMORY_SIZES else o
                 for o in options
@@ -114,18 +132,18 @@ class Registry:
     # -------------------- importing
 
     def load(self, name: str, group: str | None = None) -> Factory:
-        """The factory of a plugin, imported now if it was not.
+        """Return the factory of a plugin, importing the plugin if needed.
 
         Raises:
-            UnknownPluginError: nothing has this name.
-            Unavailable: something it needs is not here.
-            PluginError: any other state than ok; the original cause is chained.
+            UnknownPluginError: no plugin has this name.
+            Unavailable: something that the plugin needs, such as a device, is missing.
+            PluginError: the plugin is in another state than ok; the original exception is chained.
         """
         return self._get(name, group)[1]
 
     def _get(self, name: str, group: str | None = None) -> tuple[Plugin, Factory]:
         plugin = self.find(name, group)
-        # Of a stale entry point the import's own error is the cause to show.
+        # A stale entry point is imported too, since the error of the import is the best explanation.
         may_import = plugin.state == "ok" or plugin.reason.startswith(STALE)
         if may_import and plugin.key not in self._loaded and plugin.key not in self._tried:
             plugin = self._tried[plugin.key] = self._imported(plugin)
@@ -135,6 +153,7 @@ class Registry:
         return plugin, self._loaded[plugin.key]
 
     def _imported(self, plugin: Plugin) -> Plugin:
+        """Import a plugin and return it in the state that results."""
         try:
             self._loaded[plugin.key] = _import(plugin.target)
         except KeyboardInterrupt:
@@ -160,40 +179,48 @@ class Registry:
     ) -> Callable[[F], F]: ...
 
     def register(self, factory: Any = None, /, *, name: str | None = None, group: str | None = None) -> Any:
-        """Make a class or function of this process a plugin: as a call, or as a decorator with or without
-        options.
+        """Register a class or function of this process as a plugin, by a call or as a decorator.
+
+        Registering a class or function with the same module and qualified name again, such as by running a notebook
+        cell twice, replaces the earlier one.
 
         Args:
-            factory: what builds the component.
-            name: what it is asked for by; the class's name in kebab case where left out (MyLearner:
-                my-learner).
-            group: learners, tasks, memories, backends or hooks; told from the class's members where left out.
+            factory: the class or function that builds the component.
+            name: name of the plugin; by default the name of the class in kebab case (``MyLearner``: ``my-learner``).
+            group: learners, tasks, memories, backends or hooks; by default recognised by the members of the class.
 
-        Registering again what has the same qualified name and module (a notebook cell that is run again)
-        replaces it.
+        Returns:
+            ``factory``, or a decorator if it was not given.
 
         Raises:
-            OptionError: the group can't be told, or name or group are not possible ones.
+            OptionError: the group can't be recognised, or name or group are not valid.
             PluginError: another plugin has the name.
+
+        Example:
+            >>> import kshot
+            >>> from kshot.testing.sample_learner import NearestMean
+            >>> _ = kshot.register(NearestMean, name="sample-learner")
+            >>> kshot.info("sample-learner").plugin.group
+            'learners'
         """
         if factory is None:
             return lambda decorated: self.register(decorated, name=name, group=group)
-        made = described(factory, name, group)
+        new = described(factory, name, group)
         for plugin in self.plugins():
-            again = not plugin.distribution and plugin.target == made.target
-            if made.name in plugin.names and not again:
-                own = made.target.rpartition(".")[2].rpartition(":")[2]
+            again = not plugin.distribution and plugin.target == new.target
+            if new.name in plugin.names and not again:
+                own = new.target.rpartition(".")[2].rpartition(":")[2]
                 raise PluginError(
-                    f"register: {made.name!r} is taken by {plugin.who}; register {own} with another name="
+                    f"register: the name {new.name!r} is taken by {plugin.who}; register {own} with another name="
                 )
-        self._registered[made.name] = made
-        self._loaded[made.key] = factory
+        self._registered[new.name] = new
+        self._loaded[new.key] = factory
         return factory
 
     # -------------------- functions that prepare inputs
 
     def register_preparation(self, function: F) -> F:
-        """Register a function of this process as preparing inputs; returns it, so that it serves as a decorator.
+        """Register a function of this process as one that prepares inputs; return it, so that this is a decorator.
 
         A distribution registers its functions by entry points of the group ``kshot.preparations`` instead:
         ``NAME = "module:function"``.
@@ -202,7 +229,7 @@ class Registry:
         return function
 
     def preparation(self, values: Mapping[str, Any]) -> Preparation:
-        """Read a stored ``kshot.preparing.Preparation``. Nothing is imported unless all it names is registered.
+        """Return a stored ``kshot.preparing.Preparation``; nothing is imported unless all its functions are registered.
 
         Raises:
             RunError: a function is not registered or can't be imported, or an option has the wrong type.
@@ -222,60 +249,123 @@ class Registry:
     # -------------------- building
 
     def learner(self, name: str, spec: TaskSpec, /, *, seed: int | None = None, **options: Any) -> Learner:
-        """A learner for tasks of this spec.
+        """Build a learner for tasks of this spec; it is returned in evaluation mode.
 
         Args:
-            name: of the plugin.
-            spec: of the tasks: ``tasks.spec``.
-            seed: of the initialisation; 0 where left out. The process's own random state is left as it was.
-            options: of the plugin; a learner, tasks or memory among them by name, or as ``{"name": ...,
-                ...}``.
+            name: name of the plugin.
+            spec: spec of the tasks, ``tasks.spec``.
+            seed: seed of the initialisation, 0 by default. The random state of the process is not changed.
+            options: options of the plugin. A learner, tasks or a memory among them is given by its name or as
+                ``{"name": ..., **options}``.
 
         Raises:
-            PluginError: the plugin can't be had.
-            OptionError: options are unknown, missing or ill-typed.
-            MisfitError: the learner's class needs what tasks of this spec do not provide.
+            PluginError: the plugin is missing or can't be used.
+            OptionError: options are unknown, missing or of the wrong type.
+            MisfitError: the learner needs something that tasks of this spec do not provide.
+
+        Example:
+            >>> import kshot
+            >>> from kshot.testing import sample_learner, sample_tasks
+            >>> _ = kshot.register(sample_learner.NearestMean, name="sample-learner")
+            >>> learner = kshot.learner("sample-learner", sample_tasks.classification().spec, width=8, seed=1)
+            >>> learner.embedding
+            Sequential(... Linear(in_features=6, out_features=8, bias=True) ...)
         """
         from kshot.randomness import as_seed  # imports torch, which a listing of plugins does without
 
         seed = as_seed(0 if seed is None else seed, name)
-        made = self._builder.build("learners", name, options, spec=spec, seed=seed)
-        return typing.cast("Learner", made)
+        learner = self._builder.build("learners", name, options, spec=spec, seed=seed)
+        return typing.cast("Learner", learner)
 
     def tasks(self, name: str, /, **options: Any) -> TaskDistribution:
-        """A task distribution. Raises PluginError, OptionError, and DataError where its data are bad."""
+        """Build a task distribution.
+
+        Args:
+            name: name of the plugin.
+            options: options of the plugin, such as ``way`` and ``shot``.
+
+        Raises:
+            PluginError, OptionError: see ``learner``.
+            DataError: the data are missing or malformed.
+
+        Example:
+            >>> import kshot
+            >>> from kshot.testing import sample_tasks
+            >>> _ = kshot.register(sample_tasks.classification, name="sample-tasks", group="tasks")
+            >>> kshot.tasks("sample-tasks", way=5).sample("train", [0, 1]).support.x.shape
+            torch.Size([2, 10, 6])
+        """
         return typing.cast("TaskDistribution", self._builder.build("tasks", name, options))
 
     @functools.cached_property
     def _builder(self) -> Builder:
-        from kshot.registry.building import Builder  # here, since listing builds nothing
+        from kshot.registry.building import Builder  # imported late, since listing builds nothing
 
         return Builder(lambda group, name: self._get(name, group), self._built)
 
     def memory(self, name: str, /, **options: Any) -> BoundMemory:
-        """A memory factory with these options, for a learner to call with sizes.
+        """Return a memory factory with these options, which a learner calls with the sizes that it needs.
 
-        Raises PluginError, OptionError.
+        Args:
+            name: name of the plugin.
+            options: options of the plugin; sizes (``slots``, ``width``, ``reads``) among them override the learner's.
+
+        Raises:
+            PluginError, OptionError: see ``learner``.
+
+        Example:
+            >>> import torch, kshot
+            >>> class SampleMemory(torch.nn.Module):
+            ...     def __init__(self, slots: int, width: int, reads: int) -> None:
+            ...         super().__init__()
+            ...         self.interface_size, self.read_size = width, reads * width
+            ...     def initial_state(self, batch_size):
+            ...         return torch.zeros(batch_size, self.read_size)
+            ...     def step(self, interface, state):
+            ...         return state, interface.repeat(1, self.read_size // self.interface_size)
+            >>> _ = kshot.register(SampleMemory)
+            >>> memory = kshot.memory("sample-memory", width=4)(slots=8, width=16, reads=2)
+            >>> memory.read_size
+            8
         """
         return typing.cast("BoundMemory", self._builder.build("memories", name, options))
 
     def backend(self, name: str = "cpu", /, **options: Any) -> Backend:
-        """A backend. Raises PluginError (Unavailable without the device), OptionError."""
+        """Build a backend, the CPU by default.
+
+        Raises:
+            Unavailable: the device is missing.
+            PluginError, OptionError: see ``learner``.
+
+        Example:
+            >>> import kshot
+            >>> kshot.backend("cpu", precision="float32").device
+            device(type='cpu')
+        """
         return typing.cast("Backend", self._builder.build("backends", name, options))
 
     def hook(self, name: str, /, **options: Any) -> Any:
-        """A hook plugin's object for the engine. Raises PluginError, OptionError."""
+        """Build the object of a hook plugin, for the argument ``hooks`` of ``kshot.Engine``.
+
+        Raises:
+            PluginError, OptionError: see ``learner``.
+
+        Example:
+            >>> import kshot
+            >>> kshot.hook("progress", seconds=60).seconds
+            60.0
+        """
         return self._builder.build("hooks", name, options)
 
     def built(self, component: object) -> Built | None:
-        """How a component was built, or None where it was not built by name here."""
+        """Return how a component was built, or None if it was not built by name in this process."""
         return recall(self._built, component)
 
     def rebuild(self, component: object, spec: TaskSpec | None = None, /, **changed: Any) -> Any:
-        """A new component like this one, with some options changed; a learner with the same seed.
+        """Build a new component like this one, with some options changed; a learner gets the same seed.
 
-        Nested components that were built by name are built anew; modules among the options are copied, so
-        that the two share no parameters. Parameters are not carried over: ``load_state_dict`` does that.
+        Nested components that were built by name are built anew, and modules among the options are copied, so that the
+        two components share no parameters. The parameters are not copied; use ``load_state_dict`` for that.
 
         Raises:
             OptionError: the component was not built by name, or options are wrong.
@@ -284,16 +374,18 @@ class Registry:
 
 
 def _import(target: str) -> Factory:
+    """Import a class or function from ``module:attribute``."""
     module, _, attribute = target.partition(":")
-    found: Any = importlib.import_module(module)
-    for part in attribute.split("."):
-        found = getattr(found, part)
-    if not callable(found):
-        raise TypeError(f"{target} is {found!r}, neither a class nor a function")
-    return typing.cast(Factory, found)
+    factory: Any = importlib.import_module(module)
+    for name in attribute.split("."):
+        factory = getattr(factory, name)
+    if not callable(factory):
+        raise TypeError(f"{target} is {factory!r}, neither a class nor a function")
+    return typing.cast(Factory, factory)
 
 
 def _import_registered(target: str) -> Factory:
+    """Import a registered function that prepares inputs; raise RunError if that fails."""
     try:
         return _import(target)
     except Exception as exc:
@@ -304,7 +396,7 @@ def _import_registered(target: str) -> Factory:
 
 
 def _traceback(exc: BaseException) -> str:
-    """The traceback from where the plugin's own code begins."""
+    """Return the traceback as text, without the frames of this module before the plugin's own code."""
     frames = exc.__traceback__
     while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
         frames = frames.tb_next

@@ -1,14 +1,14 @@
-"""What a run is, for Python and the command line alike: ``kshot.runs.train`` is what ``kshot train`` does.
+"""Train, evaluate and compare runs from Python; the commands (``kshot train``) call the same functions.
 
     run = kshot.runs.train("protonet", "omniglot", iterations=1000, seed=1)
     print(run)                                # the test's accuracy, with its 95 % interval
     run = kshot.runs.resume("runs/protonet-omniglot-1")
     print(kshot.runs.compare("runs/protonet-omniglot-1", "runs/maml-omniglot-1"))
 
-Reading order: ``recipe`` (what a user asks for), ``plan`` (what a run is built from), ``runner`` (from a plan to a
-run), ``calls`` (the functions above), ``run`` (what they return), ``comparison`` (runs side by side), ``trained`` (a
-run in use), ``launch`` (what torchrun says).
-Importing this imports no torch; names are fetched on first use.
+Reading order: ``recipe`` (the configuration that a user gives), ``plan`` (the components that a run is built from),
+``runner`` (train and evaluate a plan), ``calls`` (the functions above), ``run`` (their result), ``comparison`` (compare
+runs), ``trained`` (predict with a run), ``launch`` (the environment that torchrun sets).
+Importing this module does not import torch; names are imported on first use.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Train, resume and evaluate runs from Python: the same as the commands do, by the same code."""
+"""Train, resume and evaluate runs from Python, by the same code as the commands."""
 
 from __future__ import annotations
 
@@ -38,34 +38,39 @@ def train(
     quiet: bool = False,
     import_from: str | Path | None = None,
 ) -> Run:
-    """Train a learner on tasks and test it: what ``kshot train LEARNER TASKS`` does, to the same parameters.
+    """Train a learner on tasks and test it, as ``kshot train LEARNER TASKS`` does, with the same resulting parameters.
 
-    The method trains in its own way (its optimizer, meta-batch and iterations, and its own training tasks, such as
-    30-way), and is tested on the tasks as they were asked for.
+    The method trains with its own defaults (optimizer, meta-batch, iterations, and options of the training tasks, such
+    as 30-way), as far as the arguments say nothing else. It is tested on the tasks as they were asked for.
 
     Args:
         learner, tasks: a plugin's name, or ``{"name": ..., **options}``.
-        recipe: a TOML file; the other arguments are laid over it.
-        training: options of the tasks, if they differ while training.
-        optimizer, engine, evaluate: as the tables of a recipe: ``{"lr": 1e-3}``, ``{"validate_every": 500}``,
-            ``{"episodes": 1000}``.
+        recipe: path of a TOML file with options; the other arguments override it.
+        training: options of the tasks that differ while training.
+        optimizer, engine, evaluate: options, as in the tables of a recipe: ``{"lr": 1e-3}``,
+            ``{"validate_every": 500}``, ``{"episodes": 1000}``.
         backend: where to compute; the CPU by default.
-        test: options of the tasks of each test, and under ``learner`` of the learner in it.
+        test: for each test the options of its tasks, and under ``learner`` the options of the learner in this test.
         hooks: names of hook plugins, or objects.
-        iterations: outer steps; short for ``engine={"iterations": ...}``.
-        seed: of the learner's initialisation and of training; 0 by default.
-        learner_seed: of the initialisation, if it is to differ from ``seed``.
-        init_from: a run or checkpoint to start from.
+        iterations: number of outer steps; short for ``engine={"iterations": ...}``.
+        seed: seed of the learner's initialisation and of training; 0 by default.
+        learner_seed: seed of the initialisation, if it is to differ from ``seed``.
+        init_from: a run or checkpoint whose parameters training starts from.
         run: the folder to write to; ``runs/LEARNER-TASKS-SEED`` by default.
-        no_run: write nothing.
-        quiet: no progress, no announcement.
-        import_from: a folder where networks that are named by an import path are looked for, too.
+        no_run: write no run folder.
+        quiet: print neither progress nor an announcement.
+        import_from: an additional folder to import networks from that are named by an import path.
 
     Returns:
-        The run. It is written to its folder, from where ``resume``, ``evaluate`` and ``kshot.Trained.of_run`` take it.
+        The run. ``resume``, ``evaluate`` and ``kshot.Trained.of_run`` take the path of its folder.
 
     Raises:
-        OptionError, PluginError, MisfitError, DataError, RunError, TrainingError: as the command says it.
+        OptionError: an option is unknown or has a wrong value.
+        PluginError: a plugin is missing or can't be used.
+        MisfitError: learner and tasks don't fit.
+        DataError: the data are malformed or have too few classes or examples.
+        RunError: the run folder is not empty, or can't be written.
+        TrainingError: a metric or a parameter is not finite.
 
     Example:
         >>> import kshot
@@ -103,14 +108,27 @@ def train(
 
 
 def train_seeds(*args: Any, seeds: Sequence[int], **options: Any) -> tuple[Run, ...]:
-    """Call ``train`` once for each seed, each into a folder of its own; takes the same arguments.
+    """Call ``train`` once for each seed, with the same arguments and a separate run folder each.
 
     Args:
-        seeds: at least one.
-        options: ``run``, if given, must have ``{seed}`` in it.
+        args, options: arguments of ``train``; ``run``, if given, must contain ``{seed}``.
+        seeds: at least one seed.
+
+    Returns:
+        The runs, in the order of ``seeds``.
 
     Raises:
-        OptionError: ``run`` would be the same folder for all.
+        OptionError: seeds repeat, or ``run`` is the same folder for several seeds.
+
+    Example:
+        >>> import kshot
+        >>> from kshot.testing import sample_learner, sample_tasks
+        >>> _ = kshot.register(sample_learner.NearestMean, name="sample-learner")
+        >>> _ = kshot.register(sample_tasks.classification, name="sample-tasks", group="tasks")
+        >>> small = {"iterations": 2, "evaluate": {"episodes": 5}, "no_run": True, "quiet": True}
+        >>> runs = train_seeds("sample-learner", "sample-tasks", seeds=[0, 1], **small)
+        >>> [run.result.seed for run in runs]
+        [0, 1]
     """
     run = options.get("run")
     check_seeds(seeds, [] if run is None else [Path(str(run).replace("{seed}", str(seed))) for seed in seeds])
@@ -118,7 +136,7 @@ def train_seeds(*args: Any, seeds: Sequence[int], **options: Any) -> tuple[Run, 
 
 
 def check_seeds(seeds: Sequence[int], folders: Sequence[Path]) -> None:
-    """Raise OptionError if seeds repeat, or if two of them would be written to one folder."""
+    """Raise OptionError if seeds repeat, or if the runs of two seeds would be written to the same folder."""
     if not seeds or len(set(seeds)) != len(seeds):
         raise OptionError(f"seeds: got {list(seeds)}, expected different numbers, at least one")
     if len(set(folders)) != len(folders):
@@ -128,14 +146,24 @@ def check_seeds(seeds: Sequence[int], folders: Sequence[Path]) -> None:
 
 
 def resume(run: str | Path, *, quiet: bool = False, import_from: str | Path | None = None) -> Run:
-    """Go on with a training that was cut off, from its newest checkpoint, and test it; a finished one is only tested.
+    """Continue an interrupted training from its newest checkpoint, and test it; a finished training is only tested.
 
     Args:
         run: a run folder, made by a command or in Python.
         quiet, import_from: see ``train``.
 
     Raises:
-        RunError: there is no such run, it can't be built again, or its checkpoint is unusable; nothing is overwritten.
+        RunError: the run does not exist, can't be built again, or its checkpoint is unusable; nothing is overwritten.
+
+    Example:
+        >>> import kshot
+        >>> from kshot.testing import sample_learner, sample_tasks
+        >>> _ = kshot.register(sample_learner.NearestMean, name="sample-learner")
+        >>> _ = kshot.register(sample_tasks.classification, name="sample-tasks", group="tasks")
+        >>> small = {"iterations": 2, "evaluate": {"episodes": 5}, "quiet": True}
+        >>> run = kshot.runs.train("sample-learner", "sample-tasks", run="runs/to-resume", **small)
+        >>> resume("runs/to-resume", quiet=True).result.mean == run.result.mean
+        True
     """
     return resume_run(Path(run), quiet=quiet, import_from=import_from)
 
@@ -150,19 +178,29 @@ def evaluate(
     quiet: bool = False,
     import_from: str | Path | None = None,
 ) -> Run:
-    """Test a run again, with other options if wanted; the run folder is left as it is.
+    """Test a run again, with other options if wanted; the run folder is not changed.
 
-    The parameters are the best validated ones of its newest checkpoint, else the last.
+    The parameters are the best validated ones of its newest checkpoint, or the last if it was not validated.
 
     Args:
         run: a run folder, made by a command or in Python.
         tasks, learner, backend: options that differ from the run's: ``tasks={"way": 20}``.
-        evaluate: ``{"episodes": 1000}`` and the like.
+        evaluate: options of the evaluation, such as ``{"episodes": 1000}``.
         quiet, import_from: see ``train``.
 
     Raises:
-        RunError: there is no such run, it has no checkpoint, or it can't be built again.
-        OptionError: an option is wrong.
+        RunError: the run does not exist, has no checkpoint, or can't be built again.
+        OptionError: an option is unknown or has a wrong value.
+
+    Example:
+        >>> import kshot
+        >>> from kshot.testing import sample_learner, sample_tasks
+        >>> _ = kshot.register(sample_learner.NearestMean, name="sample-learner")
+        >>> _ = kshot.register(sample_tasks.classification, name="sample-tasks", group="tasks")
+        >>> _ = kshot.runs.train("sample-learner", "sample-tasks", run="runs/to-evaluate", iterations=2, quiet=True)
+        >>> run = kshot.runs.evaluate("runs/to-evaluate", tasks={"way": 5}, evaluate={"episodes": 5}, quiet=True)
+        >>> run.result.shape["way"]
+        5
     """
     changes = {"tasks": tasks, "learner": learner, "backend": backend, "evaluate": evaluate}
     given = {name: dict(options) for name, options in changes.items() if options is not None}

@@ -1,4 +1,4 @@
-"""Runs side by side: on the same episodes, over seeds, with t intervals; and the tests of one run.
+"""Compare runs on the same episodes and over seeds, with t intervals, and the tests of one run with each other.
 
 Letters: S seeds, n episodes.
 """
@@ -26,21 +26,21 @@ from kshot.kinds import KINDS
 from kshot.runs.recipe import Table
 
 PRINTED = ("way", "shot")
-"""Options of the tasks that a result's own line shows."""
+"""Options of the tasks that a printed result shows, so that labels omit them."""
 
 LEVEL = 0.95
-"""Of all intervals."""
+"""Level of all intervals."""
 
 # --- The tests of one run --------------------------------------------------------------------------------------------
 
 
 @frozen
 class Compared:
-    """One test of a run against the first of those on the same episodes.
+    """Store the difference of one test of a run from the first test on the same episodes.
 
     Attributes:
-        test, against: labels of the two.
-        difference: of the first from the second.
+        test, against: labels of the two tests.
+        difference: the result of ``test`` minus that of ``against``.
     """
 
     test: str
@@ -98,7 +98,7 @@ def compare_tests(results: Sequence[Result], names: Sequence[str]) -> tuple[Comp
 
 @frozen
 class Row:
-    """One method on one test.
+    """Store the scores of one method on one test.
 
     Attributes:
         test: what is tested, ``5-way 1-shot``.
@@ -130,7 +130,7 @@ class Row:
 
 @frozen
 class Comparison:
-    """A table of methods, one row for each method and test; prints as Markdown.
+    """Store a table with one row for each method and test; prints as Markdown.
 
     Example:
         >>> row = Row("5-way 1-shot", "protonet", "accuracy", (0,), 0.95, 0.01, math.nan, math.nan, "", 600, True)
@@ -195,7 +195,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 @frozen(eq=False)
 class _Source:
-    """What one run brings to a comparison."""
+    """Store the settings and results of one run in a comparison."""
 
     name: str
     settings: Mapping[str, Any]
@@ -214,7 +214,18 @@ def compare(*runs: Any) -> Comparison:
 
     Raises:
         RunError: a run has no result yet, or can't be read.
-        DataError: fewer than two runs, a seed twice, or the runs were tested on other episodes; says on which.
+        DataError: fewer than two runs, a seed twice, or the runs were tested on different episodes.
+
+    Example:
+        >>> import kshot
+        >>> from kshot.testing import sample_learner, sample_tasks
+        >>> _ = kshot.register(sample_learner.NearestMean, name="sample-learner")
+        >>> _ = kshot.register(sample_tasks.classification, name="sample-tasks", group="tasks")
+        >>> small = {"iterations": 2, "evaluate": {"episodes": 5}, "no_run": True, "quiet": True}
+        >>> names = ({"name": "sample-learner", "width": width} for width in (4, 8))
+        >>> comparison = compare(*(kshot.runs.train(name, "sample-tasks", **small) for name in names))
+        >>> [row.paired_over for row in comparison.rows]
+        ['', 'episodes']
     """
     if len(runs) < 2:
         raise DataError(f"compare: got {len(runs)} runs, expected at least two")
@@ -272,7 +283,7 @@ def _methods(sources: Sequence[_Source]) -> dict[str, list[_Source]]:
         seeds = [source.seed for source in group]
         if len(set(seeds)) < len(seeds):
             named = ", ".join(source.name for source in group)
-            raise DataError(f"compare: got runs of one method with one seed twice ({named}), expected other seeds")
+            raise DataError(f"compare: got runs of one method with one seed twice ({named}), expected different seeds")
     names: list[str] = []
     learners = [str(group[0].settings["learner"].get("name")) for group in groups.values()]
     for learner, group in zip(learners, groups.values(), strict=True):
@@ -333,7 +344,7 @@ def _difference(
 ) -> tuple[float, float, str]:
     """Return the mean difference from the baseline, half its interval, and what it is paired over."""
     common = sorted(scores.keys() & baseline.keys())
-    if len(scores) == len(baseline) == 1:  # one training each: the episodes are the sample
+    if len(scores) == len(baseline) == 1:  # one training of each: the sample are the episodes
         (mine,), (theirs,) = scores.values(), baseline.values()
         return (*mean_and_interval(mine - theirs), "episodes")
     if len(common) > 1:  # each seed gives one difference, over the same episodes

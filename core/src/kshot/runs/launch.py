@@ -1,4 +1,4 @@
-"""What a launcher such as torchrun says of this process, in its environment; read without importing torch."""
+"""Read the environment variables that a launcher such as torchrun sets for a process, without importing torch."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import os
 
 
 def processes() -> int:
-    """How many were started together."""
+    """Return the number of processes that were started together."""
     return int(os.environ.get("WORLD_SIZE") or 1)
 
 
 def rank() -> int:
-    """Which of them this is; 0 alone prints and writes."""
+    """Return the number of this process among them; only process 0 prints and writes."""
     return int(os.environ.get("RANK") or 0) if processes() > 1 else 0
 
 
 def launch() -> str | None:
-    """What names the launch, for torchrun's: the same after each restart of its processes, another for each torchrun.
+    """Return an identifier of this launch of torchrun, which stays the same when torchrun restarts its processes.
 
-    That is the job's id, which torchrun invents where the user gives none; older ones call it 'none'.
+    It is the id of the job, which recent versions of torchrun generate if the user gives none. Older versions set it
+    to ``none``; then it is made from the host name and the process id of torchrun.
     """
     given = os.environ.get("TORCHELASTIC_RUN_ID")
     if given not in ("", "none"):

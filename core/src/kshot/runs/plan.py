@@ -1,4 +1,4 @@
-"""What a run is built from: names and options settled, recorded as plain values, and built again from them."""
+"""Decide the components of a run and their options, record them as plain values, and build the run from them."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ def _tuple(tables: Iterable[Table]) -> tuple[Table, ...]:
 
 @frozen
 class Plan:
-    """Everything that a run is built from. Components are ``{"name": ..., **options}``.
+    """Describe everything that a run is built from. A component is ``{"name": ..., **options}``.
 
     Attributes:
         learner, backend: components.
-        training: the tasks trained on.
+        training: the tasks to train on.
         tests: the tasks of each test.
         test_learners: for each test, the options of the learner that differ from the trained one's.
         init_from: the run whose parameters it starts from, or None.
         own: which options of ``training`` are the learner's own choice.
-        optimizer, engine, evaluate: options; what is left out is the learner's or the engine's.
+        optimizer, engine, evaluate: options; those that are left out have the learner's or the engine's defaults.
         hooks: extra hooks and their options.
-        seed: of training, and of the learner's initialisation unless ``learner_seed`` says otherwise.
-        learner_seed: of the learner's initialisation, or None for ``seed``.
+        seed: seed of training, and of the learner's initialisation unless ``learner_seed`` is given.
+        learner_seed: seed of the learner's initialisation, or None for ``seed``.
         about: the recipe's documentation.
     """
 
@@ -66,13 +66,13 @@ class Plan:
 
     @classmethod
     def of(cls, config: Config) -> Plan:
-        """Settle which tasks are trained on.
+        """Make the plan of a configuration, which decides the tasks to train on.
 
-        They are the tasks that the user named, with the learner's own way of training laid over them, and what
-        ``[training]`` says laid over that.
+        They are the tasks that the user named, with the options that the learner prefers for training, and over these
+        the options of ``[training]``.
 
         Raises:
-            PluginError: learner, tasks, backend or a hook can't be had.
+            PluginError: the plugin of learner, tasks, backend or a hook can't be used.
             OptionError: an option of the optimizer is wrong.
         """
         factory = registry.load(str(config.learner["name"]), "learners")
@@ -105,10 +105,10 @@ class Plan:
 
     @classmethod
     def of_run(cls, run: Path, config: Mapping[str, Any]) -> Plan:
-        """Read the plan from what a run folder's config.json holds.
+        """Read the plan from the config.json of a run folder.
 
         Raises:
-            RunError: it holds none; says which argument is in the way of building the run again.
+            RunError: it has no plan; the message lists the arguments that prevent building the run again.
         """
         plan = config.get("plan", config.get("cli"))  # "cli" in the first run folders, which only commands could build
         where = run / "config.json"
@@ -126,7 +126,7 @@ class Plan:
 
 @frozen
 class Parts:
-    """The components of a plan."""
+    """Store the components that were built from a plan."""
 
     learner: Any
     training: Any
@@ -136,10 +136,13 @@ class Parts:
 
 
 def build_tasks(plan: Plan, *, new: bool = False) -> tuple[Plan, Any, tuple[Any, ...]]:
-    """Return the plan as its data can serve it, the tasks trained on and those of each test; equal ones are one object.
+    """Build the tasks of a plan; tasks with equal options are one object.
 
     Args:
-        new: the plan is not yet a run's, so the learner's own choices still give way to the data, see ``within``.
+        new: whether the run is new, so that the learner's own choices are limited to the data, see ``within``.
+
+    Returns:
+        The plan, limited to the data; the tasks to train on; the tasks of each test.
 
     Raises:
         PluginError, OptionError, DataError: tasks can't be built.
@@ -161,10 +164,10 @@ def build_tasks(plan: Plan, *, new: bool = False) -> tuple[Plan, Any, tuple[Any,
 
 
 def within(plan: Plan, tasks: Any) -> Plan:
-    """Return the plan with the learner's own way and queries limited to what the split to train on holds.
+    """Return the plan with the learner's own way and queries limited to the size of the split to train on.
 
-    A learner that prefers to train on 30 classes at once can train on a folder of 18. What the user asked for stays,
-    and is refused if it is too much.
+    A learner that prefers to train on 30 classes at once can train on a folder of 18. Options that the user asked for
+    are not changed, and are refused if the data are too few.
     """
     split, spec = str(plan.engine.get("split", "train")), tasks.spec
     if not plan.own.keys() & {"way", "query"} or not isinstance(tasks, Pooled) or split not in spec.splits:
@@ -182,18 +185,18 @@ def within(plan: Plan, tasks: Any) -> Plan:
 
 
 def build_backend(plan: Plan) -> Any:
-    """Build the backend, which comes before all else: several processes know of one another through it.
+    """Build the backend. It must be built first, since several processes communicate through it.
 
     Raises:
         PluginError, OptionError: it can't be built.
-        OptionError: several processes were started, and it knows of one only.
+        OptionError: several processes were started, and the backend does not join them.
     """
     backend = component("backend", plan.backend)
     if processes() > 1 and backend.world.size == 1:
         name = plan.backend["name"]
         raise OptionError(
-            f"{processes()} processes were started together, and backend {name} would have each train for itself; "
-            f"expected one that joins them: --backend=distributed --backend.local={name}"
+            f"got {processes()} processes and backend {name}, with which each of them would train on its own; "
+            f"expected a backend that joins them: --backend=distributed --backend.local={name}"
         )
     return backend
 
@@ -218,7 +221,7 @@ def build_learner(plan: Plan, spec: Any) -> Any:
 
 
 def record(plan: Plan, parts: Parts) -> dict[str, Any]:
-    """Return the plan in plain values, with what was chosen automatically: building from it gives the same."""
+    """Return the plan in plain values with all automatic choices, so that building from it gives the same run."""
     own: Training = getattr(parts.learner, "training_defaults", Training())
     recorded = attrs.evolve(
         plan,
@@ -234,7 +237,7 @@ def record(plan: Plan, parts: Parts) -> dict[str, Any]:
 
 
 def obstacles(parts: Parts) -> list[str]:
-    """Return a sentence for everything that keeps the parts of a plan from being built again from plain values."""
+    """Return a sentence for every obstacle to building the components again from plain values."""
     named = {"learner": parts.learner, "tasks": parts.training, "backend": parts.backend}
     named |= {f"tasks of test {i + 1}": test for i, test in enumerate(parts.tests) if test is not parts.training}
     return [text for name, part in named.items() for text in obstacles_of(name, part)]
@@ -246,7 +249,7 @@ def component(group: str, options: Table) -> Any:
 
 
 def without_name(options: Mapping[str, Any]) -> Table:
-    """Return the options without the name that stands among them."""
+    """Return the options without ``name``."""
     return {name: value for name, value in options.items() if name != "name"}
 
 
@@ -258,7 +261,7 @@ def _plain(component: Any) -> Table:
 
 @contextlib.contextmanager
 def blame_own(plan: Plan) -> Iterator[None]:
-    """If the data can't serve the learner's own training tasks, say so and how to choose others."""
+    """Add to a DataError inside the block which training options are the learner's choice, and how to change them."""
     try:
         yield
     except DataError as error:

@@ -1,4 +1,4 @@
-"""What a user asks for, as one plain configuration: a TOML recipe, and what Python or the command line lays over it."""
+"""Read a configuration: a TOML recipe, and the options of Python or the command line that override it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from kshot.registry.conversion import did_you_mean
 from kshot.registry.options import validate
 
 SECTIONS = ("learner", "tasks", "training", "optimizer", "engine", "backend", "evaluate", "hook")
-"""Tables of a recipe, and what may stand before the dot of a flag."""
+"""Tables of a recipe, and sections of the flags ``--section.name=value``."""
 
 NAMED = ("learner", "tasks", "optimizer", "backend")
-"""Sections that may be a bare name: ``learner = "protonet"``."""
+"""Sections that may be given as a name only: ``learner = "protonet"``."""
 
 ABOUT = ("title", "paper", "published", "notes")
 """Keys of a recipe that document it and change nothing."""
@@ -31,19 +31,19 @@ Table = dict[str, Any]
 
 @frozen
 class EngineOptions:
-    """What ``[engine]`` takes: options of ``kshot.Engine`` and of its ``train``, whose defaults these are.
+    """Declare the options of ``[engine]``: those of ``kshot.Engine`` and of its ``train``, with the same defaults.
 
     Args:
-        meta_batch: tasks per outer step (B); the learner's own where left out.
-        chunk: the most tasks computed at once.
-        iterations: outer steps; the learner's own where left out.
-        split: what to train on.
+        meta_batch: tasks per outer step (B); by default the learner's own.
+        chunk: largest number of tasks computed at once.
+        iterations: number of outer steps; by default the learner's own.
+        split: the split to train on.
         validate_every: outer steps between validations; the best validated parameters are kept.
-        validation_episodes: episodes of each validation.
-        validation_split: what to validate on.
-        patience: stop after so many validations in a row without a better one.
+        validation_episodes: number of episodes of each validation.
+        validation_split: the split to validate on.
+        patience: stop after this many validations in a row that were not better.
         checkpoint_every: outer steps between checkpoints.
-        keep: how many of the newest checkpoints stay.
+        keep: number of newest checkpoints to keep.
     """
 
     meta_batch: int | None = None
@@ -60,12 +60,12 @@ class EngineOptions:
 
 @frozen
 class EvaluateOptions:
-    """What ``[evaluate]`` takes: options of ``Engine.evaluate``, whose defaults these are.
+    """Declare the options of ``[evaluate]``: those of ``Engine.evaluate``, with the same defaults.
 
     Args:
-        episodes: how many.
-        split: which.
-        batch: episodes at once; what fits the caches where left out.
+        episodes: number of episodes.
+        split: the split to evaluate on.
+        batch: number of episodes computed at once; by default what fits the caches.
     """
 
     episodes: int = 600
@@ -75,19 +75,19 @@ class EvaluateOptions:
 
 @frozen
 class Config:
-    """What a user asked for, with nothing filled in. Text of flags is ``Raw``, to be read by the option's type.
+    """Store what a user asked for, without defaults. Values of flags are ``Raw`` text, read later by the option's type.
 
     Attributes:
         learner, tasks, backend: ``{"name": ..., **options}``.
         training: options of the tasks, if they differ while training.
         optimizer, engine, evaluate: their options.
         hook: options of each extra hook, by name.
-        test: options of the tasks of each test, and under ``learner`` of the learner in it.
-        seed: of the learner's initialisation and of training.
-        learner_seed: of the initialisation, if it differs.
+        test: for each test the options of its tasks, and under ``learner`` the options of the learner in it.
+        seed: seed of the learner's initialisation and of training.
+        learner_seed: seed of the initialisation, if it differs.
         run: the folder to write to.
         init_from: a run or checkpoint to start from.
-        about: what a recipe says of itself.
+        about: title, paper and the like of a recipe.
     """
 
     learner: Table = field(factory=dict)

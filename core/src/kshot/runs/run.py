@@ -1,4 +1,4 @@
-"""What a training or an evaluation of a run ended with."""
+"""Represent the outcome of training or evaluating a run."""
 
 from __future__ import annotations
 
@@ -17,16 +17,27 @@ from kshot.runs.trained import Trained
 
 @frozen(eq=False)
 class Run:
-    """What a training or an evaluation of a run ended with.
+    """Represent the outcome of training or evaluating a run; prints the results of its tests.
 
     Attributes:
-        results: one for each test.
-        labels: what each test is called, if there are several.
-        wall: seconds of this process's training and evaluation.
-        iterations: outer steps taken in all.
-        folder: the run folder, or None.
-        rank: of this process; only 0 writes.
-        engine: with the learner and its tasks, to go on with in Python.
+        results: one result for each test.
+        labels: a name for each test; empty if there is only one.
+        wall: durations of training and of evaluation in this process, in seconds.
+        iterations: number of outer steps taken in all.
+        folder: the run folder; None if nothing was written.
+        rank: rank of this process; only rank 0 writes.
+        engine: the engine, with the learner and its tasks, to continue in Python.
+
+    Example:
+        >>> import kshot
+        >>> from kshot.testing import sample_learner, sample_tasks
+        >>> _ = kshot.register(sample_learner.NearestMean, name="sample-learner")
+        >>> _ = kshot.register(sample_tasks.classification, name="sample-tasks", group="tasks")
+        >>> run = kshot.runs.train(
+        ...     "sample-learner", "sample-tasks", iterations=2, evaluate={"episodes": 5}, no_run=True, quiet=True
+        ... )
+        >>> run.iterations, len(run.results), run.folder
+        (2, 1, None)
     """
 
     results: tuple[Result, ...]
@@ -44,17 +55,17 @@ class Run:
 
     @property
     def differences(self) -> tuple[Compared, ...]:
-        """Of tests on the same episodes: each compared with the first."""
+        """The paired differences of tests on the same episodes, each from the first of them."""
         return compare_tests(self.results, self.labels)
 
     def trained(self) -> Trained:
-        """Return the learner in use: a few labelled examples in, predictions out."""
+        """Return the trained learner for predictions on new examples."""
         tasks = self.engine.tasks
         prepare = tasks.prepare if isinstance(tasks, Pooled) else None
         return Trained(self.engine.learner, tasks.spec, prepare=prepare, backend=self.engine.backend, tasks=tasks)
 
     def to_dict(self, episodes: bool = True) -> dict[str, Any]:
-        """Return plain values; without ``episodes`` only means and intervals, not every episode's scores."""
+        """Return plain values; without ``episodes`` only means and intervals, not the scores of every episode."""
         run = None if self.folder is None else str(self.folder)
         results = [result.to_dict(episodes) for result in self.results]
         plain: dict[str, Any] = {"run": run, "iterations": self.iterations, "wall": dict(self.wall), "results": results}

@@ -1,4 +1,4 @@
-"""Train, resume, evaluate and check a plan. The loops themselves are the engine's."""
+"""Train, resume, evaluate and check a plan. The loops are in the engine."""
 
 from __future__ import annotations
 
@@ -44,21 +44,21 @@ from kshot.spec import Needs
 log = logging.getLogger("kshot.runs")
 
 ENGINE = ("meta_batch", "chunk")
-"""Options of [engine] that the engine takes when it is made; the others are its ``train``'s."""
+"""Options of [engine] that ``Engine`` takes; the others are options of ``Engine.train``."""
 
 
 def folder_of(config: Config) -> Path:
-    """Return where a run is written: as asked, or ``runs/LEARNER-TASKS-SEED``."""
+    """Return the run folder: as the user asked, or ``runs/LEARNER-TASKS-SEED``."""
     return Path(config.run or f"runs/{config.learner['name']}-{config.tasks['name']}-{config.seed}")
 
 
 def rebuilding(folder: Path, import_from: str | Path | None) -> AbstractContextManager[None]:
-    """Inside the block, import paths in a run folder are imported from installed packages or ``import_from`` only."""
+    """Import paths in a run folder from installed packages or ``import_from`` only, inside the block."""
     return importing(import_from, run=folder)
 
 
 def train_plan(plan: Plan, run: Path | None, *, quiet: bool, hooks: Mapping[str, Any] | None = None) -> Run:
-    """Train from the beginning, and test. A launcher that restarts its processes finds its own run and goes on.
+    """Train from the beginning, and test. If a launcher restarts its processes, they resume the run they began.
 
     Args:
         run: the folder to write to, or None.
@@ -79,7 +79,7 @@ def train_plan(plan: Plan, run: Path | None, *, quiet: bool, hooks: Mapping[str,
 
 
 def resume_run(folder: Path, *, quiet: bool, import_from: str | Path | None) -> Run:
-    """Go on with a run from its newest checkpoint, and test it; see ``kshot.runs.resume``."""
+    """Continue a run from its newest checkpoint, and test it; see ``kshot.runs.resume``."""
     with rebuilding(folder, import_from):
         plan = Plan.of_run(folder, RunFolder.open(folder).config)
         backend = build_backend(plan)
@@ -106,12 +106,12 @@ def evaluate_run(folder: Path, changes: Mapping[str, Table], *, quiet: bool, imp
 
 
 def make_engine(plan: Plan, parts: Parts, *, run: Path | None, hooks: Mapping[str, Any]) -> Engine:
-    """Make the engine of a plan; ``hooks`` are those beside the plan's.
+    """Make the engine of a plan; ``hooks`` are additional to those of the plan.
 
     Raises:
         MisfitError: the learner doesn't fit the training tasks, those of a test, or the backend.
     """
-    in_the_way = obstacles(parts)
+    preventing = obstacles(parts)
     engine = Engine(
         parts.learner,
         parts.training,
@@ -122,8 +122,8 @@ def make_engine(plan: Plan, parts: Parts, *, run: Path | None, hooks: Mapping[st
         run=run,
         validate_on=parts.tests[0],
         config={
-            "plan": None if in_the_way else record(plan, parts),
-            "obstacles": in_the_way,
+            "plan": None if preventing else record(plan, parts),
+            "obstacles": preventing,
             "launch": launch(),
         },
         **{name: value for name, value in plan.engine.items() if name in ENGINE},
@@ -144,8 +144,8 @@ def variants(plan: Plan, parts: Parts) -> list[Any]:
         learner = registry.rebuild(parts.learner, parts.training.spec, **options) if options else parts.learner
         if _shapes(learner) != _shapes(parts.learner):
             raise OptionError(
-                f"test.learner: got {listed(options)}, which makes a learner of other parameters than the trained "
-                "one's, which it could not take; expected options that change how it adapts, not what it has learned"
+                f"test.learner: got {listed(options)}, which makes a learner with other parameters than the "
+                "trained one; expected options that change how it adapts, not what it has learned"
             )
         learners.append(learner)
     return learners
@@ -156,7 +156,7 @@ def _shapes(learner: Any) -> dict[str, Any]:
 
 
 def preflight(plan: Plan, parts: Parts, engine: Engine) -> None:
-    """Sample from every split that will be used, so that bad data show before any compute.
+    """Sample from every split that will be used, so that bad data are found before any compute.
 
     Raises:
         DataError: an unknown split, too few classes or examples, malformed episodes.
@@ -198,21 +198,21 @@ def misfits(plan: Plan, training: Any, tests: Sequence[Any]) -> list[str]:
 
 
 def _begin(plan: Plan, parts: Parts, run: Path | None, *, quiet: bool, resuming: bool, hooks: Mapping[str, Any]) -> Run:
-    """Make the engine, look at the data, load what was done, and train to the end."""
+    """Make the engine, check the data, load the state of a resumed run, and train to the end."""
     built_in = {name: registry.hook(name) for name in (("metrics",) if quiet else ("metrics", "progress"))}
     engine = make_engine(plan, parts, run=run, hooks={**built_in, **hooks})
     preflight(plan, parts, engine)
     inherited = _inherit(plan, engine, run if resuming else None)
     done = engine.resume() if resuming else 0
     if not quiet:
-        log.info("%s%s", announcement(plan, parts, engine), f"; going on after iteration {done}" if resuming else "")
+        log.info("%s%s", announcement(plan, parts, engine), f"; continuing after iteration {done}" if resuming else "")
         if inherited is not None:
             log.info("%s", inherited)
     return _finish(plan, parts, engine, run)
 
 
 def _inherit(plan: Plan, engine: Engine, resumed: Path | None) -> Inherited | None:
-    """Start from the parameters of the plan's ``init_from``, unless a resumed run has a checkpoint of its own.
+    """Start from the parameters of the plan's ``init_from``, unless a resumed run already has a checkpoint.
 
     Raises:
         RunError: nothing in it matches, or a resumed run, which never wrote a checkpoint, had begun from others.
@@ -228,21 +228,21 @@ def _inherit(plan: Plan, engine: Engine, resumed: Path | None) -> Inherited | No
     if begun.get("digest", inherited.digest) != inherited.digest:
         raise everywhere(
             RunError(
-                f"{resumed} began from {begun.get('checkpoint')}, but {plan.init_from} now holds other parameters; "
-                "train anew, in another folder"
+                f"{resumed} started from {begun.get('checkpoint')}, but {plan.init_from} now has other parameters; "
+                "train again in another folder"
             )
         )
     return inherited
 
 
 def _begun_from(run: Path) -> Any:
-    """Return where a run without a checkpoint began from, as its config says; None if it has a checkpoint."""
+    """Return the ``init_from`` in the config of a run without a checkpoint; None if it has a checkpoint."""
     folder = RunFolder.open(run)
     return None if folder.checkpoints() else folder.config.get("init_from", {})
 
 
 def _finish(plan: Plan, parts: Parts, engine: Engine, run: Path | None) -> Run:
-    """Train to the end, test, write result.json; if nothing was left to train, an earlier one stays."""
+    """Train to the end, test, and write result.json; if nothing was left to train, an earlier one is kept."""
     began = engine.iteration
     started = time.perf_counter()
     engine.train(**{name: value for name, value in plan.engine.items() if name not in ENGINE})
@@ -266,10 +266,10 @@ def _evaluate_tests(plan: Plan, parts: Parts, engine: Engine, run: Path | None, 
 
 
 def _own_config(run: Path) -> Any:
-    """Return the config of the run in this folder if this very launch began it; None if nobody began any.
+    """Return the config of the run in this folder if this launch began it; None if the folder is new or empty.
 
     Raises:
-        RunError: there is another's run in the folder, or anything else.
+        RunError: the folder has the run of another launch, or other files.
     """
     mine = launch()
     if mine is not None and (run / "config.json").is_file():
@@ -291,28 +291,28 @@ def _as_begun(plan: Plan, parts: Parts, run: Path, config: Mapping[str, Any]) ->
     now = json.loads(json.dumps(record(plan, parts), default=str))
     differing = [name for name, value in then.items() if name != "backend" and now.get(name) != value]
     if differing:
-        lines = "\n".join(f"  - {name}: it has {then[name]}, this command {now.get(name)}" for name in differing)
+        lines = "\n".join(f"  - {name}: the run has {then[name]}, this command {now.get(name)}" for name in differing)
         raise everywhere(RunError(f"{run} was begun by another command; choose another folder with --run:\n{lines}"))
     plan = evolve(plan, backend=begun.backend)
     return plan, evolve(parts, backend=build_backend(plan))
 
 
 def announcement(plan: Plan, parts: Parts, engine: Engine) -> str:
-    """Return what is trained on what, what of it is the learner's own choice, and how processes share the work."""
+    """Return a sentence: what is trained on which tasks, by whose choice, and how processes share the work."""
     own = f" (the learner's own {listed(plan.own)})" if plan.own else ""
     shared = division(parts.learner.needs, engine.meta_batch, parts.backend.world.size)
     return f"training {plan.learner['name']} on {plan.training['name']}{own}, {backend_text(parts.backend)}{shared}"
 
 
 def backend_text(backend: Any) -> str:
-    """Return a backend in words: ``cpu in bfloat16, 2 threads``."""
+    """Return a description of a backend, such as ``cpu in bfloat16, 2 threads``."""
     described = backend.describe()
     threads = f", {described['threads']} threads" if "threads" in described else ""
     return f"{described.get('name', 'backend')} in {described.get('precision', 'its own precision')}{threads}"
 
 
 def changed_plan(plan: Plan, changes: Mapping[str, Table]) -> Plan:
-    """Return a plan with the changes of an evaluation; tests that they make alike become one.
+    """Return a plan with the changes of an evaluation; tests that become equal are merged.
 
     Raises:
         OptionError: an option is wrong.

@@ -1,4 +1,4 @@
-"""A trained learner in use: a few labelled examples in, predictions for new ones out, without a loop.
+"""Use a trained learner: predict the classes of new examples from a few labelled ones, without further training.
 
 Letters: n examples, N classes, D embedding.
 """
@@ -34,16 +34,21 @@ from kshot.sampling import ClassificationTasks
 from kshot.spec import TaskSpec
 
 Prepare = Callable[[Any], Tensor]
-"""Raw examples (paths, images, arrays) -> inputs [n, *input], see ``kshot.protocols.Pooled``."""
+"""A function from raw examples (paths, images, arrays) to inputs [n, *input]; see ``kshot.protocols.Pooled``."""
 
 
 @frozen(eq=False)
 class Prediction:
-    """Classes of new examples.
+    """Store the predicted classes of new examples.
 
     Attributes:
-        names: of the classes [N].
-        probabilities: of each example [n, N], float64; rows sum to 1.
+        names: names of the N classes.
+        probabilities: float64 array [n, N], the probability of each class for each example; rows sum to 1.
+
+    Example:
+        >>> prediction = Prediction(("cat", "dog"), np.array([[0.9, 0.1], [0.2, 0.8]]))
+        >>> prediction.labels
+        ['cat', 'dog']
     """
 
     names: tuple[str, ...]
@@ -51,19 +56,25 @@ class Prediction:
 
     @property
     def labels(self) -> list[str]:
-        """The most probable class of each example [n]."""
+        """The name of the most probable class of each of the n examples."""
         return [self.names[i] for i in self.probabilities.argmax(1)]
 
 
 @frozen(eq=False)
 class Threshold:
-    """Where "the same" ends.
+    """Store a distance threshold for "same class", and how it was chosen.
 
     Attributes:
-        value: pairs at most this far apart count as of one class.
-        accuracy: mean of the shares of genuine and of imposter pairs that it got right where it was chosen.
-        pairs: genuine and imposter pairs that it was chosen on.
-        split: theirs.
+        value: two examples are of the same class if their distance is at most this.
+        accuracy: mean of the two fractions of genuine pairs (same class) and of imposter pairs (different classes)
+            that the threshold decides correctly, on the pairs on which it was chosen.
+        pairs: numbers of genuine and of imposter pairs on which it was chosen.
+        split: the split that these pairs are from.
+
+    Example:
+        >>> threshold = Threshold(value=0.5, accuracy=0.95, pairs=(300, 2700), split="val")
+        >>> 0.3 <= threshold.value  # two examples at distance 0.3 are of the same class
+        True
     """
 
     value: float
@@ -73,14 +84,26 @@ class Threshold:
 
 
 class Trained:
-    """A learner with its parameters, and how raw examples become its inputs.
+    """Predict with a trained learner of classification tasks.
 
     Args:
-        learner: a trained one, of classification tasks.
-        spec: of the tasks it was built for.
-        prepare: raw examples -> inputs; by default they must be inputs already.
-        backend: where to compute; the learner is placed there.
-        tasks: that ``threshold`` chooses pairs from, or a function that makes them when they are needed, or None.
+        learner: a trained learner of classification tasks.
+        spec: spec of the tasks that the learner was built for.
+        prepare: function from raw examples to inputs; None if examples are given as inputs already.
+        backend: where to compute, the CPU by default; the learner is placed there.
+        tasks: the tasks from which ``threshold`` takes pairs, or a function that builds them when they are needed, or
+            None.
+
+    Raises:
+        MisfitError: the tasks are not of kind classification.
+
+    Example:
+        >>> from kshot.testing import sample_learner, sample_tasks
+        >>> spec = sample_tasks.classification().spec
+        >>> model = Trained(sample_learner.NearestMean(spec), spec)
+        >>> support = {"low": torch.zeros(2, 6), "high": torch.ones(2, 6)}
+        >>> model.predict(support, torch.ones(1, 6)).labels
+        ['high']
     """
 
     def __init__(
@@ -95,35 +118,33 @@ class Trained:
         if backend is None:
             backend = registry.backend()
         if spec.kind != "classification":
-            raise MisfitError(
-                f"the learner was trained on {spec.kind} tasks; predictions on files need one of classification tasks"
-            )
+            raise MisfitError(f"Trained: got a learner of {spec.kind} tasks, expected one of classification tasks")
         self.learner = backend.place(learner)
         self.spec, self.backend = spec, backend
         self._tasks, self._prepare = tasks, prepare
 
     @cached_property
     def tasks(self) -> Any:
-        """The tasks that ``threshold`` chooses pairs from, or None."""
+        """The tasks from which ``threshold`` takes pairs, or None."""
         return self._tasks() if callable(self._tasks) else self._tasks
 
     @classmethod
     def of_run(
         cls, run: str | Path, *, backend: Backend | None = None, import_from: str | Path | None = None
     ) -> Trained:
-        """Load what a run ended with: its best validated parameters, else its last.
+        """Load the final parameters of a run: the best validated ones, or the last if it was not validated.
 
-        The data it was trained on need not be here, except for ``threshold``, and except for tasks that can't write
-        down how they prepare examples (``kshot.protocols.Portable``).
+        The training data are not needed, except for ``threshold``, and except for tasks that can't describe how they
+        prepare examples (``kshot.protocols.Portable``).
 
         Args:
             run: a run folder, made by ``kshot train`` or in Python.
-            backend: where to compute; by default the run's own.
+            backend: where to compute; by default the backend of the run.
             import_from: a folder with the network that the run names by an import path, if it is not installed.
 
         Raises:
-            RunError: there is no such run, it has no checkpoint, or it can't be built again from its folder.
-            KshotError: its learner, or its tasks if they are needed, can't be built here.
+            RunError: the run does not exist, has no checkpoint, or can't be built again from its folder.
+            KshotError: the learner can't be built here, or the tasks can't if they are needed.
         """
         folder = Path(run)
         plan = Plan.of_run(folder, RunFolder.open(folder).config)
@@ -133,144 +154,159 @@ class Trained:
             with importing(import_from, run=folder):
                 return component("tasks", plan.training)
 
+        # How inputs are prepared is read from the run folder if it is stored there, else taken from the tasks.
         prepare: Prepare | None
-        if (written := load_inputs(folder)) is not None:
-            spec, prepare = written
+        if (stored := load_inputs(folder)) is not None:
+            spec, prepare = stored
         else:
-            there = tasks()
-            spec, prepare = there.spec, there.prepare if isinstance(there, Pooled) else None
+            rebuilt = tasks()
+            spec, prepare = rebuilt.spec, rebuilt.prepare if isinstance(rebuilt, Pooled) else None
         with importing(import_from, run=folder):
             learner = build_learner(plan, spec)
-            used = component("backend", plan.backend) if backend is None else backend
+            backend = component("backend", plan.backend) if backend is None else backend
         learner.load_state_dict(parameters)
-        return cls(learner, spec, prepare=prepare, backend=used, tasks=tasks)
+        return cls(learner, spec, prepare=prepare, backend=backend, tasks=tasks)
 
     @cached_property
     def digest(self) -> str:
-        """Of the learner's parameters and buffers: two with the same predict the same."""
+        """The digest of the learner's parameters and buffers; learners with the same digest predict the same."""
         return digest(self.learner.state_dict())
 
     def inputs(self, raw: Any) -> Tensor:
-        """Raw examples as inputs [n, *input].
+        """Return raw examples as inputs [n, *input].
 
         Raises:
-            DataError: they can't be read, or have another shape than the learner was built for.
+            DataError: the examples can't be read, or have another shape than the learner was built for.
         """
         x = self._prepare(raw) if self._prepare is not None else torch.as_tensor(np.asarray(raw), dtype=torch.float32)
         if tuple(x.shape[1:]) != tuple(self.spec.input_shape):
             raise DataError(
-                f"inputs of shape {list(x.shape)}, expected [n, {', '.join(map(str, self.spec.input_shape))}] as the "
-                "learner was trained on"
+                f"inputs: got shape {list(x.shape)}, expected [n, {', '.join(map(str, self.spec.input_shape))}], "
+                "as the learner was trained on"
             )
         return x
 
     def predict(self, support: Mapping[str, Any], queries: Any) -> Prediction:
-        """Classes of ``queries`` by a few examples of each.
+        """Predict the classes of ``queries`` from a few examples of each class.
 
         Args:
-            support: class name -> its raw examples; classes may have different numbers of them.
-            queries: raw examples. They are predicted independently, unless the learner is transductive.
+            support: {name of a class: its raw examples}; classes may have different numbers of examples.
+            queries: n raw examples. They are predicted independently, unless the learner is transductive.
+
+        Returns:
+            The class names, in the order of ``support``, and the probabilities [n, N].
 
         Raises:
-            DataError: fewer than two classes, a class without examples, or unreadable ones.
-            MisfitError: the learner takes another number of classes.
+            DataError: there are fewer than two classes, a class has no examples, or examples can't be read.
+            MisfitError: the learner was trained for another number of classes and takes no other.
         """
         names = tuple(support)
         if len(names) < 2:
-            raise DataError(f"the support has {len(names)} classes ({', '.join(names)}), expected at least two")
+            raise DataError(
+                f"predict: got {len(names)} classes in the support ({', '.join(names)}), expected at least two"
+            )
         self.check_way(len(names))
-        parts = [self.inputs(support[name]) for name in names]
-        y = torch.arange(len(names)).repeat_interleave(torch.tensor([len(part) for part in parts]))
+        of_class = [self.inputs(support[name]) for name in names]
+        y = torch.arange(len(names)).repeat_interleave(torch.tensor([len(examples) for examples in of_class]))
         x = self.inputs(queries)
-        logits = self.logits(Support(x=torch.cat(parts)[None], y=y[None], way=len(names)), x)
+        logits = self.logits(Support(x=torch.cat(of_class)[None], y=y[None], way=len(names)), x)
         return Prediction(names, torch.softmax(logits.double(), -1).numpy())
 
     def logits(self, support: Support, x: Tensor) -> Tensor:
-        """Logits [n, N] of inputs ``x`` [n, *input], given a support of B = 1, on the CPU."""
+        """Return logits [n, N], on the CPU, of inputs ``x`` [n, *input], given a support with B = 1."""
+        # A learner that looks at all queries together must get them in one piece.
         joint = self.learner.needs.queries != "independent"
         pieces = (x,) if joint else in_pieces(x)
         with self._computing():
             if self.learner.needs.queries == "at_adapt":
                 support = attrs.evolve(support, query_x=x[None])
             predictor = self.learner.adapt(self.backend.place(support))
-            made = [predictor(self.backend.place(piece[None]))[0].float().cpu() for piece in pieces]
-        return torch.cat(made)
+            logits = [predictor(self.backend.place(piece[None]))[0].float().cpu() for piece in pieces]
+        return torch.cat(logits)
 
     def embed(self, raw: Any) -> NDArray[np.float32]:
-        """Embeddings [n, D] of raw examples.
+        """Return embeddings [n, D] of raw examples.
 
         Raises:
             MisfitError: the learner has no embedding (``kshot.protocols.Embeds``).
         """
-        made: NDArray[np.float32] = self._embed(self.inputs(raw)).numpy()
-        return made
+        embeddings: NDArray[np.float32] = self._embed(self.inputs(raw)).numpy()
+        return embeddings
 
     def distances(self, a: Any, b: Any) -> NDArray[np.float64]:
-        """Distances [n] of raw examples ``a`` and ``b``, pair by pair.
+        """Return the distances [n] between raw examples ``a`` and ``b``, pair by pair.
 
-        They are the learner's own (``kshot.protocols.Compares``), or else Euclidean ones of the embeddings.
+        The learner's own distance is used if it has one (``kshot.protocols.Compares``), else the Euclidean distance of
+        the embeddings.
 
         Raises:
-            DataError: there are not as many of one as of the other.
+            DataError: ``a`` and ``b`` have different numbers of examples.
             MisfitError: see ``embed``.
         """
         first, second = self.inputs(a), self.inputs(b)
         if len(first) != len(second):
-            raise DataError(f"distances: {len(first)} examples and {len(second)}; expected pairs")
+            raise DataError(f"distances: got {len(first)} and {len(second)} examples, expected pairs")
         z = self._embed(torch.cat([first, second]))
-        made: NDArray[np.float64] = self._apart(z[: len(first)], z[len(first) :]).numpy()
-        return made
+        distances: NDArray[np.float64] = self._distance(z[: len(first)], z[len(first) :]).numpy()
+        return distances
 
     def threshold(self, split: str = "val", *, episodes: int = 20) -> Threshold:
-        """The distance that best tells pairs of one class from pairs of two, on episodes of ``split``.
+        """Choose the distance that best separates pairs of the same class from pairs of different classes.
 
-        Where the tasks are ``Pooled`` an episode has up to 20 classes with up to 6 examples, as many as the split
-        holds: it need not hold what was trained with. Genuine and imposter pairs weigh the same in all, though there
-        are more of the latter.
+        If the tasks are ``kshot.protocols.Pooled``, an episode has up to 20 classes with up to 6 examples each, or as
+        many as the split has. Genuine pairs (same class) and imposter pairs (different classes) have the same total
+        weight, although there are more of the latter.
+
+        Args:
+            split: the split from which pairs are taken.
+            episodes: number of episodes from which pairs are taken.
 
         Raises:
-            MisfitError: there are no tasks, or see ``embed``.
-            DataError: the split has no two examples of one class in an episode.
+            MisfitError: no tasks were given, or the learner has no embedding, see ``embed``.
+            DataError: no episode of the split has two examples of the same class.
         """
         if self.tasks is None:
-            raise MisfitError("threshold: there are no tasks to choose pairs from; give Trained(tasks=...)")
-        tasks = held_by(self.tasks, split) if isinstance(self.tasks, Pooled) else self.tasks
-        near: list[NDArray[np.float64]] = []
-        far: list[NDArray[np.float64]] = []
+            raise MisfitError("threshold: got no tasks to take pairs from, expected Trained(..., tasks=...)")
+        tasks = verification_tasks(self.tasks, split) if isinstance(self.tasks, Pooled) else self.tasks
+        genuine: list[NDArray[np.float64]] = []
+        imposter: list[NDArray[np.float64]] = []
         for i in range(episodes):
             episode = tasks.sample(split, [i])
             z = self._embed(torch.cat([episode.support.x, episode.query.x], 1)[0])
             y = torch.cat([episode.support.y, episode.query.y], 1)[0]
+            # Every unordered pair of two different examples once.
             upper = torch.ones(len(y), len(y), dtype=torch.bool).triu(1)
-            apart, same = self._apart(z[:, None], z[None]), y[:, None] == y
-            near.append(apart[upper & same].numpy())
-            far.append(apart[upper & ~same].numpy())
-        return best_threshold(np.concatenate(near), np.concatenate(far), split)
+            distances, same = self._distance(z[:, None], z[None]), y[:, None] == y
+            genuine.append(distances[upper & same].numpy())
+            imposter.append(distances[upper & ~same].numpy())
+        return best_threshold(np.concatenate(genuine), np.concatenate(imposter), split)
 
     def _embed(self, x: Tensor) -> Tensor:
+        """Return embeddings [n, D] of inputs [n, *input], on the CPU."""
         if not isinstance(self.learner, Embeds):
             raise MisfitError(
-                f"{type(self.learner).__name__} has no embedding (kshot.protocols.Embeds); expected a learner that "
-                "has, such as protonet or siamese"
+                f"embed: got a {type(self.learner).__name__}, which has no embedding; expected a learner with one "
+                "(kshot.protocols.Embeds), such as protonet or siamese"
             )
         with self._computing():
-            made = [full_precision(self.learner.embed(self.backend.place(p[None])))[0] for p in in_pieces(x)]
-        return torch.cat(made).cpu()
+            z = [full_precision(self.learner.embed(self.backend.place(piece[None])))[0] for piece in in_pieces(x)]
+        return torch.cat(z).cpu()
 
-    def _apart(self, a: Tensor, b: Tensor) -> Tensor:
+    def _distance(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return float64 distances [..] of embeddings [.., D], on the CPU: the learner's own, else Euclidean."""
         if not isinstance(self.learner, Compares):
             euclidean: Tensor = torch.linalg.vector_norm(a.double() - b.double(), dim=-1)
             return euclidean
         with self._computing():
-            made: Tensor = self.learner.distance(self.backend.place(a), self.backend.place(b))
-        return made.double().cpu()
+            distance: Tensor = self.learner.distance(self.backend.place(a), self.backend.place(b))
+        return distance.double().cpu()
 
     def check_way(self, way: int) -> None:
-        """Raises MisfitError where the learner takes another number of classes."""
+        """Raise MisfitError if the learner was trained for another number of classes and takes no other."""
         if not self.learner.needs.variable_way and way != self.spec.way:
             raise MisfitError(
-                f"the support has {way} classes, but {type(self.learner).__name__} was trained for {self.spec.way} and "
-                "takes no other number"
+                f"{type(self.learner).__name__}: got {way} classes in the support, expected {self.spec.way} as in "
+                "training; it takes no other number"
             )
 
     @contextlib.contextmanager
@@ -279,42 +315,43 @@ class Trained:
             yield
 
 
-def held_by(tasks: Pooled, split: str) -> ClassificationTasks:
-    """Episodes of up to 20 classes with up to 6 examples of each, over the pool of a split.
+def verification_tasks(tasks: Pooled, split: str) -> ClassificationTasks:
+    """Return tasks with up to 20 classes and up to 6 examples of each, from the pool of a split.
 
     Raises:
-        DataError: the split has no two classes, or a class without a pair.
+        DataError: the split has fewer than two classes, or a class with a single example.
     """
     pool = tasks.pool(split)
     if pool.classes < 2 or pool.fewest < 2:
         raise DataError(
-            f"split {split!r} has {pool.classes} classes, the smallest of {pool.fewest} examples; expected at least 2 "
-            "classes with 2 examples each to choose a threshold on: give one"
+            f"threshold: got split {split!r} with {pool.classes} classes, the smallest with {pool.fewest} examples; "
+            "expected at least 2 classes with 2 examples each to choose a threshold; use another split or give a "
+            "threshold"
         )
     return ClassificationTasks({split: pool}, way=min(pool.classes, 20), shot=1, query=min(pool.fewest - 1, 5))
 
 
 def in_pieces(x: Tensor) -> tuple[Tensor, ...]:
-    """Inputs [n, *input] in pieces whose activations fit the caches."""
-    made: tuple[Tensor, ...] = torch.split(x, max(1, BUDGET // max(1, x[0].numel())))
-    return made
+    """Split inputs [n, *input] into pieces whose activations fit the caches."""
+    pieces: tuple[Tensor, ...] = torch.split(x, max(1, BUDGET // max(1, x[0].numel())))
+    return pieces
 
 
-def best_threshold(near: NDArray[np.float64], far: NDArray[np.float64], split: str) -> Threshold:
+def best_threshold(genuine: NDArray[np.float64], imposter: NDArray[np.float64], split: str) -> Threshold:
     """Choose the threshold by ``kshot.functional.best_threshold`` and record what it was chosen on.
 
     Args:
-        near: distances of pairs of the same class [G].
-        far: distances of pairs of two classes [I].
+        genuine: distances of pairs of the same class [G].
+        imposter: distances of pairs of different classes [I].
         split: the split that the pairs are from.
 
     Raises:
-        DataError: there are no pairs of one kind.
+        DataError: there are no genuine pairs, or no imposter pairs.
     """
-    if not len(near) or not len(far):
+    if not len(genuine) or not len(imposter):
         raise DataError(
-            f"the episodes of split {split!r} have {len(near)} pairs of one class and {len(far)} of two; expected some "
-            "of each: raise shot + query to at least 2, and way to at least 2"
+            f"threshold: got {len(genuine)} pairs of the same class and {len(imposter)} of different classes in the "
+            f"episodes of split {split!r}, expected some of each; raise shot + query and way to at least 2"
         )
-    value, accuracy = functional.best_threshold(torch.from_numpy(near), torch.from_numpy(far))
-    return Threshold(float(value), float(accuracy), (len(near), len(far)), split)
+    value, accuracy = functional.best_threshold(torch.from_numpy(genuine), torch.from_numpy(imposter))
+    return Threshold(float(value), float(accuracy), (len(genuine), len(imposter)), split)
