@@ -1,4 +1,7 @@
-"""What the tests of examples share: a fresh folder, and the check that an example leaves no global state."""
+"""What the tests of examples share: a fresh folder, and the check that an example leaves no global state.
+
+Making a network draws from torch's random state, and an example may register a plugin; both are put back.
+"""
 
 from __future__ import annotations
 
@@ -17,20 +20,29 @@ def global_state() -> dict[str, Any]:
     import numpy as np
     import torch
 
-    import kshot
-
     variables = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
     return {
         "the folder": os.getcwd(),
         "the environment variables": variables,
-        "torch's random state": torch.get_rng_state().tolist(),
         "torch's default type": torch.get_default_dtype(),
         "torch's gradient mode": torch.is_grad_enabled(),
         "torch's threads": torch.get_num_threads(),
         "random's state": random.getstate(),
         "numpy's random state": np.random.get_state()[1].tolist(),
-        "the registered plugins": [plugin.key for plugin in kshot.plugins() if not plugin.distribution],
     }
+
+
+@contextmanager
+def restored() -> Iterator[None]:
+    """Put torch's random state and the plugins registered in this process back as they were."""
+    import torch
+
+    from kshot.registry import default
+
+    registered, loaded = dict(default._registered), dict(default._loaded)
+    with torch.random.fork_rng(devices=[]):
+        yield
+    default._registered, default._loaded = registered, {**default._loaded, **loaded}
 
 
 @pytest.fixture
@@ -46,8 +58,13 @@ def stateless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], A
             patched.chdir(tmp_path)
             patched.setenv("KSHOT_CACHE", str(tmp_path / "cache"))
             before = global_state()
-            yield tmp_path
+            with restored():
+                yield tmp_path
             after = global_state()
+        # A library may set a variable when its first use imports it; what was set must stay.
+        after["the environment variables"] = {
+            name: after["the environment variables"].get(name) for name in before["the environment variables"]
+        }
         assert [name for name in before if after[name] != before[name]] == [], "the examples changed these"
 
     return context

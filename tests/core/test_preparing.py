@@ -98,7 +98,7 @@ def test_another_form_is_refused(value: Any) -> None:
         ({"factor": 2.0, "offset": [1.0]}, "offset: got [1.0] (list), expected Tensor"),
         ({"factor": 2.0, "offset": torch.ones(2), "path": "x"}, "path: unknown option"),
         ({"factor": 2.0}, "offset: got nothing, expected Tensor"),
-        ({"factor": 2.0, "offset": torch.ones(2), "below": {"a": 1}}, "below: expected plain values"),
+        ({"factor": 2.0, "offset": torch.ones(2), "below": {"a": 1}}, "got other values for below, expected plain values"),
         ({"factor": 2.0, "offset": torch.ones(2), "raw": 1}, "raw: unknown option"),
     ],
 )
@@ -119,7 +119,7 @@ def untyped(raw: Any, factor=1.0) -> Tensor:  # type: ignore[no-untyped-def]
 def test_an_option_without_a_type_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A value can't be checked without a type."""
     monkeypatch.setitem(registry.default._preparations, f"{__name__}:untyped", untyped)
-    with pytest.raises(RunError, match="its option factor has no type"):
+    with pytest.raises(RunError, match="got a function whose option factor has no type to check"):
         registry.preparation({"function": f"{__name__}:untyped", "options": {}})
 
 

@@ -119,8 +119,7 @@ class Engine:
         self._results = Results()
         self._door = Door()
         self._hooks = Hooks(() if self.backend.world.rank else hooks, self)
-        self._run = None if run is None else Path(run)
-        self._config = dict(config or {})
+        self._run, self._config = None if run is None else Path(run), dict(config or {})
 
     # --- Training ----------------------------------------------------------------------------------------------------
 

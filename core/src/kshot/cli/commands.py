@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from kshot.cli.console import CHANGEABLE, EPILOG, INTERRUPTED, Group, SectionCommand, print_json, say, tell
+from kshot.cli.console import CHANGEABLE, EPILOG, INTERRUPTED, Group, RunCommand, SectionCommand, print_json, say, tell
 from kshot.cli.flags import FLAGS
 from kshot.errors import MisfitError
 from kshot.runs.launch import processes
@@ -231,7 +231,7 @@ def train_each(
             tell(line)
 
 
-@main.command()
+@main.command(cls=RunCommand)
 @click.argument("run", type=PATH)
 @import_from_option
 @quiet_flag

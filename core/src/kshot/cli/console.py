@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -41,7 +40,7 @@ class Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:
-            with plain_warnings(), shown_messages():
+            with plain_warnings():
                 return super().invoke(ctx)
         except KshotError as error:
             if os.environ.get("KSHOT_DEBUG", "") not in ("", "0"):
@@ -56,30 +55,6 @@ class Group(click.Group):
         except KeyboardInterrupt:
             say("kshot: interrupted")
             ctx.exit(INTERRUPTED)
-
-
-class _Lines(logging.Handler):
-    """Print log records as lines on standard error."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Print one record."""
-        say(record.getMessage())
-
-
-@contextlib.contextmanager
-def shown_messages() -> Iterator[None]:
-    """Print the log messages of ``kshot.runs`` on standard error, inside the block."""
-    log, handler = logging.getLogger("kshot.runs"), _Lines()
-    level, propagate = log.level, log.propagate
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-        log.setLevel(level)
-        log.propagate = propagate
 
 
 @contextlib.contextmanager
@@ -100,7 +75,18 @@ def plain_warnings() -> Iterator[None]:
         yield
 
 
-class SectionCommand(click.Command):
+class RunCommand(click.Command):
+    """A command that trains or evaluates: what ``kshot.runs`` logs is printed on standard error."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Call the command with its messages shown."""
+        from kshot.cli.messages import shown_messages
+
+        with shown_messages(say):
+            return super().invoke(ctx)
+
+
+class SectionCommand(RunCommand):
     """Accept ``--section.name=value`` and ``--section.name value`` anywhere among the arguments of a command."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kshot.errors import OptionError
-from kshot.registry.options import Raw, did_you_mean, parse_literal
-from kshot.runs.recipe import SECTIONS, Config, Table, configure, layered
+
+if TYPE_CHECKING:
+    from kshot.registry.options import Raw
+    from kshot.runs.recipe import Config, Table
 
 FLAGS = "kshot.flags"
 """Key of the section flags in ``click.Context.meta``; the value is [(dotted path, text)]."""
@@ -35,6 +37,8 @@ def configured(
     Raises:
         OptionError: an option is unknown or has a wrong value, or no learner or tasks are named.
     """
+    from kshot.runs.recipe import configure, layered  # here, as listing plugins needs none of it
+
     tables = layered(recipe, given, where="train")
     put_flags(tables, flags)
     if iterations is not None:
@@ -69,12 +73,16 @@ def split_flags(args: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
     return flags, rest
 
 
-def put_flags(tables: Table, flags: Sequence[tuple[str, str]], sections: Collection[str] = SECTIONS) -> None:
+def put_flags(tables: Table, flags: Sequence[tuple[str, str]], sections: Collection[str] | None = None) -> None:
     """Put ``section.name`` and ``section.name.inner`` into nested tables.
 
     Raises:
         OptionError: the section is unknown.
     """
+    from kshot.registry.options import Raw, did_you_mean
+    from kshot.runs.recipe import SECTIONS
+
+    sections = SECTIONS if sections is None else sections
     for path, value in flags:
         section, *parts = path.split(".")
         if section not in sections:
@@ -85,6 +93,8 @@ def put_flags(tables: Table, flags: Sequence[tuple[str, str]], sections: Collect
 
 
 def _put(table: Table, parts: Sequence[str], value: Raw) -> None:
+    from kshot.registry.options import parse_literal
+
     *heads, last = parts
     for head in heads:
         inner = table.get(head)

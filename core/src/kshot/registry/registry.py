@@ -10,15 +10,15 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-import traceback
 import typing
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from attrs import evolve
 
-from kshot.errors import PluginError, RunError, Unavailable, UnknownPluginError
+from kshot.errors import PluginError, Unavailable, UnknownPluginError
 from kshot.registry import names
 from kshot.registry.discovery import STALE, installed, preparations
+from kshot.registry.importing import import_factory, import_preparation, traceback_of
 from kshot.registry.ledger import Built, Ledger, recall
 from kshot.registry.options import options_of
 from kshot.registry.plugin import LEADING, MEMORY_SIZES, Factory, Key, Plugin, PluginInfo
@@ -155,7 +155,7 @@ class Registry:
     def _imported(self, plugin: Plugin) -> Plugin:
         """Import a plugin and return it in the state that results."""
         try:
-            self._loaded[plugin.key] = _import(plugin.target)
+            self._loaded[plugin.key] = import_factory(plugin.target)
         except KeyboardInterrupt:
             raise
         except BaseException as exc:  # SystemExit too: no plugin may end the process by being imported
@@ -165,7 +165,7 @@ class Registry:
             if plugin.state != "ok":
                 return plugin
             first = f"importing {plugin.target} raised {type(exc).__name__}: {exc}".splitlines()[0]
-            return evolve(plugin, state="broken", reason=f"{first}\n{_traceback(exc)}")
+            return evolve(plugin, state="broken", reason=f"{first}\n{traceback_of(exc)}")
         return evolve(plugin, state="ok", reason="")
 
     # -------------------- registering
@@ -242,7 +242,7 @@ class Registry:
             values,
             known=lambda name: name in self._preparations or name in installed,
             build=lambda name, options: checked_preparation(
-                name, self._preparations.get(name) or _import_registered(name), options
+                name, self._preparations.get(name) or import_preparation(name), options
             ),
         )
 
@@ -371,33 +371,3 @@ class Registry:
             OptionError: the component was not built by name, or options are wrong.
         """
         return self._builder.rebuild(component, spec, changed)
-
-
-def _import(target: str) -> Factory:
-    """Import a class or function from ``module:attribute``."""
-    module, _, attribute = target.partition(":")
-    factory: Any = importlib.import_module(module)
-    for name in attribute.split("."):
-        factory = getattr(factory, name)
-    if not callable(factory):
-        raise TypeError(f"{target} is {factory!r}, neither a class nor a function")
-    return typing.cast(Factory, factory)
-
-
-def _import_registered(target: str) -> Factory:
-    """Import a registered function that prepares inputs; raise RunError if that fails."""
-    try:
-        return _import(target)
-    except Exception as exc:
-        raise RunError(
-            f"inputs were prepared by {target}, which can't be imported ({type(exc).__name__}: {exc}); install the "
-            "version of the plugin that the run was made with"
-        ) from exc
-
-
-def _traceback(exc: BaseException) -> str:
-    """Return the traceback as text, without the frames of this module before the plugin's own code."""
-    frames = exc.__traceback__
-    while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
-        frames = frames.tb_next
-    return "".join(traceback.format_exception(type(exc), exc, frames)).rstrip()

@@ -80,6 +80,10 @@ def audiofolder(
     Raises:
         DataError: the folder, a list or an option is malformed, or there are too few classes or sounds; or, when the
             first episode is asked for, files can't be decoded. The message names them.
+
+    Example:
+        >>> tasks = audiofolder(root="sounds", seconds=1.0)  # doctest: +SKIP
+        >>> tasks.sample("train", [0]).support.x.shape  # doctest: +SKIP
     """
     if workers is not None and workers < 1:
         raise DataError(f"audiofolder: workers: got {workers}, expected at least 1 thread")

@@ -68,6 +68,10 @@ def cats_dogs(
 
     Raises:
         DataError: the recordings are missing, incomplete or malformed, or an option is out of its range.
+
+    Example:
+        >>> tasks = cats_dogs(root="audio_cats_dogs.zip")  # the recordings, as downloaded # doctest: +SKIP
+        >>> tasks.sample("train", [0]).support.x.shape  # doctest: +SKIP
     """
     count = round(seconds * RATE)
     if not WINDOW // 2 < count <= SHORTEST:

@@ -53,6 +53,10 @@ def cifar_fs(
 
     Raises:
         DataError: the data are missing or damaged, or a class has too few images for shot + query.
+
+    Example:
+        >>> tasks = cifar_fs(root="cifar", download=True)  # fetches CIFAR-100 once # doctest: +SKIP
+        >>> tasks.sample("train", [0]).support.x.shape  # doctest: +SKIP
     """
     folder = cache_folder("cifar-fs", cache)
     given = root if root is not None else os.environ.get("KSHOT_CIFAR100") or folder

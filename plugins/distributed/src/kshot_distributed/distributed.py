@@ -51,6 +51,10 @@ class Distributed:
 
     Example (in a process that torchrun has started):
         ``kshot.Engine(learner, tasks, backend=kshot.backend("distributed"), meta_batch=4).train(iterations=500)``
+
+    Example:
+        >>> backend = Distributed(local="cpu")  # in a process that torchrun started # doctest: +SKIP
+        >>> backend.world.rank, backend.world.size  # doctest: +SKIP
     """
 
     def __init__(self, local: Backend | str = "cpu", timeout: float = 1800.0) -> None:

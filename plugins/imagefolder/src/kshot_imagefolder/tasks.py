@@ -60,6 +60,10 @@ def imagefolder(
     Raises:
         DataError: the folder, a list or an option is malformed, or there are too few classes or images; or, when the
             first episode is asked for, files can't be decoded. The message names them.
+
+    Example:
+        >>> tasks = imagefolder(root="pictures", size=32)  # doctest: +SKIP
+        >>> tasks.sample("train", [0]).support.x.shape  # doctest: +SKIP
     """
     sides = (size, size) if isinstance(size, int) else (size[0], size[1])
     if min(sides) < 1:

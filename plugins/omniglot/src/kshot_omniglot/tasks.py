@@ -65,6 +65,11 @@ def omniglot(
 
     Raises:
         DataError: the data are missing, incomplete or malformed, or a class has too few drawings for shot + query.
+
+    Example:
+        >>> tasks = omniglot(way=3, shot=2, query=4, protocol="embedded")
+        >>> tasks.sample("test", [0]).support.x.shape
+        torch.Size([1, 6, 1, 28, 28])
     """
     if size < 1:
         raise DataError(

@@ -59,6 +59,10 @@ def orl_faces(
 
     Raises:
         DataError: the data are missing, incomplete or malformed, or there are too few people or pictures.
+
+    Example:
+        >>> tasks = orl_faces(root="att_faces.zip")  # the faces, as downloaded # doctest: +SKIP
+        >>> tasks.sample("train", [0]).support.x.shape  # doctest: +SKIP
     """
     if min(size) < 1:
         raise DataError(
