@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import kshot
+import kshot.runs
 import kshot.testing
 
 
@@ -25,7 +26,7 @@ def loaded_by(code: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "module", ["kshot", "kshot.testing", "kshot.testing.pytest_plugin", "kshot.cli", "kshot.errors"]
+    "module", ["kshot", "kshot.runs", "kshot.testing", "kshot.testing.pytest_plugin", "kshot.cli", "kshot.errors"]
 )
 def test_importing_is_cheap(module: str) -> None:
     """A command line, a test run or a help page must not wait for torch if it does not use it."""
@@ -51,7 +52,7 @@ def test_every_public_name_resolves(name: str) -> None:
     assert name in dir(kshot)
 
 
-@pytest.mark.parametrize("module", [kshot, kshot.testing], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [kshot, kshot.runs, kshot.testing], ids=lambda m: m.__name__)
 def test_type_checkers_see_the_names_that_users_get(module: object) -> None:
     """The lazy names are written twice, for the interpreter and for the type checker, and both must agree."""
     tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))  # type: ignore[attr-defined]

@@ -98,7 +98,7 @@ def test_another_form_is_refused(value: Any) -> None:
         ({"factor": 2.0, "offset": [1.0]}, "offset: got [1.0] (list), expected Tensor"),
         ({"factor": 2.0, "offset": torch.ones(2), "path": "x"}, "path: unknown option"),
         ({"factor": 2.0}, "offset: got nothing, expected Tensor"),
-        ({"factor": 2.0, "offset": torch.ones(2), "below": {"a": 1}}, "got other values for below, expected plain values"),
+        ({"factor": 2.0, "offset": torch.ones(2), "below": {"a": 1}}, "got other values for below, expected plain"),
         ({"factor": 2.0, "offset": torch.ones(2), "raw": 1}, "raw: unknown option"),
     ],
 )

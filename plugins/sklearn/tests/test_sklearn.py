@@ -6,6 +6,7 @@ import doctest
 import pickle
 import shutil
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -215,3 +216,25 @@ def test_the_examples_in_docstrings_run() -> None:
     """A wrong example is worse than none."""
     result = doctest.testmod(sys.modules["kshot_sklearn.classifier"])
     assert (result.failed, result.attempted > 0) == (0, True)
+
+
+def test_a_run_made_in_python_is_a_classifier(tmp_path: Path) -> None:
+    """An engine writes what the classifier needs, also for a network that is named by an import path."""
+    pytest.importorskip("kshot_toy")
+    pytest.importorskip("kshot_protonet")
+    folder = tmp_path / "code"
+    folder.mkdir()
+    (folder / "classifiernets.py").write_text(
+        "import kshot\nfrom torch import nn\n\n"
+        "def tiny(spec: kshot.TaskSpec) -> nn.Module:\n    return nn.Linear(spec.input_shape[0], 4)\n"
+    )
+    encoder = {"name": "protonet", "encoder": "classifiernets:tiny"}
+    few = {"iterations": 2, "evaluate": {"episodes": 2}, "quiet": True}
+    run = kshot.runs.train(encoder, "toy", run=tmp_path / "run", import_from=folder, **few)
+    examples = torch.randn(6, 20, generator=torch.Generator().manual_seed(0)).numpy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # says what is imported
+        classifier = FewShotClassifier(tmp_path / "run", import_from=folder).fit(examples, list("aabbcc"))
+    expected = FewShotClassifier(run.trained()).fit(examples, list("aabbcc"))
+    assert np.array_equal(classifier.predict_proba(examples), expected.predict_proba(examples))
+    sys.modules.pop("classifiernets")

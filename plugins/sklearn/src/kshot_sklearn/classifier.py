@@ -32,9 +32,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     unpickled classifier is first used, which executes no code of the file, and is refused if it has changed.
 
     Args:
-        model: the folder of a run of ``kshot train``; or a ``kshot.Trained``, for a learner that was built in Python
-            (it is pickled in the usual way); or None for the nearest class mean of the inputs themselves. That is the
-            classifier of Snell et al. (2017) without a network, the baseline that a learner has to exceed.
+        model: a run folder, made by ``kshot train`` or in Python; or a ``kshot.Trained``, for a learner that was built
+            in Python (it is pickled in the usual way); or None for the nearest class mean of the inputs themselves.
+            That is the classifier of Snell et al. (2017) without a network, the baseline that a learner has to exceed.
+        import_from: a folder with the network that the run names by an import path, if it is not installed.
 
     Attributes:
         classes_: the labels [N], sorted.
@@ -51,8 +52,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         ['low', 'high']
     """
 
-    def __init__(self, model: str | PathLike[str] | Trained | None = None) -> None:
+    def __init__(
+        self, model: str | PathLike[str] | Trained | None = None, *, import_from: str | PathLike[str] | None = None
+    ) -> None:
         self.model = model
+        self.import_from = import_from
 
     def fit(self, X: Any, y: Any) -> FewShotClassifier:
         """Store examples ``X`` [n, *input] with labels ``y`` [n] as the support, and return the classifier itself."""
@@ -117,7 +121,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Read the learner from its run, if ``model`` is one."""
         if self.model is None or isinstance(self.model, Trained):
             return self.model
-        return Trained.of_run(Path(self.model))
+        import_from = None if self.import_from is None else Path(self.import_from)
+        return Trained.of_run(Path(self.model), import_from=import_from)
 
     def _again(self) -> Trained | None:
         """Return the learner. After unpickling, read it again first.
