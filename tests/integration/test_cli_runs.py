@@ -175,7 +175,7 @@ def test_a_folder_with_anything_in_it_is_refused_and_left_alone() -> None:
         (["protonett", "toy"], 4, "did you mean 'protonet'?"),
         (["protonet", "toys"], 4, "did you mean 'toy'?"),
         pytest.param(["protonet", "sinusoid"], 3, "the tasks are regression", marks=NEEDS_SINUSOID),
-        (["protonet", "toy", "--tasks.way=61"], 5, "60 classes"),
+        (["protonet", "toy", "--tasks.way=61"], 5, "got way 61, expected at most 60"),
         (["protonet", "toy", "--tasks.classes=10", "--training.way=11"], 5, "got way 11, expected at most 10"),
         (["protonet", "toy", "--tasks.classes=10", "--training.classes=8"], 5, "--training.way="),
         (["protonet", "toy", "--tasks.shot=40"], 5, "40"),
@@ -496,7 +496,7 @@ def test_list_and_doctor_say_why_a_plugin_is_broken(strangers: dict[str, str]) -
     lines = out.splitlines()
     stale = next(i for i, line in enumerate(lines) if line.startswith("stale "))
     assert lines[stale].split()[3] == "broken"
-    assert "module not_there is not there" in lines[stale + 1]
+    assert "the module not_there does not exist" in lines[stale + 1]
     code, out, _ = run_apart("doctor", **strangers)
     assert code == 4
     assert "raising (learners, strange 1.0) is broken" in out

@@ -159,6 +159,10 @@ class ClassificationTasks:
             self._fingerprint = f"arrays-{digest.hexdigest()}"
         return self._fingerprint
 
+    @fingerprint.setter
+    def fingerprint(self, fingerprint: str) -> None:
+        self._fingerprint = fingerprint
+
     def pool(self, split: str) -> Pool:
         """Return the labelled examples of a split (ability ``Pooled``)."""
         if split not in self._pools:
