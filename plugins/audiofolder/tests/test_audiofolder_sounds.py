@@ -130,18 +130,18 @@ def test_files_of_many_formats_are_read(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
         (b"", "got a file that can't be read as a sound"),
         (b"a text file named .wav", r"got a file that can't be read as a sound \(LibsndfileError"),
         (b"RIFF\x24\x00\x00\x00WAVEfmt ", "got a file that can't be read as a sound"),
     ],
 )
-def test_a_file_that_is_no_sound_is_named(tmp_path: Path, data: bytes, told: str) -> None:
+def test_a_file_that_is_no_sound_is_named(tmp_path: Path, data: bytes, message: str) -> None:
     """The files are empty, contain text, or have only a beginning."""
     path = tmp_path / "x.wav"
     path.write_bytes(data)
-    with pytest.raises(DataError, match=rf"x\.wav: {told}"):
+    with pytest.raises(DataError, match=rf"x\.wav: {message}"):
         FORM.decode(path)
 
 
@@ -201,7 +201,7 @@ def test_suffixes_are_those_that_can_be_decoded() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"rate": 0}, "rate: got 0, expected more than 0"), ({"seconds": float("nan")}, "seconds: got nan"),
         ({"seconds": float("inf")}, "seconds: got inf"), ({"hop": -1.0}, "hop: got -1.0"),
@@ -215,8 +215,8 @@ def test_suffixes_are_those_that_can_be_decoded() -> None:
         ({"features": "wave"}, "features: got 'wave'"), ({"normalise": "all"}, "normalise: got 'all'"),
     ],
 )  # fmt: skip
-def test_impossible_options_are_refused(options: dict[str, Any], told: str) -> None:
-    with pytest.raises(DataError, match=f"audiofolder: .*{told}"):
+def test_impossible_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=f"audiofolder: .*{message}"):
         attrs.evolve(FORM, **options)
 
 
@@ -242,7 +242,7 @@ def test_own_sounds_are_prepared_as_the_folder_s_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         (np.zeros(3200), r"got torch\.float64 of shape \[3200\] to prepare, .* samples with their rate"),
         (np.full((1, *FORM.shape), np.nan), "to prepare"),
@@ -254,7 +254,7 @@ def test_own_sounds_are_prepared_as_the_folder_s_are(tmp_path: Path) -> None:
         ("no-such-file.wav", r"no-such-file\.wav: got a file that can't be read as a sound"),
     ],
 )
-def test_inputs_of_another_form_are_refused(given: Any, told: str) -> None:
+def test_inputs_of_another_form_are_refused(given: Any, message: str) -> None:
     """They are refused before a learner receives them."""
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         prepare(given, FORM)

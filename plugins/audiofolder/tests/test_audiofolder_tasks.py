@@ -103,7 +103,7 @@ def test_classes_are_split_by_lists_or_examples_by_shares(small: Small) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"workers": 0}, "workers: got 0"), ({"pad": "edge"}, "pad: got 'edge'"),
         ({"way": 9}, "split 'train': got way 9, expected at most 6"),
@@ -112,9 +112,9 @@ def test_classes_are_split_by_lists_or_examples_by_shares(small: Small) -> None:
         ({"split": {"test": ["a/b"]}}, "got the class 'a/b'"),
     ],
 )  # fmt: skip
-def test_impossible_options_are_refused(small: Small, options: dict[str, Any], told: str) -> None:
+def test_impossible_options_are_refused(small: Small, options: dict[str, Any], message: str) -> None:
     """They are refused before anything is decoded."""
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         audiofolder(**{"root": small(), **SHORT, **options})
 
 

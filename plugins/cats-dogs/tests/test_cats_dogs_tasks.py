@@ -87,7 +87,7 @@ def test_own_recordings_are_prepared_as_the_data_are(small: Small) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         ((np.zeros(100), 16000), r"samples of shape \[100\], expected \[n\], n at least 15680"),
         ((np.zeros((20000, 2)), 16000), r"samples of shape \[20000, 2\]"),
@@ -98,13 +98,13 @@ def test_own_recordings_are_prepared_as_the_data_are(small: Small) -> None:
         ("none.wav", r"none\.wav: got a file that can't be read \(FileNotFoundError"),
     ],
 )
-def test_inputs_of_another_form_are_refused(small: Small, given: Any, told: str) -> None:
-    with pytest.raises(DataError, match=told):
+def test_inputs_of_another_form_are_refused(small: Small, given: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
         cats_dogs(root=small()).prepare(given)
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"seconds": 1.0}, "seconds: got 1.0, expected more than 0.0125 and at most 0.98"),
         ({"seconds": 0.01}, "seconds: got 0.01"), ({"crop": "end"}, "crop: got 'end'"),
@@ -114,9 +114,9 @@ def test_inputs_of_another_form_are_refused(small: Small, given: Any, told: str)
         ({"download": True}, "both root and download"),
     ],
 )  # fmt: skip
-def test_impossible_options_are_refused(small: Small, options: dict[str, Any], told: str) -> None:
+def test_impossible_options_are_refused(small: Small, options: dict[str, Any], message: str) -> None:
     """Short recordings would be padded for longer clips, and a learner could read their length from the padding."""
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         cats_dogs(root=small(), **options)
 
 

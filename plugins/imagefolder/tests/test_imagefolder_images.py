@@ -68,10 +68,10 @@ def test_numbers_without_a_known_range_are_refused(tmp_path: Path) -> None:
     assert decoded(saved(tmp_path / "f.tif", Image.fromarray(np.array([[0, 0.5]], np.float32))), form).tolist() == [
         [0, 128]
     ]
-    for name, values, told in (("i", np.array([[0, 70000]], np.int32), "expected 16 bits"),
+    for name, values, message in (("i", np.array([[0, 70000]], np.int32), "expected 16 bits"),
                                ("f", np.array([[0, 255]], np.float32), "expected floats of 0 to 1")):  # fmt: skip
         path = saved(tmp_path / f"{name}.tif", Image.fromarray(values))
-        with pytest.raises(DataError, match=rf"{name}\.tif: got values from .*{told}"):
+        with pytest.raises(DataError, match=rf"{name}\.tif: got values from .*{message}"):
             form.decode(path)
 
 
@@ -200,7 +200,7 @@ def test_own_images_are_prepared_as_the_folder_s_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         (
             np.zeros((2, 1, 5, 5), np.float32),
@@ -216,7 +216,7 @@ def test_own_images_are_prepared_as_the_folder_s_are(tmp_path: Path) -> None:
         (".", r"can't be read as an image \(IsADirectoryError|PermissionError"),
     ],
 )
-def test_inputs_of_another_form_are_refused(given: Any, told: str) -> None:
+def test_inputs_of_another_form_are_refused(given: Any, message: str) -> None:
     """They are refused before a learner receives them."""
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         prepare(given, AS_IT_IS)

@@ -169,7 +169,7 @@ def test_other_files_in_a_class_are_logged(small: Small, caplog: pytest.LogCaptu
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"size": 0}, "size: got 0"), ({"size": (4, -1)}, "size: got"), ({"workers": 0}, "workers: got 0"),
         ({"mode": "CMYK"}, "mode: got 'CMYK', expected 'L' or 'RGB'"), ({"fit": "stretch"}, "fit: got 'stretch'"),
@@ -179,9 +179,9 @@ def test_other_files_in_a_class_are_logged(small: Small, caplog: pytest.LogCaptu
         ({"root": "nowhere"}, "nowhere: got a path that does not exist"),
     ],
 )  # fmt: skip
-def test_impossible_options_are_refused(small: Small, options: dict[str, Any], told: str) -> None:
+def test_impossible_options_are_refused(small: Small, options: dict[str, Any], message: str) -> None:
     """They are refused before anything is decoded."""
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         imagefolder(**{"root": small(), "size": 4, "way": 2, "query": 1, **options})
 
 

@@ -175,10 +175,10 @@ def test_two_processes_at_once_build_one_table(miniature: Path, tmp_path: Path) 
         assert process.stdin
         process.stdin.write("go\n")
         process.stdin.flush()
-    told = [process.communicate(timeout=60)[0] for process in processes]
+    outputs = [process.communicate(timeout=60)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
-    assert len({re.search("digest .*", text)[0] for text in told}) == 1  # type: ignore[index]
-    assert sum(text.count("LOG writing") for text in told) == 1
+    assert len({re.search("digest .*", text)[0] for text in outputs}) == 1  # type: ignore[index]
+    assert sum(text.count("LOG writing") for text in outputs) == 1
     assert len(tables(tmp_path / "c")) == 1
     assert not list((tmp_path / "c").glob(".*.part"))
 

@@ -47,7 +47,7 @@ def test_the_originals_are_left_as_they_are(small: Small) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
         (b"P5\n92 112\n255\n" + bytes(1000), "got a file that can't be decoded"),
         (b"GIF89a", "got a file that can't be decoded"),
@@ -56,10 +56,10 @@ def test_the_originals_are_left_as_they_are(small: Small) -> None:
         (b"P6\n92 112\n255\n" + bytes(3 * 112 * 92), "got 92 x 112 pixels of mode RGB"),
     ],
 )
-def test_file_that_is_no_such_picture_is_named(small: Small, data: bytes, told: str) -> None:
+def test_file_that_is_no_such_picture_is_named(small: Small, data: bytes, message: str) -> None:
     """The files are cut off, or of another format, size or colour."""
     path = small(change=lambda content: content.update({"s2/3.pgm": data}))
-    with pytest.raises(DataError, match=rf"att_faces\.zip: s2/3\.pgm: {told}"):
+    with pytest.raises(DataError, match=rf"att_faces\.zip: s2/3\.pgm: {message}"):
         orl_faces(root=path, people=PEOPLE)
 
 
@@ -97,7 +97,7 @@ def test_own_pictures_are_prepared_as_the_data_are(small: Small, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         (np.zeros((2, 1, 5, 5), np.float32), r"got floats of shape \[2, 1, 5, 5\]"),
         (np.full((1, 1, 56, 46), 2.0, np.float32), "within"),
@@ -108,7 +108,7 @@ def test_own_pictures_are_prepared_as_the_data_are(small: Small, tmp_path: Path)
         ("no-such-file.png", "can't be read as an image"),
     ],
 )
-def test_inputs_of_another_form_are_refused(given: Any, told: str) -> None:
+def test_inputs_of_another_form_are_refused(given: Any, message: str) -> None:
     """They are refused before a learner receives them."""
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         prepare(given, (56, 46))

@@ -58,13 +58,13 @@ def test_other_numbers_of_training_people_leave_the_test_people_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("people", "told"),
+    ("people", "message"),
     [((20, 10, 11), "41 in all, expected at most 40"), ((0, 30, 10), "only val may be 0"), ((30, 10, 0), "only val"),
      ((31, -1, 10), "expected numbers")],
 )  # fmt: skip
-def test_impossible_numbers_of_people_are_refused(people: tuple[int, int, int], told: str) -> None:
+def test_impossible_numbers_of_people_are_refused(people: tuple[int, int, int], message: str) -> None:
     """They are refused before anything is decoded."""
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         split(NAMES, people, 0)
 
 
@@ -110,14 +110,14 @@ def test_missing_data_are_told_with_the_ways_to_them(small: Small) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [({"size": (0, 46)}, "size: got"), ({"augment": -1.0}, "augment: got -1"),
      ({"augment": math.nan}, "augment: got nan"),
      ({"shot": 5, "query": (1, 6)}, "shot \\+ query of 5 \\+ 6 = 11, expected at most 10")],
 )  # fmt: skip
-def test_impossible_options_are_refused(options: dict[str, Any], told: str) -> None:
+def test_impossible_options_are_refused(options: dict[str, Any], message: str) -> None:
     """The error is raised before any file is searched for."""
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         orl_faces(**options)
 
 
