@@ -1,12 +1,14 @@
-"""Functions that the benchmarks share: options, data, timing, processes, the table, and adapters for easyfsl.
+"""Provide what the benchmarks share: options, data, timing, processes, the printed table, and adapters for easyfsl.
 
-Importing this imports neither torch nor kshot, so that a parent process stays small; the memory benchmark relies on it.
+Importing this module imports neither torch nor kshot, so that a parent process stays small. The memory benchmark
+relies on this.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import inspect
 import json
 import os
@@ -28,9 +30,14 @@ PARTS = ("images_background", "images_evaluation")
 
 
 def arguments(description: str | None, part: bool = False) -> argparse.Namespace:
-    """The options of every benchmark; ``part`` adds those by which a benchmark calls itself in a fresh process."""
+    """Parse the options that every benchmark has.
+
+    Args:
+        description: the docstring of the benchmark; ``--help`` shows its first line.
+        part: whether to add the hidden options with which a benchmark starts itself in a new process.
+    """
     parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="few repetitions: shows that it runs, measures nothing")
+    parser.add_argument("--quick", action="store_true", help="only test the script; the figures mean nothing")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     if part:
         parser.add_argument("--part", default="", help=argparse.SUPPRESS)
@@ -42,10 +49,11 @@ def arguments(description: str | None, part: bool = False) -> argparse.Namespace
 
 
 def find_omniglot() -> tuple[Path | None, str]:
-    """Folder of Omniglot's two zips, and what to call the data; None stands for the subset inside kshot-omniglot.
+    """Return the folder of Omniglot's two zips and a description of the data for the report.
 
-    ``KSHOT_OMNIGLOT``, else ``../shared/data/omniglot`` beside the repository. kshot itself looks for the former, so
-    it is set here for this process and its children.
+    The folder is that of the environment variable ``KSHOT_OMNIGLOT``, otherwise ``../shared/data/omniglot`` beside the
+    repository. If neither exists, it is None, and the benchmark uses the subset inside kshot-omniglot. kshot itself
+    reads ``KSHOT_OMNIGLOT``, so the variable is set here for this process and the processes that it starts.
     """
     beside = ROOT.parent / "shared" / "data" / "omniglot"
     if not os.environ.get("KSHOT_OMNIGLOT") and beside.is_dir():
@@ -56,7 +64,12 @@ def find_omniglot() -> tuple[Path | None, str]:
 
 
 def picture_folders(root: Path | None, folder: Path) -> list[Path]:
-    """The characters of Omniglot's background part as folders of 105 x 105 PNG files, unpacked into ``folder``."""
+    """Return the folders of Omniglot's background characters, each with PNG files of 105 x 105 pixels.
+
+    Args:
+        root: the folder of the zips, as ``find_omniglot`` returns it; None takes the subset inside kshot-omniglot.
+        folder: where the files are unpacked to, if they are not unpacked already.
+    """
     if root is None:
         from PIL import Image
 
@@ -83,11 +96,15 @@ def picture_folders(root: Path | None, folder: Path) -> list[Path]:
 def alternate(
     arms: Mapping[str, Callable[[], object]], rounds: int, *, warmup: int = 1, each: int = 1
 ) -> dict[str, list[float]]:
-    """Seconds of each arm in each round, arms in turn (A B A B ..), so that a slow drift of the machine cancels.
+    """Return the seconds that each arm takes in each round.
+
+    The arms run in turn (A B A B ...), so that a slow drift of the machine's speed affects all of them alike.
 
     Args:
-        warmup: rounds that aren't counted.
-        each: what an arm does at a call, by which its time is divided.
+        arms: name -> the function to be timed.
+        rounds: how often each arm is timed.
+        warmup: rounds before these that are not timed.
+        each: how many units of work (steps, episodes) one call of an arm does; its time is divided by this number.
     """
     times: dict[str, list[float]] = {name: [] for name in arms}
     for r in range(warmup + rounds):
@@ -101,17 +118,17 @@ def alternate(
 
 
 def ratio_of(slow: Sequence[float], fast: Sequence[float]) -> float:
-    """Return the median over rounds of the ratio slow / fast within a round."""
+    """Return the median over rounds of the ratio ``slow / fast`` within a round: how many times as fast ``fast`` is."""
     return statistics.median(s / f for s, f in zip(slow, fast, strict=True))
 
 
 def spread(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return median, least and greatest as text."""
+    """Return the median, the least and the greatest of the values."""
     return statistics.median(values), min(values), max(values)
 
 
 def fresh(script: str, part: str, **options: Any) -> dict[str, Any]:
-    """Run ``part`` of a benchmark in a process of its own; returns the JSON object of its last line."""
+    """Run one part of a benchmark in a new process, and return the JSON object that it prints as its last line."""
     command = [sys.executable, script, "--part", part, "--options", json.dumps(options)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -121,7 +138,12 @@ def fresh(script: str, part: str, **options: Any) -> dict[str, Any]:
 
 
 def resident() -> dict[str, float]:
-    """This process's resident memory in MB: all, anonymous (its own) and file (shared with the page cache)."""
+    """Return the resident memory of this process in MB.
+
+    Returns:
+        ``all`` of it; ``anonymous``, which belongs to the process alone; and ``file``, which is mapped from files and
+        shared with the page cache.
+    """
     names = {"all": "VmRSS", "anonymous": "RssAnon", "file": "RssFile"}
     return {name: _status(key) for name, key in names.items()}
 
@@ -133,24 +155,28 @@ def _status(key: str) -> float:
 
 
 def peak() -> float:
-    """The most resident memory this process has had, in MB; unlike ru_maxrss, which exec keeps."""
+    """Return the greatest resident memory that this process has had, in MB.
+
+    On Linux this is VmHWM and not ``ru_maxrss``, because a process inherits the latter from its parent through exec.
+    """
     if Path("/proc/self/status").exists():
         return _status("VmHWM")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-# -------------------- telling
+# -------------------- reporting
 
 
 @dataclass
 class Report:
-    """What a benchmark has to tell.
+    """Collect the results of a benchmark and print them.
 
     Attributes:
-        name: of the benchmark.
-        rows: of the table; the first one's keys are the head.
-        notes: on data, machine and method.
-        ratios: (value, what it is); the last one is the benchmark's answer.
+        name: the name of the benchmark.
+        notes: sentences about the data, the machine and the method, printed above the table.
+        rows: the rows of the table; the keys of the first row are the column headings.
+        ratios: pairs of a value and a sentence with ``{}`` where the value belongs. The last one answers the question
+            of the benchmark.
     """
 
     name: str
@@ -161,7 +187,7 @@ class Report:
     def finish(self, options: argparse.Namespace) -> None:
         """Print the report, as a table that ends with the ratios or as JSON."""
         if options.quick:
-            self.notes.append("--quick: too few repetitions to measure anything")
+            self.notes.append("--quick: there were too few repetitions, so the figures mean nothing")
         if options.json:
             ratios = [{"value": value, "what": what} for value, what in self.ratios]
             print(json.dumps({"benchmark": self.name, "quick": options.quick, "machine": machine(), "notes": self.notes,
@@ -180,6 +206,7 @@ class Report:
 
 
 def show(value: Any) -> str:
+    """Format a cell: three significant digits for floats, and whole numbers from 1000 on."""
     if not isinstance(value, float):
         return str(value)
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
@@ -193,16 +220,24 @@ def machine() -> dict[str, Any]:
         names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found = {}
+    versions = {}
     for package in ("torch", "kshot", "easyfsl"):
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "absent"
-    return {"processor": model, "cores": cores, "python": platform.python_version(), **found}
+            versions[package] = "absent"
+    return {"processor": model, "cores": cores, "python": platform.python_version(), **versions}
 
 
 # -------------------- easyfsl
+
+
+def require(*modules: str) -> None:
+    """Exit with the command to type if a module that a benchmark compares with is not installed."""
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        command = "pip install -r benchmarks/requirements.txt"
+        raise SystemExit(f"got no module {', '.join(missing)}, expected what kshot is compared with; type: {command}")
 
 
 def has_easyfsl() -> bool:
@@ -217,20 +252,20 @@ EASYFSL_PATCH = "easyfsl's TaskSampler is patched at run time: super().__init__(
 
 
 def easyfsl_sampler() -> Any:
-    """easyfsl's ``TaskSampler``, with the one line mended that today's torch refuses: it passes ``data_source``."""
-    if not has_easyfsl():
-        raise SystemExit("easyfsl is not installed: pip install -r benchmarks/requirements.txt")
+    """Return easyfsl's ``TaskSampler`` with one line fixed: it passes ``data_source``, which today's torch refuses."""
+    require("easyfsl")
     module = importlib.import_module("easyfsl.samplers.task_sampler")
     source = inspect.getsource(module)
     line = "super().__init__(data_source=None)"
     if source.count(line) != 1:
-        raise SystemExit(f"easyfsl {version('easyfsl')} is another one than 1.5.0: its sampler has no line {line!r}")
+        got = f"got easyfsl {version('easyfsl')}, whose sampler has no line {line!r}"
+        raise SystemExit(f"{got}, expected easyfsl 1.5.0; install that version")
     exec(compile(source.replace(line, "super().__init__()"), str(module.__file__), "exec"), module.__dict__)
     return module.TaskSampler
 
 
 def easyfsl_conv4() -> Any:
-    """conv4-64 as papers draw it, 4 x [conv, batch norm, ReLU, max pool]; easyfsl has residual nets only."""
+    """Build the papers' conv4-64, 4 x [conv, batch norm, ReLU, max pool]; easyfsl has only residual networks."""
     from torch import nn
 
     layers: list[nn.Module] = []
@@ -240,10 +275,11 @@ def easyfsl_conv4() -> Any:
 
 
 def easyfsl_in_memory(pool: Any, sampler: dict[str, int]) -> Any:
-    """easyfsl's loader over the examples of a kshot pool, held as float32 tensors: the fastest it can be given.
+    """Build easyfsl's loader over the examples of a kshot pool, as float32 tensors in memory: its fastest data set.
 
     Args:
-        sampler: n_way, n_shot, n_query, n_tasks.
+        pool: the kshot pool.
+        sampler: the arguments of easyfsl's sampler: n_way, n_shot, n_query, n_tasks.
     """
     from easyfsl.datasets import FewShotDataset
     from torch.utils.data import DataLoader
@@ -261,15 +297,15 @@ def easyfsl_in_memory(pool: Any, sampler: dict[str, int]) -> Any:
         def get_labels(self) -> list[int]:
             return labels
 
-    made = InMemory()
-    tasks = easyfsl_sampler()(made, **sampler)
-    return DataLoader(made, batch_sampler=tasks, num_workers=0, collate_fn=tasks.episodic_collate_fn)
+    examples = InMemory()
+    tasks = easyfsl_sampler()(examples, **sampler)
+    return DataLoader(examples, batch_sampler=tasks, num_workers=0, collate_fn=tasks.episodic_collate_fn)
 
 
 def easyfsl_from_files(folders: Sequence[str], place: Path, workers: int, sampler: dict[str, int]) -> Any:
-    """easyfsl's loader as its notebook on episodic training has it, over PNG files by its own ``EasySet``.
+    """Build easyfsl's loader as in its notebook on episodic training: over PNG files, by its own ``EasySet``.
 
-    The transform is the least there can be (grey, 28 x 28, tensor), so that no augmentation is counted against it.
+    The transform does only what is necessary (grey, 28 x 28, tensor), so that no augmentation counts against easyfsl.
     """
     from easyfsl.datasets import EasySet
     from torch.utils.data import DataLoader
@@ -278,13 +314,13 @@ def easyfsl_from_files(folders: Sequence[str], place: Path, workers: int, sample
     specs = place / "specs.json"
     specs.write_text(json.dumps({"class_names": [str(f) for f in folders], "class_roots": [str(f) for f in folders]}))
     steps = [transforms.Grayscale(1), transforms.Resize((28, 28)), transforms.ToTensor()]
-    made = EasySet(specs, transform=transforms.Compose(steps))
-    tasks = easyfsl_sampler()(made, **sampler)
-    return DataLoader(made, batch_sampler=tasks, num_workers=workers, collate_fn=tasks.episodic_collate_fn)
+    examples = EasySet(specs, transform=transforms.Compose(steps))
+    tasks = easyfsl_sampler()(examples, **sampler)
+    return DataLoader(examples, batch_sampler=tasks, num_workers=workers, collate_fn=tasks.episodic_collate_fn)
 
 
 def easyfsl_step(model: Any, optimizer: Any, episode: Sequence[Any]) -> float:
-    """A training step as easyfsl's notebook has it; returns the loss."""
+    """Take a training step as in easyfsl's notebook, and return the loss."""
     from torch import nn
 
     support_images, support_labels, query_images, query_labels = episode[:4]

@@ -1,11 +1,14 @@
 """Measure a second-order meta-step of MAML: kshot against higher, TorchOpt and parallel-metalearn, in one thread.
 
-All libraries get the same net, the same precomputed tasks and the same outer Adam; blocks of their steps alternate.
-Before the measurement, each meta-gradient is compared with that of a plain loop of ``torch.autograd.grad``.
+All libraries get the same network, the same precomputed tasks and the same outer Adam; blocks of their steps alternate.
+Before the measurement, each meta-gradient is compared with that of a plain loop of ``torch.autograd.grad``. A ratio is
+the time of another library over that of kshot, so a value above 1 means that kshot is faster.
 
-- sinusoid: 25 tasks, 10 + 10 points, mlp 1-40-40-1, one inner step at 0.01.
-- omniglot: 16 tasks of 5-way 1-shot with 15 queries a class, conv4-64, one inner step at 0.4; and the peak resident
-  memory of each in a process of its own, and of kshot from 1 to 256 tasks.
+- sinusoid: 25 tasks with 10 support and 10 query points, mlp 1-40-40-1, one inner step at 0.01.
+- omniglot: 16 tasks, 5-way 1-shot with 15 queries per class, conv4-64, one inner step at 0.4. Here the peak resident
+  memory of each library is measured too, in a separate process, and that of kshot for 1 to 256 tasks.
+
+Run ``python benchmarks/maml_step.py``; add ``--quick`` to test the script only.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from bench import Report, alternate, arguments, find_omniglot, fresh, peak, ratio_of, spread
+from bench import Report, alternate, arguments, find_omniglot, fresh, peak, ratio_of, require, spread
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "sinusoid": {"meta_batch": 25, "lr": 0.01, "shape": {"shot": 10, "query": 10}},
@@ -24,11 +27,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 class Work:
-    """The same start for everyone: net, loss and tasks.
+    """Build what all libraries share: network, loss and tasks.
 
     Args:
-        name: of a setting.
-        meta_batch: tasks, or the setting's own number.
+        name: a key of ``SETTINGS``.
+        meta_batch: number of tasks; None takes that of the setting.
     """
 
     def __init__(self, name: str, meta_batch: int | None = None) -> None:
@@ -42,7 +45,7 @@ class Work:
         self.learner = kshot.learner("maml", self.tasks.spec, inner_lr=setting["lr"], seed=0).train()
         self.lr = setting["lr"]
         self.loss: Callable[..., Any] = F.mse_loss if name == "sinusoid" else F.cross_entropy
-        # The peers differentiate what normalises by itself and keeps no running statistics.
+        # The other libraries differentiate a network that normalises by its batch and keeps no running statistics.
         self.net = copy.deepcopy(self.learner.net.net).to(memory_format=torch.contiguous_format)
         for module in self.net.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
@@ -51,7 +54,7 @@ class Work:
         self.episodes = self.tasks.sample("train", range(meta_batch or setting["meta_batch"]))
 
     def each(self) -> Any:
-        """Support and query of one task after another."""
+        """Yield support inputs, support targets, query inputs and query targets of one task after another."""
         e = self.episodes
         return zip(e.support.x, e.support.y, e.query.x, e.query.y, strict=True)
 
@@ -63,10 +66,11 @@ def adam(parameters: Any) -> Any:
 
 
 Arm = tuple[Any, Callable[[], None]]
-"""(the net, what leaves the meta-gradient in its .grad)"""
+"""A network, and a function that adds the meta-gradient to the ``.grad`` of its parameters."""
 
 
 def kshot_arm(work: Work) -> Arm:
+    """Compute by kshot's learner."""
     import kshot
 
     backend = kshot.backend("cpu")
@@ -93,7 +97,7 @@ def plain_arm(work: Work) -> Arm:
 
 
 def higher_arm(work: Work) -> Arm:
-    """As its examples have it: a differentiable copy of net and optimizer for each task."""
+    """Compute as in the examples of higher: with a differentiable copy of network and optimizer for each task."""
     import higher
     import torch
 
@@ -110,7 +114,7 @@ def higher_arm(work: Work) -> Arm:
 
 
 def torchopt_arm(work: Work) -> Arm:
-    """As its MAML example has it: MetaSGD on the net itself, whose state is taken back after each task."""
+    """Compute as in the MAML example of TorchOpt: MetaSGD on the network, whose state is restored after each task."""
     import torchopt
 
     net = copy.deepcopy(work.net)
@@ -129,7 +133,7 @@ def torchopt_arm(work: Work) -> Arm:
 
 
 def parallel_arm(work: Work) -> Arm:
-    """Its MAML with vmap over all tasks, its fastest setting here."""
+    """Compute by the MAML of parallel-metalearn with vmap over all tasks, which is its fastest setting here."""
     import torch
     from metalearn.algorithms import MAML
     from metalearn.inner_optimizers import InnerSGD
@@ -146,12 +150,12 @@ def parallel_arm(work: Work) -> Arm:
 
     class Loss(BaseLoss):  # type: ignore[misc]
         def forward(self, out_dict: Any, targets: Any, model_states: Any = None, **_: Any) -> Any:
-            found = work.loss(out_dict["logits"], targets)
-            return found, found.detach()
+            loss = work.loss(out_dict["logits"], targets)
+            return loss, loss.detach()
 
     body = copy.deepcopy(work.net)
     model = MAML_Model(backbone=Plain(body), head=Plain(torch.nn.Identity()))
-    # Its step includes the optimizer's, which is what is timed; comparing gradients takes a rate of 0.
+    # Its step includes a step of its optimizer. That one has rate 0; the Adam of ``steps_of`` moves the parameters.
     idle = torch.optim.SGD(model.parameters(), lr=0.0)
     inner = InnerSGD(initial_fast_weights=model.get_fast_weights(), inner_lr=work.lr, first_order=False)
     algorithm = MAML(
@@ -173,6 +177,7 @@ ARMS: dict[str, Callable[[Work], Arm]] = {
 
 
 def steps_of(arm: Arm, steps: int) -> Callable[[], None]:
+    """Return a function that takes ``steps`` meta-steps, each with a step of Adam."""
     net, gradient = arm
     outer = adam(net.parameters())
 
@@ -186,6 +191,7 @@ def steps_of(arm: Arm, steps: int) -> Callable[[], None]:
 
 
 def gradients(arm: Arm) -> Any:
+    """Return the meta-gradient of all parameters as one vector."""
     import torch
 
     net, gradient = arm
@@ -195,7 +201,7 @@ def gradients(arm: Arm) -> Any:
 
 
 def memory_of(arm: str, meta_batch: int, steps: int) -> dict[str, float]:
-    """Peak resident memory in MB of some meta-steps on Omniglot, above what the process had before."""
+    """Return the peak resident memory in MB before and after some meta-steps on Omniglot."""
     import torch
 
     torch.set_num_threads(1)
@@ -212,6 +218,7 @@ def main() -> None:
     if options.part:
         print(json.dumps(memory_of(**json.loads(options.options))))
         return
+    require("higher", "torchopt", "metalearn")
     import torch
 
     torch.set_num_threads(1)
@@ -221,22 +228,28 @@ def main() -> None:
         work = Work(name)
         arms = {arm: make(work) for arm, make in ARMS.items()}
         truth = gradients(arms["a loop of autograd"])
-        for arm, made in arms.items():
-            away = float((gradients(made) - truth).norm() / truth.norm())
-            report.notes.append(f"{name}: the meta-gradient of {arm} is off by {away:.1e} of its length")
-        times = alternate({arm: steps_of(made, steps) for arm, made in arms.items()}, rounds, each=steps)
+        for arm, built in arms.items():
+            error = float((gradients(built) - truth).norm() / truth.norm())
+            report.notes.append(f"{name}: the meta-gradient of {arm} has a relative error of {error:.1e}")
+        times = alternate({arm: steps_of(built, steps) for arm, built in arms.items()}, rounds, each=steps)
         for arm, values in times.items():
             middle, least, most = spread([1000 * v for v in values])
-            report.rows.append({"run": f"{name}: {arm}", "ms a meta-step": middle, "least": least, "most": most})
+            report.rows.append({"run": f"{name}: {arm}", "ms per meta-step": middle, "least": least, "most": most})
         for arm in list(ARMS)[1:]:
-            report.ratios.append((ratio_of(times[arm], times["kshot"]), f"kshot {{}} x {arm} ({name})"))
+            ratio = ratio_of(times[arm], times["kshot"])
+            report.ratios.append((ratio, f"kshot is {{}} times as fast as {arm} ({name})"))
     for arm in ARMS:
-        found = fresh(__file__, "peak", arm=arm, meta_batch=16, steps=1 if options.quick else 3)
-        report.notes.append(f"omniglot, 16 tasks: {arm} peaks at {found['peak']:.0f} MB, before {found['before']:.0f}")
+        memory = fresh(__file__, "peak", arm=arm, meta_batch=16, steps=1 if options.quick else 3)
+        report.notes.append(
+            f"omniglot, 16 tasks: peak memory of {arm} {memory['peak']:.0f} MB, before the first step "
+            f"{memory['before']:.0f} MB"
+        )
     for tasks in (1, 4) if options.quick else (1, 16, 64, 256):
-        found = fresh(__file__, "peak", arm="kshot", meta_batch=tasks, steps=1)
-        more, before = found["peak"] - found["before"], found["before"]
-        report.notes.append(f"omniglot, {tasks} tasks: kshot takes {more:.0f} MB above the {before:.0f} before")
+        memory = fresh(__file__, "peak", arm="kshot", meta_batch=tasks, steps=1)
+        more, before = memory["peak"] - memory["before"], memory["before"]
+        report.notes.append(
+            f"omniglot, {tasks} tasks: a step of kshot takes {more:.0f} MB above the {before:.0f} MB before it"
+        )
     report.finish(options)
 
 

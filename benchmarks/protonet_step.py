@@ -1,10 +1,14 @@
 """Measure a training episode of prototypical networks on Omniglot (conv4-64, 1 shot, 5 queries) against easyfsl.
 
-(a) Images in memory, one process, blocks of steps in turn. Both sides have the same torch threads and the same malloc
-    settings (kshot's backend sets them for the whole process, which helps easyfsl too).
-(b) Each as its own users would run it, each in a process of its own: kshot's engine with its default options; easyfsl
-    with its own loader over PNG files as its notebook on episodic training has it. The notebook's 12 workers are
-    measured, and as many as there are cores; the ratio is to the faster. Beside it easyfsl with images in memory.
+(a) Both in one process with images in memory; blocks of steps take turns. Both have the same torch threads and the same
+    malloc settings (kshot's backend makes them for the process, which helps easyfsl too).
+(b) Each in a separate process, as its own users would run it: kshot's engine with its default options, and easyfsl with
+    its own loader over PNG files, as in its notebook on episodic training. easyfsl is measured with the notebook's 12
+    workers and with one worker per core, and also with images in memory and no workers.
+
+Every ratio is the time of a step of easyfsl over that of kshot, so a value above 1 means that kshot is faster.
+
+Run ``python benchmarks/protonet_step.py``; add ``--quick`` to test the script only.
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ from bench import (
     fresh,
     picture_folders,
     ratio_of,
+    require,
     spread,
 )  # fmt: skip
 
@@ -41,7 +46,7 @@ NOTEBOOK_TASKS = 500
 
 
 def kshot_engine(way: int, **options: Any) -> Any:
-    """An engine as its users have it, but for a constant rate: a block of steps should not end with rate 0."""
+    """Build an engine with default options but a constant learning rate, so that no block of steps ends with rate 0."""
     import kshot
 
     tasks = kshot.tasks("omniglot", way=way, shot=1, query=5)
@@ -50,6 +55,7 @@ def kshot_engine(way: int, **options: Any) -> Any:
 
 
 def easyfsl_model() -> tuple[Any, Any]:
+    """Build the model of easyfsl with conv4-64, and its Adam."""
     import torch
     from easyfsl.methods import PrototypicalNetworks
 
@@ -58,6 +64,7 @@ def easyfsl_model() -> tuple[Any, Any]:
 
 
 def sampler(way: int, tasks: int) -> dict[str, int]:
+    """Return the arguments of easyfsl's sampler."""
     return {"n_way": way, "n_shot": 1, "n_query": 5, "n_tasks": tasks}
 
 
@@ -65,7 +72,7 @@ def sampler(way: int, tasks: int) -> dict[str, int]:
 
 
 def in_one_process(way: int, steps: int, rounds: int) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Seconds a step in each round, and the backend's own description."""
+    """Return the seconds per step of each arm in each round, and the description of kshot's backend."""
     engine = kshot_engine(way)
     model, optimizer = easyfsl_model()
     loader = easyfsl_in_memory(engine.tasks.pool("train"), sampler(way, 10**6))
@@ -86,16 +93,16 @@ def in_one_process(way: int, steps: int, rounds: int) -> tuple[dict[str, list[fl
     arms: dict[str, Callable[[], object]] = {
         "kshot": kshot_block,
         "easyfsl, its sampler and collate": easyfsl_block,
-        "easyfsl, episodes made before": easyfsl_ready_block,
+        "easyfsl, episodes prepared before": easyfsl_ready_block,
     }
     return alternate(arms, rounds, each=steps), dict(engine.backend.describe())
 
 
-# -------------------- (b) parts, each in a process of its own
+# -------------------- (b) parts, each in a separate process
 
 
 def part_kshot(way: int, warm: int, steps: int) -> dict[str, Any]:
-    """Training with a run folder and progress, as ``kshot train`` has it."""
+    """Train with a run folder, metrics and progress, as ``kshot train`` does."""
     import kshot
 
     marks: list[float] = []
@@ -113,7 +120,7 @@ def part_kshot(way: int, warm: int, steps: int) -> dict[str, Any]:
 
 
 def part_easyfsl(way: int, warm: int, steps: int, workers: int, folders: list[str] | None) -> dict[str, Any]:
-    """The notebook's epoch; with ``folders`` from its files, else from memory."""
+    """Train as the notebook does: from PNG files in ``folders``, or from memory if it is None."""
     from tqdm import tqdm
 
     model, optimizer = easyfsl_model()
@@ -144,7 +151,7 @@ PARTS: dict[str, Callable[..., dict[str, Any]]] = {"kshot": part_kshot, "easyfsl
 def in_own_processes(
     way: int, warm: int, steps: int, rounds: int, folders: list[str]
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Seconds a step of each process, processes in turn; and the backend's own description."""
+    """Return the seconds per step of each process, which take turns, and the description of kshot's backend."""
     size = {"way": way, "warm": warm, "steps": steps}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     times: dict[str, list[float]] = {}
@@ -167,35 +174,38 @@ def main() -> None:
     if options.part:
         print(json.dumps(PARTS[options.part](**json.loads(options.options))))
         return
+    require("easyfsl", "torchvision", "tqdm")
     report = Report("protonet_step", [f"data: {data}", EASYFSL_PATCH, "1-shot 5-query, conv4-64, Adam"])
 
-    def tell(where: str, way: int, times: dict[str, list[float]]) -> None:
+    def add_rows(where: str, way: int, times: dict[str, list[float]]) -> None:
         for name, values in times.items():
             middle, least, most = spread([1000 * v for v in values])
             run = f"{where} {way}-way: {name}"
-            report.rows.append({"run": run, "ms a step": middle, "least": least, "most": most})
+            report.rows.append({"run": run, "ms per step": middle, "least": least, "most": most})
 
     with tempfile.TemporaryDirectory() as unpacked:
         folders = [str(f) for f in picture_folders(root, Path(unpacked))]
         for way, warm, steps in ((20, 20, 100), (60, 10, 40)):
             warm, steps, rounds = (2, 3, 1) if options.quick else (warm, steps, 2)
             own, backend = in_own_processes(way, warm, steps, rounds, folders)
-            tell("(b)", way, own)
+            add_rows("(b)", way, own)
             files = [name for name in own if "PNG" in name]
             best = min(files, key=lambda name: mean(own[name]))
             for name in [n for n in own if n not in ("kshot train", best)] + [best]:
-                what = f"{way}-way 1-shot 5-query, each as its own users would, in its own process"
-                report.ratios.append((ratio_of(own[name], own["kshot train"]), f"kshot {{}} x {name} ({what})"))
+                what = f"{way}-way 1-shot 5-query, each in a separate process as its users run it"
+                ratio = ratio_of(own[name], own["kshot train"])
+                report.ratios.append((ratio, f"kshot is {{}} times as fast as {name} ({what})"))
     report.notes.append(f"kshot's backend in (b): {json.dumps(backend)}")
     for way, steps in ((60, 5), (20, 10)):
         steps, rounds = (1, 1) if options.quick else (steps, 8)
         times, backend = in_one_process(way, steps, rounds)
-        tell("(a)", way, times)
+        add_rows("(a)", way, times)
         kshot, *others = times
         for name in reversed(others):
             what = f"{way}-way 1-shot 5-query, one process, images in memory"
-            report.ratios.append((ratio_of(times[name], times[kshot]), f"kshot {{}} x {name} ({what})"))
-    report.notes.append(f"kshot's backend in (a), whose malloc settings serve both: {json.dumps(backend)}")
+            ratio = ratio_of(times[name], times[kshot])
+            report.ratios.append((ratio, f"kshot is {{}} times as fast as {name} ({what})"))
+    report.notes.append(f"kshot's backend in (a), whose malloc settings hold for both: {json.dumps(backend)}")
     report.finish(options)
 
 

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Runs every benchmark in turn and keeps what they print: run_all.sh [FOLDER] [--quick]
-# PYTHON is the interpreter with kshot, its plugins and benchmarks/requirements.txt; the machine should be idle.
+# Run the benchmarks of speed and memory in turn, and store what each prints in FOLDER/NAME.txt:
+#     run_all.sh [FOLDER] [--quick]
+# PYTHON is the interpreter that has kshot, its plugins and benchmarks/requirements.txt. The machine should be idle.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 folder=$here/results

@@ -1,14 +1,19 @@
 """Measure how well several methods separate sounds of cats and dogs: leave-one-out, with 95 % intervals.
 
-28 recordings (Cats, Dogs) and 42 (with Sub_dogs, as dogs). Each in turn is left out, and classified by the others:
+The data are 28 recordings (Cats and Dogs), and 42 with those of Sub_dogs as dogs. Each recording in turn is left out
+and classified by the others:
 
-length    the recording with the nearest length (its logarithm)
-whole     the nearest by mean and deviation over time of 20 MFCC, of whole recordings
-cut       the same, of recordings cut to the first 0.98 s, the length of the shortest: nothing is filled up
-protonet, siamese   an embedding of the cut recordings' MFCC over time, trained on the others alone, eight cuts of each
+length    by the recording whose logarithm of the length is nearest
+whole     by the nearest mean and deviation over time of 20 MFCC, computed on complete recordings
+cut       the same on recordings that are cut to their first 0.98 s, the length of the shortest, so none is padded
+protonet, siamese   by an embedding of the MFCC of cut recordings, trained on eight cuts of each of the others
 
-``whole`` could profit from the length; ``cut`` and the embeddings can't. The intervals are Wilson's. Nothing is chosen
-by these figures: MFCC are those of kshot-cats-dogs, the embeddings' settings were written down before the first run.
+``whole`` could make use of the length; ``cut`` and the embeddings can't. The intervals are Wilson's. Nothing was chosen
+by these figures: the MFCC are those of kshot-cats-dogs, and the settings of the embeddings were fixed before the first
+run. A ratio is the number of recordings that ``cut`` classifies correctly over that of ``length``.
+
+Run ``python benchmarks/sounds.py`` with the data in ``KSHOT_CATS_DOGS`` (needs kshot-cats-dogs, kshot-protonet and
+kshot-siamese); add ``--quick`` to test the script only.
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ from typing import Any
 from bench import ROOT, Report, arguments
 
 CUTS = 8
-"""Cuts of each recording to train on, spread evenly over it."""
+"""Number of cuts per training recording, spread evenly over it."""
 
 SETTINGS = {"way": 2, "shot": 5, "query": 5}
 ITERATIONS = 100
@@ -29,7 +34,7 @@ SEEDS = (0, 1)
 
 
 def wilson(right: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's 95 % interval (1927, eq. 3) of a share."""
+    """Return Wilson's 95 % interval (1927, eq. 3) of the share ``right / n``."""
     share, square = right / n, z * z / n
     middle = (share + square / 2) / (1 + square)
     half = z / (1 + square) * ((share * (1 - share) + square / 4) / n) ** 0.5
@@ -37,7 +42,7 @@ def wilson(right: int, n: int, z: float = 1.959964) -> tuple[float, float]:
 
 
 def nearest(features: Any, y: Any) -> int:
-    """How many of the rows [n, D] have their nearest other row in their own class."""
+    """Count the rows [n, D] whose nearest other row is of the same class."""
     import numpy as np
 
     apart = np.square(features[:, None] - features[None]).sum(-1)
@@ -46,7 +51,7 @@ def nearest(features: Any, y: Any) -> int:
 
 
 def summary(wave: Any) -> Any:
-    """Mean and deviation over time of a recording's MFCC [40]."""
+    """Return the mean and the deviation over time of a recording's 20 MFCC [40]."""
     import torch
 
     from kshot_cats_dogs.features import mfcc
@@ -56,16 +61,19 @@ def summary(wave: Any) -> Any:
 
 
 def embedded(name: str, starts: Any, cuts: Any, y: Any, seed: int, iterations: int) -> int:
-    """How many recordings are right by a learner trained on the others.
+    """Count the recordings that a learner classifies correctly after training on all others.
 
     Args:
-        starts: MFCC of the first 0.98 s of each [n, 1, 20, T].
-        cuts: MFCC of cuts of each [n, CUTS, 1, 20, T].
+        name: of the learner.
+        starts: MFCC of the first 0.98 s of each recording [n, 1, 20, T].
+        cuts: MFCC of cuts of each recording [n, CUTS, 1, 20, T].
+        y: class of each recording [n].
+        seed: of tasks, learner and training.
+        iterations: number of training episodes.
     """
     import torch
 
     import kshot
-    from kshot._engine.optimizer import Outer
 
     right = 0
     for i in range(len(y)):
@@ -73,7 +81,7 @@ def embedded(name: str, starts: Any, cuts: Any, y: Any, seed: int, iterations: i
         pool = kshot.Pool.of(cuts[others].flatten(0, 1), y[others].repeat(CUTS))
         tasks = kshot.ClassificationTasks({"train": pool}, **SETTINGS, seed=seed)
         learner = kshot.learner(name, tasks.spec, seed=seed, width=32)
-        kshot.Engine(learner, tasks, optimizer=Outer(lr=1e-3), hooks=(), seed=seed).train(iterations)
+        kshot.Engine(learner, tasks, optimizer=kshot.Outer(lr=1e-3), hooks=(), seed=seed).train(iterations)
         learner.eval()
         with torch.no_grad():
             predict = learner.adapt(kshot.Support.of(starts[others], y[others]))
@@ -82,6 +90,7 @@ def embedded(name: str, starts: Any, cuts: Any, y: Any, seed: int, iterations: i
 
 
 def rows(sub_dogs: bool, root: Path, seeds: Sequence[int], iterations: int) -> list[dict[str, Any]]:
+    """Classify all recordings by each method; returns the rows of the table."""
     import numpy as np
     import torch
 
@@ -97,7 +106,7 @@ def rows(sub_dogs: bool, root: Path, seeds: Sequence[int], iterations: int) -> l
         [torch.stack([mfcc(w[f : f + SHORTEST]) for f in fs]) for w, fs in zip(waves, firsts, strict=True)]
     )
     starts = cuts[:, 0]
-    found: list[tuple[str, str, int]] = [
+    correct: list[tuple[str, str, int]] = [
         ("the more frequent class", "", int(max((y == 0).sum(), (y == 1).sum()))),
         ("length", "", nearest(np.log([[len(wave)] for wave in waves]), y)),
         ("whole", "", nearest(np.stack([summary(wave) for wave in waves]), y)),
@@ -106,13 +115,13 @@ def rows(sub_dogs: bool, root: Path, seeds: Sequence[int], iterations: int) -> l
     for name in ("protonet", "siamese"):
         for seed in seeds:
             right = embedded(name, starts[:, None], cuts[:, :, None], y, seed, iterations)
-            found.append((name, str(seed), right))
-    made = []
-    for method, number, right in found:
+            correct.append((name, str(seed), right))
+    table = []
+    for method, number, right in correct:
         low, high = wilson(right, len(y))
-        made.append({"by": method, "seed": number, "recordings": len(y), "right": right, "accuracy": right / len(y),
-                     "interval": f"{low:.2f} to {high:.2f}"})  # fmt: skip
-    return made
+        table.append({"by": method, "seed": number, "recordings": len(y), "right": right, "accuracy": right / len(y),
+                      "interval": f"{low:.2f} to {high:.2f}"})  # fmt: skip
+    return table
 
 
 def main() -> None:
@@ -128,7 +137,10 @@ def main() -> None:
     by = {(row["by"], row["recordings"]): row["right"] for row in report.rows}
     for n in (28, 42):
         report.ratios.append(
-            (by["cut", n] / by["length", n], f"of {n}, MFCC of cuts are right {{}} times as often as length")
+            (
+                by["cut", n] / by["length", n],
+                f"of {n} recordings MFCC of cuts get {{}} times as many right as the length",
+            )
         )
     report.finish(options)
 

@@ -1,4 +1,10 @@
-"""Measure the time of processes: ``kshot list`` and ``import kshot`` against plain Python and ``import torch``."""
+"""Measure how long ``kshot list`` and ``import kshot`` take, against plain Python and ``import torch``.
+
+Each is measured as a complete process, from its start to its end; the processes take turns. The first two ratios are
+the time of kshot over that of an empty Python; the last is the time of ``import torch`` over that of ``kshot list``.
+
+Run ``python benchmarks/startup.py``; add ``--quick`` to test the script only.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +22,7 @@ def main() -> None:
     options = arguments(__doc__)
     kshot = shutil.which("kshot", path=str(Path(sys.executable).parent))
     if kshot is None:
-        raise SystemExit(f"no kshot beside {sys.executable}: install it into this environment")
+        raise SystemExit(f"got no kshot beside {sys.executable}, expected it in this environment; install it there")
     commands = {
         "python -c pass": [sys.executable, "-c", "pass"],
         'python -c "import kshot"': [sys.executable, "-c", "import kshot"],
@@ -24,7 +30,7 @@ def main() -> None:
         'python -c "import torch"': [sys.executable, "-c", "import torch"],
     }
 
-    # As after an installation, which compiles: the run that isn't counted may keep the bytecode of a source tree.
+    # pip compiles what it installs. For a source tree, the first run, which isn't counted, may write the bytecode.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
     def runner(command: list[str]) -> Callable[[], object]:
@@ -32,15 +38,15 @@ def main() -> None:
 
     runs = {name: runner(command) for name, command in commands.items()}
     times = alternate(runs, 2 if options.quick else 7)
-    report = Report("startup", ["whole processes, in turn, after one of each that isn't counted"])
+    report = Report("startup", ["complete processes in turn, after one of each that isn't counted"])
     for name, values in times.items():
         middle, least, most = spread(values)
         report.rows.append({"run": name, "seconds": middle, "least": least, "most": most})
     empty, listed, torch = times["python -c pass"], times["kshot list"], times['python -c "import torch"']
     imported = times['python -c "import kshot"']
-    report.ratios.append((ratio_of(imported, empty), "import kshot takes {} x an empty Python (whole processes)"))
-    report.ratios.append((ratio_of(listed, empty), "kshot list takes {} x an empty Python (whole processes)"))
-    report.ratios.append((ratio_of(torch, listed), "kshot list {} x as fast as import torch alone (whole processes)"))
+    report.ratios.append((ratio_of(imported, empty), "import kshot takes {} times as long as an empty Python"))
+    report.ratios.append((ratio_of(listed, empty), "kshot list takes {} times as long as an empty Python"))
+    report.ratios.append((ratio_of(torch, listed), "kshot list is {} times as fast as import torch alone"))
     report.finish(options)
 
 

@@ -148,7 +148,7 @@ def test_manifest_is_read_without_importing(observe: Observer) -> None:
         "p = registry.find('fine')",
         "result = [p.name, p.version, p.summary, p.kinds, p.aliases, 'kshot_good' in sys.modules]",
     )
-    assert result == ["good", "1.0", "Tasks of no content", ["classification"], ["fine"], False]
+    assert result == ["good", "1.0", "tasks without any content", ["classification"], ["fine"], False]
 
 
 def test_import_that_raises_is_broken_and_its_cause_is_chained(listed: dict[str, Any], observe: Observer) -> None:
@@ -280,7 +280,7 @@ def test_unknown_and_ill_typed_options_are_refused_together(observe: Observer) -
     assert "way: got 'five' (str), expected int" in error["text"]
     assert "noise: got True (bool), expected float" in error["text"]
     assert "order: got 'sort', expected one of 'random', 'sorted'; did you mean 'sorted'?" in error["text"]
-    assert "way: int = 5  classes an episode." in error["text"]
+    assert "way: int = 5  number of classes per episode." in error["text"]
     assert "order: 'random' | 'sorted' = 'random'" in error["text"]
 
 

@@ -73,9 +73,9 @@ def test_other_splits_have_another_fingerprint() -> None:
 def test_tasks_that_no_split_allows_are_refused_before_anything_is_loaded() -> None:
     """One split is enough: a user may train 30-way on 40 classes, and test 5-way on 10."""
     loaded: list[int] = []
-    with pytest.raises(DataError, match="split 'train': got way 20, expected at most 6"):
+    with pytest.raises(DataError, match=r"split 'train': got way 20, expected at most 6.*; lower way"):
         tasks(loaded, way=20)
-    with pytest.raises(DataError, match=r"got shot \+ query = 1 \+ 9 = 10, expected at most 8, .* class 'c\d'"):
+    with pytest.raises(DataError, match=r"got shot \+ query = 1 \+ 9 = 10, expected at most 8, .* of class 'c\d'"):
         tasks(loaded, query=(3, 9))
     assert loaded == []
 
@@ -84,11 +84,11 @@ def test_a_split_that_is_too_small_is_logged_and_refused(caplog: pytest.LogCaptu
     """It is refused when it is sampled, not before."""
     with caplog.at_level(logging.INFO, "kshot.data.folder_tasks"):
         made = tasks([], way=4)
-    assert [r.getMessage()[:38] for r in caplog.records] == [
-        f"split '{split}': got way 4, expected at most 2"[:38] for split in ("val", "test")
+    assert [r.getMessage().partition(",")[0] for r in caplog.records] == [
+        f"split '{split}': got way 4" for split in ("val", "test")
     ]
     assert made.sample("train", [0]).support.way == 4
-    with pytest.raises(DataError, match="split 'val': got way 4, expected at most 2"):
+    with pytest.raises(DataError, match="split 'val': got way 4, expected at most 2, its number of classes"):
         made.sample("val", [0])
 
 
@@ -106,7 +106,7 @@ def test_a_split_that_is_too_small_is_logged_and_refused(caplog: pytest.LogCaptu
 def test_way_and_query_are_by_default_what_the_data_allow(sizes: tuple[int, ...], shot: Any, expected: Any) -> None:
     """Five images per class and a few classes are enough to begin."""
     if sizes[0] == 3:
-        with pytest.raises(DataError, match=r"got shot \+ query = 3 \+ 1 = 4, expected at most 3"):
+        with pytest.raises(DataError, match=r"got shot \+ query = 3 \+ 1 = 4, expected at most 3,"):
             tasks([], sizes, way=None, query=None, shot=shot)
         return
     made = tasks([], sizes, way=None, query=None, shot=shot)

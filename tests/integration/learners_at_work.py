@@ -1,6 +1,6 @@
-"""Every installed learner, trained in this process: what test_distributed_learners.py compares between processes.
+"""Train every installed learner in this process; test_distributed_learners.py compares the results between processes.
 
-Started by torchrun as ``learners_at_work.py FOLDER``, each process saves what it trained in FOLDER/RANK.pt.
+Started by torchrun as ``learners_at_work.py FOLDER``, each process saves its results in FOLDER/RANK.pt.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 import kshot._engine.door
 
 Case = tuple[str, dict[str, Any], str, dict[str, Any]]
+"""The name of a learner and its options, and the name of tasks and their options."""
 
 CASES: dict[str, Case] = {
     "protonet": ("protonet", {}, "toy", {}),
@@ -31,13 +32,13 @@ CASES: dict[str, Case] = {
     "maml-rl, one step": ("maml-rl", {"hidden": (20,), "outer": "reinforce"}, "navigation2d", {"horizon": 20}),
 }
 META_BATCHES = (5, 1)
-"""More tasks than two ranks share evenly, and fewer than there are ranks."""
+"""A number of tasks that two ranks can't share evenly, and fewer tasks than ranks."""
 
 ITERATIONS = 20
 
 
 def installed(case: Case) -> bool:
-    """Whether everything that a case names is a plugin here."""
+    """Return whether all plugins that a case names are installed."""
     names = {plugin.name for plugin in kshot.plugins() if plugin.state == "ok"}
     learner, options, tasks, task_options = case
     nested = [*options.values(), *task_options.values()]
@@ -46,7 +47,7 @@ def installed(case: Case) -> bool:
 
 
 class InFloat64:
-    """The tasks below, in float64."""
+    """Represent a view that converts the tasks below to float64."""
 
     def __init__(self, of: Any) -> None:
         self.of, self.spec = of, of.spec
@@ -57,10 +58,10 @@ class InFloat64:
 
 
 def train(name: str, meta_batch: int, double: bool, backend: Any) -> dict[str, Any]:
-    """The parameters before and after, and the last metrics.
+    """Train one case; return the parameters before and after, and the last metrics.
 
-    In float32 by plain gradient steps: an adaptive optimizer makes of a rounding error, where the true gradient is
-    zero, a whole step. In float64 by the learner's own optimizer.
+    In float32 the optimizer takes plain gradient steps: where the true gradient is zero, an adaptive optimizer would
+    turn a rounding error into a step of full length. In float64 it is the learner's default optimizer.
     """
     learner_name, learner_options, tasks_name, task_options = CASES[name]
     tasks = kshot.tasks(tasks_name, **task_options)
@@ -75,9 +76,9 @@ def train(name: str, meta_batch: int, double: bool, backend: Any) -> dict[str, A
 
 
 def train_all(backend: Any) -> dict[str, Any]:
-    """Everything that is installed, by name, meta-batch and whether in float64."""
+    """Train all installed cases; the keys are the name, the meta-batch and whether it is in float64."""
     torch.set_num_threads(1)
-    kshot._engine.door.check_episode = lambda *_: None  # the door asks for float32
+    kshot._engine.door.check_episode = lambda *_: None  # the check of episodes accepts float32 only
     names = [name for name, case in CASES.items() if installed(case)]
     return {
         f"{name}, {meta_batch}, {double}": train(name, meta_batch, double, backend)

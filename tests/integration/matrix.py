@@ -1,11 +1,11 @@
-"""Every learner on all tasks, with every memory: run for two iterations and an evaluation, or refused with a reason.
+"""Run every learner on all tasks with every memory, for two iterations and an evaluation.
 
     python tests/integration/matrix.py                              (one process)
     torchrun --nproc-per-node 2 tests/integration/matrix.py distributed
 
-Made from the registry alone: what a learner or a view can be composed with, its options say. Prints the table, and as
-its last line a JSON object {"learner | tasks | memory": outcome}. Exits with 1 where one neither runs nor is refused.
-"""
+Each combination must either run or be refused with a reason. The combinations follow from the registry alone: the
+options of a learner or a view show what it can be composed with. The program prints a table and, as its last line, a
+JSON object {"learner | tasks | memory": outcome}. Its exit status is 1 if a combination neither runs nor is refused."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ import kshot
 from kshot.errors import DataError, MisfitError
 
 OF = "toy"
-"""What views are views of."""
+"""The tasks over which views are built."""
 
-ELSEWHERE = {"orl-faces", "cats-dogs", "cifar-fs"}
-"""Tasks on data that may be absent, since nobody may ship them."""
+DATA_MAY_BE_ABSENT = {"orl-faces", "cats-dogs", "cifar-fs"}
+"""Tasks on real data, which the repository may not contain."""
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("KSHOT_SHARED", ROOT.parent / "shared" / "data"))
 
 
 def write_files(scratch: Path) -> None:
-    """Folders of class folders, of images and of sounds."""
+    """Write a folder of images and a folder of sounds, each with one folder per class."""
     rng = np.random.default_rng(0)
     for c in range(15):
         for i in range(2):
@@ -51,13 +51,13 @@ def write_files(scratch: Path) -> None:
                 from PIL import Image
 
                 Image.fromarray(rng.integers(0, 256, (20, 16, 3), np.uint8)).save(picture.with_suffix(".png"))
-            with wave.open(str(sound.with_suffix(".wav")), "wb") as made:
-                made.setparams((1, 2, 8000, 1600, "NONE", "not compressed"))
-                made.writeframes(rng.integers(-9999, 9999, 1600, np.int16).tobytes())
+            with wave.open(str(sound.with_suffix(".wav")), "wb") as recording:
+                recording.setparams((1, 2, 8000, 1600, "NONE", "not compressed"))
+                recording.writeframes(rng.integers(-9999, 9999, 1600, np.int16).tobytes())
 
 
 def data(scratch: Path) -> dict[str, dict[str, Any]]:
-    """The options of tasks that need data: files made here, and real ones where they are there."""
+    """Return the options of tasks that need data: the files that this program writes, and real data."""
     thirds = {"split": (0.4, 0.3, 0.3), "way": 3, "query": 1, "cache": scratch / "cache"}
     return {
         "imagefolder": {"root": scratch / "images", "size": 16, "mode": "L", **thirds},
@@ -73,7 +73,7 @@ def data(scratch: Path) -> dict[str, dict[str, Any]]:
 
 @attrs.frozen
 class Cell:
-    """One combination: the options that compose it, and how it is called."""
+    """Store one combination: the names that the table shows, and the options that build it."""
 
     learner: str
     tasks: str
@@ -83,17 +83,17 @@ class Cell:
 
 
 def nested(name: str) -> dict[str, str]:
-    """The options of a plugin that take another plugin, by the protocol they ask for."""
-    found = {}
+    """Map each protocol to the option of a plugin that takes a component of this protocol."""
+    options = {}
     for option in kshot.info(name).options:
         for protocol in ("Learner", "TaskDistribution", "Memory"):
             if protocol in option.type:
-                found[protocol] = option.name
-    return found
+                options[protocol] = option.name
+    return options
 
 
 def cells(given: dict[str, dict[str, Any]]) -> Iterator[Cell]:
-    """All combinations of what is installed; ``given`` are the options of tasks that need some."""
+    """Yield all combinations of what is installed; ``given`` has the options of tasks that need some."""
     by_group: dict[str, list[str]] = {}
     for plugin in kshot.plugins():
         if plugin.state == "ok":
@@ -109,27 +109,32 @@ def cells(given: dict[str, dict[str, Any]]) -> Iterator[Cell]:
             learners += [(name, name, m, {options["Memory"]: {"name": m}}) for m in memories]
         else:
             learners.append((name, name, "", {}))
-    for called, name, memory, learner_options in learners:
+    for label, name, memory, learner_options in learners:
         for tasks in by_group.get("tasks", []):
             view = nested(tasks).get("TaskDistribution")
             tasks_options = {**({view: {"name": OF}} if view else {}), **given.get(tasks, {})}
             of = f"({tasks_options[view]['name']})" if view else ""
-            yield Cell(called, tasks + of, memory, {"": name, **learner_options}, tasks_options)
+            yield Cell(label, tasks + of, memory, {"": name, **learner_options}, tasks_options)
 
 
 def reason_of(misfit: MisfitError) -> str:
-    """The first mismatch, without who and whom."""
+    """Return the first mismatch of an error, without the names of learner and tasks."""
     first, *mismatches = str(misfit).splitlines()
     return mismatches[0].strip(" -") if mismatches else first.partition("fit these tasks: ")[2] or first
 
 
 def outcome(cell: Cell, backend: Any) -> str:
-    """``ran``, ``refused: `` and why, or ``left out: `` where real data are not here; anything else raises."""
+    """Run one combination.
+
+    Returns:
+        ``ran: `` and the result; ``refused: `` and the reason; or ``left out: `` and the reason, if real data are
+        absent. Everything else raises an exception.
+    """
     name = cell.tasks.partition("(")[0]
     try:
         tasks = kshot.tasks(name, **cell.tasks_options)
     except DataError as error:
-        if name not in ELSEWHERE:
+        if name not in DATA_MAY_BE_ABSENT:
             raise
         return f"left out: {str(error).splitlines()[0]}"
     options = dict(cell.learner_options)
@@ -149,27 +154,28 @@ def outcome(cell: Cell, backend: Any) -> str:
 
 
 def main(backend_name: str) -> int:
+    """Run all combinations on a backend; return the exit status."""
     backend = kshot.backend(backend_name)
-    speaks = backend.world.rank == 0
-    found, failed = {}, 0
+    first_rank = backend.world.rank == 0
+    outcomes, failed = {}, 0
     scratch = Path(tempfile.gettempdir()) / f"kshot-matrix-{os.environ.get('MASTER_PORT') or os.getpid()}"
-    if speaks:
+    if first_rank:
         write_files(scratch)
-    backend.world.all_reduce(torch.zeros(1))  # the files are there
+    backend.world.all_reduce(torch.zeros(1))  # waits until the files are written
     for cell in cells(data(scratch)):
         name = " | ".join(part for part in (cell.learner, cell.tasks, cell.memory) if part)
         started = time.perf_counter()
         try:
-            found[name] = outcome(cell, backend)
+            outcomes[name] = outcome(cell, backend)
         except Exception as error:
             failed += 1
-            found[name] = f"FAILED: {type(error).__name__}: {error}"
+            outcomes[name] = f"FAILED: {type(error).__name__}: {error}"
             traceback.print_exc()
-        if speaks:
-            print(f"{name:<60} {time.perf_counter() - started:5.1f} s  {found[name]}", flush=True)
-    backend.world.all_reduce(torch.zeros(1))  # nobody needs them any more
-    if speaks:
-        print(json.dumps(found))
+        if first_rank:
+            print(f"{name:<60} {time.perf_counter() - started:5.1f} s  {outcomes[name]}", flush=True)
+    backend.world.all_reduce(torch.zeros(1))  # waits until no rank needs the files
+    if first_rank:
+        print(json.dumps(outcomes))
         shutil.rmtree(scratch)
     return 1 if failed else 0
 

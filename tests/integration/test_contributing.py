@@ -1,4 +1,4 @@
-"""'Your first plugin in five minutes', done from CONTRIBUTING.md's own text in a folder outside the repository."""
+"""The section 'Your first plugin in five minutes' of CONTRIBUTING.md works as written, outside the repository."""
 
 from __future__ import annotations
 
@@ -15,28 +15,31 @@ SECTION = "## Your first plugin in five minutes"
 
 
 def section() -> str:
+    """Return the text of the section."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     return text.split(SECTION)[1].split("\n## ")[0]
 
 
 def files_of(text: str) -> dict[str, str]:
-    """The files that the text asks for: each block's first line says where it goes."""
+    """Map the path of each file of the text to its content; the first line of a block gives the path."""
     return dict(re.findall(r"^```(?:python|toml)\n# (\S+)\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
 
 
 def commands_of(text: str) -> list[str]:
+    """Return the console blocks of the text."""
     return re.findall(r"^```console\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
 def dependencies_without_ours(folder: Path) -> str:
-    """A PYTHONPATH with all that is installed here but kshot: pip, in the newcomer's environment, finds torch there.
+    """Return a PYTHONPATH with everything that is installed here except kshot.
 
-    So the test installs what a newcomer installs, without fetching gigabytes that are here already.
+    In the newcomer's environment, pip finds torch there. So the test installs what a newcomer installs, but does not
+    fetch gigabytes that are already on this machine.
     """
     folder.mkdir()
     shown = [folder]
     for site in (Path(p) for p in sys.path if Path(p).is_dir()):
-        if site.name.startswith("base-"):  # the heavy packages that tox's environments share; nothing of ours
+        if site.name.startswith("base-"):  # the large packages that tox's environments share
             shown.append(site)
         elif site.name == "site-packages":
             for entry in site.iterdir():
@@ -47,7 +50,7 @@ def dependencies_without_ours(folder: Path) -> str:
 
 
 class Newcomer:
-    """Somebody with a clone of the repository, who types what the text says."""
+    """Represent a user with a clone of the repository who types the commands of the text."""
 
     def __init__(self, home: Path) -> None:
         (home / "kshot").symlink_to(ROOT, target_is_directory=True)
@@ -56,15 +59,15 @@ class Newcomer:
         self.environment = {
             **kept,
             "PYTHONPATH": dependencies_without_ours(home / "packages"),
-            "PIP_NO_BUILD_ISOLATION": "0",  # pip's spelling of "yes": hatchling is here, none need be fetched
+            "PIP_NO_BUILD_ISOLATION": "0",  # "0" switches the isolation off: hatchling is already here
             "KSHOT_CACHE": str(home / "cache"),
         }
 
     def types(self, script: str) -> str:
-        """What a bash prints for ``script``; it begins where the last one ended, in the same environment."""
-        whole = f"[ ! -e .venv ] || . .venv/bin/activate\n{script}\npwd >'{self._ended}'"
+        """Run a script in bash and return what it prints; it starts in the folder where the last script ended."""
+        command = f"[ ! -e .venv ] || . .venv/bin/activate\n{script}\npwd >'{self._ended}'"
         where = {"cwd": self.folder, "env": self.environment}
-        done = subprocess.run(["bash", "-ec", whole], **where, capture_output=True, text=True)
+        done = subprocess.run(["bash", "-ec", command], **where, capture_output=True, text=True)
         assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
         self.folder = Path(self._ended.read_text(encoding="utf-8").strip())
         return done.stdout
@@ -77,7 +80,7 @@ def text() -> str:
 
 @pytest.fixture(scope="module")
 def newcomer(tmp_path_factory: pytest.TempPathFactory, text: str) -> Newcomer:
-    """After the first block of commands and with the files written."""
+    """Run the first block of commands and write the files."""
     newcomer = Newcomer(tmp_path_factory.mktemp("newcomer"))
     newcomer.types(commands_of(text)[0])
     for name, content in files_of(text).items():
@@ -89,17 +92,18 @@ def newcomer(tmp_path_factory: pytest.TempPathFactory, text: str) -> Newcomer:
 
 @pytest.fixture(scope="module")
 def typed(newcomer: Newcomer, text: str) -> dict[str, str]:
-    """Each command of the second block and what it printed."""
+    """Map each command of the second block to what it printed."""
     return {command: newcomer.types(command) for command in commands_of(text)[1].splitlines()}
 
 
 def output_of(typed: dict[str, str], beginning: str) -> str:
-    (found,) = [out for command, out in typed.items() if command.startswith(beginning)]
-    return found
+    """Return what the command with this beginning printed."""
+    (output,) = [out for command, out in typed.items() if command.startswith(beginning)]
+    return output
 
 
 def test_the_text_has_every_file_and_the_learner_is_short(text: str) -> None:
-    """Five minutes are for reading forty lines, not four hundred."""
+    """A learner that can be read in five minutes has about forty lines."""
     files = files_of(text)
     assert set(files) == {
         "src/kshot_nearest_mean/__init__.py",
@@ -112,14 +116,14 @@ def test_the_text_has_every_file_and_the_learner_is_short(text: str) -> None:
 
 
 def test_the_plugin_is_listed_as_ok(typed: dict[str, str]) -> None:
-    """Installing is all it takes to be found."""
+    """Once a plugin is installed, kshot finds it without further steps."""
     listed = output_of(typed, "kshot list")
     assert re.search(r"^nearest-mean +learners +classification +ok +nearest class mean", listed, re.M)
     assert "width: int = 16  length of an embedding (D)." in output_of(typed, "kshot info")
 
 
 def test_the_plugin_trains_on_toy_and_learns(typed: dict[str, str], newcomer: Newcomer) -> None:
-    """Chance is 20 % in five ways; a learner that runs and learns nothing would not be worth five minutes."""
+    """Chance is 20 % at five ways, and the learner must be clearly better."""
     trained = output_of(typed, "kshot train")
     found = re.search(r"^(\d+\.\d+) ± (\d+\.\d+) % accuracy \(600 episodes, test, 5-way 1-shot\)$", trained, re.M)
     assert found, trained
@@ -128,7 +132,7 @@ def test_the_plugin_trains_on_toy_and_learns(typed: dict[str, str], newcomer: Ne
 
 
 def test_the_plugin_passes_the_kit(typed: dict[str, str]) -> None:
-    """The kit must not refuse the plainest honest learner."""
+    """The kit must accept the simplest correct learner."""
     printed = output_of(typed, "python -m pytest")
     found = re.search(r"(\d+) passed", printed)
     assert found is not None, printed
@@ -137,7 +141,7 @@ def test_the_plugin_passes_the_kit(typed: dict[str, str]) -> None:
 
 
 def test_the_same_class_works_through_register(newcomer: Newcomer, typed: dict[str, str], text: str) -> None:
-    """Three rungs, one API: a notebook needs no package."""
+    """In a notebook or a script the same class works without a package."""
     printed = newcomer.types(commands_of(text)[2])
     assert re.search(r"% accuracy \(100 episodes, test, 5-way 1-shot\)$", printed, re.M), printed
     assert re.search(r"^learner MyNearestMean: .*\d+ passed", printed, re.M)
@@ -145,7 +149,7 @@ def test_the_same_class_works_through_register(newcomer: Newcomer, typed: dict[s
 
 
 def test_what_was_installed_is_the_newcomer_s_own(newcomer: Newcomer, typed: dict[str, str]) -> None:
-    """Were kshot found in the environment that runs this test, the text would be proved by something else."""
+    """If the commands used the kshot that runs this test, they would prove nothing about the text."""
     code = "import kshot, kshot_nearest_mean; print(kshot.__file__); print(kshot_nearest_mean.__file__)"
     printed = newcomer.types(f"python -c '{code}'")
     assert all(line.startswith(str(newcomer.folder / ".venv")) for line in printed.splitlines())

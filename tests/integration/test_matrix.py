@@ -1,4 +1,4 @@
-"""Everything composes: every learner x tasks x memory x backend runs or is refused with a reason."""
+"""Every combination of learner, tasks, memory and backend runs, or is refused with a reason."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ LAUNCH = {
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", LAUNCH)
 def test_every_combination_runs_or_is_refused_with_a_reason(backend: str) -> None:
-    """Made from the registry; a combination that crashes, or trains nothing, fails here by name."""
+    """A combination that crashes, or moves no parameter, fails by name; the combinations come from the registry."""
     if backend == "distributed":
         pytest.importorskip("kshot_distributed")
     done = subprocess.run(LAUNCH[backend], capture_output=True, text=True, check=False)
     print(done.stdout)
     assert done.returncode == 0, done.stderr[-4000:] + done.stdout
-    found = json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{")))
-    assert any(outcome.startswith("ran") for outcome in found.values())
-    assert all(len(outcome) > len("refused: ") for outcome in found.values())
+    outcomes = json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{")))
+    assert any(outcome.startswith("ran") for outcome in outcomes.values())
+    assert all(len(outcome) > len("refused: ") for outcome in outcomes.values())

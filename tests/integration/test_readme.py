@@ -16,17 +16,18 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(text: str, language: str) -> list[str]:
+    """Return the code blocks of a language in a Markdown text."""
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
 def brief(code: str) -> str:
-    """The same code with so few iterations and episodes that a test can run it."""
+    """Return the same code with so few iterations and episodes that a test can run it."""
     code = re.sub(r"iterations=\d+", "iterations=2", code)
     return re.sub(r'"episodes": \d+', '"episodes": 4', re.sub(r"episodes=\d+", "episodes=4", code))
 
 
 def test_an_example_stands_within_the_first_fifteen_lines() -> None:
-    """A reader decides in the first screen whether to read the second."""
+    """Many readers decide on the first screen whether to read on."""
     lines = README.splitlines()
     assert lines[0] == "# kshot"
     assert "```python" in lines[:15]
@@ -35,7 +36,7 @@ def test_an_example_stands_within_the_first_fifteen_lines() -> None:
 
 @pytest.mark.parametrize("number", range(len(blocks(README, "python"))))
 def test_the_examples_run(number: int, tmp_path: Path) -> None:
-    """An example that does not run is worse than none."""
+    """A newcomer who copies an example that fails will not try a second one."""
     code = brief(blocks(README, "python")[number])
     environment = {**os.environ, "KSHOT_OMNIGLOT": ""}
     command = [sys.executable, "-W", "error", "-c", code]
@@ -45,13 +46,13 @@ def test_the_examples_run(number: int, tmp_path: Path) -> None:
 
 
 def test_every_plugin_is_in_the_table() -> None:
-    """What nobody finds need not have been written."""
+    """Readers find a plugin by this table."""
     folders = sorted(p.parent.name for p in ROOT.glob("plugins/*/pyproject.toml"))
     assert sorted(re.findall(r"^\| \[([\w-]+)\]\(plugins/", README, re.MULTILINE)) == folders
 
 
 def test_every_command_of_the_tour_is_one() -> None:
-    """Names of commands and their flags change; a tour that was right once is not seen to be wrong."""
+    """Commands are renamed and added, and nothing else would show that the tour is out of date."""
     (tour,) = [block for block in blocks(README, "console") if "kshot list" in block]
     listed = subprocess.run(
         [sys.executable, "-m", "kshot", "--help"], check=True, capture_output=True, text=True
@@ -62,7 +63,7 @@ def test_every_command_of_the_tour_is_one() -> None:
 
 @pytest.mark.slow
 def test_the_first_command_ends_with_a_test_accuracy(tmp_path: Path) -> None:
-    """The one line that a newcomer types, on a copy of the repository."""
+    """This is the first command that a newcomer types; the test runs it in a copy of the repository."""
     clone = tmp_path / "kshot"
     shutil.copytree(
         ROOT,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import os
 import re
+import tomllib
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
@@ -68,6 +69,17 @@ def test_a_manifest_says_the_same_as_the_entry_points(plugin: Path, install: Mod
     assert [key for key, entry in content.entries.items() if not entry.summary] == []
     if plugin.parent.name == "contrib":
         assert content.lifecycle == "incubating", "got another lifecycle, expected incubating for contrib"
+
+
+def test_a_plugin_is_described_alike_in_its_manifest_and_in_the_core(plugin: Path, root: Path) -> None:
+    """The core's table of known plugins answers a request for one that is not installed, so it must not differ."""
+    if plugin.parent.name == "contrib":
+        return  # the table has the plugins in plugins/ alone
+    package = f"kshot_{plugin.name.replace('-', '_')}"
+    described = tomllib.loads((plugin / "src" / package / "plugin.toml").read_text(encoding="utf-8"))
+    known = tomllib.loads((root / "core/src/kshot/registry/first_party.toml").read_text(encoding="utf-8"))
+    summaries = {name: entry["summary"] for g in described.values() if isinstance(g, dict) for name, entry in g.items()}
+    assert {name: known[name]["summary"] for name in summaries} == summaries
 
 
 def test_a_plugin_s_readme_says_how_to_install_and_run_it(plugin: Path, install: ModuleType) -> None:

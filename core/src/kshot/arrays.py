@@ -221,12 +221,12 @@ def _shares_memory(tensor: Tensor, x: Any) -> bool:
         return x.layout == torch.strided and tensor.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
     if isinstance(x, list | tuple):
         return False
-    # A table of pandas or the like: reading it again gives its own memory, or a copy that lies elsewhere.
+    # A table, such as one of pandas: reading it again gives the table's memory, or a copy in other memory.
     return tensor.device.type == "cpu" and np.may_share_memory(tensor.numpy(), np.asarray(x))
 
 
 def _is_read_only(array: NDArray[Any]) -> bool:
-    """Return whether nobody can change an array: neither it nor any array or buffer that it is a view of."""
+    """Return whether an array can't be changed: it, and every array or buffer of which it is a view, is read-only."""
     base: Any = array
     while isinstance(base, np.ndarray):
         if base.flags.writeable:

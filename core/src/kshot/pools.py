@@ -67,7 +67,7 @@ class Pool:
             input_range: least and greatest value of an input; (0, 1) by default if ``x`` is uint8.
             copy: whether later changes of ``x`` must not reach the pool. If True, uint8 and float32 values are copied,
                 except those of a read-only array over read-only memory, such as ``numpy.load(file, mmap_mode="r")``.
-                Pass False for a large table that nobody changes any more. Other types are converted once either way.
+                Pass False for a large table that will not change any more. Other types are converted once either way.
 
         Raises:
             DataError: lengths differ, labels are not exactly 0..C-1, or a value is not a finite real number.

@@ -273,7 +273,7 @@ def generator(key: Tensor | int, purpose: str, device: torch.device | str = "cpu
 
 @contextmanager
 def seeded(*parts: int | str) -> Iterator[None]:
-    """Run torch's global CPU generator from a seed made of ``parts``; restore its state afterwards.
+    """Run torch's global CPU generator from a seed that is a hash of ``parts``; restore its state afterwards.
 
     For code that can't be passed a generator, such as dropout and the initialisation of modules.
 

@@ -1,4 +1,4 @@
-"""Folders of tiny generated sounds."""
+"""Make folders of tiny generated sounds."""
 
 from __future__ import annotations
 

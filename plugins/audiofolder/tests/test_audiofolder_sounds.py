@@ -1,4 +1,4 @@
-"""What becomes of a sound, worked out by hand, by plain numpy, or by torchaudio's own transform."""
+"""Sounds become the right inputs; expected values are worked out by hand, by numpy, or by torchaudio."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def written(path: Path, samples: Any, rate: int = 16000, **how: Any) -> Path:
 
 @pytest.mark.parametrize("f_max", [None, 6000.0])
 def test_coefficients_are_torchaudio_s(f_max: float | None) -> None:
-    """``torchaudio.transforms.MFCC`` and ``MelSpectrogram`` with the same options, to the bit or nearly."""
+    """``torchaudio.transforms.MFCC`` and ``MelSpectrogram`` with the same options give nearly the same numbers."""
     form = attrs.evolve(FORM, f_min=50.0, f_max=f_max, n_mfcc=13)
     wave = torch.from_numpy(RNG.normal(size=form.samples).astype(np.float32))
     wave[: form.samples // 2] *= 1e-3  # parts are more than 60 dB below the loudest, and some more than 80
@@ -48,7 +48,7 @@ def test_coefficients_are_torchaudio_s(f_max: float | None) -> None:
 
 
 def test_a_clip_s_normalisation_takes_its_loudness_away() -> None:
-    """Log mel to mean 0 and deviation 1 over the clip: twice as loud is the same, and so in the coefficients."""
+    """Log mel values get mean 0 and deviation 1 over the clip, so a clip twice as loud gives the same input."""
     wave = torch.from_numpy(RNG.normal(size=FORM.samples).astype(np.float32)) * 0.1
     mel = attrs.evolve(FORM, features="mel", normalise="clip").transform(wave)
     assert abs(float(mel.mean())) < 1e-5
@@ -71,7 +71,7 @@ def test_a_band_s_normalisation_takes_the_mean_spectrum_away() -> None:
 
 @pytest.mark.parametrize("normalise", ["clip", "band", "none"])
 def test_silence_is_finite(normalise: Any) -> None:
-    """Nothing is divided by a deviation of 0."""
+    """The deviation of silence is 0, and nothing may be divided by it."""
     found = attrs.evolve(FORM, normalise=normalise).transform(torch.zeros(FORM.samples))
     assert bool(found.isfinite().all())
     assert normalise == "none" or float(found.abs().max()) == 0
@@ -79,7 +79,7 @@ def test_silence_is_finite(normalise: Any) -> None:
 
 @pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000])
 def test_a_sound_is_resampled(rate: int) -> None:
-    """A tone of 440 Hz is the same tone at another rate, but for its ends."""
+    """A tone of 440 Hz is the same tone at another rate, except at its ends."""
     wave = torch.from_numpy(tone(440, rate)[:, 0].astype(np.float32))
     found = resampled(wave, rate, 16000, "tone")
     assert len(found) == 3200
@@ -92,7 +92,7 @@ def test_channels_are_mixed_to_their_mean() -> None:
 
 
 def test_a_long_clip_is_cut_and_a_short_one_filled() -> None:
-    """By hand."""
+    """The expected samples are written out by hand."""
     wave = torch.arange(10.0)
     assert fitted(wave, 4, "start", "repeat").tolist() == [0, 1, 2, 3]
     assert fitted(wave, 4, "centre", "repeat").tolist() == [3, 4, 5, 6]
@@ -104,7 +104,7 @@ def test_a_long_clip_is_cut_and_a_short_one_filled() -> None:
 
 @pytest.mark.parametrize("crop", ["start", "centre"])
 def test_of_a_long_file_only_what_is_needed_is_read(tmp_path: Path, crop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same as cutting the whole; a recording of an hour would be a gigabyte."""
+    """The result is that of cutting the complete file, but an hour of sound would take a gigabyte."""
     samples = RNG.uniform(-0.5, 0.5, 16000)
     path = written(tmp_path / "x.wav", samples, subtype="FLOAT")
     form = attrs.evolve(FORM, crop=crop)
@@ -117,7 +117,7 @@ def test_of_a_long_file_only_what_is_needed_is_read(tmp_path: Path, crop: Any, m
 
 @pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg", ".mp3", ".aiff", ".au"])
 def test_files_of_many_formats_are_read(tmp_path: Path, suffix: str) -> None:
-    """By libsndfile; a lossy one nearly the same."""
+    """libsndfile reads them; a lossy format gives nearly the same samples."""
     if suffix not in suffixes():
         pytest.skip(f"this libsndfile has no {suffix}")
     samples = tone(440, 16000, 0.5)
@@ -130,23 +130,23 @@ def test_files_of_many_formats_are_read(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
         (b"", "got a file that can't be read as a sound"),
         (b"a text file named .wav", r"got a file that can't be read as a sound \(LibsndfileError"),
         (b"RIFF\x24\x00\x00\x00WAVEfmt ", "got a file that can't be read as a sound"),
     ],
 )
-def test_a_file_that_is_no_sound_is_named(tmp_path: Path, data: bytes, told: str) -> None:
-    """Empty, of text, only begun."""
+def test_a_file_that_is_no_sound_is_named(tmp_path: Path, data: bytes, message: str) -> None:
+    """The files are empty, contain text, or have only a beginning."""
     path = tmp_path / "x.wav"
     path.write_bytes(data)
-    with pytest.raises(DataError, match=rf"x\.wav: {told}"):
+    with pytest.raises(DataError, match=rf"x\.wav: {message}"):
         FORM.decode(path)
 
 
 def test_a_file_without_samples_or_with_impossible_ones_is_named(tmp_path: Path) -> None:
-    """A recorder that was stopped at once; a float file with a NaN."""
+    """A recorder may have been stopped at once, and a file of floats may contain NaN."""
     with pytest.raises(DataError, match=r"none\.wav: got samples of shape \[0, 1\], expected"):
         FORM.decode(written(tmp_path / "none.wav", np.zeros(0)))
     samples = tone(440, 16000)
@@ -156,7 +156,7 @@ def test_a_file_without_samples_or_with_impossible_ones_is_named(tmp_path: Path)
 
 
 def test_a_file_that_was_cut_off_is_named(tmp_path: Path) -> None:
-    """Where its format tells: of a FLAC the decoder does."""
+    """The decoder of FLAC notices that samples are missing."""
     path = written(tmp_path / "x.flac", RNG.uniform(-0.5, 0.5, 16000))
     path.write_bytes(path.read_bytes()[:4000])
     with pytest.raises(DataError, match=r"x\.flac: got (a file that can't be read as a sound|\d+ samples)"):
@@ -164,7 +164,7 @@ def test_a_file_that_was_cut_off_is_named(tmp_path: Path) -> None:
 
 
 def test_a_wav_that_was_cut_off_is_named_and_a_stream_is_not(tmp_path: Path) -> None:
-    """By the length that its header has, unless that says that nobody knew it."""
+    """The header states the length; a program that writes a stream states that it did not know the length."""
     path = written(tmp_path / "x.wav", RNG.uniform(-0.5, 0.5, 16000))
     whole = path.read_bytes()
     path.write_bytes(whole[:-9000])
@@ -177,7 +177,7 @@ def test_a_wav_that_was_cut_off_is_named_and_a_stream_is_not(tmp_path: Path) -> 
 
 
 def test_a_file_that_gives_less_than_it_promises_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As an MP3 that was cut off does."""
+    """An MP3 that was cut off behaves so."""
     path = written(tmp_path / "x.wav", RNG.uniform(-0.5, 0.5, 16000))
     whole = soundfile.SoundFile.read
     monkeypatch.setattr(soundfile.SoundFile, "read", lambda s, n, **o: whole(s, n, **o)[:1000])
@@ -186,7 +186,7 @@ def test_a_file_that_gives_less_than_it_promises_is_named(tmp_path: Path, monkey
 
 
 def test_rates_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
-    """The kernel would have 700 million numbers."""
+    """The kernel for these two rates would have 700 million numbers."""
     path = written(tmp_path / "x.wav", tone(440, 44101), 44101)
     with pytest.raises(
         DataError, match=r"x\.wav: got a sampling rate of 44101 Hz, expected .* large common divisor with rate 16000"
@@ -201,7 +201,7 @@ def test_suffixes_are_those_that_can_be_decoded() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"rate": 0}, "rate: got 0, expected more than 0"), ({"seconds": float("nan")}, "seconds: got nan"),
         ({"seconds": float("inf")}, "seconds: got inf"), ({"hop": -1.0}, "hop: got -1.0"),
@@ -215,13 +215,13 @@ def test_suffixes_are_those_that_can_be_decoded() -> None:
         ({"features": "wave"}, "features: got 'wave'"), ({"normalise": "all"}, "normalise: got 'all'"),
     ],
 )  # fmt: skip
-def test_impossible_options_are_refused(options: dict[str, Any], told: str) -> None:
-    with pytest.raises(DataError, match=f"audiofolder: .*{told}"):
+def test_impossible_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=f"audiofolder: .*{message}"):
         attrs.evolve(FORM, **options)
 
 
 def test_other_options_have_another_name() -> None:
-    """Of the cache's file: a table of other features would be taken for these."""
+    """The cache would otherwise return a table with other features."""
     changes: list[dict[str, Any]] = [
         {}, {"rate": 8000}, {"seconds": 0.3}, {"crop": "centre"}, {"pad": "zeros"}, {"features": "mel"}, {"n_mfcc": 19},
         {"n_mels": 39}, {"window": 0.03}, {"hop": 0.02}, {"f_min": 1.0}, {"f_max": 7000.0}, {"normalise": "clip"},
@@ -230,7 +230,7 @@ def test_other_options_have_another_name() -> None:
 
 
 def test_own_sounds_are_prepared_as_the_folder_s_are(tmp_path: Path) -> None:
-    """A path, samples with their rate, and some of them: all the same inputs."""
+    """A path, samples with their rate, and a list of these all give the same inputs."""
     samples = tone(440, 8000, 0.3, 2)
     path = written(tmp_path / "x.wav", samples, 8000, subtype="FLOAT")
     expected = torch.from_numpy(FORM.decode(path))
@@ -242,7 +242,7 @@ def test_own_sounds_are_prepared_as_the_folder_s_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         (np.zeros(3200), r"got torch\.float64 of shape \[3200\] to prepare, .* samples with their rate"),
         (np.full((1, *FORM.shape), np.nan), "to prepare"),
@@ -254,7 +254,7 @@ def test_own_sounds_are_prepared_as_the_folder_s_are(tmp_path: Path) -> None:
         ("no-such-file.wav", r"no-such-file\.wav: got a file that can't be read as a sound"),
     ],
 )
-def test_inputs_of_another_form_are_refused(given: Any, told: str) -> None:
-    """Before a learner meets it."""
-    with pytest.raises(DataError, match=told):
+def test_inputs_of_another_form_are_refused(given: Any, message: str) -> None:
+    """They are refused before a learner receives them."""
+    with pytest.raises(DataError, match=message):
         prepare(given, FORM)

@@ -1,4 +1,4 @@
-"""A folder as tasks: the table, the cache, and what is refused."""
+"""A folder becomes tasks: the table, the cache, and the errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHORT: dict[str, Any] = {"rate": 8000, "seconds": 0.1, "n_mels": 20, "way": 2, "
 
 
 def test_sounds_of_an_episode_are_of_the_class_they_are_named_after(small: Small) -> None:
-    """Told by what ``prepare`` makes of the files; classes of different sizes."""
+    """The inputs equal those that ``prepare`` makes of the files, also if classes have different sizes."""
     root = small(sounds=(5, 6, 7, 5, 9, 5, 6, 7, 8, 5))
     tasks = audiofolder(root=root, **{**SHORT, "query": 3})
     for split in tasks.spec.splits:
@@ -75,7 +75,7 @@ def test_the_fingerprint_is_of_contents_and_options(small: Small) -> None:
 
 
 def test_files_that_are_no_sounds_are_named_all_at_once(small: Small) -> None:
-    """A text named .wav, an empty file and one without samples."""
+    """One error names a text called .wav, an empty file and a file without samples."""
     root = small()
     (root / "c1" / "0.wav").write_text("this is no sound")
     (root / "c3" / "2.wav").write_bytes(b"")
@@ -103,7 +103,7 @@ def test_classes_are_split_by_lists_or_examples_by_shares(small: Small) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"workers": 0}, "workers: got 0"), ({"pad": "edge"}, "pad: got 'edge'"),
         ({"way": 9}, "split 'train': got way 9, expected at most 6"),
@@ -112,9 +112,9 @@ def test_classes_are_split_by_lists_or_examples_by_shares(small: Small) -> None:
         ({"split": {"test": ["a/b"]}}, "got the class 'a/b'"),
     ],
 )  # fmt: skip
-def test_impossible_options_are_refused(small: Small, options: dict[str, Any], told: str) -> None:
+def test_impossible_options_are_refused(small: Small, options: dict[str, Any], message: str) -> None:
     """They are refused before anything is decoded."""
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         audiofolder(**{"root": small(), **SHORT, **options})
 
 
@@ -127,7 +127,7 @@ def test_a_class_of_other_files_is_refused(small: Small) -> None:
 
 
 def test_a_learner_tells_pitches_apart(small: Small) -> None:
-    """Through the engine's door: the nearest support of a tone is of its pitch."""
+    """The test goes through the engine's checks: the nearest support example of a tone has the tone's pitch."""
     tasks = kshot.tasks("audiofolder", root=small(12, 6), **{**SHORT, "query": 3})
 
     class Nearest(torch.nn.Module):

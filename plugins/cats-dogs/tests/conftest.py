@@ -1,4 +1,4 @@
-"""Data for the tests: generated recordings of the known names, and the real ones where they are."""
+"""Provide data for the tests: generated recordings with the known names, and the real ones if they are available."""
 
 from __future__ import annotations
 

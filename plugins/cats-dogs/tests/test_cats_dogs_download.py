@@ -39,7 +39,7 @@ def test_it_fetches_once_and_then_is_the_default(
 
 
 @pytest.mark.parametrize(
-    ("path", "told"),
+    ("path", "message"),
     [
         ("none.zip", r"got no file from .*none\.zip .*404"),
         ("short.zip", "got 10 bytes from|got no file from .*IncompleteRead"),
@@ -47,11 +47,11 @@ def test_it_fetches_once_and_then_is_the_default(
     ],
 )
 def test_a_download_that_goes_wrong_leaves_nothing(
-    server: DownloadServer, tmp_path: Path, path: str, told: str
+    server: DownloadServer, tmp_path: Path, path: str, message: str
 ) -> None:
     """A missing file, a broken connection and other recordings are refused, with what to do by hand."""
     folder = tmp_path / "fetched"
-    with pytest.raises(DataError, match=told) as raised:
+    with pytest.raises(DataError, match=message) as raised:
         download(folder, url=f"{server.url}/{path}")
     assert "or fetch the recordings by hand and give them as root=" in str(raised.value)
     assert list(folder.iterdir()) == []

@@ -57,7 +57,7 @@ def test_the_digest_is_of_names_and_samples(small: Small) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (put("Cats/cat_1.wav", b""), r"cat_1\.wav: got a file that can't be decoded"),
         (put("Cats/cat_1.wav", b"text"), r"cat_1\.wav: got a file that can't be decoded"),
@@ -75,10 +75,10 @@ def test_the_digest_is_of_names_and_samples(small: Small) -> None:
     ],
 )
 @pytest.mark.parametrize("unpacked", [False, True])
-def test_what_is_damaged_is_named(small: Small, change: Any, told: str, unpacked: bool, tmp_path: Path) -> None:
+def test_what_is_damaged_is_named(small: Small, change: Any, message: str, unpacked: bool, tmp_path: Path) -> None:
     """They are refused before anything is computed."""
     (tmp_path / "unpacked").mkdir()
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         cats_dogs(root=small(change, unpacked))
 
 

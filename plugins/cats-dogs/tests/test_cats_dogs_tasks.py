@@ -1,4 +1,4 @@
-"""Who goes where, what an input is, and that it doesn't tell how long its recording was."""
+"""Recordings are divided as documented, and an input does not reveal the length of its recording."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Small = Callable[..., Path]
 
 
 def test_coefficients_are_torchaudio_s() -> None:
-    """``torchaudio.transforms.MFCC`` by the same options; normalised, those of a standardised log mel spectrogram."""
+    """``torchaudio.transforms.MFCC`` with the same options gives the same numbers."""
     wave = torch.from_numpy(np.random.default_rng(0).normal(size=8000).astype(np.float32)) * 0.1
     reference = torchaudio.transforms.MFCC(16000, 20, melkwargs={"n_fft": 400, "hop_length": 160, "n_mels": 40})
     assert torch.allclose(mfcc(wave, normalise=False), reference(wave), atol=1e-4)
@@ -34,7 +34,7 @@ def test_coefficients_are_torchaudio_s() -> None:
 
 
 def test_inputs_do_not_depend_on_what_lies_beyond_the_cut() -> None:
-    """From the start: however long the recording, and whatever comes later; and however loud it was recorded."""
+    """The length of the recording, the sound after the cut and the loudness have no effect."""
     samples = torch.from_numpy(np.random.default_rng(0).normal(size=50000).astype(np.float32)) * 0.1
     first = mfcc(cut(samples, 15680, "start"))
     assert torch.equal(mfcc(cut(samples[:20000], 15680, "start")), first)
@@ -44,7 +44,7 @@ def test_inputs_do_not_depend_on_what_lies_beyond_the_cut() -> None:
 
 
 def test_recordings_are_divided_within_each_class(small: Small) -> None:
-    """Every split has both classes, no two a recording; trainval is train and val."""
+    """Every split has both classes, no recording is in two splits, and trainval is train and val together."""
     root = small()
     for sub_dogs, counts in ((False, ([8, 8], [3, 3], [3, 3], [11, 11])), (True, ([8, 17], [3, 5], [3, 6], [11, 22]))):
         tasks = cats_dogs(root=root, sub_dogs=sub_dogs, seconds=0.1)
@@ -58,7 +58,7 @@ def test_recordings_are_divided_within_each_class(small: Small) -> None:
 
 
 def test_inputs_of_an_episode_are_of_the_animal_they_are_named_after(small: Small) -> None:
-    """Told by the recordings."""
+    """The inputs are compared with those of the recordings."""
     root = small()
     clips, labels = of_classes(read(root), True)
     tasks = cats_dogs(root=root, sub_dogs=True)
@@ -87,7 +87,7 @@ def test_own_recordings_are_prepared_as_the_data_are(small: Small) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         ((np.zeros(100), 16000), r"samples of shape \[100\], expected \[n\], n at least 15680"),
         ((np.zeros((20000, 2)), 16000), r"samples of shape \[20000, 2\]"),
@@ -98,13 +98,13 @@ def test_own_recordings_are_prepared_as_the_data_are(small: Small) -> None:
         ("none.wav", r"none\.wav: got a file that can't be read \(FileNotFoundError"),
     ],
 )
-def test_inputs_of_another_form_are_refused(small: Small, given: Any, told: str) -> None:
-    with pytest.raises(DataError, match=told):
+def test_inputs_of_another_form_are_refused(small: Small, given: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
         cats_dogs(root=small()).prepare(given)
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"seconds": 1.0}, "seconds: got 1.0, expected more than 0.0125 and at most 0.98"),
         ({"seconds": 0.01}, "seconds: got 0.01"), ({"crop": "end"}, "crop: got 'end'"),
@@ -114,14 +114,14 @@ def test_inputs_of_another_form_are_refused(small: Small, given: Any, told: str)
         ({"download": True}, "both root and download"),
     ],
 )  # fmt: skip
-def test_impossible_options_are_refused(small: Small, options: dict[str, Any], told: str) -> None:
-    """A longer clip would have to be filled up, by which a learner could tell how long it was."""
-    with pytest.raises(DataError, match=told):
+def test_impossible_options_are_refused(small: Small, options: dict[str, Any], message: str) -> None:
+    """Short recordings would be padded for longer clips, and a learner could read their length from the padding."""
+    with pytest.raises(DataError, match=message):
         cats_dogs(root=small(), **options)
 
 
 def test_missing_data_are_told_with_the_ways_to_them(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the environment names them."""
+    """The error lists all ways to get the data; the environment variable is one of them."""
     with pytest.raises(DataError, match="root= or KSHOT_CATS_DOGS, or fetch them with download=True"):
         cats_dogs()
     monkeypatch.setenv("KSHOT_CATS_DOGS", str(small()))
@@ -129,7 +129,7 @@ def test_missing_data_are_told_with_the_ways_to_them(small: Small, monkeypatch: 
 
 
 def test_recordings_that_are_not_the_known_ones_are_logged(small: Small, caplog: pytest.LogCaptureFixture) -> None:
-    """They may be used, and the fingerprint tells them apart."""
+    """Such recordings may be used; the fingerprint shows that they are others."""
     with caplog.at_level(logging.WARNING, "kshot_cats_dogs"):
         cats_dogs(root=small(), sub_dogs=True).pool("train")
     assert "the recordings are not the known ones" in caplog.text
@@ -142,14 +142,16 @@ def test_the_fingerprint_tells_options_apart(small: Small) -> None:
 
 
 def nearest(features: torch.Tensor, y: torch.Tensor) -> int:
-    """How many have their nearest other in their own class."""
+    """Count the recordings whose nearest other recording is of the same class."""
     apart = torch.cdist(features, features).fill_diagonal_(float("inf"))
     return int((y[apart.argmin(1)] == y).sum())
 
 
 def test_real_recordings_are_told_apart_by_more_than_their_length(real: Path) -> None:
-    """Leave-one-out by the nearest mean and deviation of MFCC: the known 23 of 28 and 37 of 42 of whole recordings,
-    and no fewer of the first 0.98 s, where lengths are equal; by length alone it is 16 and 31."""
+    """Leave-one-out by the nearest mean and deviation of MFCC gets the known 23 of 28 and 37 of 42 complete recordings.
+
+    It gets no fewer of the first 0.98 s, where lengths are equal; by length alone it gets 16 and 31.
+    """
     found = []
     for sub_dogs in (False, True):
         clips, labels = of_classes(read(real / "audio_cats_dogs.zip"), sub_dogs)
@@ -165,7 +167,7 @@ def test_real_recordings_are_told_apart_by_more_than_their_length(real: Path) ->
 
 
 def test_a_learner_trains_on_them(small: Small) -> None:
-    """Through the engine's door: generated cats are high and dogs low."""
+    """The test goes through the engine's checks; generated cats are high and dogs low."""
     tasks = kshot.tasks("cats-dogs", root=small())
 
     class Nearest(torch.nn.Module):

@@ -1,4 +1,4 @@
-"""CIFAR-FS from files in CIFAR-100's own format, with torchvision's own download against a local server."""
+"""CIFAR-FS is read from files in CIFAR-100's format, and torchvision downloads it from a local server."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def md5(path: Path) -> str:
 
 
 def colour(label: int, i: int) -> np.ndarray:
-    """Image i of a class: every channel says something else."""
+    """Return image i of a class; its three channels differ."""
     image = np.zeros((3, 32, 32), np.uint8)
     image[0], image[1], image[2] = label, i, np.arange(32)
     return image
@@ -35,7 +35,7 @@ def colour(label: int, i: int) -> np.ndarray:
 
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A small CIFAR-100, whose sums torchvision is told to expect."""
+    """Write a small CIFAR-100, and make torchvision expect its checksums."""
     folder = tmp_path / "data" / "cifar-100-python"
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -63,7 +63,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_split_is_the_published_one() -> None:
-    """64, 16 and 20 classes that share none, together CIFAR-100's."""
+    """The 64, 16 and 20 classes have none in common, and together they are those of CIFAR-100."""
     assert [len(splits.SPLITS[s]) for s in ("train", "val", "test", "trainval")] == [64, 16, 20, 80]
     assert len(set(splits.TRAIN + splits.VAL + splits.TEST)) == 100
     assert {"baby", "pickup_truck", "worm"} <= set(splits.TEST)
@@ -71,7 +71,7 @@ def test_the_split_is_the_published_one() -> None:
 
 
 def test_images_are_those_of_their_class_and_channels_are_red_green_blue(files: Path) -> None:
-    """Of both of CIFAR-100's parts, all of a class."""
+    """A class has all its images from both parts of CIFAR-100."""
     made = cifar_fs(way=4, shot=3, query=5, root=files)
     for split in ("train", "val", "test", "trainval"):
         pool = made.pool(split)
@@ -89,7 +89,7 @@ def test_images_are_those_of_their_class_and_channels_are_red_green_blue(files: 
 
 
 def test_later_loads_need_no_cifar(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The table is mapped from the cache; the fingerprint is the same, whatever the folder is called."""
+    """The table is mapped from the cache; the fingerprint does not depend on the name of the folder."""
     first = cifar_fs(root=files, query=1)
     monkeypatch.setattr(tasks, "CIFAR100", CIFAR100)
     moved = files.rename(files.with_name("elsewhere"))
@@ -115,7 +115,7 @@ def test_too_many_images_are_asked_for(files: Path) -> None:
 
 
 def test_the_download_is_checked(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fetched from a server, unpacked and used; a file with another sum is refused."""
+    """The data are fetched from a server, unpacked and used; a file with another checksum is refused."""
     served = tmp_path / "served"
     served.mkdir()
     archive = served / CIFAR100.filename
@@ -132,7 +132,7 @@ def test_the_download_is_checked(files: Path, tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA"])
 def test_own_pictures_become_inputs(tmp_path: Path, mode: str) -> None:
-    """The middle square of a wide picture, in any mode."""
+    """An input is the middle square of a wide picture of any mode."""
     wide = np.zeros((64, 128, 3), np.uint8)
     wide[:, 32:96] = 200
     path = tmp_path / "own.png"
@@ -145,7 +145,7 @@ def test_own_pictures_become_inputs(tmp_path: Path, mode: str) -> None:
 
 
 def test_what_is_transparent_is_white_and_16_bits_are_scaled(tmp_path: Path) -> None:
-    """Not black, and not cut off at 255."""
+    """Transparent pixels must not become black, and 16-bit values must not be cut off at 255."""
     Image.new("RGBA", (32, 32), (9, 9, 9, 0)).save(tmp_path / "clear.png")
     Image.fromarray(np.full((32, 32), 128 * 257, np.uint16)).save(tmp_path / "deep.png")
     made = tasks.prepare([tmp_path / "clear.png", tmp_path / "deep.png"])

@@ -1,4 +1,4 @@
-"""The program that the processes of test_distributed.py run.
+"""Run the program that the processes of test_distributed.py start.
 
 Started by torchrun as ``at_work.py FOLDER``, each process saves its values in FOLDER/found-RANK.pt. Imported,
 ``work(backend)`` computes the same values in one process. Started as ``at_work.py kshot ...``, the file is the command

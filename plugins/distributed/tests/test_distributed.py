@@ -74,10 +74,10 @@ def one() -> Iterator[dict[str, Any]]:
 
 
 def farthest(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
-    """The greatest difference; by how many batches a batch norm layer has seen nothing goes."""
+    """Return the greatest difference; the counters of batches in batch norm layers are left out."""
     assert a.keys() == b.keys()
     gaps = [(a[n].double() - b[n].double()).abs().flatten() for n in a if "num_batches" not in n]
-    return float(torch.cat(gaps).max())  # NaN where one of them is
+    return float(torch.cat(gaps).max())  # NaN if one of them is NaN
 
 
 # --- The same as one process ------------------------------------------------------------------------------------------
@@ -89,8 +89,11 @@ def farthest(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 def test_two_processes_learn_what_one_learns(
     one: dict[str, Any], two: list[dict[str, Any]], name: str, meta_batch: int, double: bool, within: float
 ) -> None:
-    """After 20 iterations: a loss and a pseudo-gradient, several outer steps on a meta-batch, coupled tasks; tasks that
-    two ranks can't share evenly, and too few for both."""
+    """Parameters and metrics after 20 iterations are equal up to rounding.
+
+    This holds for a loss and a pseudo-gradient, for several outer steps on a meta-batch, and for coupled tasks. Some
+    meta-batches can't be shared evenly by two ranks, and some are too small for both.
+    """
     case = f"{name} {meta_batch} {double}"
     first, second = (found[case] for found in two)
     assert farthest(first["state"], second["state"]) == 0

@@ -1,4 +1,4 @@
-"""Folders of tiny generated images."""
+"""Make folders of tiny generated images."""
 
 from __future__ import annotations
 

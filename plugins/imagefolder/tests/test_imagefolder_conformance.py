@@ -1,4 +1,4 @@
-"""The conformance kit, on a folder divided by class and by image."""
+"""The tasks keep every rule for tasks, on a folder divided by class and by image."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import kshot
 
 @pytest.mark.parametrize("split_by", ["class", "example"])
 def test_it_keeps_the_rules_for_tasks(small: Callable[..., Path], split_by: str) -> None:
-    """Built by name, as the command line does."""
+    """The tasks are built by name, as the command line builds them."""
     options = {"root": small(12, 20), "size": 5, "way": 2, "query": 2, "split_by": split_by}
     report = kshot.testing.suite(tasks="imagefolder", options=options).run()
     assert report.ok, str(report)

@@ -1,4 +1,4 @@
-"""What becomes of an image, worked out by hand or by plain numpy."""
+"""Images become the right inputs; expected values are worked out by hand or by numpy."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def saved(path: Path, image: Image.Image, **how: Any) -> Path:
 
 
 def decoded(path: Path, form: Form = AS_IT_IS) -> np.ndarray[Any, Any]:
-    """As [h, w] or [h, w, 3]."""
+    """Return the image as an array [h, w] or [h, w, 3]."""
     made = form.decode(path)
     assert made.dtype == np.uint8
     assert made.shape == (1, *form.shape)
@@ -37,12 +37,12 @@ def decoded(path: Path, form: Form = AS_IT_IS) -> np.ndarray[Any, Any]:
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".ppm", ".tga", ".PNG"])
 def test_pixels_are_as_in_the_file(tmp_path: Path, suffix: str) -> None:
-    """Where nothing has to be done, nothing is done: channels first, rows down."""
+    """An image of the right size and mode is not changed; channels come first, and rows go down."""
     assert np.array_equal(decoded(saved(tmp_path / f"x{suffix}", Image.fromarray(COLOURS))), COLOURS)
 
 
 def test_colours_become_grey_by_luma_and_greys_become_colours(tmp_path: Path) -> None:
-    """0.299 R + 0.587 G + 0.114 B (ITU-R 601), rounded; and three equal channels."""
+    """Grey is 0.299 R + 0.587 G + 0.114 B (ITU-R 601), rounded; a grey image gets three equal channels."""
     path = saved(tmp_path / "x.png", Image.fromarray(COLOURS))
     luma = COLOURS @ np.array([0.299, 0.587, 0.114])
     assert np.abs(decoded(path, GREY) - luma).max() <= 1
@@ -52,7 +52,7 @@ def test_colours_become_grey_by_luma_and_greys_become_colours(tmp_path: Path) ->
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_16_bits_are_scaled_and_not_clipped(tmp_path: Path, suffix: str) -> None:
-    """Pillow's own conversion makes all beyond 255 white."""
+    """Pillow's own conversion makes every value above 255 white."""
     deep = np.array([[0, 255, 256, 32768], [40000, 65279, 65280, 65535]], np.uint16)
     path = saved(tmp_path / f"x{suffix}", Image.fromarray(deep))
     found = decoded(path, Form("L", (2, 4), "squeeze"))
@@ -60,7 +60,7 @@ def test_16_bits_are_scaled_and_not_clipped(tmp_path: Path, suffix: str) -> None
 
 
 def test_numbers_without_a_known_range_are_refused(tmp_path: Path) -> None:
-    """32-bit integers and floats: within 16 bits, or within 0 and 1, they have one."""
+    """32-bit integers must be within 16 bits, and floats within 0 and 1."""
     form = Form("L", (1, 2), "squeeze")
     assert decoded(saved(tmp_path / "i.tif", Image.fromarray(np.array([[0, 65535]], np.int32))), form).tolist() == [
         [0, 255]
@@ -68,15 +68,15 @@ def test_numbers_without_a_known_range_are_refused(tmp_path: Path) -> None:
     assert decoded(saved(tmp_path / "f.tif", Image.fromarray(np.array([[0, 0.5]], np.float32))), form).tolist() == [
         [0, 128]
     ]
-    for name, values, told in (("i", np.array([[0, 70000]], np.int32), "expected 16 bits"),
+    for name, values, message in (("i", np.array([[0, 70000]], np.int32), "expected 16 bits"),
                                ("f", np.array([[0, 255]], np.float32), "expected floats of 0 to 1")):  # fmt: skip
         path = saved(tmp_path / f"{name}.tif", Image.fromarray(values))
-        with pytest.raises(DataError, match=rf"{name}\.tif: got values from .*{told}"):
+        with pytest.raises(DataError, match=rf"{name}\.tif: got values from .*{message}"):
             form.decode(path)
 
 
 def test_palettes_are_looked_up(tmp_path: Path) -> None:
-    """In colour and in grey: the numbers of a palette are not brightnesses."""
+    """The numbers of a palette are not brightnesses, neither in colour nor in grey."""
     image = Image.new("P", (6, 4))
     image.putpalette([10, 20, 30, 200, 100, 50] + [0] * 762)
     image.putdata([0, 1] * 12)
@@ -87,7 +87,7 @@ def test_palettes_are_looked_up(tmp_path: Path) -> None:
 
 
 def test_what_is_transparent_is_white(tmp_path: Path) -> None:
-    """By alpha, in part too; by a palette's transparent colour; by a colour that is said to be transparent."""
+    """Transparency may be an alpha channel, also a partial one, or a transparent colour, also one of a palette."""
     rgba = np.zeros((4, 6, 4), np.uint8)
     rgba[0, 0] = (255, 0, 0, 255)
     rgba[0, 1] = (255, 0, 0, 0)
@@ -107,14 +107,14 @@ def test_what_is_transparent_is_white(tmp_path: Path) -> None:
 
 
 def test_bits_and_print_colours(tmp_path: Path) -> None:
-    """One bit a pixel, and CMYK."""
+    """Images with one bit per pixel and CMYK images are read."""
     assert set(np.unique(decoded(saved(tmp_path / "x.png", Image.fromarray(GREYS > 127))))) == {0, 255}
     assert (decoded(saved(tmp_path / "x.tif", Image.new("CMYK", (6, 4), (0, 0, 0, 255)))) == 0).all()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_camera_s_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
-    """EXIF's tag 0x0112: the file has the picture turned or mirrored, and says how."""
+    """The EXIF tag 0x0112 states how the picture in the file is turned or mirrored."""
     stored = {1: lambda p: p, 2: np.fliplr, 3: lambda p: np.rot90(p, 2), 4: np.flipud,
               5: lambda p: p.transpose(1, 0, 2), 6: np.rot90, 7: lambda p: np.rot90(p.transpose(1, 0, 2), 2),
               8: lambda p: np.rot90(p, -1)}  # fmt: skip
@@ -126,7 +126,7 @@ def test_a_camera_s_orientation_is_applied(tmp_path: Path, orientation: int) -> 
 
 @pytest.mark.parametrize("suffix", [".gif", ".png", ".webp", ".tif"])
 def test_of_an_animation_the_first_image_is_taken(tmp_path: Path, suffix: str) -> None:
-    """Or of a file of several pages."""
+    """The same holds for a file of several pages."""
     if suffix not in formats():
         pytest.skip(f"this Pillow has no {suffix}")
     frames = [Image.new("RGB", (6, 4), colour) for colour in ("black", "white", "red")]
@@ -136,7 +136,7 @@ def test_of_an_animation_the_first_image_is_taken(tmp_path: Path, suffix: str) -
 
 
 def test_images_of_another_shape_are_squeezed_cropped_or_padded(tmp_path: Path) -> None:
-    """A row of four quarters, 2 x 8, to 2 x 2 or 4 x 4: by hand."""
+    """A row of four quarters, 2 x 8, becomes 2 x 2 or 4 x 4; expected pixels are computed by hand."""
     row = np.repeat(np.array([[0, 80, 160, 240]], np.uint8), 2, 1).repeat(2, 0)
     path = saved(tmp_path / "x.png", Image.fromarray(row))
     cropped = decoded(path, Form("L", (2, 2), "crop"))
@@ -151,7 +151,7 @@ def test_images_of_another_shape_are_squeezed_cropped_or_padded(tmp_path: Path) 
 
 
 def test_a_cropped_image_is_the_squeezed_middle(tmp_path: Path) -> None:
-    """And one whose sides are the other way round is not taken for one of the size."""
+    """An image whose height and width are exchanged must not be taken for one of the right size."""
     noise = RNG.integers(0, 256, (8, 14), np.uint8)
     path, middle = (saved(tmp_path / n, Image.fromarray(p)) for n, p in (("x.png", noise), ("y.png", noise[:, 3:11])))
     form = Form("L", (4, 4), "crop")  # at the border the filter sees what lies beyond
@@ -163,7 +163,7 @@ def test_a_cropped_image_is_the_squeezed_middle(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fit", ["squeeze", "crop", "pad"])
 @pytest.mark.parametrize("side", [32, 100])
 def test_a_large_jpeg_is_read_small_and_is_nearly_the_same(tmp_path: Path, fit: Any, side: int) -> None:
-    """The JPEG decoder's own halving saves most of the work on photographs; stripes of 24 pixels must survive it."""
+    """The JPEG decoder can halve a photograph, which saves most of the work; stripes of 24 pixels must survive it."""
     y, x = np.mgrid[:512, :768]
     picture = np.stack([x / 3, 128 + 100 * np.sin(2 * np.pi * x / 24), (x + y) / 5], -1).astype(np.uint8)
     path = saved(tmp_path / "x.jpg", Image.fromarray(picture), quality=95)
@@ -174,7 +174,7 @@ def test_a_large_jpeg_is_read_small_and_is_nearly_the_same(tmp_path: Path, fit: 
 
 @pytest.mark.parametrize("data", [b"", b"a text file named .png", b"\x89PNG\r\n\x1a\n", "cut"])
 def test_a_file_that_is_no_image_is_named(tmp_path: Path, data: bytes | str) -> None:
-    """Empty, of text, only begun, cut off."""
+    """The files are empty, contain text, have only a beginning, or are cut off."""
     made = io.BytesIO()
     Image.fromarray(RNG.integers(0, 256, (64, 64, 3), np.uint8)).save(made, "PNG")
     path = tmp_path / "x.png"
@@ -184,7 +184,7 @@ def test_a_file_that_is_no_image_is_named(tmp_path: Path, data: bytes | str) -> 
 
 
 def test_own_images_are_prepared_as_the_folder_s_are(tmp_path: Path) -> None:
-    """A path, an image, arrays with channels on either side, and a mixture: all the same inputs."""
+    """A path, an image, arrays with channels first or last, and a mixture all give the same inputs."""
     path = saved(tmp_path / "x.png", Image.fromarray(COLOURS))
     expected = torch.from_numpy(COLOURS.transpose(2, 0, 1)[None] / 255).float()
     first = COLOURS.transpose(2, 0, 1)
@@ -200,7 +200,7 @@ def test_own_images_are_prepared_as_the_folder_s_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         (
             np.zeros((2, 1, 5, 5), np.float32),
@@ -216,7 +216,7 @@ def test_own_images_are_prepared_as_the_folder_s_are(tmp_path: Path) -> None:
         (".", r"can't be read as an image \(IsADirectoryError|PermissionError"),
     ],
 )
-def test_inputs_of_another_form_are_refused(given: Any, told: str) -> None:
-    """Before a learner meets it."""
-    with pytest.raises(DataError, match=told):
+def test_inputs_of_another_form_are_refused(given: Any, message: str) -> None:
+    """They are refused before a learner receives them."""
+    with pytest.raises(DataError, match=message):
         prepare(given, AS_IT_IS)

@@ -1,4 +1,4 @@
-"""A folder as tasks: the table, the cache, and what is refused."""
+"""A folder becomes tasks: the table, the cache, and the errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def pixels(path: Path) -> torch.Tensor:
 
 
 def test_images_of_an_episode_are_of_the_class_they_are_named_after(small: Small) -> None:
-    """Told by the pixels of the files; classes of different sizes."""
+    """The inputs equal the pixels of the files, also if classes have different sizes."""
     root = small(images=(5, 6, 7, 5, 9, 5, 6, 7, 8, 5))
     tasks = imagefolder(root=root, size=6, way=2, shot=2, query=3)
     for split in tasks.spec.splits:
@@ -40,7 +40,7 @@ def test_images_of_an_episode_are_of_the_class_they_are_named_after(small: Small
 
 
 def test_images_of_any_size_and_kind_stand_together(small: Small) -> None:
-    """Mixed sizes, channels, formats and bits in one class."""
+    """A class may mix sizes, channels, formats and bit depths."""
     root = small(3, 2)
     folder = root / "c0"
     Image.fromarray(np.zeros((9, 4), np.uint8)).save(folder / "grey.bmp")
@@ -57,7 +57,7 @@ def test_images_of_any_size_and_kind_stand_together(small: Small) -> None:
 
 
 def test_it_is_decoded_once_and_not_before_it_is_needed(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither for a spec nor for a prediction on files, though a file is no image; a new file makes a new table."""
+    """Neither the spec nor a prediction on files decodes the folder; a new file makes a new table."""
     count: list[Any] = []
     pixels = Form.pixels
     monkeypatch.setattr(Form, "pixels", lambda self, image: (count.append(image), pixels(self, image))[1])
@@ -80,7 +80,7 @@ def test_it_is_decoded_once_and_not_before_it_is_needed(small: Small, monkeypatc
 
 
 def test_prediction_is_prepared_as_the_table_is(small: Small) -> None:
-    """The same file, the same input, to the bit."""
+    """The same file gives the same input bit for bit."""
     root = small(suffix=".jpg")
     tasks = imagefolder(root=root, size=(5, 4), fit="crop", query=1, way=2)
     pool = tasks.pool("train")
@@ -91,7 +91,7 @@ def test_prediction_is_prepared_as_the_table_is(small: Small) -> None:
 
 
 def test_the_fingerprint_is_of_contents_and_options(small: Small) -> None:
-    """Not of times: the same folder copied to another machine is the same data."""
+    """The same folder copied to another machine has other file times but is the same data."""
     root = small()
     base: dict[str, Any] = {"root": root, "size": 4, "way": 2, "query": 1}
     first = imagefolder(**base).fingerprint
@@ -103,7 +103,7 @@ def test_the_fingerprint_is_of_contents_and_options(small: Small) -> None:
 
 
 def test_classes_are_split_by_lists(small: Small, tmp_path: Path) -> None:
-    """Files, or names."""
+    """The lists may be files, or names in the options."""
     lists = tmp_path / "lists"
     lists.mkdir()
     for split, names in (("train", "c0\nc1\nc2\n"), ("val", "c3\nc4\n"), ("test", "c5\nc6\n")):
@@ -119,7 +119,7 @@ def test_classes_are_split_by_lists(small: Small, tmp_path: Path) -> None:
 
 
 def test_options_come_from_the_command_line_as_text(small: Small) -> None:
-    """Shares, a size of two numbers, a folder."""
+    """Shares, a size of two numbers and a folder are all given as text."""
     from kshot.registry.conversion import Raw
 
     tasks = kshot.tasks(
@@ -130,7 +130,7 @@ def test_options_come_from_the_command_line_as_text(small: Small) -> None:
 
 
 def test_few_classes_may_be_divided_by_image(small: Small) -> None:
-    """Every split has all classes and other images of them."""
+    """Every split has all classes, and no image is in two splits."""
     tasks = imagefolder(root=small(2, 10), size=4, way=2, query=1, split_by="example")
     assert tasks.spec.split_by == "example"
     rows = {split: set(tasks.pool(split).table()[0].tolist()) for split in tasks.spec.splits}
@@ -141,7 +141,7 @@ def test_few_classes_may_be_divided_by_image(small: Small) -> None:
 
 
 def test_files_that_are_no_images_are_named_all_at_once(small: Small) -> None:
-    """When the first episode is asked for, and before any table is written."""
+    """The error is raised when the first episode is requested, before any table is written."""
     root = small()
     (root / "c1" / "0.png").write_text("this is no picture")
     (root / "c3" / "2.png").write_bytes(b"")
@@ -153,7 +153,7 @@ def test_files_that_are_no_images_are_named_all_at_once(small: Small) -> None:
 
 
 def test_copies_are_warned_of(small: Small) -> None:
-    """Within a class, and worse, in two."""
+    """Copies within a class are reported, and copies in two classes, which are worse."""
     root = small()
     (root / "c1" / "copy.png").write_bytes((root / "c0" / "0.png").read_bytes())
     with pytest.warns(UserWarning, match=r"got 1 files that are copies of others \(c0/0\.png = c1/copy\.png\)"):
@@ -169,7 +169,7 @@ def test_other_files_in_a_class_are_logged(small: Small, caplog: pytest.LogCaptu
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"size": 0}, "size: got 0"), ({"size": (4, -1)}, "size: got"), ({"workers": 0}, "workers: got 0"),
         ({"mode": "CMYK"}, "mode: got 'CMYK', expected 'L' or 'RGB'"), ({"fit": "stretch"}, "fit: got 'stretch'"),
@@ -179,9 +179,9 @@ def test_other_files_in_a_class_are_logged(small: Small, caplog: pytest.LogCaptu
         ({"root": "nowhere"}, "nowhere: got a path that does not exist"),
     ],
 )  # fmt: skip
-def test_impossible_options_are_refused(small: Small, options: dict[str, Any], told: str) -> None:
+def test_impossible_options_are_refused(small: Small, options: dict[str, Any], message: str) -> None:
     """They are refused before anything is decoded."""
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         imagefolder(**{"root": small(), "size": 4, "way": 2, "query": 1, **options})
 
 
@@ -194,7 +194,7 @@ def test_a_folder_without_classes_is_refused(small: Small, classes: int) -> None
 
 
 def test_a_learner_trains_and_predicts(small: Small) -> None:
-    """Through the engine's door, and on files of a class it has never met."""
+    """The test goes through the engine's checks, and predicts on files of a class that was not trained on."""
     root = small(12, 6)
     for c in range(12):  # bright and dark classes
         for i in range(6):

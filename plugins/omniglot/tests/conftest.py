@@ -1,4 +1,4 @@
-"""Data for the tests: generated miniatures of Omniglot, and the real one where it is."""
+"""Provide data for the tests: generated miniatures of Omniglot, and the real data if they are available."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cached table: whole or not there, built once, never stale, never copied."""
+"""The cached table is complete or absent, built once, never stale, and never copied."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def tables(folder: Path) -> list[Path]:
 
 
 def edit(root: Path) -> None:
-    """Another drawing in place of the first, in a zip or folder."""
+    """Replace the first drawing in a zip or folder by another one."""
     picture = root / "images_background" / "A" / "character01" / "0000_01.png"
     archive = root / "images_background.zip"
     if picture.exists():
@@ -54,7 +54,7 @@ def edit(root: Path) -> None:
 def test_later_loads_look_neither_into_zips_nor_at_pixels(
     small: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Place, size and times of the zips are enough."""
+    """Path, size and times of the zips are enough to find the table."""
     root = small()
     first = load(root, tmp_path / "c")
 
@@ -71,7 +71,7 @@ def test_later_loads_look_neither_into_zips_nor_at_pixels(
 def test_zip_moved_elsewhere_is_known_by_its_contents(
     small: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is decoded twice."""
+    """A moved zip is not decoded again."""
     root = small()
     first = load(root, tmp_path / "c")
     shutil.copytree(root, tmp_path / "moved")
@@ -81,7 +81,7 @@ def test_zip_moved_elsewhere_is_known_by_its_contents(
 
 
 def test_packing_changes_neither_drawings_nor_digest(small: Callable[..., Path], tmp_path: Path) -> None:
-    """Stored or deflated, in another order, or unpacked: two machines with the same drawings agree."""
+    """Two machines with the same drawings agree, whether the zip is stored, deflated, in another order, or unpacked."""
 
     def backwards(content: dict[str, bytes]) -> None:
         for name in reversed(list(content)):
@@ -136,7 +136,7 @@ def test_damaged_table_is_built_anew(
 
 
 def test_damaged_alias_does_no_harm(small: Callable[..., Path], tmp_path: Path) -> None:
-    """It only shortens the way."""
+    """The alias only makes finding the table quicker."""
     root = small()
     first = load(root, tmp_path / "c")
     for text in ("", "{}", "[1]", '{"table": "gone.u8"}'):
@@ -169,22 +169,22 @@ def start(root: Path, folder: Path, patch: str = "") -> subprocess.Popen[str]:
 
 
 def test_two_processes_at_once_build_one_table(miniature: Path, tmp_path: Path) -> None:
-    """Both get the same; the second waits and then maps what the first has written."""
+    """Both get the same table: the second waits, and then maps what the first has written."""
     processes = [start(miniature, tmp_path / "c") for _ in range(2)]
     for process in processes:
         assert process.stdin
         process.stdin.write("go\n")
         process.stdin.flush()
-    told = [process.communicate(timeout=60)[0] for process in processes]
+    outputs = [process.communicate(timeout=60)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
-    assert len({re.search("digest .*", text)[0] for text in told}) == 1  # type: ignore[index]
-    assert sum(text.count("LOG writing") for text in told) == 1
+    assert len({re.search("digest .*", text)[0] for text in outputs}) == 1  # type: ignore[index]
+    assert sum(text.count("LOG writing") for text in outputs) == 1
     assert len(tables(tmp_path / "c")) == 1
     assert not list((tmp_path / "c").glob(".*.part"))
 
 
 def test_killed_builder_leaves_nothing_harmful(small: Callable[..., Path], tmp_path: Path) -> None:
-    """Killed between writing and renaming: the next one is not held up, and tidies."""
+    """After a kill between writing and renaming, the next process does not wait, and removes what is left."""
     root, folder = small(), tmp_path / "c"
     process = start(root, folder, "import os\nos.fsync = lambda number: (print('written', flush=True), time.sleep(60))")
     assert process.stdin
@@ -204,7 +204,7 @@ def test_killed_builder_leaves_nothing_harmful(small: Callable[..., Path], tmp_p
 
 
 def test_without_a_usable_cache_folder_drawings_are_in_memory(small: Callable[..., Path], tmp_path: Path) -> None:
-    """With a warning that says what to do; here the folder can't be made, as its parent is a file."""
+    """A warning says what to do. Here the folder can't be made, because its parent is a file."""
     (tmp_path / "file").write_text("")
     expected = load(small(), tmp_path / "c").x
     with pytest.warns(UserWarning, match="kept in memory .* cache= or KSHOT_CACHE"):
@@ -216,7 +216,7 @@ def test_without_a_usable_cache_folder_drawings_are_in_memory(small: Callable[..
 def test_full_disk_leaves_no_half_table(
     small: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The drawings are used all the same, and decoded once."""
+    """The drawings can still be used, and are decoded once."""
     decoded: list[int] = []
     original = table.decode_all
     monkeypatch.setattr(table, "decode_all", lambda *a: (decoded.append(1), original(*a))[1])
@@ -257,7 +257,7 @@ def test_writing_to_the_tensor_does_not_reach_the_file(small: Callable[..., Path
 
 
 def test_size_and_rotations_have_tables_of_their_own(small: Callable[..., Path], tmp_path: Path) -> None:
-    """Neither is taken for the other."""
+    """A table of another size, or with other rotations, must not be used."""
     shapes = {load(small(), tmp_path / "c", size=s, turns=t).x.shape for s in (14, 28) for t in (1, 4)}
     assert shapes == {(24, 1, 14, 14), (96, 1, 14, 14), (24, 1, 28, 28), (96, 1, 28, 28)}
     assert len(tables(tmp_path / "c")) == 4
@@ -265,7 +265,7 @@ def test_size_and_rotations_have_tables_of_their_own(small: Callable[..., Path],
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="reads Linux's accounts of memory")
 def test_drawings_are_mapped_and_not_copied(common_cache: Path) -> None:
-    """Having read all 43 MB through the tensor, the process owns next to nothing more: the pages are the file's."""
+    """After all 43 MB were read through the tensor, the process has hardly more memory: the pages are the file's."""
     omniglot()
     program = """
 import sys, torch
@@ -292,7 +292,7 @@ print(own() - before)
 def test_script_without_a_main_guard_may_call_it(
     miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Workers never run the caller's script again."""
+    """Worker processes must not run the caller's script again."""
     monkeypatch.setenv("KSHOT_CACHE", str(tmp_path))
     script = tmp_path / "script.py"
     script.write_text(

@@ -1,4 +1,4 @@
-"""The conformance kit, on the subset that is in the package."""
+"""The tasks keep every rule for tasks, on the subset that is in the package."""
 
 import kshot
 

@@ -28,7 +28,7 @@ def md5(miniature: Path) -> dict[str, str]:
 
 
 def test_originals_are_checked_by_the_known_sums() -> None:
-    """torchvision has checked the same ones for years."""
+    """torchvision has checked the same checksums for years."""
     assert URL == "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
     assert MD5 == {
         "images_background.zip": "68d2efa1b9178cc56df9314c21c6e718",
@@ -72,7 +72,7 @@ def test_wrong_checksum_is_refused_and_removes_nothing(
 
 
 def test_answer_cut_short_is_refused(server: DownloadServer, tmp_path: Path) -> None:
-    """The connection broke; nothing is left in the folder."""
+    """If the connection breaks, nothing is left in the folder."""
     with pytest.raises(DataError, match="10 bytes"):
         download(tmp_path / "d", url=server.url, md5={"short.zip": "0"})
     assert list((tmp_path / "d").iterdir()) == []
@@ -87,7 +87,7 @@ def test_no_answer_is_a_clear_error(server: DownloadServer, tmp_path: Path, url:
 
 
 def test_folder_that_cannot_be_written_is_a_clear_error(server: DownloadServer, tmp_path: Path) -> None:
-    """Here its parent is a file."""
+    """Here the parent of the folder is a file."""
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="got no file from"):
         download(tmp_path / "file" / "d", url=server.url)

@@ -18,7 +18,7 @@ FIRST = "images_background/A/character01/0000_01.png"
 
 
 def test_truncated_zip_is_named(small: Callable[..., Path]) -> None:
-    """Most downloads that break end so."""
+    """Most broken downloads end like this."""
     path = small() / "images_evaluation.zip"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DataError, match=r"images_evaluation\.zip: got a file that can't be read as a zip"):
@@ -99,7 +99,7 @@ def test_part_without_drawings_is_refused(small: Callable[..., Path]) -> None:
 
 
 def test_missing_part_is_named(small: Callable[..., Path]) -> None:
-    """Either split needs both."""
+    """Both splits need both parts."""
     root = small()
     (root / "images_evaluation.zip").unlink()
     with pytest.raises(DataError, match=r"expected images_evaluation\.zip or"):

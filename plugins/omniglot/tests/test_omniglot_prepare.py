@@ -17,7 +17,7 @@ from kshot_omniglot import omniglot
 
 @pytest.fixture(scope="module")
 def drawing(common_cache: Path) -> tuple[Any, torch.Tensor, np.ndarray[Any, Any]]:
-    """Tasks, a drawing as an input [1, 28, 28] and the picture it was drawn as: 105 x 105, black on white."""
+    """Return tasks, a drawing as an input [1, 28, 28], and its picture of 105 x 105 pixels, black on white."""
     tasks, original = (omniglot(cache=common_cache, protocol="embedded", rotations=False, size=s) for s in (28, 105))
     row = int(tasks.pool("test").rows[3, 7])
     return tasks, tasks.pool("test").gather(np.array([row]))[0], 255 - original.pool("test").x[row, 0].numpy()
@@ -25,7 +25,7 @@ def drawing(common_cache: Path) -> tuple[Any, torch.Tensor, np.ndarray[Any, Any]
 
 @pytest.mark.parametrize("mode", ["1", "L", "RGB", "RGBA", "P", "I;16"])
 def test_saved_drawing_comes_back_as_its_input(drawing: Any, tmp_path: Path, mode: str) -> None:
-    """Whatever the kind of picture it was saved as."""
+    """The kind of picture as which it was saved does not matter."""
     tasks, expected, picture = drawing
     if mode == "I;16":
         image = Image.fromarray(picture.astype(np.uint16) * 257)
@@ -39,7 +39,7 @@ def test_saved_drawing_comes_back_as_its_input(drawing: Any, tmp_path: Path, mod
 
 
 def test_arrays_and_lists_are_stacked(drawing: Any) -> None:
-    """[h, w], [n, h, w], [n, 1, h, w], tensors and lists of any of them."""
+    """Arrays may be [h, w], [n, h, w] or [n, 1, h, w]; tensors and lists of these are accepted too."""
     tasks, expected, picture = drawing
     two = np.stack([picture, picture])
     for raw, n in (
@@ -53,14 +53,14 @@ def test_arrays_and_lists_are_stacked(drawing: Any) -> None:
 
 
 def test_inputs_stay_as_they_are(drawing: Any) -> None:
-    """Preparing twice is preparing once."""
+    """Preparing an input again does not change it."""
     tasks, expected, _ = drawing
     assert torch.equal(tasks.prepare(tasks.prepare(expected[None])), expected[None])
     assert torch.equal(registry.preparation(tasks.preparation.to_dict())(expected[None]), expected[None])
 
 
 def test_transparent_is_paper(drawing: Any) -> None:
-    """Ink drawn on nothing, as a web page's canvas saves it."""
+    """The canvas of a web page saves ink on a transparent background."""
     tasks, expected, picture = drawing
     canvas = np.zeros((105, 105, 4), np.uint8)
     canvas[..., 3] = 255 - picture
@@ -82,13 +82,13 @@ def test_transparent_is_paper(drawing: Any) -> None:
     ],
 )
 def test_what_is_no_picture_is_refused(drawing: Any, raw: Any, said: str) -> None:
-    """Named, with what was expected."""
+    """The error says what was given and what was expected."""
     with pytest.raises(DataError, match=said):
         drawing[0].prepare(raw)
 
 
 def test_file_that_is_no_picture_is_named(drawing: Any, tmp_path: Path) -> None:
-    """A wrong file among many must be found."""
+    """A user must be able to find one wrong file among many."""
     (tmp_path / "b.png").write_text("text")
     with pytest.raises(DataError, match=r"b\.png: got a file that can't be read as an image"):
         drawing[0].prepare([tmp_path / "b.png"])

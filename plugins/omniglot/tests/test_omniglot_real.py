@@ -1,4 +1,4 @@
-"""The full data, where they are: counts, the published split, and drawings that are what they are said to be."""
+"""The full data, if available, have the published counts and split, and drawings are of their classes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def tasks(real: Path, common_cache: Path) -> kshot.ClassificationTasks:
 
 
 def share_of_ink(data: bytes) -> np.ndarray[Any, Any]:
-    """A drawing at 28 x 28 by another way: a pixel is the mean of those whose centres lie in its 3.75 x 3.75 square."""
+    """Resize a drawing to 28 x 28 in another way: each pixel is the mean of those whose centres lie in its square."""
     ink = 1 - np.asarray(Image.open(io.BytesIO(data)).convert("L"), np.float64) / 255
     centres = np.arange(105) + 0.5
     inside = [(3.75 * i < centres) & (centres <= 3.75 * (i + 1)) for i in range(28)]
@@ -39,7 +39,7 @@ def drawings_of(real: Path, character: str) -> list[np.ndarray[Any, Any]]:
 
 
 def test_all_drawings_are_there(tasks: kshot.ClassificationTasks) -> None:
-    """1623 characters, 20 drawings each, four rotations, in one table."""
+    """One table has 1623 characters in four rotations, with 20 drawings each."""
     assert tasks.pool("train").x.shape == (4 * 32460, 1, 28, 28)
     assert tasks.pool("train").x.dtype == torch.uint8
     held = np.concatenate([tasks.pool(s).rows.ravel() for s in ("train", "val", "test")])
@@ -47,7 +47,7 @@ def test_all_drawings_are_there(tasks: kshot.ClassificationTasks) -> None:
 
 
 def test_vinyals_split_is_the_published_one(tasks: kshot.ClassificationTasks, real: Path) -> None:
-    """Line by line, for the order numbers the classes; trainval is the same classes in another order."""
+    """The order of the lines matters, because it numbers the classes; trainval has the classes in another order."""
     for split in ("train", "val", "test"):
         assert list(tasks.pool(split).names) == (real / "splits" / "vinyals" / f"{split}.txt").read_text().split()
     trainval = (real / "splits" / "vinyals" / "trainval.txt").read_text().split()
@@ -58,7 +58,7 @@ def test_vinyals_split_is_the_published_one(tasks: kshot.ClassificationTasks, re
 def test_images_of_an_episode_are_of_the_class_they_are_named_after(
     tasks: kshot.ClassificationTasks, real: Path, split: str
 ) -> None:
-    """Decoded from the zip by another way, and turned: rounding after each axis differs by a grey level at most."""
+    """Inputs are at most one grey level from drawings decoded in another way, because each axis is rounded."""
     episode = tasks.sample(split, [5])
     assert episode.origin is not None
     for label, name in enumerate(episode.origin.class_names[0]):
@@ -72,7 +72,7 @@ def test_images_of_an_episode_are_of_the_class_they_are_named_after(
 
 
 def test_lake_split_of_the_full_data(real: Path, common_cache: Path) -> None:
-    """964 characters of 30 alphabets to train and validate, 659 of 20 to test, upright."""
+    """964 characters of 30 alphabets are for training and validation, 659 of 20 for the test, all upright."""
     lake = omniglot(root=real, cache=common_cache, protocol="lake")
     sizes = {split: lake.pool(split).classes for split in lake.spec.splits}
     assert sizes == {"train": 792, "val": 172, "test": 659, "trainval": 964}
@@ -80,7 +80,7 @@ def test_lake_split_of_the_full_data(real: Path, common_cache: Path) -> None:
 
 
 def test_embedded_drawings_are_the_real_ones(tasks: kshot.ClassificationTasks) -> None:
-    """Every pixel of every drawing, after the same resizing."""
+    """Every pixel of every drawing is the same after the same resizing."""
     embedded = omniglot()
     for split in ("train", "val", "test"):
         some, full = embedded.pool(split), tasks.pool(split)
@@ -93,7 +93,7 @@ def test_embedded_drawings_are_the_real_ones(tasks: kshot.ClassificationTasks) -
 
 @pytest.mark.slow
 def test_folder_and_zips_give_the_same_table(tasks: kshot.ClassificationTasks, real: Path, tmp_path: Path) -> None:
-    """All 32,460 files unpacked."""
+    """All 32,460 files are unpacked for this."""
     for part in ("images_background", "images_evaluation"):
         with zipfile.ZipFile(real / f"{part}.zip") as archive:
             archive.extractall(tmp_path / "unpacked")

@@ -1,4 +1,4 @@
-"""Protocols, splits and options, on generated data and on the embedded subset."""
+"""Protocols, splits and options are as documented, on generated data and on the embedded subset."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_embedded_is_the_default_without_data_and_network(
 
 
 def test_embedded_splits_are_whole_alphabets_of_their_own() -> None:
-    """12, 3 and 5 alphabets; characters summed by hand from the data's own table, times four rotations."""
+    """The splits have 12, 3 and 5 alphabets; the numbers of characters are summed by hand, times four rotations."""
     tasks = omniglot()
     held = {split: alphabets(tasks, split) for split in ("train", "val", "test")}
     assert {split: len(a) for split, a in held.items()} == {"train": 12, "val": 3, "test": 5}
@@ -56,7 +56,7 @@ def test_embedded_splits_are_whole_alphabets_of_their_own() -> None:
 
 
 def test_embedded_splits_lie_within_those_of_vinyals_and_lake(miniature: Path) -> None:
-    """A model trained on the full data must not have seen what is tested here."""
+    """A model that was trained on the full data must not have seen the test classes of the subset."""
     embedded, full = omniglot(rotations=False), omniglot(root=miniature, protocol="lake", query=1)
     for split in ("train", "val", "test"):
         names = set(embedded.pool(split).names)
@@ -65,7 +65,7 @@ def test_embedded_splits_lie_within_those_of_vinyals_and_lake(miniature: Path) -
 
 
 def test_embedded_file_is_small_and_carries_its_licence() -> None:
-    """MIT asks for the notice beside the data, and a wheel of a plugin should stay light."""
+    """The MIT licence requires the notice beside the data, and the wheel of a plugin should be small."""
     folder = files("kshot_omniglot")
     assert len((folder / "embedded.xz").read_bytes()) <= 3_000_000
     licence = (folder / "LICENSE-omniglot").read_text()
@@ -75,7 +75,7 @@ def test_embedded_file_is_small_and_carries_its_licence() -> None:
 
 
 def test_vinyals_split_has_the_known_sizes(miniature: Path) -> None:
-    """1028, 172 and 423 characters with four rotations each, as in the published lists."""
+    """The splits have 1028, 172 and 423 characters with four rotations each, as in the published lists."""
     tasks = omniglot(root=miniature, query=1)
     sizes = {split: tasks.pool(split).classes for split in tasks.spec.splits}
     assert sizes == {"train": 4112, "val": 688, "test": 1692, "trainval": 4800}
@@ -83,7 +83,7 @@ def test_vinyals_split_has_the_known_sizes(miniature: Path) -> None:
 
 
 def test_lake_split_is_by_part_and_alphabet(miniature: Path) -> None:
-    """30 background alphabets (5 of them to validate), 20 to test, no rotations, as in Lake et al. 2015."""
+    """30 background alphabets, 5 of them for validation, and 20 for the test, without rotations (Lake et al. 2015)."""
     tasks = omniglot(root=miniature, protocol="lake", query=1)
     held = {split: alphabets(tasks, split) for split in tasks.spec.splits}
     assert {s: len(a) for s, a in held.items()} == {"train": 25, "val": 5, "test": 20, "trainval": 30}
@@ -95,7 +95,7 @@ def test_lake_split_is_by_part_and_alphabet(miniature: Path) -> None:
 
 @pytest.mark.parametrize("options", [{"protocol": "vinyals"}, {"protocol": "lake"}, {"protocol": "embedded"}])
 def test_no_class_and_no_drawing_is_in_two_splits(miniature: Path, options: dict[str, Any]) -> None:
-    """train, val and test share nothing; trainval is exactly the first two."""
+    """train, val and test have nothing in common; trainval is exactly train and val."""
     if options["protocol"] != "embedded":
         options = {**options, "root": miniature}
     tasks = omniglot(query=1, **options)
@@ -134,21 +134,21 @@ def test_size_is_that_of_the_inputs(size: int) -> None:
 
 
 def test_without_rotations_names_are_the_characters() -> None:
-    """One class a character."""
+    """Each character is one class."""
     pool = omniglot(rotations=False).pool("val")
     assert pool.classes == 85
     assert pool.names[0] == "Armenian/character01"
 
 
 def test_shape_may_vary_by_block() -> None:
-    """Ranges go through to the tasks."""
+    """Ranges of way, shot or query are passed on to the tasks."""
     tasks = omniglot(way=(2, 6), shot=(1, 3), block=4)
     assert tasks.spec.varies
     assert len({tasks.sample("train", [4 * b]).support.way for b in range(20)}) > 1
 
 
 def test_root_may_be_zip_folder_or_a_known_layout(miniature: Path, tmp_path: Path) -> None:
-    """The folder, one of the zips itself, and where torchvision puts them all mean the same data."""
+    """The folder, one of the zips, and the folder where torchvision stores them all mean the same data."""
     torchvision = tmp_path / "data" / "omniglot-py"
     shutil.copytree(miniature, torchvision)
     fingerprints = {
@@ -159,7 +159,7 @@ def test_root_may_be_zip_folder_or_a_known_layout(miniature: Path, tmp_path: Pat
 
 
 def test_environment_names_the_default_root(miniature: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read at the call, so that a test or a notebook can set it."""
+    """The variable is read at each call, so that a test or a notebook can set it."""
     monkeypatch.setenv("KSHOT_OMNIGLOT", str(miniature))
     assert "-vinyals-" in omniglot(query=1).fingerprint
     assert "-embedded-" in omniglot(protocol="embedded").fingerprint
@@ -181,13 +181,13 @@ def test_environment_names_the_default_root(miniature: Path, monkeypatch: pytest
     ],
 )
 def test_options_that_cannot_be_met_are_refused(options: dict[str, Any], said: str) -> None:
-    """Before anything is decoded, with what to do."""
+    """The error is raised before anything is decoded, and says what to do."""
     with pytest.raises(DataError, match=said):
         omniglot(**options)
 
 
 def test_too_few_drawings_are_refused_before_decoding(miniature: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The miniature has two drawings a character."""
+    """The miniature has two drawings per character."""
 
     def refuse(*_: Any) -> None:
         raise AssertionError("decoded")

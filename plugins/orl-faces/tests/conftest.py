@@ -1,4 +1,4 @@
-"""Data for the tests: generated miniatures of the database, and the real one where it is."""
+"""Provide data for the tests: generated miniatures of the database, and the real one if it is available."""
 
 from __future__ import annotations
 

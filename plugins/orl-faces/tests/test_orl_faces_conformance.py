@@ -1,4 +1,4 @@
-"""The conformance kit on twelve generated people, as they are and changed; the real ones are tried where they are."""
+"""The tasks keep every rule for tasks, on twelve generated people and, if available, on the real ones."""
 
 import tempfile
 import zipfile

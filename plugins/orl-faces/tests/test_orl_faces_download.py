@@ -18,7 +18,7 @@ from kshot_orl_faces.pictures import decode, digest
 
 @pytest.fixture
 def mirror(small: Callable[..., Path]) -> Path:
-    """A zip of four people, as a mirror has it."""
+    """Make a zip of four people, as a mirror offers it."""
     return small()
 
 
@@ -77,7 +77,7 @@ def test_file_that_is_no_such_zip_is_refused(server: DownloadServer, mirror: Pat
 
 
 def test_answer_cut_short_is_refused(server: DownloadServer, tmp_path: Path) -> None:
-    """The connection broke; nothing is left in the folder."""
+    """If the connection breaks, nothing is left in the folder."""
     with pytest.raises(DataError, match="10 bytes"):
         download(tmp_path / "d", url=f"{server.url}/short.zip")
     assert list((tmp_path / "d").iterdir()) == []
@@ -100,7 +100,7 @@ def test_no_answer_is_a_clear_error(server: DownloadServer, tmp_path: Path, url:
 
 
 def test_folder_that_cannot_be_written_is_a_clear_error(server: DownloadServer, tmp_path: Path) -> None:
-    """Here its parent is a file."""
+    """Here the parent of the folder is a file."""
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="got no file from"):
         download(tmp_path / "file" / "d", url=f"{server.url}/att_faces.zip")

@@ -60,7 +60,7 @@ def test_other_files_are_ignored(small: Small, unpacked: bool) -> None:
 
 
 def test_truncated_zip_is_named(small: Small) -> None:
-    """Most downloads that break end so."""
+    """Most broken downloads end like this."""
     path = small()
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(

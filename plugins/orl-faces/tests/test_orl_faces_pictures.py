@@ -1,4 +1,4 @@
-"""Decoding, resizing and a user's own pictures, against plain numpy."""
+"""Decoding, resizing and preparing a user's own pictures agree with plain numpy."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ PEOPLE = (2, 1, 1)
 
 
 def raw(path: Path) -> np.ndarray[Any, Any]:
-    """A picture as its file has it: the last 92 x 112 bytes."""
+    """Return the pixels of a picture's file, which are its last 92 x 112 bytes."""
     return np.frombuffer(path.read_bytes()[-112 * 92 :], np.uint8).reshape(112, 92)
 
 
 def test_inputs_are_the_means_of_the_pixels_they_cover(small: Small) -> None:
-    """The default is half the original: means of 2 x 2, worked out naively; rounded by rows and by columns."""
+    """At the default size, half the original, an input pixel is the mean of 2 x 2, rounded by rows and by columns."""
     folder = small(unpacked=True)
     pool = orl_faces(root=folder, people=PEOPLE).pool("train")
     for c, name in enumerate(pool.names):
@@ -39,7 +39,7 @@ def test_inputs_are_the_means_of_the_pixels_they_cover(small: Small) -> None:
 
 
 def test_the_originals_are_left_as_they_are(small: Small) -> None:
-    """At (112, 92) nothing is resized."""
+    """At size (112, 92) nothing is resized."""
     folder = small(unpacked=True)
     pool = orl_faces(root=folder, people=PEOPLE, size=(112, 92)).pool("test")
     assert pool.x.dtype == torch.uint8
@@ -47,7 +47,7 @@ def test_the_originals_are_left_as_they_are(small: Small) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
         (b"P5\n92 112\n255\n" + bytes(1000), "got a file that can't be decoded"),
         (b"GIF89a", "got a file that can't be decoded"),
@@ -56,15 +56,15 @@ def test_the_originals_are_left_as_they_are(small: Small) -> None:
         (b"P6\n92 112\n255\n" + bytes(3 * 112 * 92), "got 92 x 112 pixels of mode RGB"),
     ],
 )
-def test_file_that_is_no_such_picture_is_named(small: Small, data: bytes, told: str) -> None:
-    """Cut off, of another format, of another size or colour."""
+def test_file_that_is_no_such_picture_is_named(small: Small, data: bytes, message: str) -> None:
+    """The files are cut off, or of another format, size or colour."""
     path = small(change=lambda content: content.update({"s2/3.pgm": data}))
-    with pytest.raises(DataError, match=rf"att_faces\.zip: s2/3\.pgm: {told}"):
+    with pytest.raises(DataError, match=rf"att_faces\.zip: s2/3\.pgm: {message}"):
         orl_faces(root=path, people=PEOPLE)
 
 
 def test_the_digest_is_of_the_pictures_and_not_of_the_file() -> None:
-    """A comment in a header changes nothing, a pixel or a name does."""
+    """A comment in a header does not change the digest; a pixel or a name does."""
     pixels = bytes(range(92)) * 112
     plain, remarked = b"P5\n92 112\n255\n" + pixels, b"P5\n# by xv\n92 112\n255\n" + pixels
     made = [digest(["s1"], decode({"s1": [data]}, "here")) for data in (plain, remarked)]
@@ -74,7 +74,7 @@ def test_the_digest_is_of_the_pictures_and_not_of_the_file() -> None:
 
 
 def test_own_pictures_are_prepared_as_the_data_are(small: Small, tmp_path: Path) -> None:
-    """A path, an image, arrays and a mixture: all the same inputs."""
+    """A path, an image, arrays and a mixture all give the same inputs."""
     folder = small(unpacked=True)
     tasks = orl_faces(root=folder, people=PEOPLE)
     pool = tasks.pool("train")
@@ -97,7 +97,7 @@ def test_own_pictures_are_prepared_as_the_data_are(small: Small, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         (np.zeros((2, 1, 5, 5), np.float32), r"got floats of shape \[2, 1, 5, 5\]"),
         (np.full((1, 1, 56, 46), 2.0, np.float32), "within"),
@@ -108,7 +108,7 @@ def test_own_pictures_are_prepared_as_the_data_are(small: Small, tmp_path: Path)
         ("no-such-file.png", "can't be read as an image"),
     ],
 )
-def test_inputs_of_another_form_are_refused(given: Any, told: str) -> None:
-    """Before a learner meets it."""
-    with pytest.raises(DataError, match=told):
+def test_inputs_of_another_form_are_refused(given: Any, message: str) -> None:
+    """They are refused before a learner receives them."""
+    with pytest.raises(DataError, match=message):
         prepare(given, (56, 46))

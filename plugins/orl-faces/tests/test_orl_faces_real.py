@@ -1,4 +1,4 @@
-"""The real faces, where they are: counts, contents, and that they are faces of the people they are named after."""
+"""The real faces, if available, have the right counts and contents, and are of the people in their names."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def tasks(real: Path) -> kshot.ClassificationTasks | Changed:
 
 
 def test_all_pictures_are_there(tasks: kshot.ClassificationTasks) -> None:
-    """40 people, 10 pictures each, in one table; each in one of three splits."""
+    """40 people with 10 pictures each are in one table, and each person is in one of three splits."""
     assert tasks.pool("train").x.shape == (400, 1, 56, 46)
     assert tasks.pool("train").x.dtype == torch.uint8
     assert [tasks.pool(s).classes for s in ("train", "val", "test", "trainval")] == [20, 10, 10, 30]
@@ -41,7 +41,7 @@ def test_pictures_are_of_the_person_they_are_named_after(real: Path) -> None:
 
 
 def test_people_are_known_by_pixels_far_above_chance(tasks: kshot.ClassificationTasks) -> None:
-    """Nearest neighbour on 5 people has 20 % by chance; were labels or pictures mixed up it would have no more."""
+    """Chance is 20 % for 5 people; the nearest neighbour would reach no more if labels or pictures were mixed up."""
     right = []
     for i in range(40):
         e = tasks.sample("test", [i])

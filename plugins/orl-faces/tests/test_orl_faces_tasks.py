@@ -1,4 +1,4 @@
-"""Splits by person, changed training images, and what is refused."""
+"""Splits are by person, training images are augmented, and bad data and options are refused."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Small = Callable[..., Path]
 NAMES = [f"s{n}" for n in range(1, 41)]
 
 
-# --- Who goes where -----------------------------------------------------------------------------------------------
+# --- Splits by person -----------------------------------------------------------------------------------------------
 
 
 def test_people_are_divided_without_overlap() -> None:
@@ -35,7 +35,7 @@ def test_people_are_divided_without_overlap() -> None:
 
 
 def test_who_is_tested_is_the_first_by_a_hash_of_seed_and_name() -> None:
-    """Naively, by BLAKE2b, the same on every platform."""
+    """A naive computation by BLAKE2b agrees; it is the same on every platform."""
 
     def number(name: str, seed: int) -> int:
         digest = hashlib.blake2b(f"orl-faces/{seed}/{name}".encode(), digest_size=8).digest()
@@ -48,7 +48,7 @@ def test_who_is_tested_is_the_first_by_a_hash_of_seed_and_name() -> None:
 
 
 def test_other_numbers_of_training_people_leave_the_test_people_alone() -> None:
-    """So that figures for 5 and for 30 training people are of the same faces."""
+    """Results with 5 and with 30 training people are then on the same faces."""
     test = split(NAMES, (20, 10, 10), 4)["test"]
     few = split(NAMES, (5, 2, 10), 4)
     all_but = split(NAMES, (30, 0, 10), 4)
@@ -58,24 +58,24 @@ def test_other_numbers_of_training_people_leave_the_test_people_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("people", "told"),
+    ("people", "message"),
     [((20, 10, 11), "41 in all, expected at most 40"), ((0, 30, 10), "only val may be 0"), ((30, 10, 0), "only val"),
      ((31, -1, 10), "expected numbers")],
 )  # fmt: skip
-def test_impossible_numbers_of_people_are_refused(people: tuple[int, int, int], told: str) -> None:
+def test_impossible_numbers_of_people_are_refused(people: tuple[int, int, int], message: str) -> None:
     """They are refused before anything is decoded."""
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         split(NAMES, people, 0)
 
 
 def test_fewer_people_than_the_split_asks_for_are_refused(small: Small) -> None:
-    """A folder that was unpacked by half."""
+    """A folder may have been unpacked only in part."""
     with pytest.raises(DataError, match=r"people: got \(20, 10, 10\), 40 in all, expected at most 4; ask for fewer"):
         orl_faces(root=small())
 
 
 def test_pictures_of_an_episode_are_of_the_person_they_are_named_after(small: Small) -> None:
-    """Class numbers, names and rows agree in every split: told by the pixels of the files."""
+    """Class numbers, names and rows agree in every split; the pixels of the files show it."""
     folder = small(people=8, unpacked=True)
     tasks = orl_faces(root=folder, people=(4, 2, 2), way=2, size=(112, 92), shot=2, query=3)
     for name in tasks.spec.splits:
@@ -93,7 +93,7 @@ def test_pictures_of_an_episode_are_of_the_person_they_are_named_after(small: Sm
 
 
 def test_the_environment_names_the_data(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And an argument goes before it."""
+    """An argument takes precedence over the environment variable."""
     path = small()
     monkeypatch.setenv("KSHOT_ORL_FACES", str(path))
     tasks = orl_faces(people=(2, 1, 1))
@@ -102,7 +102,7 @@ def test_the_environment_names_the_data(small: Small, monkeypatch: pytest.Monkey
 
 
 def test_missing_data_are_told_with_the_ways_to_them(small: Small) -> None:
-    """They can't be in the package."""
+    """The data can't be in the package, so the error lists the ways to get them."""
     with pytest.raises(DataError, match=r"root= or KSHOT_ORL_FACES, or fetch it with download=True"):
         orl_faces()
     with pytest.raises(DataError, match="both root and download"):
@@ -110,19 +110,19 @@ def test_missing_data_are_told_with_the_ways_to_them(small: Small) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [({"size": (0, 46)}, "size: got"), ({"augment": -1.0}, "augment: got -1"),
      ({"augment": math.nan}, "augment: got nan"),
      ({"shot": 5, "query": (1, 6)}, "shot \\+ query of 5 \\+ 6 = 11, expected at most 10")],
 )  # fmt: skip
-def test_impossible_options_are_refused(options: dict[str, Any], told: str) -> None:
-    """Before any file is looked for."""
-    with pytest.raises(DataError, match=told):
+def test_impossible_options_are_refused(options: dict[str, Any], message: str) -> None:
+    """The error is raised before any file is searched for."""
+    with pytest.raises(DataError, match=message):
         orl_faces(**options)
 
 
 def test_the_fingerprint_tells_other_data_apart(small: Small) -> None:
-    """By size, split and contents; how the files are packed is of no account."""
+    """It depends on size, split and contents, but not on how the files are packed."""
     zipped, folder = small(), small(unpacked=True)
     base: dict[str, Any] = {"people": (2, 1, 1)}
     first = orl_faces(root=zipped, **base).fingerprint
@@ -140,7 +140,7 @@ def ramp(B: int, n: int, H: int = 12, W: int = 10) -> torch.Tensor:
 
 
 def test_at_strength_0_images_are_only_mirrored() -> None:
-    """Every second one, exactly; the others are as they were."""
+    """About half of the images are mirrored exactly; the others do not change."""
     x = ramp(8, 20)
     found = changed(x, episode_keys(0, "train", range(8)), 0.0).flatten(0, 1)
     plain, mirrored = x.flatten(0, 1), x.flatten(0, 1).flip(-1)
@@ -151,7 +151,7 @@ def test_at_strength_0_images_are_only_mirrored() -> None:
 
 
 def test_a_turn_keeps_shapes_whatever_the_sides() -> None:
-    """A quarter turn of an image that is not square, by hand: in pixels about its centre, x' = -y, y' = x."""
+    """A quarter turn of an image that is not square, by hand: x' = -y and y' = x in pixels from its centre."""
     draws = np.array([[1.0, 0.5, 0.5, 0.5, 0.9]])  # the greatest turn, no zoom, no shift, not mirrored
     (theta,) = transformations(draws, 90 / TURN, tall=12 / 10)
     x, y = 3.0, -2.0  # pixels from the centre, in the new image
@@ -163,7 +163,7 @@ def test_a_turn_keeps_shapes_whatever_the_sides() -> None:
 
 
 def test_zoom_and_shift_are_as_much_as_they_say() -> None:
-    """The greatest of each at strength 1; twice the logarithm and twice the shift at strength 2."""
+    """Strength 1 has the documented maxima; strength 2 has twice the logarithm of the zoom and twice the shift."""
     (theta,) = transformations(np.array([[0.5, 1.0, 1.0, 0.0, 0.1]]), 1.0, tall=1.2)
     assert theta == pytest.approx(np.array([[-1 / (1 + ZOOM), 0, 2 * SHIFT], [0, 1 / (1 + ZOOM), -2 * SHIFT]]))
     (theta,) = transformations(np.array([[0.5, 1.0, 1.0, 0.0, 0.9]]), 2.0, tall=1.2)
@@ -171,7 +171,7 @@ def test_zoom_and_shift_are_as_much_as_they_say() -> None:
 
 
 def test_only_training_images_are_changed(small: Small) -> None:
-    """Labels, identities and the pool stay; so do validation and test, and each image is changed in its own way."""
+    """Labels, identities, the pool, validation and test do not change; each training image changes in its own way."""
     path = small(people=8)
     base: dict[str, Any] = {"root": path, "people": (4, 2, 2), "way": 2}
     plain, tasks = orl_faces(**base), orl_faces(**base, augment=1.0)
@@ -193,7 +193,7 @@ def test_only_training_images_are_changed(small: Small) -> None:
 
 
 def test_a_learner_trains_on_changed_images(small: Small) -> None:
-    """Through the engine's door: types, ranges and shapes are as the spec says."""
+    """The test goes through the engine's checks: types, ranges and shapes are as the spec says."""
     tasks = orl_faces(root=small(people=8), people=(4, 2, 2), way=2, size=(20, 16), augment=2.0, query=2)
 
     class Nearest(torch.nn.Module):

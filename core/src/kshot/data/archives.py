@@ -38,7 +38,7 @@ class Archive:
         path: the zip.
         largest: the greatest number of bytes that an entry may have, decompressed.
         what: an entry, in words for messages, such as ``"a picture"``.
-        largest_in_all: the greatest number of bytes of all entries that are asked for together.
+        largest_in_all: the greatest number of bytes of all requested entries together.
 
     Raises:
         DataError: the file can't be read as a zip, or any of its entries has a name that leads out of the archive's
@@ -169,7 +169,7 @@ def check_size(where: str, size: int, largest: int, what: str) -> None:
 
 
 def is_left_by_macos(name: str) -> bool:
-    """Return whether macOS adds such an entry to zips, or such a file to folders, beside a user's own.
+    """Return whether this is the name of an entry or a file that macOS adds to zips and folders.
 
     Example:
         >>> [name for name in ("a/1.png", "__MACOSX/a/1.png", "a/._1.png") if not is_left_by_macos(name)]

@@ -1,4 +1,4 @@
-"""Tasks over the files of a folder, which are decoded when the first episode is asked for."""
+"""Tasks over the files of a folder, which are decoded when the first episode is requested."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def make_pool(
 
 
 class FolderTasks:
-    """Represent N-way K-shot tasks over examples that are loaded when the first episode is asked for.
+    """Represent N-way K-shot tasks over examples that are loaded when the first episode is requested.
 
     So ``spec``, a check of the options and ``prepare`` decode nothing. Episodes are those of
     ``kshot.ClassificationTasks``.

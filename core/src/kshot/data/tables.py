@@ -216,7 +216,7 @@ def _lock(path: Path) -> Iterator[bool]:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove what a killed builder of the same table has left. It is called under the lock, so nobody is writing it."""
+    """Remove the files that killed builders of the same table have left. The caller has the lock: none is in use."""
     for leftover in left_beside(path):
         leftover.unlink(missing_ok=True)
 

@@ -306,7 +306,7 @@ def _concatenate(chunks: list[Any]) -> Any:
     """Join the results of all chunks along B."""
     if len(chunks) == 1:
         return chunks[0]
-    # States of different chunks have different ``tasks``, which is part of the structure: set it alike, then anew.
+    # Chunks may differ in ``tasks``, which is part of the structure: make it equal first, and set the total afterwards.
     flat = [pytree.tree_flatten(_with_tasks(chunk, 0)) for chunk in chunks]
     leaves = [torch.cat(ts) for ts in zip(*(f[0] for f in flat), strict=True)]
     tasks = len(leaves[0]) if leaves else len(chunks)

@@ -92,8 +92,8 @@ _APART: dict[Any, Callable[..., Tensor]] = {
 class AffineApart(TorchFunctionMode):
     """Run the code inside with normalisation separated from its weights; nothing else changes.
 
-    Afterwards ``met`` tells whether there was any such layer. A caller that knows that there is none can go without
-    the mode, which costs a small net a tenth of its time.
+    Afterwards ``met`` is true if there was any such layer. A caller that knows that there is none can omit the
+    mode, which costs a small net a tenth of its time.
 
     Args:
         only_look: whether to leave the layers unchanged and only set ``met``.

@@ -81,7 +81,7 @@ class Encoder(nn.Module):
     def given(self, support_x: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         """Return a function that embeds queries, and the support with them, by the policy of normalisation.
 
-        The encoder computes in evaluation mode, whatever mode it is in, and nothing in it changes.
+        The encoder computes in evaluation mode, even if it is in training mode, and nothing in it changes.
 
         Args:
             support_x: inputs of the support [B, S, *input].

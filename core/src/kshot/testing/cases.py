@@ -95,7 +95,7 @@ class Case:
         return self.tasks.spec.splits[0]
 
     def episode(self, tasks: int | None = None, first: int = 0, split: str | None = None) -> Episode:
-        """Sample a meta-batch anew, so that its environments still have their full budget."""
+        """Sample a new copy of a meta-batch, so that its environments still have their full budget."""
         split = split or self.tasks.spec.splits[-1]
         return self.tasks.sample(split, block_of(self.tasks.spec, first, tasks or self.size))
 

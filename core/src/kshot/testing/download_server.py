@@ -13,11 +13,11 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class DownloadServer:
-    """Store where a running server is, and what it was asked for.
+    """Store the address of a running server and the requests that it received.
 
     Attributes:
         url: its address, without a slash at the end.
-        asked: the paths that were asked for, in order, each with a slash at its beginning.
+        asked: the requested paths in their order, each with a slash at its beginning.
     """
 
     url: str

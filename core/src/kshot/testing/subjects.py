@@ -1,4 +1,4 @@
-"""What a rule receives: the component under test, together with what it is tried on."""
+"""Represent what a rule receives: the component under test, and the tasks or the learner with which it is tested."""
 
 from __future__ import annotations
 

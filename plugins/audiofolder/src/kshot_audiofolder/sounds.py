@@ -1,4 +1,4 @@
-"""Bring sounds of any form to features ``[1, F, T]``, a folder's sounds and those to be predicted alike.
+"""Convert sounds of any form to features ``[1, F, T]``: both those of a folder and those to be predicted.
 
 Letters: F bands or coefficients, T frames.
 """

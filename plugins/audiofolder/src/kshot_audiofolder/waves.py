@@ -38,7 +38,7 @@ def fitted(wave: Tensor, samples: int, crop: str, pad: str) -> Tensor:
 
     Args:
         wave: the samples.
-        samples: their wanted number.
+        samples: the number of samples of the result.
         crop: cut at the ``start`` or the ``centre``.
         pad: ``repeat`` or ``zeros``.
 

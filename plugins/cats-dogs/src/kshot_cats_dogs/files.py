@@ -25,7 +25,7 @@ CLIPS: Mapping[str, tuple[str, ...]] = {
     "Dogs": tuple(f"dog_barking_{n}.wav" for n in range(14)),
     "Sub_dogs": tuple(f"dog_barking_{n}.wav" for n in range(70, 84)),
 }
-"""Folder -> its recordings. A recording is recognised by its file name, in whatever folder it is."""
+"""Folder -> its recordings. A recording is recognised by its file name; the folder does not matter."""
 
 _FOLDER_OF = {name: folder for folder, names in CLIPS.items() for name in names}
 _LARGEST = 4 << 20  # bytes of a recording; the longest has 0.6 MB
@@ -60,7 +60,7 @@ def locate(root: Path) -> Path:
 
 
 def read(place: Path) -> list[Clip]:
-    """Read the 42 recordings by their file names, in whatever folders they are. Other files are ignored.
+    """Read the 42 recordings, which are recognised by their file names in any folders. Other files are ignored.
 
     Returns:
         The recordings in the order of ``CLIPS``.

@@ -45,7 +45,7 @@ def cats_dogs(
     cache: Path | str | None = None,
     block: int = 1,
 ) -> FolderTasks:
-    """Make tasks that tell cats from dogs by 28 or 42 recordings of 1 to 17 seconds.
+    """Make tasks that distinguish cats from dogs by 28 or 42 recordings of 1 to 17 seconds.
 
     Inputs are MFCC [1, 20, T]. All recordings are cut to the same length, so an input doesn't reveal how long its
     recording was.

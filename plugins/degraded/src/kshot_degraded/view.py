@@ -61,7 +61,7 @@ class Degraded:
     """A view of classification tasks in which a part of the examples is degraded.
 
     Whether an example is degraded, and its noise, is a function of the seed and the example's row in the pool. So it
-    is the same in every episode and in every split that has the example, in support and query. ``truth`` tells which
+    is the same in every episode and in every split that has the example, in support and query. ``truth`` states which
     examples are degraded.
 
     Episodes are those of ``kshot.ClassificationTasks`` over the pool of the tasks below. Their classes and examples do

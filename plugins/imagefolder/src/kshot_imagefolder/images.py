@@ -1,4 +1,4 @@
-"""Bring images of any form to ``[C, h, w]`` bytes, a folder's images and those to be predicted alike."""
+"""Convert images of any form to ``[C, h, w]`` bytes: both those of a folder and those to be predicted."""
 
 from __future__ import annotations
 

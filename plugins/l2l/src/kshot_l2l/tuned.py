@@ -28,7 +28,7 @@ def descend(method: str, lr: float, objective: Objective, steps: int) -> Iterato
     """Yield theta_0 to theta_steps [B, P] of a torch optimizer.
 
     All tasks are minimised as one problem, the sum of their losses. Since each update of these methods depends on its
-    own coordinate alone, every task gets the same steps as by itself.
+    own coordinate alone, every task gets the same steps as if it were alone.
 
     Example:
         >>> objective = Objective(torch.zeros(1, 1), (), lambda point, data: (point - 1).square().sum())

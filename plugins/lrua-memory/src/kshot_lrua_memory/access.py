@@ -1,7 +1,7 @@
 """Writing to a memory and reading it by content, as one differentiable function.
 
 The memory is the largest tensor of a network that has one, and every step of a sequence passes over it. If autograd
-differentiates these five equations one by one, the backward pass goes over the memory three times as often, and
+differentiates these five equations one by one, the backward pass reads the memory three times as often, and
 training takes a third longer; therefore their joint gradient is written out here.
 
 Letters: B meta-batch, M slots, W slot width, R heads.

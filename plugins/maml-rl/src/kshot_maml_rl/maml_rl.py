@@ -166,7 +166,7 @@ class MamlRL(nn.Module):
         return states, batches, self.batch(states[-1], last), returns
 
     def meta_gradient(self, episodes: Episode) -> Iterator[Metrics]:
-        """Play, update, play again, and yield after each of ``epochs`` outer steps, which compute theta' anew.
+        """Play, update, play again, and yield after each of ``epochs`` outer steps; each computes theta' again.
 
         Metrics are the outer loss, and the mean returns before and after the updates.
         """

@@ -130,7 +130,7 @@ def advantages(
 def lvc(log_ratio: Tensor, advantage: Tensor) -> Tensor:
     """Compute the mean of r A with r = pi / pi_old, the low-variance curvature estimator of ProMP (1810.06784).
 
-    Its gradient at pi_old is that of REINFORCE. Its second derivative treats each step by itself and omits how earlier
+    Its gradient at pi_old is that of REINFORCE. Its second derivative treats each step separately and omits how earlier
     actions lead to later states; it therefore has little variance, and is exact only if they do not.
 
     Args:

@@ -1,4 +1,4 @@
-"""Control tasks of point navigation in the plane (Finn, Abbeel & Levine 2017), for a meta-batch at once."""
+"""Control tasks of point navigation (Finn, Abbeel & Levine 2017), played for all tasks of a meta-batch at once."""
 
 from kshot_navigation2d.tasks import Environment, Navigation2D
 

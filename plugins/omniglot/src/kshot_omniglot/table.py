@@ -65,7 +65,7 @@ class Source(Protocol):
         """Its name, for messages."""
 
     def place_key(self) -> str | None:
-        """Return a key that costs very little, or None if there is none."""
+        """Return a key that can be computed quickly, or None if the source has no such key."""
 
     def content_key(self) -> str:
         """Return a key of the contents. Raises ``DataError`` if they are malformed."""

@@ -170,17 +170,17 @@ def pools(table: Table, names: splits.Splits) -> dict[str, Pool]:
     number = {name: i for i, name in enumerate(names_of)}
     x = torch.from_numpy(table.x)
 
-    def pool(held: Sequence[str]) -> Pool:
-        chosen: NDArray[np.int64] = np.array([number[name] for name in held], np.int64)
+    def pool(characters: Sequence[str]) -> Pool:
+        chosen: NDArray[np.int64] = np.array([number[name] for name in characters], np.int64)
         return Pool(
             x,
             rows[chosen].reshape(-1, len(column)),
             counts[chosen].repeat(turns),
-            names=tuple(chain.from_iterable(names_of[name] for name in held)),
+            names=tuple(chain.from_iterable(names_of[name] for name in characters)),
             input_range=(0.0, 1.0),
         )
 
-    return {split: pool(held) for split, held in names.items()}
+    return {split: pool(characters) for split, characters in names.items()}
 
 
 def _turned_names(name: str, turns: int) -> tuple[str, ...]:

@@ -80,13 +80,13 @@ def orl_faces(
         )
     place = choose(root, download, cache)
     files = read(place)
-    held = split(tuple(files), people, split_seed)
+    people_of = split(tuple(files), people, split_seed)
     pixels = decode(files, place)
     names = f"{'-'.join(map(str, people))}-split{split_seed}"
     fingerprint = f"orl-faces-{size[0]}x{size[1]}-{names}-{digest(files, pixels)[:16]}"
     log.info("%d people of %s; %s", len(files), place, fingerprint)
     tasks = ClassificationTasks(
-        pools(table(pixels, size), tuple(files), held),
+        pools(table(pixels, size), tuple(files), people_of),
         way=way,
         shot=shot,
         query=query,

@@ -18,7 +18,7 @@ class Plots:
 
     Args:
         folder: the folder to write to. None is ``pictures`` in the run folder; without a run folder, nothing is drawn.
-        splits: the splits whose evaluations are drawn. Validation is left out by default, because it comes often.
+        splits: the splits whose evaluations are drawn. Validation is left out by default, because it happens often.
         dpi: dots per inch.
 
     Raises:

@@ -71,7 +71,7 @@ class Sinusoid:
         )
 
     def sample(self, split: str, indices: Sequence[int]) -> Episode:
-        """Return tasks ``indices`` of ``split``: support [B, K, 1] and query [B, Q, 1], x and y alike."""
+        """Return tasks ``indices`` of ``split``: support [B, K, 1] and query [B, Q, 1], both for x and for y."""
         check_split(split, self.spec)
         shape = shape_of_block(self.spec, self.seed, split, indices)
         shot, query = int(shape["shot"] or 0), int(shape["query"] or 0)

@@ -22,8 +22,8 @@ from kshot.sampling import check_split, class_name, draw, pooled
 class Stream:
     """A view of classification tasks that shows examples one after another, each with the label of the previous one.
 
-    At step t a learner sees (x_t, y_{t-1}) and predicts y_t. Each episode draws its classes, their labels and the
-    order of the examples anew. So a learner cannot know a label before the stream has shown it, and afterwards it
+    At step t a learner sees (x_t, y_{t-1}) and predicts y_t. Each episode draws new classes, labels of the classes and
+    order of the examples. So a learner cannot know a label before the stream has shown it, and afterwards it
     can know it only if it remembered the label together with the example.
 
     Args:
@@ -48,7 +48,7 @@ class Stream:
 
     def __init__(self, of: TaskDistribution, way: int = 5, instances: int = 10, seed: int = 0) -> None:
         if way < 2:
-            raise OptionError(f"stream: got way {way}, expected at least 2 classes to tell apart")
+            raise OptionError(f"stream: got way {way}, expected at least 2 classes to distinguish")
         if instances < 1:
             raise OptionError(f"stream: got instances {instances}, expected at least 1 example of each class")
         self.of: Pooled = pooled(of, "stream")

@@ -55,7 +55,7 @@ def _check_pure(objective: Objective, where: str) -> None:
 @learner_rule(only("objective"))
 def iterates_by_step(case: Case) -> None:
     """A predictor of an objective task returns the iterates of the steps in ``x``, also if ``x`` has fewer steps or has
-    them in another order: ``x`` states after how many updates an iterate is wanted.
+    them in another order: each number of ``x`` is the number of updates before the iterate.
     """
     learner, cast, dtype = precise(case)
     x = cast(case.episode()).query.x

@@ -85,7 +85,7 @@ def _check_shapes(losses: Any, displacements: Any, B: int) -> None:
 def _check_alone(
     case: Case, learner: Any, cast: Any, losses: Tensor, displacements: Mapping[str, Tensor], dtype: torch.dtype
 ) -> None:
-    """Compare each task's loss and displacements with those of the same task in a meta-batch of its own."""
+    """Compare each task's loss and displacements with those of the same task alone in a meta-batch."""
     state = state_of(learner)
     other, _ = _task_losses(learner, cast(case.episode(split=case.training)), seed=1)
     restore(learner, state)

@@ -94,7 +94,7 @@ class Rule:
         """Check the rule on a component.
 
         Raises:
-            RuleViolation: the component breaks the rule, or raises an exception of its own.
+            RuleViolation: the component breaks the rule, or raises another exception.
             Unavailable: something that the component needs is missing on this machine.
         """
         try:

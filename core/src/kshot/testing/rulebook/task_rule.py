@@ -27,7 +27,7 @@ def tasks_rule(unless: Callable[[TasksSubject], str | None] = always) -> Callabl
 
 
 def observed(subject: TasksSubject, split: str, indices: list[int], tasks: Any = None) -> Facts:
-    """Sample episodes anew and copy everything that can be observed of them.
+    """Sample episodes again and copy everything that can be observed of them.
 
     Args:
         subject: the tasks under test.

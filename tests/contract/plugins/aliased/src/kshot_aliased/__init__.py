@@ -1,5 +1,8 @@
+"""Provide tasks whose manifest declares the name of another plugin as an alias."""
+
+
 class Tasks:
-    """Tasks of no content."""
+    """Represent tasks without any content."""
 
     spec = None
 

@@ -1,5 +1,8 @@
+"""Provide a module without the attribute that the entry point names."""
+
+
 class Tasks:
-    """Tasks of no content."""
+    """Represent tasks without any content."""
 
     spec = None
 

@@ -1,8 +1,10 @@
+"""Provide a backend whose device number does not exist."""
+
 from kshot.errors import Unavailable
 
 
 class Backend:
-    """A backend for one device of several."""
+    """Represent a backend for one of several devices."""
 
     def __init__(self, index: int = 0):
         raise Unavailable(f"no device number {index}")

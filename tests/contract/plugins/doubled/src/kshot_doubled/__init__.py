@@ -1,5 +1,8 @@
+"""Provide tasks whose name is also registered as that of a learner."""
+
+
 class Tasks:
-    """Tasks of no content."""
+    """Represent tasks without any content."""
 
     spec = None
 

@@ -1,13 +1,13 @@
-"""A plugin as it should be."""
+"""Provide a plugin that follows every rule."""
 
 from typing import Literal
 
 
 class GoodTasks:
-    """Tasks of no content, with typed options.
+    """Represent tasks without any content, with typed options.
 
     Args:
-        way: classes an episode.
+        way: number of classes per episode.
     """
 
     spec = None

@@ -1,4 +1,4 @@
-"""A learner with one random parameter."""
+"""Provide a learner with one random parameter."""
 
 import torch
 
@@ -6,7 +6,7 @@ from kshot.spec import Needs
 
 
 class GoodLearner(torch.nn.Module):
-    """Learns nothing."""
+    """Represent a learner that learns nothing but follows every rule."""
 
     needs = Needs(kinds=("classification",))
 

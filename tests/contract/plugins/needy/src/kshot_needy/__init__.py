@@ -1,8 +1,10 @@
+"""Import a module that is not installed."""
+
 import a_module_that_is_nowhere  # noqa: F401
 
 
 class Tasks:
-    """Tasks of no content."""
+    """Represent tasks without any content."""
 
     spec = None
 

@@ -1,5 +1,8 @@
+"""Provide tasks of a distribution that has no manifest."""
+
+
 class Tasks:
-    """Tasks of no content."""
+    """Represent tasks without any content."""
 
     spec = None
 

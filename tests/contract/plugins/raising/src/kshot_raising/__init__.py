@@ -1,4 +1,4 @@
-"""Raises in a function, so that the traceback has a frame to show."""
+"""Raise an exception in a function, so that the traceback has a frame to show."""
 
 
 def prepare():

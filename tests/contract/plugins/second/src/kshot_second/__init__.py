@@ -1,5 +1,8 @@
+"""Provide tasks with the same name as those of kshot-first."""
+
+
 class Tasks:
-    """Tasks of no content."""
+    """Represent tasks without any content."""
 
     spec = None
 

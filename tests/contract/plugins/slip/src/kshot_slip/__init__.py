@@ -1,5 +1,8 @@
+"""Provide tasks whose plugin.toml has a misspelt key."""
+
+
 class Tasks:
-    """Tasks of no content."""
+    """Represent tasks without any content."""
 
     spec = None
 

@@ -1,5 +1,8 @@
+"""Register names that belong to built-in components of kshot."""
+
+
 class Tasks:
-    """Tasks of no content."""
+    """Represent tasks without any content."""
 
     spec = None
 
@@ -8,4 +11,4 @@ class Tasks:
 
 
 class Backend:
-    """Another CPU."""
+    """A backend with the name of the built-in one."""
