@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -126,17 +125,23 @@ class TaskSpec:
 
     def to_json(self) -> str:
         """Return the spec as JSON."""
+        import json  # here and below, as listing plugins imports this module and needs no JSON
+
         return json.dumps(self.to_dict(), sort_keys=True)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the spec as plain values: lists, numbers, strings, None."""
         values = attrs.asdict(self, value_serializer=lambda _, __, v: sorted(v) if isinstance(v, frozenset) else v)
+        import json
+
         plain: dict[str, Any] = json.loads(json.dumps(values))
         return plain
 
     @classmethod
     def from_json(cls, text: str) -> TaskSpec:
         """Read the result of ``to_json``."""
+        import json
+
         return cls.from_dict(json.loads(text))
 
     @classmethod
