@@ -28,7 +28,9 @@ def test_conjugate_gradients_solve_in_as_many_steps_as_there_are_dimensions():
 
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 @pytest.mark.parametrize("tasks", [sample_tasks.Points, sample_tasks.Corridors])
-@pytest.mark.parametrize("options", [{}, {"inner_steps": 2, "adapt_std": False}, {"strategy": "loop"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"inner_steps": 2, "adapt_std": False}, {"strategy": "loop"}, {"order": "first"}]
+)
 def test_products_with_the_hessian_are_torchs(tasks, activation, options, monkeypatch):
     """H v equals ``torch.autograd.functional.hvp`` of the mean divergence through the inner steps, in float64.
 
