@@ -70,9 +70,8 @@ def taken(played: Rollout) -> Rollout:
 def step_weights(running: Tensor) -> Tensor:
     """Return the weights [B, E, T] of steps: 0 after the end, else E T / (the number of steps that the task took).
 
-    They are float64.
-    Their mean over E and T is 1. So the mean of ``weights * values`` is the mean of the values over the taken steps,
-    however long the horizon is.
+    They are float64. Their mean over E and T is 1. So the mean of ``weights * values`` is the mean of the values over
+    the taken steps, however long the horizon is.
 
     Example:
         >>> step_weights(torch.tensor([[[True, True, False, False]]]))
