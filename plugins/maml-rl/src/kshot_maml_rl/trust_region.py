@@ -18,8 +18,8 @@ Product = Callable[[Tensor], Tensor]
 Task = Callable[..., Any]
 
 DAMPING = 1e-2
-"""Added to the diagonal of the Hessian of the divergence. The paper's code adds 1e-5, which was worse in two short runs
-of navigation: ten conjugate gradient steps then amplify rounding and noise."""
+"""Added to the diagonal of the Hessian of the divergence. The paper's code adds 1e-5, which was worse in short runs of
+navigation with two seeds; see the README."""
 
 SHRINK, BACKTRACKS = 0.8, 15
 """The line search of the paper's code: at most 15 lengths, each 0.8 of the one before."""
