@@ -168,6 +168,13 @@ def test_nothing_counts_after_the_end() -> None:
     assert played.rewards.tolist() == [[[1, 2, 0, 0], [1, 2, 3, 4]]]
 
 
+def test_rewards_after_the_end_may_be_anything() -> None:
+    """They are replaced by 0, also if they are NaN or infinite; a product with 0 would be NaN."""
+    rewards = torch.tensor([[[1.0, torch.nan, -torch.inf]]])
+    ended = torch.tensor([[[True, False, False]]])
+    assert control.recorded(rewards[..., None], torch.zeros(1, 1, 3), rewards, ended).rewards.tolist() == [[[1, 0, 0]]]
+
+
 def test_actions_that_are_not_finite_are_refused_with_their_place() -> None:
     """The message gives task, trajectory and step; actions after the end are not checked."""
     actions = torch.zeros(2, 3, 4, 2)

@@ -26,7 +26,8 @@ def test_a_recorded_config_builds_the_same_learner(run: Path) -> None:
     """The options are those of today's plugins, and the parameters have the recorded names and shapes."""
     config = RunFolder.open(run).config
     plan = Plan.of_run(run, config)
-    spec = kshot.TaskSpec.from_dict(json.loads(config["identity"]["tasks"]))
+    tasks = config["identity"]["tasks"]  # as text in the older runs
+    spec = kshot.TaskSpec.from_dict(json.loads(tasks) if isinstance(tasks, str) else tasks)
     learner = build_learner(plan, spec)
     shapes = {name: list(tensor.shape) for name, tensor in learner.state_dict().items()}
     assert shapes == config["identity"]["parameters"]

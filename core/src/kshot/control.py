@@ -168,7 +168,8 @@ def recorded(
     if ended is not None:
         # A step is taken if no step before it ended its trajectory.
         running = ended.cumsum(-1) - ended.long() == 0
-        rewards = rewards * running
+        # Replaced instead of multiplied by 0, because rewards after the end may be anything, NaN too.
+        rewards = torch.where(running, rewards, 0)
     # One sum decides the usual case; actions after the end mean nothing and may be anything.
     if actions.is_floating_point() and not bool(torch.isfinite(actions.sum())):
         bad = (

@@ -13,7 +13,8 @@ from kshot import Engine, Rollout, TaskSpec
 from kshot.errors import MisfitError, OptionError, TrainingError
 from kshot.inner import State
 from kshot.testing import sample_tasks
-from kshot_maml_rl import MamlRL, surrogates
+from kshot_maml_rl import MamlRL, surrogates, trust_region
+from kshot_maml_rl.steps import step_weights
 from kshot_maml_rl.surrogates import Batch
 
 CHANCES = (0.8, 0.3)
@@ -84,7 +85,7 @@ def derivatives(learner, function, direction):
 
 
 @pytest.mark.parametrize("baseline", [0.0, 0.7])
-@pytest.mark.parametrize("estimator", ["dice", "lvc"])
+@pytest.mark.parametrize("estimator", ["dice", "lvc", "log_likelihood"])
 def test_the_surrogates_gradient_is_that_of_the_return(estimator, baseline):
     """The gradient equals enumeration for any baseline of the observations; a mean over steps is the return over T."""
     learner = learner_of(estimator=estimator)
@@ -96,10 +97,13 @@ def test_the_surrogates_gradient_is_that_of_the_return(estimator, baseline):
     assert torch.allclose(mine, exact, atol=1e-12)
 
 
-def test_dice_has_the_returns_second_derivative_and_lvc_only_where_actions_lead_nowhere():
-    """The meta-gradient needs these; for policies that ignore observations both estimators are exact."""
+def test_dice_has_the_returns_second_derivative_and_lvc_only_if_actions_do_not_lead_to_other_states():
+    """The meta-gradient needs these; for policies that ignore observations both estimators are exact.
+
+    That of the paper's code is wrong for both, because it lacks the product of the score with itself.
+    """
     generator = torch.Generator().manual_seed(3)
-    for estimator, blind in itertools.product(("dice", "lvc"), (False, True)):
+    for estimator, blind in itertools.product(("dice", "lvc", "log_likelihood"), (False, True)):
         learner = learner_of(estimator=estimator)
         size = sum(p.numel() for p in learner.parameters())
         direction = torch.randn(size, generator=generator, dtype=torch.float64)
@@ -109,7 +113,23 @@ def test_dice_has_the_returns_second_derivative_and_lvc_only_where_actions_lead_
         mine, exact = (derivatives(learner, f, direction)[1] for f in (gain, truth))
         assert exact.norm() > 1e-3
         apart = float((mine - exact).norm() / exact.norm())
-        assert apart > 0.05 if estimator == "lvc" and not blind else apart < 1e-10
+        exactly = estimator == "dice" or (estimator == "lvc" and blind)
+        assert apart < 1e-10 if exactly else apart > 0.05
+
+
+def test_the_papers_estimator_is_the_mean_of_log_pi_times_advantage():
+    """Gradient and second derivative equal those of -mean(log pi . A), written out over all courses."""
+    learner = learner_of(estimator="log_likelihood")
+    size = sum(p.numel() for p in learner.parameters())
+    direction = torch.randn(size, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    batch = exact_batch(learner, learner.net, 3, 0.7)
+
+    def naive(theta):
+        return -(log_pi(learner, theta, batch.observations, batch.actions) * batch.advantages).mean()
+
+    mine = derivatives(learner, lambda theta: learner.inner_loss(State(theta, {}), batch), direction)
+    for computed, expected in zip(mine, derivatives(learner, naive, direction), strict=True):
+        assert torch.allclose(computed, expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("outer", ["ppo", "reinforce"])
@@ -399,13 +419,81 @@ def test_steps_after_the_end_count_nowhere():
     learner = kshot.learner("maml-rl", t.spec)
     support = t.sample("train", [0]).support
     states, batches, _ = learner.play(support, 1)
-    ended = ~batches[0].running
+    ended = batches[0].running == 0
     assert ended.any()
     assert (batches[0].advantages[ended] == 0).all()
     other = State({n: p[0] + 0.1 for n, p in states[0].parameters.items()}, {})
     ratio = learner.log_ratio(other, kshot.episode.one_task(batches[0], 0))
     assert (ratio[ended[0]] == 0).all()
     assert (ratio[~ended[0]] != 0).all()
+
+
+@attrs.frozen(eq=False)
+class Padded:
+    """An environment whose rollouts have more steps, which are after the end and without meaning."""
+
+    of: object
+    steps: int
+
+    def rollout(self, policy, number=0) -> Rollout:
+        played = self.of.rollout(policy, number)
+        discrete = played.actions.dtype == torch.int64
+        after = (torch.nan, -1 if discrete else torch.nan, 0.0, False)
+        fields = (played.observations, played.actions, played.rewards, played.running)
+        longer = [
+            torch.cat([t, torch.full_like(t[:, :, :1], value).repeat_interleave(self.steps, 2)], 2)
+            for t, value in zip(fields, after, strict=True)
+        ]
+        return Rollout(*longer, played.scores)
+
+
+kshot.episode.register_value(Padded, "of")
+
+
+@pytest.mark.parametrize("tasks", [sample_tasks.Points, sample_tasks.Corridors])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"outer": "ppo", "epochs": 1},
+        {"outer": "reinforce", "estimator": "dice", "inner_steps": 2},
+        {"outer": "reinforce", "estimator": "log_likelihood", "gae": 0.9},
+        {"outer": "trpo"},
+    ],
+)
+def test_a_longer_horizon_in_which_nothing_happens_changes_nothing(tasks, options, monkeypatch):
+    """Means are over the steps that were taken: updates, outer losses, steps and metrics are the same if padded.
+
+    Observations and actions after the end are NaN, or the number of no action, and are never looked at.
+    """
+    monkeypatch.setattr(trust_region, "DAMPING", 1.0)  # so that conjugate gradients amplify the rounding little
+    t = tasks(shot=6, query=5)
+    cast = lambda x: x.double() if x.is_floating_point() else x  # noqa: E731
+    episodes = kshot.episode.map_tensors(cast, t.sample("train", range(2)))
+    longer = attrs.evolve(
+        episodes,
+        support=attrs.evolve(episodes.support, source=Padded(episodes.support.source, 40)),
+        query=attrs.evolve(episodes.query, source=Padded(episodes.query.source, 40)),
+    )
+    results = []
+    for given in (episodes, longer):
+        learner = kshot.learner("maml-rl", t.spec, hidden=(6,), inner_lr=0.5, **options).double()
+        metrics = next(iter(learner.meta_gradient(given)))
+        adapted = learner.adapt(given.support).parameters
+        results.append([*(p.grad for p in learner.parameters()), *metrics.values(), *adapted.values()])
+    assert max(float(p.abs().max()) for p in results[0][: len(learner.net)]) > 1e-3
+    for short, padded in zip(*results, strict=True):
+        assert torch.allclose(short, padded, rtol=1e-6, atol=1e-6 if options["outer"] == "trpo" else 1e-10)
+
+
+def test_means_are_over_the_steps_that_were_taken():
+    """Surrogates of two taken steps are half their sum, whatever the horizon; weights say the same."""
+    ratio, advantage = torch.tensor([[0.5, 0.0, 0.0, 0.0]]), torch.tensor([[1.0, 3.0, 0.0, 0.0]])
+    running = torch.tensor([[True, True, False, False]])
+    for mask in (running, step_weights(running)):
+        expected = {"lvc": (math.exp(0.5) + 3) / 2, "dice": (math.exp(0.5) - 1) / 2, "log_likelihood": 0.25}
+        for name, value in expected.items():
+            assert float(surrogates.ESTIMATORS[name](ratio, advantage, mask)) == pytest.approx(value)
+        assert float(surrogates.clipped(ratio, advantage, 0.2, mask)) == pytest.approx((1.2 + 3) / 2)
 
 
 def test_without_updates_it_is_a_policy_for_all_tasks():
@@ -502,6 +590,9 @@ def test_bad_options_are_refused():
     for name, value in {"inner_steps": -1, "test_steps": -2, "epochs": 0, "initial_std": 0.0}.items():
         with pytest.raises(OptionError, match=f"got .*{name} {value}.*, expected steps >= 0, epochs >= 1"):
             MamlRL(spec, **{name: value})
+    for name in ("activation", "outer", "estimator", "order"):
+        with pytest.raises(OptionError, match=f"got {name} 'magic', expected one of '.*; choose one of them"):
+            MamlRL(spec, **{name: "magic"})
 
 
 def test_numbers_that_are_not_finite_are_reported_with_task_and_step():

@@ -19,8 +19,9 @@ from kshot.errors import OptionError
 from kshot.inner import State, check_descent, descend
 from kshot_maml_rl import surrogates, trust_region
 from kshot_maml_rl.explain import rollouts_by_update
+from kshot_maml_rl.options import Estimator, Order, Outer, check_options
 from kshot_maml_rl.policy import Activation, Family, Policy, repeated
-from kshot_maml_rl.surrogates import Batch
+from kshot_maml_rl.steps import Batch, step_weights, taken
 
 
 class MamlRL(nn.Module):
@@ -28,8 +29,8 @@ class MamlRL(nn.Module):
 
     Args:
         spec: the specification of the tasks.
-        hidden, activation: units of the policy's hidden layers, and ``tanh`` or ``relu``.
-        initial_std: the initial standard deviation of continuous actions, in units of half their range.
+        hidden, activation: units of the policy's hidden layers, and ``tanh``, or ``relu`` as in the paper.
+        initial_std: the initial standard deviation of continuous actions, in units of half their range; 1 in the paper.
         adapt_std: whether the inner steps change it too, as in the paper.
         inner_lr: alpha, for surrogates that are a mean over steps.
         later_lr: alpha from the second update on; None is half of the first, as in the paper's appendix A.2.
@@ -40,7 +41,7 @@ class MamlRL(nn.Module):
             one within a trust region, as in the paper, to be taken by plain gradient descent at a rate of 1.
         epochs: outer steps on one meta-batch's trajectories; the inner steps are repeated in each.
         clip, radius: of the clipped surrogate; the greatest mean divergence of the trust region.
-        estimator: the surrogate of inner steps, ``lvc`` or ``dice``, which differ in second derivatives.
+        estimator: the surrogate of inner steps, ``lvc``, ``dice``, or ``log_likelihood`` as in the paper's code.
         order: ``second`` differentiates through the inner steps; ``first`` treats the inner gradients as constants.
         discount, gae, normalise: gamma and lambda of advantages, and whether to normalise them for each task.
         strategy: how the tasks of a meta-batch run: at once (``vmap``), one after another (``loop``), or ``auto``.
@@ -72,21 +73,20 @@ class MamlRL(nn.Module):
         inner_steps: int = 1,
         test_steps: int | None = None,
         greedy: bool = False,
-        outer: Literal["ppo", "reinforce", "trpo"] = "ppo",
+        outer: Outer = "ppo",
         epochs: int = 4,
         clip: float = 0.2,
         radius: float = 0.01,
-        estimator: Literal["lvc", "dice"] = "lvc",
-        order: Literal["second", "first"] = "second",
+        estimator: Estimator = "lvc",
+        order: Order = "second",
         discount: float = 0.99,
         gae: float = 1.0,
         normalise: bool = True,
         strategy: Literal["auto", "vmap", "loop"] = "auto",
     ) -> None:
         super().__init__()
-        if inner_steps < 0 or (test_steps or 0) < 0 or epochs < 1 or initial_std <= 0:
-            given = f"inner_steps {inner_steps}, test_steps {test_steps}, epochs {epochs}, initial_std {initial_std}"
-            raise OptionError(f"maml-rl: got {given}, expected steps >= 0, epochs >= 1, initial_std > 0; raise them")
+        choices = {"activation": activation, "outer": outer, "estimator": estimator, "order": order}
+        check_options(inner_steps, test_steps, epochs, initial_std, **choices)
         self.family = Family(spec, activation, len(hidden) + 1)
         self.net = self.family.net(hidden, initial_std)
         self.inner_lr, self.later_lr = inner_lr, inner_lr / 2 if later_lr is None else later_lr
@@ -94,7 +94,7 @@ class MamlRL(nn.Module):
         self.inner_steps, self.test_steps = inner_steps, inner_steps if test_steps is None else test_steps
         self.outer, self.epochs, self.radius = outer, epochs if outer == "ppo" else 1, radius
         self.gain = partial(surrogates.clipped, clip=clip) if outer == "ppo" else surrogates.lvc
-        self.estimator = surrogates.dice if estimator == "dice" else surrogates.lvc
+        self.estimator = surrogates.ESTIMATORS[estimator]
         self.advantages: Any = {"discount": discount, "gae": gae, "normalise": normalise}
         self.greedy, self.lift = greedy, Lift(strategy)
         self.needs = attrs.evolve(type(self).needs, rollouts=self.test_steps, couples_tasks=outer == "trpo")
@@ -113,19 +113,20 @@ class MamlRL(nn.Module):
 
     def batch(self, theta: State, played: Rollout) -> Batch:
         """Return the data to learn from, of a rollout that the policies theta [B, *] played."""
+        played = taken(played)
         seen, done, running = played.observations, played.actions, played.running
         old = self.lift.map(self.family.log_probability, theta, seen, done)
         advantages = surrogates.advantages(seen, played.rewards, running, **self.advantages)
-        return Batch(seen, done, advantages.to(old), running, old)
+        return Batch(seen, done, advantages.to(old), step_weights(running).to(old), old)
 
     def log_ratio(self, theta: State, batch: Batch) -> Tensor:
         """Compute log pi_theta - log pi_played of one task's steps [E, T]; 0 after the end."""
         now = self.family.log_probability(theta, batch.observations, batch.actions)
-        return (now - batch.log_probability) * batch.running
+        return (now - batch.log_probability) * (batch.running > 0)
 
     def inner_loss(self, theta: State, batch: Batch) -> Tensor:
         """Compute L of one task (eq. 4): minus the surrogate, whose gradient is the policy gradient."""
-        return -self.estimator(self.log_ratio(theta, batch), batch.advantages)
+        return -self.estimator(self.log_ratio(theta, batch), batch.advantages, running=batch.running)
 
     def adapted(self, theta: State, batches: list[Batch], first: int = 0) -> tuple[State, Tensor]:
         """Compute theta' (line 7) of one task on ``batches``, of updates ``first``, ...; also return the losses."""
@@ -154,7 +155,8 @@ class MamlRL(nn.Module):
     def task(self, theta: State, batches: list[Batch], judged: Batch, *_: Any) -> tuple[Mapping[str, Tensor], State]:
         """Compute the outer loss of one task: that of theta' on trajectories that theta' played (line 10)."""
         after, losses = self.adapted(theta, batches)
-        return {"loss": -self.gain(self.log_ratio(after, judged), judged.advantages), "inner": losses}, after
+        gain = self.gain(self.log_ratio(after, judged), judged.advantages, running=judged.running)
+        return {"loss": -gain, "inner": losses}, after
 
     def played(self, episodes: Episode) -> tuple[list[State], list[Batch], Batch, Metrics]:
         """Run lines 5 to 8: return policies, data of the updates, data of the adapted policies, and mean returns."""
@@ -168,24 +170,22 @@ class MamlRL(nn.Module):
     def meta_gradient(self, episodes: Episode) -> Iterator[Metrics]:
         """Play, update, play again, and yield after each of ``epochs`` outer steps; each computes theta' again.
 
-        Metrics are the outer loss, and the mean returns before and after the updates.
+        Metrics are the outer loss, the mean returns before and after the updates, and those of ``trust_region``.
         """
         states, batches, judged, returns = self.played(episodes)
         for _ in range(self.epochs):  # line 10: outer steps on the same trajectories
             if self.outer == "trpo":
-                loss = trust_region.outer_step(self, batches, judged, states[-1], radius=self.radius)
+                metrics = trust_region.outer_step(self, batches, judged, states[-1], radius=self.radius)
             else:
-                metrics, _ = self.lift.mean_gradient(self.task, self.theta(), batches, judged)
-                check_descent(metrics["inner"], "maml-rl", episodes.origin)
-                loss = metrics["loss"].mean()
-            yield {"loss": loss, **returns}
+                each, _ = self.lift.mean_gradient(self.task, self.theta(), batches, judged)
+                check_descent(each["inner"], "maml-rl", episodes.origin)
+                metrics = {"loss": each["loss"].mean()}
+            yield {**metrics, **returns}
 
     def task_losses(self, episodes: Episode) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Return the outer losses [B] with their graph, and theta - theta' of each task (ability ``PerTask``)."""
         if self.outer == "trpo":
-            raise OptionError(
-                "maml-rl: got outer 'trpo', expected a step that is a sum over tasks; choose another outer"
-            )
+            raise OptionError("maml-rl: got outer 'trpo', expected a step that is a sum over tasks; choose another")
         _, batches, judged, _ = self.played(episodes)
         metrics, after = self.lift.map(self.task, self.theta(), batches, judged)
         return metrics["loss"], after.away_from(self.theta())

@@ -1,45 +1,20 @@
 """Surrogate objectives, whose gradients are policy gradients, and the advantages that they weigh.
 
-The surrogates are functions of one task, the advantages of B tasks. Every surrogate is a mean over the E T steps of a
-rollout, as in the paper's code: an estimate of the return divided by T, which is to be maximised. ``running`` is 1 for
-a step that was taken and 0 after the end. Letters: B tasks, E trajectories, T steps, F features.
+The surrogates are functions of one task, the advantages of B tasks. Every surrogate is a mean over the steps that were
+taken, as in the paper's code: if all trajectories take T steps, an estimate of the return divided by T, which is to be
+maximised. ``running`` is true for a step that was taken and false after the end of its trajectory. Nothing depends on
+the steps after the end. Letters: B tasks, E trajectories, T steps, F features.
 """
 
 from __future__ import annotations
 
-import attrs
+from collections.abc import Callable, Mapping
+
 import torch
-from attrs import frozen
 from torch import Tensor
 
-from kshot.episode import register_value
-
-
-@frozen(eq=False)
-class Batch:
-    """Store the data that a task learns from: E trajectories per task, each field [B, E, T, ...].
-
-    Attributes:
-        observations, actions: as the rollout has them.
-        advantages: A_t [B, E, T].
-        running: whether the step was taken [B, E, T].
-        log_probability: log pi(a_t | o_t) of the policy that played [B, E, T].
-
-    Example:
-        >>> zeros = torch.zeros(2, 3, 4)
-        >>> batch = Batch(zeros[..., None], zeros, zeros, zeros == 0, zeros)
-        >>> tuple(batch.advantages.shape)
-        (2, 3, 4)
-    """
-
-    observations: Tensor
-    actions: Tensor
-    advantages: Tensor
-    running: Tensor
-    log_probability: Tensor
-
-
-register_value(Batch, *(f.name for f in attrs.fields(Batch)))
+from kshot_maml_rl.steps import Batch as Batch
+from kshot_maml_rl.steps import mean_over_steps
 
 
 def rewards_to_go(rewards: Tensor, discount: float) -> Tensor:
@@ -127,7 +102,7 @@ def advantages(
     return centred / ((centred.square().sum((1, 2), keepdim=True) / count).sqrt() + 1e-8)
 
 
-def lvc(log_ratio: Tensor, advantage: Tensor) -> Tensor:
+def lvc(log_ratio: Tensor, advantage: Tensor, running: Tensor | None = None) -> Tensor:
     """Compute the mean of r A with r = pi / pi_old, the low-variance curvature estimator of ProMP (1810.06784).
 
     Its gradient at pi_old is that of REINFORCE. Its second derivative treats each step separately and omits how earlier
@@ -136,23 +111,25 @@ def lvc(log_ratio: Tensor, advantage: Tensor) -> Tensor:
     Args:
         log_ratio: log r [E, T].
         advantage: A [E, T].
+        running: whether the step was taken, or its weight [E, T]; None if all steps were taken.
 
     Example:
         >>> lvc(torch.zeros(1, 2), torch.tensor([[1.0, 3.0]]))
         tensor(2.)
     """
-    return (log_ratio.exp() * advantage).mean()
+    return mean_over_steps(log_ratio.exp() * advantage, running)
 
 
-def dice(log_ratio: Tensor, advantage: Tensor) -> Tensor:
+def dice(log_ratio: Tensor, advantage: Tensor, running: Tensor | None = None) -> Tensor:
     """Compute the mean of (prod_{t' <= t} r_t' - prod_{t' < t} r_t') A with r = pi / pi_old: Loaded DiCE.
 
     Farquhar, Whiteson & Foerster 2019 (1909.10549). All its derivatives at pi_old equal in expectation those of the
     return, for any baseline of the advantage; the second one is noisy, and more so for longer trajectories.
 
     Args:
-        log_ratio: log r [E, T].
+        log_ratio: log r [E, T], 0 after the end.
         advantage: A [E, T].
+        running: whether the step was taken, or its weight [E, T]; None if all steps were taken.
 
     Example:
         At pi_old the value is 0; only the derivatives matter:
@@ -161,19 +138,43 @@ def dice(log_ratio: Tensor, advantage: Tensor) -> Tensor:
         tensor(0.)
     """
     past = log_ratio.cumsum(-1)
-    return ((past.exp() - (past - log_ratio).exp()) * advantage).mean()
+    return mean_over_steps((past.exp() - (past - log_ratio).exp()) * advantage, running)
 
 
-def clipped(log_ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
+def log_likelihood(log_ratio: Tensor, advantage: Tensor, running: Tensor | None = None) -> Tensor:
+    """Compute the mean of log(pi / pi_old) A, the estimator of MAML's own code (1703.03400, eq. 4).
+
+    It differs from the mean of log pi A by a constant. Its gradient is that of REINFORCE. Its second derivative lacks
+    the product of grad log pi with itself, and is therefore not that of the return, even in expectation.
+
+    Args:
+        log_ratio: log r [E, T].
+        advantage: A [E, T].
+        running: whether the step was taken, or its weight [E, T]; None if all steps were taken.
+
+    Example:
+        >>> log_likelihood(torch.tensor([[0.5, 0.0]]), torch.tensor([[1.0, 3.0]]))
+        tensor(0.2500)
+    """
+    return mean_over_steps(log_ratio * advantage, running)
+
+
+ESTIMATORS: Mapping[str, Callable[..., Tensor]] = {"lvc": lvc, "dice": dice, "log_likelihood": log_likelihood}
+"""The surrogates of the inner steps by name. Their gradients are equal, their second derivatives differ."""
+
+
+def clipped(log_ratio: Tensor, advantage: Tensor, clip: float, running: Tensor | None = None) -> Tensor:
     """Compute the mean of min(r A, clip(r, 1 - clip, 1 + clip) A): PPO (Schulman et al. 2017, 1707.06347, eq. 7).
 
     Args:
         log_ratio: log r [E, T].
         advantage: A [E, T].
+        clip: how far r may move from 1 to gain.
+        running: whether the step was taken, or its weight [E, T]; None if all steps were taken.
 
     Example:
         >>> clipped(torch.tensor([[0.5]]), torch.tensor([[1.0]]), clip=0.2)
         tensor(1.2000)
     """
     r = log_ratio.exp()
-    return torch.minimum(r * advantage, r.clamp(1 - clip, 1 + clip) * advantage).mean()
+    return mean_over_steps(torch.minimum(r * advantage, r.clamp(1 - clip, 1 + clip) * advantage), running)

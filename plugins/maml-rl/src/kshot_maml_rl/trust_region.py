@@ -10,13 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kshot import Metrics
 from kshot.inner import State
+from kshot_maml_rl.steps import mean_over_steps
 
 Product = Callable[[Tensor], Tensor]
 Task = Callable[..., Any]
 
 DAMPING = 1e-2
-"""Added to the Hessian of the divergence; without it, conjugate gradients on differences diverge where it is flat."""
+"""Added to the diagonal of the Hessian of the divergence. The paper's code adds 1e-5, which was worse in short runs of
+navigation with two seeds; see the README."""
+
+SHRINK, BACKTRACKS = 0.8, 15
+"""The line search of the paper's code: at most 15 lengths, each 0.8 of the one before."""
 
 
 def conjugate_gradient(product: Product, target: Tensor, iterations: int = 10, enough: float = 1e-10) -> Tensor:
@@ -47,36 +53,14 @@ def conjugate_gradient(product: Product, target: Tensor, iterations: int = 10, e
     return x
 
 
-def differences(slope: Callable[[Tensor], Tensor], size: float, damping: float) -> Product:
-    """Return the product of a Hessian with a vector v, by central differences of a gradient.
-
-    Args:
-        slope: the gradient at an offset [P].
-        size: the length of the offsets +- ``size`` v / |v|, as in the paper's code.
-        damping: ``damping`` v is added to the product.
-
-    Example:
-        >>> hessian = differences(lambda offset: 3 * offset, size=0.5, damping=0.0)
-        >>> hessian(torch.tensor([1.0, 0.0]))
-        tensor([3., 0.])
-    """
-
-    def product(v: Tensor) -> Tensor:
-        offset = size / v.norm().clamp_min(1e-30)
-        change: Tensor = (slope(offset * v) - slope(-offset * v)) / (2 * offset) + damping * v
-        return change
-
-    return product
-
-
 def step(
     gradient: Tensor,
     product: Product,
     judge: Callable[[Tensor], tuple[float, float]],
     *,
     radius: float,
-    backtracks: int = 10,
-    shrink: float = 0.5,
+    backtracks: int = BACKTRACKS,
+    shrink: float = SHRINK,
 ) -> Tensor:
     """Compute the step [P] along the natural gradient that is as long as the trust region allows and improves.
 
@@ -111,8 +95,8 @@ def step(
     return torch.zeros_like(gradient)
 
 
-def outer_step(learner: Any, batches: Any, judged: Any, played: State, *, radius: float) -> Tensor:
-    """Compute an outer step within the trust region; return the outer loss before it.
+def outer_step(learner: Any, batches: Any, judged: Any, played: State, *, radius: float) -> Metrics:
+    """Compute an outer step within the trust region.
 
     Minus the step is added to ``.grad``, so that plain gradient descent at a rate of 1 takes it.
 
@@ -122,9 +106,14 @@ def outer_step(learner: Any, batches: Any, judged: Any, played: State, *, radius
         judged: the data of the adapted policies [B, ...].
         played: the policies that played ``judged`` [B, *], from which the divergence is measured.
         radius: the greatest mean divergence.
+
+    Returns:
+        ``loss``, the outer loss before the step; ``step_taken``, 1 or 0; and ``backtracks``, how often the line search
+        made the step shorter.
     """
     parameters = dict(learner.net.named_parameters())
     start = torch.cat([p.detach().flatten() for p in parameters.values()])
+    trials = 0
 
     def at(values: Tensor) -> dict[str, Tensor]:
         """Cut a flat vector [P] into parameters."""
@@ -136,31 +125,48 @@ def outer_step(learner: Any, batches: Any, judged: Any, played: State, *, radius
         return learner.task(theta, batches, judged)  # type: ignore[no-any-return]
 
     def departure(theta: State, batches: Any, judged: Any, played: State) -> tuple[Any, State]:
-        """Compute the mean divergence of one task's adapted policy from the one that played."""
+        """Compute the divergence of one task's adapted policy from the one that played, its mean over taken steps."""
         after, _ = learner.adapted(theta, batches)
         old, new = ({**s.parameters, **s.buffers} for s in (played, after))
-        return {"loss": (learner.family.divergence(old, new, judged.observations) * judged.running).mean()}, after
+        divergence = learner.family.divergence(old, new, judged.observations)
+        return {"loss": mean_over_steps(divergence, judged.running)}, after
 
-    def slope(function: Task, offset: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the gradient [P] of the mean over tasks at an offset from the start, and the mean."""
-        leaves = {n: v.clone().requires_grad_() for n, v in at(start + offset).items()}
+    def gradient_of(function: Task) -> tuple[Tensor, Tensor]:
+        """Compute the gradient [P] of the mean over tasks at the start, and the mean."""
+        leaves = {n: v.clone().requires_grad_() for n, v in at(start).items()}
         metrics, _ = learner.lift.mean_gradient(function, learner.theta(leaves), batches, judged, played)
         gradients = (torch.zeros_like(v) if v.grad is None else v.grad for v in leaves.values())
         return torch.cat([g.flatten() for g in gradients]), metrics["loss"].mean()
 
+    def product(v: Tensor) -> Tensor:
+        """Compute (H + damping) v, with H the Hessian of the mean divergence at the start: H v = grad (grad KL . v)."""
+        direction = at(v)
+
+        def along(theta: State, *data: Any) -> tuple[Any, State]:
+            """Compute grad KL . v of one task."""
+            # A deviation that does not adapt is a buffer of theta, but one of the P parameters too.
+            mean = lambda named: departure(learner.theta(named), *data)[0]["loss"]  # noqa: E731
+            slopes = torch.func.grad(mean)({**theta.parameters, **theta.buffers})
+            return {"loss": torch.stack([(slopes[n] * direction[n]).sum() for n in direction]).sum()}, theta
+
+        return gradient_of(along)[0] + DAMPING * v
+
     @torch.no_grad()
     def judge(offset: Tensor) -> tuple[float, float]:
         """Compute the decrease of the outer loss by an offset, and the mean divergence there."""
+        nonlocal trials
+        trials += 1
         theta = learner.theta(at(start + offset))
         means = (learner.lift.map(f, theta, batches, judged, played)[0]["loss"] for f in (loss, departure))
         after, divergence = (float(values.mean()) for values in means)
         return float(before) - after, divergence
 
-    # The gradient of the outer loss, the Hessian of the divergence by differences of gradients, and the step.
-    gradient, before = slope(loss, torch.zeros_like(start))
-    size = 1e-2 if start.dtype == torch.float32 else 1e-4
-    product = differences(lambda offset: slope(departure, offset)[0], size, DAMPING)
-    taken = step(-gradient, product, judge, radius=radius)
-    for p, change in zip(parameters.values(), at(taken).values(), strict=True):
+    # The gradient of the outer loss, and the step, which needs products with the Hessian of the divergence.
+    gradient, before = gradient_of(loss)
+    offset = step(-gradient, product, judge, radius=radius)
+    for p, change in zip(parameters.values(), at(offset).values(), strict=True):
         p.grad = -change if p.grad is None else p.grad - change
-    return before
+    moved = bool(offset.any())
+    # The first trial is the longest step; a search that failed made every further trial in vain.
+    counts = {"step_taken": float(moved), "backtracks": float(max(0, trials - 1))}
+    return {"loss": before, **{name: torch.tensor(count) for name, count in counts.items()}}
