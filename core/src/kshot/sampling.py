@@ -122,6 +122,12 @@ class ClassificationTasks:
         who = "ClassificationTasks"
         if not pools:
             raise DataError(f"{who}: got no pools, expected one for each split; pass e.g. {{'train': pool}}")
+        for split, pool in pools.items():
+            if not isinstance(pool, Pool):
+                raise DataError(
+                    f"{who}: got {type(pool).__name__} for split {split!r}, expected a pool; make one with "
+                    "kshot.Pool.of(x, y), or of a data set of pairs (example, label) with kshot.Pool.of_dataset"
+                )
         shapes = {tuple(p.x.shape[1:]) for p in pools.values()}
         if len(shapes) > 1:
             raise DataError(
