@@ -50,7 +50,7 @@ class Form:
         Raises:
             DataError: it can't be read, or its values have no known range. The message names it.
         """
-        return self.pixels(pictures.read(path, least=max(self.size)))[None]
+        return pictures.decode(path, self.pixels, least=max(self.size))[None]
 
     def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
         """Return an opaque image of 8 bits per channel as [C, h, w]."""
