@@ -123,9 +123,10 @@ def _part(source: Source, first: int, count: int) -> NDArray[np.float32]:
 
 @contextlib.contextmanager
 def _with_length(source: Source) -> Iterator[Source]:
-    """Yield a file, or a copy in which a length of 0 is replaced by 'unknown' if samples follow the header.
+    """Yield a file, or a copy whose header is corrected if its length is 0 or unknown and samples follow the header.
 
-    Programs that write to a pipe can't go back to their header. libsndfile reads 'unknown' to the end, and believes 0.
+    Programs that write to a pipe can't go back to their header. libsndfile believes 0, and in most formats it reads a
+    file of unknown length to the end.
     """
     with contextlib.ExitStack() as stack:
         file: BinaryIO = stack.enter_context(open(source, "rb")) if isinstance(source, Path) else source
@@ -178,7 +179,7 @@ def _unknown(head: bytes, size: int) -> tuple[int, bytes] | None:
             if not empty or start >= size or _is_chunk(head[start : start + 8], order, size - start):
                 return None
             if head[:4] == b"RF64":
-                return (sizes, struct.pack("<Q", (1 << 63) - 1)) if sizes > 0 else None
+                return (sizes, struct.pack("<Q", size - start)) if sizes > 0 else None
             return at + 4, bytes(4) if wanted == b"SSND" else b"\xff" * 4
         at += 8 + length + length % 2
     return None
