@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from attrs import frozen
@@ -24,15 +25,56 @@ from kshot.data._names import nfc, shortened
 from kshot.data.decoding import Decoded
 from kshot.data.files import check_regular
 from kshot.errors import DataError
+from kshot.preparing import Preparation
 
 log = logging.getLogger("kshot.data.folders")
 
 Accept = Collection[str] | Callable[[Path], bool]
 """Which files count: suffixes such as ``{".png"}`` in lower case, or a predicate of the path."""
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 _TICK = 2_000_000_000  # nanoseconds; the coarsest clock of a usual file system
 
 _LEFT_BY_SYSTEMS = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "$recycle.bin"}
+
+
+# --- Which files -----------------------------------------------------------------------------------------------------
+
+
+def reads(suffixes: Callable[[], Collection[str]]) -> Callable[[_Function], _Function]:
+    """Note on a function that prepares inputs which files it reads, so that other files in a folder are ignored.
+
+    Args:
+        suffixes: a function that returns suffixes in lower case; it is called when a folder is scanned.
+
+    Example:
+        >>> @reads(lambda: {".txt"})
+        ... def prepare(raw):
+        ...     return raw
+        >>> accepted_by(prepare)
+        {'.txt'}
+    """
+
+    def note(function: _Function) -> _Function:
+        function.suffixes = suffixes  # type: ignore[attr-defined]
+        return function
+
+    return note
+
+
+def accepted_by(prepare: Any) -> Accept:
+    """Return which files of a folder ``prepare`` reads, as ``reads`` has noted it; all files, if nothing is noted.
+
+    Args:
+        prepare: a function, a ``kshot.preparing.Preparation``, perhaps with another one among its options, or None.
+    """
+    if isinstance(prepare, Preparation):
+        if not hasattr(prepare.function, "suffixes"):
+            inner = [option for option in prepare.options.values() if isinstance(option, Preparation)]
+            return accepted_by(inner[0]) if len(inner) == 1 else accepted_by(None)
+        prepare = prepare.function
+    suffixes = getattr(prepare, "suffixes", None)
+    return (lambda path: True) if suffixes is None else set(suffixes())
 
 
 # --- Classes and files -----------------------------------------------------------------------------------------------

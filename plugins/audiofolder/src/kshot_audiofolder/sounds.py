@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kshot.arrays import as_inputs, as_table
+from kshot.data.folders import reads
 from kshot.errors import DataError
 from kshot_audiofolder.form import Form
 
@@ -96,6 +97,7 @@ def _samples(raw: Any) -> NDArray[np.float32]:
     return samples
 
 
+@reads(suffixes)
 def prepare_as(
     raw: Any,
     *,

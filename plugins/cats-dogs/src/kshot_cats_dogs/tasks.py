@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kshot.data.folder_tasks import FolderTasks
+from kshot.data.folders import reads
 from kshot.data.splits import split_examples
 from kshot.data.tables import cache_folder
 from kshot.errors import DataError
@@ -139,6 +140,7 @@ def load(clips: Sequence[Clip], count: int, crop: str) -> tuple[Tensor, str]:
     return x, fingerprint
 
 
+@reads(lambda: {".wav"})
 def prepare(raw: Any, count: int, crop: str) -> Tensor:
     """Make inputs [n, 1, 20, T] of sounds.
 

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from kshot.data import pictures
+from kshot.data.folders import reads
 from kshot.errors import DataError
 
 HEIGHT, WIDTH = 112, 92
@@ -77,6 +78,7 @@ def table(pixels: NDArray[np.uint8], size: Size) -> Tensor:
     return torch.from_numpy(np.stack([resized(Image.fromarray(p), size) for p in pixels])[:, None])
 
 
+@reads(pictures.formats)
 def prepare(raw: Any, size: Size) -> Tensor:
     """Make inputs [n, 1, *size] of pictures of faces, black 0 and white 1.
 
