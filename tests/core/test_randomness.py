@@ -144,20 +144,20 @@ def test_a_seed_that_torch_can_not_take_is_refused_by_name(seed: object):
 @pytest.mark.parametrize("most", [20, 700, 3000, 100_000])
 def test_a_large_population_changes_no_draw_and_costs_the_others_nothing(most):
     """The definition: the order of random words, of which each key has as many as the largest population."""
-    keys = randomness.episode_keys(3, "train", range(60))
+    keys = r.episode_keys(3, "train", range(60))
     population = np.where(np.arange(60) % 10 == 0, most, 16 + np.arange(60) % 5)
-    words = randomness.draws(keys, "rows", most)
+    words = r.draws(keys, "rows", most)
     words[np.arange(most) >= population[:, None]] = (1 << 64) - 1
     expected = words.argsort(axis=1, kind="stable")[:, :16]
-    chosen = randomness.choose(keys, "rows", population, 16, least=16, most=most)
+    chosen = r.choose(keys, "rows", population, 16, least=16, most=most)
     assert np.array_equal(chosen, expected)
 
 
 def test_words_are_drawn_for_a_key_s_own_population(monkeypatch):
     """One class of a million examples made every draw of another class slow."""
     drawn = []
-    original = randomness.draws
-    monkeypatch.setattr(randomness, "draws", lambda k, p, n: drawn.append(len(k) * n) or original(k, p, n))
-    keys = randomness.episode_keys(0, "train", range(50))
-    randomness.choose(keys, "rows", np.full(50, 20), 16, least=16, most=1_000_000)
+    original = r.draws
+    monkeypatch.setattr(r, "draws", lambda k, p, n: drawn.append(len(k) * n) or original(k, p, n))
+    keys = r.episode_keys(0, "train", range(50))
+    r.choose(keys, "rows", np.full(50, 20), 16, least=16, most=1_000_000)
     assert sum(drawn) == 50 * 20

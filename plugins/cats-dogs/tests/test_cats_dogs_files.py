@@ -115,7 +115,15 @@ def test_wavs_of_other_programs_are_read(length: int | None, extensible: bool) -
         guid = bytes.fromhex("0100000000001000800000aa00389b71")
         fields = plain[20:36] + (22).to_bytes(2, "little") + (16).to_bytes(2, "little") + (4).to_bytes(4, "little")
         chunk = b"\xfe\xff" + fields[2:] + guid
-        data = plain[:12] + b"fmt " + len(chunk).to_bytes(4, "little") + chunk + rest
+        data = (
+            b"RIFF"
+            + (len(plain) + 16).to_bytes(4, "little")
+            + b"WAVE"
+            + b"fmt "
+            + len(chunk).to_bytes(4, "little")
+            + chunk
+            + rest
+        )
     if length is not None:
         where = data.index(b"data") + 4
         data = data[:where] + length.to_bytes(4, "little") + data[where + 4 :]
