@@ -153,7 +153,7 @@ def _numbered(labels: Sequence[int | str], classes: Any, who: str) -> tuple[NDAr
     """
     if len({type(label) for label in labels}) > 1:
         raise DataError(f"{who}: got labels that are numbers and labels that are text, expected either; use one kind")
-    present = sorted(set(labels))  # type: ignore[type-var]
+    present = sorted(set(labels))
     number = {label: c for c, label in enumerate(present)}
     names = tuple(map(str, present))
     if isinstance(present[0], int):

@@ -269,7 +269,8 @@ def _smallest(key: U64, purpose: str, population: int, count: int) -> NDArray[np
         limit = np.uint64(min(_MASK, (share << 64) // population))
         candidates = np.flatnonzero(words <= limit)
         if len(candidates) >= count:
-            return candidates[words[candidates].argsort(kind="stable")[:count]]
+            smallest: NDArray[np.int64] = candidates[words[candidates].argsort(kind="stable")[:count]]
+            return smallest
         share *= 2
 
 
