@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import zipfile
 from collections.abc import Callable
@@ -49,7 +50,8 @@ def test_accepted_files_are_listed_and_read(make: Callable[..., Path]) -> None:
     "name",
     [
         "../evil.txt", "a/../../evil", "a/..", "..", "/etc/evil", "C:\\evil", "c:evil", "..\\evil", "a\\..\\..\\evil",
-        "\\\\server\\evil", "\\evil", "line\n/../evil",
+        "\\\\server\\evil", "\\evil", "line\n/../evil", "a /../../evil", " ../evil", ".. /evil", "a/ .. /evil",
+        "a/.. ./b", "...", "a/c:/evil",
     ],
 )  # fmt: skip
 def test_a_name_that_leads_out_is_refused(make: Callable[..., Path], name: str) -> None:
@@ -58,11 +60,50 @@ def test_a_name_that_leads_out_is_refused(make: Callable[..., Path], name: str) 
         opened(make(("1.txt", b"x"), (name, b"")))
 
 
-@pytest.mark.parametrize("name", ["a..b/1.txt", "..hidden.txt", "notes...txt", "a/b../1.txt"])
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("a\\b.txt", "has a backslash"),
+        ("a\tb.txt", "has a control character"),
+        ("a\x00b.txt", "has a control character"),
+        ("a\u2028b.txt", "has a control character"),
+        ("a/NUL.txt", "a name that Windows reserves"),
+        ("com1", "a name that Windows reserves"),
+        ("x" * 256, "is too long"),
+        ("a/" * 2100, "is too long"),
+    ],
+)
+def test_a_name_that_unpacks_differently_elsewhere_is_refused(tmp_path: Path, name: str, why: str) -> None:
+    """zipfile itself cuts a name at a zero, so the entry is written under another name that is then replaced."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        file.writestr(name.replace("\x00", "?"), b"x")
+    data = (tmp_path / "a.zip").read_bytes()
+    (tmp_path / "a.zip").write_bytes(data.replace(b"a?b", b"a\x00b"))
+    with pytest.raises(DataError, match=rf"a\.zip: got the entry .*, which (is )?{why}"):
+        opened(tmp_path / "a.zip")
+
+
+def test_names_that_are_the_same_on_a_disk_are_refused(make: Callable[..., Path]) -> None:
+    """In either form of Unicode, and with or without an empty part."""
+    for one, other in (("\u00e9.txt", "e\u0301.txt"), ("a/1.txt", "a//1.txt"), ("a/1.txt", "./a/1.txt")):
+        with opened(make((one, b"1"), (other, b"2"))) as archive, pytest.raises(DataError, match="with the same name"):
+            archive.entries(is_text)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    """Opening it waits for somebody who writes."""
+    os.mkfifo(tmp_path / "a.zip")
+    with pytest.raises(DataError, match=r"a\.zip: got a named pipe, expected a zip"):
+        opened(tmp_path / "a.zip")
+
+
+@pytest.mark.parametrize(
+    "name", ["a..b/1.txt", "Icon\r", "10:30.txt", "console.txt", "..hidden.txt", "notes...txt", "a/b../1.txt"]
+)
 def test_dots_within_a_name_are_harmless(make: Callable[..., Path], name: str) -> None:
     """Only a component that is '..' leads upwards."""
     with opened(make((name, b"x"))) as archive:
-        assert [entry.filename for entry in archive.entries(is_text)] == [name]
+        assert [entry.filename for entry in archive.entries(lambda name: True)] == [name]
 
 
 @pytest.mark.parametrize("system", [0, 3, 19])

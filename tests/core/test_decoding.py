@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from kshot.data.decoding import Decoded
 from kshot.errors import DataError
@@ -41,3 +42,17 @@ def test_all_files_that_fail_are_named_at_once() -> None:
     assert len([next(arrays) for _ in range(4)]) == 4
     with pytest.raises(DataError, match=r"^4: is bad$"):  # and nothing that follows it
         next(arrays)
+
+
+def test_whatever_a_decoder_raises_names_the_file() -> None:
+    """Libraries raise errors of many types on damaged bytes, without the file's name."""
+
+    def decode(path: Path) -> NDArray[np.int64]:
+        if path.name == "odd":
+            raise ZeroDivisionError("division by zero")
+        return np.zeros(1, np.int64)
+
+    with pytest.raises(DataError, match=r"odd: got a file that can't be decoded \(ZeroDivisionError: division by zero"):
+        list(Decoded([Path("a"), Path("odd")], decode))
+    with pytest.raises(DataError, match="odd: got a file"):
+        Decoded([Path("odd")], decode)[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from kshot.data import folder_tables
 from kshot.data.folder_tables import load_folder
-from kshot.data.folders import scan
+from kshot.data.folders import contents, scan
 from kshot.errors import DataError
 
 TXT = {".txt"}
@@ -46,11 +48,11 @@ def test_files_are_decoded_once_in_order(root: Path) -> None:
         assert fingerprint.startswith("lengths-plain-")
     assert len(decoded) == 3
     (table,) = (root.parent / "cache" / "lengths").glob("*.table")
-    assert table.name == f"{scan(root, TXT).key()[:20]}-plain.table"
+    assert table.name == f"{contents(scan(root, TXT)).digest[:20]}-plain.table"
 
 
 def test_a_changed_folder_form_or_version_is_another_table(root: Path) -> None:
-    """The fingerprint is of contents and form, not of times."""
+    """Table and fingerprint are of contents and form, not of times: a touched file is not decoded again."""
     decoded: list[str] = []
     first = load(root, decoded)
     os.utime(root / "a" / "1.txt", ns=(1, 1))
@@ -59,7 +61,69 @@ def test_a_changed_folder_form_or_version_is_another_table(root: Path) -> None:
     assert load(root, decoded, version=2) == first
     (root / "a" / "1.txt").write_text("1234")
     assert load(root, decoded)[1] != first[1]
-    assert len(decoded) == 5 * 3
+    assert len(decoded) == 4 * 3
+
+
+def later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a minute go by, after which files count as settled."""
+    now = time.time_ns()
+    monkeypatch.setattr(time, "time_ns", lambda: now + 60 * 10**9)
+
+
+@pytest.mark.parametrize("settled", [False, True])
+def test_files_of_one_size_and_time_that_change_places_are_seen(
+    root: Path, settled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures of one size, unpacked with one time, are swapped to correct two wrong labels."""
+    for name, text in (("a/1.txt", "x"), ("b/1.txt", "y")):
+        (root / name).write_text(text)
+        os.utime(root / name, ns=(10**18, 10**18))
+    if settled:
+        later(monkeypatch)
+
+    def first(path: Path) -> NDArray[np.float32]:
+        return np.array([[path.read_bytes()[0]]], np.float32)
+
+    def loaded() -> tuple[Any, str]:
+        options = {"name": "first", "form": "f", "version": 1, "dtype": "float32", "input_shape": (1,)}
+        x, fingerprint = load_folder(scan(root, TXT), first, cache=root.parent / "cache", **options)
+        return x[:, 0].tolist(), fingerprint
+
+    before = loaded()
+    assert loaded() == before
+    (root / "a/1.txt").rename(root / "c.tmp")
+    (root / "b/1.txt").rename(root / "a/1.txt")
+    (root / "c.tmp").rename(root / "b/1.txt")
+    after = loaded()
+    assert before[0][0] == ord("x")
+    assert after[0][0] == ord("y")
+    assert after[1] != before[1]
+    with open(root / "a/1.txt", "r+b") as file:  # and one that is written in its place
+        file.write(b"z")
+    os.utime(root / "a/1.txt", ns=(10**18, 10**18))
+    assert loaded()[0][0] == ord("z")
+
+
+def test_settled_files_are_read_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large folder is not read at each start."""
+    later(monkeypatch)
+    expected = load(root)
+    with monkeypatch.context() as patch:
+        patch.setattr(folder_tables, "contents", None)
+        assert load(root) == expected
+
+
+def test_files_that_change_while_they_are_decoded_are_refused(root: Path) -> None:
+    """The table would be named after bytes that it is not made of."""
+
+    def change(path: Path) -> NDArray[np.float32]:
+        path.write_text("changed")
+        return np.zeros((1, 1), np.float32)
+
+    folder, cache = scan(root, TXT), root.parent / "cache"
+    with pytest.raises(DataError, match="files that changed while they were decoded, expected them to stay"):
+        load_folder(folder, change, name="x", form="f", version=1, dtype="float32", input_shape=(1,), cache=cache)
+    assert list(cache.rglob("*.table")) == []
 
 
 def test_copies_are_warned_of_at_each_load(root: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
 import numpy as np
@@ -73,9 +74,9 @@ def test_other_splits_have_another_fingerprint() -> None:
 def test_tasks_that_no_split_allows_are_refused_before_anything_is_loaded() -> None:
     """One split is enough: a user may train 30-way on 40 classes, and test 5-way on 10."""
     loaded: list[int] = []
-    with pytest.raises(DataError, match=r"split 'train': got way 20, expected at most 6.*; lower way"):
+    with pytest.raises(DataError, match=r"split 'train': got way 20, expected at most 6, .* lower way to at most 6"):
         tasks(loaded, way=20)
-    with pytest.raises(DataError, match=r"got shot \+ query = 1 \+ 9 = 10, expected at most 8, .* of class 'c\d'"):
+    with pytest.raises(DataError, match=r"got shot \+ query = 1 \+ 9 = 10, expected at most 8, .* class 'c\d'"):
         tasks(loaded, query=(3, 9))
     assert loaded == []
 
@@ -84,11 +85,11 @@ def test_a_split_that_is_too_small_is_logged_and_refused(caplog: pytest.LogCaptu
     """It is refused when it is sampled, not before."""
     with caplog.at_level(logging.INFO, "kshot.data.folder_tasks"):
         made = tasks([], way=4)
-    assert [r.getMessage().partition(",")[0] for r in caplog.records] == [
-        f"split '{split}': got way 4" for split in ("val", "test")
+    assert [r.getMessage()[:38] for r in caplog.records] == [
+        f"split '{split}': got way 4, expected at most 2"[:38] for split in ("val", "test")
     ]
     assert made.sample("train", [0]).support.way == 4
-    with pytest.raises(DataError, match="split 'val': got way 4, expected at most 2, its number of classes"):
+    with pytest.raises(DataError, match="split 'val': got way 4, expected at most 2"):
         made.sample("val", [0])
 
 
@@ -106,12 +107,43 @@ def test_a_split_that_is_too_small_is_logged_and_refused(caplog: pytest.LogCaptu
 def test_way_and_query_are_by_default_what_the_data_allow(sizes: tuple[int, ...], shot: Any, expected: Any) -> None:
     """Five images per class and a few classes are enough to begin."""
     if sizes[0] == 3:
-        with pytest.raises(DataError, match=r"got shot \+ query = 3 \+ 1 = 4, expected at most 3,"):
+        with pytest.raises(DataError, match=r"got shot \+ query = 3 \+ 1 = 4, expected at most 3"):
             tasks([], sizes, way=None, query=None, shot=shot)
         return
     made = tasks([], sizes, way=None, query=None, shot=shot)
     assert (made.spec.way, made.spec.query) == expected
     assert made.sample("train", [0]).query.y.unique().tolist() == list(range(expected[0]))
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("by", ["class", "example"])
+@pytest.mark.parametrize(("number", "each"), [(2, 4), (3, 5), (3, 20), (4, 2), (4, 5), (5, 6), (6, 3)])
+def test_advice_on_small_folders_works_when_it_is_followed(number: int, each: int, by: str, split: str) -> None:
+    """Three folders of five pictures got advice that led to the next error."""
+    fractions, options = (0.6, 0.2, 0.2) if number > 2 and (each > 2 or by == "class") else (0.5, 0.0, 0.5), {}
+    for _ in range(3):  # a second piece of advice may follow, if another option was wrong too
+        try:
+            made = tasks(
+                [], (each,) * number, fractions=fractions, split_by=by, **{"way": None, "query": None} | options
+            )
+            made.sample(split, [0])
+            break
+        except DataError as error:
+            advice = str(error).rpartition("; ")[2] if "; or divide" not in str(error) else str(error)
+            assert "add examples" not in advice
+            if "split_by='example'" in advice:
+                by = "example"
+            if "split_by='class'" in advice:
+                by = "class"
+            if "split=(0.5, 0, 0.5)" in advice:
+                fractions = (0.5, 0.0, 0.5)
+            options |= {name: int(value) for name, value in re.findall(r"(way|shot|query)=(\d+)", advice)}
+            if most := re.search(r"lower way to at most (\d+)", advice):
+                options["way"] = int(most[1])
+            if most := re.search(r"shot and query to (\d+)", advice):
+                options["query"] = int(most[1]) - 1
+    else:
+        pytest.fail("no advice helped")
 
 
 @pytest.mark.parametrize("splits", [{}, {"train": {}}])

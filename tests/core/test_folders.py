@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from kshot.data.folders import contents, scan, tell_copies
+from kshot.data.folders import accepted_by, contents, reads, scan, tell_copies
 from kshot.errors import DataError
+from kshot.preparing import Preparation
 
 TXT = {".txt"}
 
@@ -221,3 +223,41 @@ def test_the_digest_is_of_bytes_and_names_only(tmp_path: Path) -> None:
     assert contents(scan(tmp_path, TXT)).digest == first
     (tmp_path / "a/1.txt").write_text("a/2.txt")
     assert contents(scan(tmp_path, TXT)).digest != first
+
+
+def test_a_pipe_among_the_files_is_refused(tmp_path: Path) -> None:
+    """Reading it waits for somebody who writes; a pipe that would be ignored anyway does no harm."""
+    make(tmp_path, ["a/1.txt", "b/1.txt"])
+    os.mkfifo(tmp_path / "a/pipe")
+    assert scan(tmp_path, TXT).ignored == ("a/pipe",)
+    os.mkfifo(tmp_path / "a/2.txt")
+    with pytest.raises(DataError, match=r"2\.txt: got a named pipe, expected one of the files"):
+        scan(tmp_path, TXT)
+
+
+def test_the_files_that_a_preparation_reads_are_those_of_its_function() -> None:
+    """So predictions on a folder ignore the files that training ignores."""
+
+    @reads(lambda: {".txt"})
+    def prepare(raw: object) -> object:
+        return raw
+
+    def view(raw: object, below: Preparation) -> object:
+        return raw
+
+    plain = Preparation.of(prepare)
+    for given in (prepare, plain, Preparation.of(view, below=plain)):
+        assert accepted_by(given) == {".txt"}
+    for given in (None, view, Preparation.of(view)):
+        accept = accepted_by(given)
+        assert callable(accept)
+        assert accept(Path("notes.md"))
+
+
+def test_files_that_have_just_changed_are_not_settled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another change within the same tick of the clock would have the same time."""
+    folder = scan(make(tmp_path, ["a/1.txt", "b/1.txt"]), TXT)
+    assert not folder.settled()
+    now = time.time_ns()
+    monkeypatch.setattr(time, "time_ns", lambda: now + 60 * 10**9)
+    assert folder.settled() == (os.name == "posix")

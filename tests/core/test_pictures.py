@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +111,54 @@ def test_a_text_file_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_text("no picture")
     with pytest.raises(DataError, match=r"x\.png: got a file that can't be read as an image \(UnidentifiedImageError"):
         colour([COLOURS, tmp_path / "x.png"])
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "1",
+        "L",
+        "P",
+        "RGB",
+        "RGBA",
+        "RGBX",
+        "RGBa",
+        "CMYK",
+        "YCbCr",
+        "LAB",
+        "HSV",
+        "LA",
+        "La",
+        "I",
+        "F",
+        "I;16",
+        "I;16B",
+    ],
+)
+@pytest.mark.parametrize("wanted", ["L", "RGB"])
+def test_a_picture_of_any_mode_can_be_converted(mode: str, wanted: str) -> None:
+    """Pillow itself can't make greys of LAB."""
+    assert opaque(Image.new(mode, (2, 2))).convert(wanted).size == (2, 2)
+
+
+def test_whatever_a_plugin_s_conversion_raises_names_the_picture(tmp_path: Path) -> None:
+    """In a file, and in an image that was opened and is not loaded yet."""
+    Image.new("RGB", (40, 40)).save(tmp_path / "x.png")
+
+    def fail(image: Image.Image) -> Any:
+        raise ZeroDivisionError
+
+    with pytest.raises(DataError, match=r"x\.png: got a file that can't be read as an image \(ZeroDivisionError"):
+        inputs(tmp_path / "x.png", fail, (3, 4, 4), who="me")
+    (tmp_path / "cut.bmp").write_bytes(b"")
+    Image.new("RGB", (40, 40)).save(tmp_path / "cut.bmp")
+    (tmp_path / "cut.bmp").write_bytes((tmp_path / "cut.bmp").read_bytes()[:-100])
+    with Image.open(tmp_path / "cut.bmp") as image, pytest.raises(DataError, match=r"cut\.bmp: got a file"):
+        inputs(image, lambda picture: np.asarray(picture.convert("RGB")).transpose(2, 0, 1), (3, 40, 40), who="me")
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    """Opening it waits for somebody who writes."""
+    os.mkfifo(tmp_path / "x.png")
+    with pytest.raises(DataError, match=r"x\.png: got a named pipe, expected an image"):
+        read(tmp_path / "x.png")

@@ -61,3 +61,29 @@ def test_large_tables_can_be_used_without_a_copy(tmp_path):
     assert np.shares_memory(Pool.of(mapped, [0, 0, 1, 1]).x.numpy(), mapped)
     x = torch.zeros(4, 2)
     assert Pool.of(x, [0, 0, 1, 1], copy=False).x.data_ptr() == x.data_ptr()
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_pictures_with_their_channels_last_are_warned_of(channels):
+    """A network would take their rows as channels, and stay at chance."""
+    x = np.zeros((4, 8, 8, channels), np.uint8)
+    with pytest.warns(
+        UserWarning, match=r"looks like pictures \[num, height, width, channels\].*transpose\(0, 3, 1, 2\)"
+    ):
+        Pool.of(x, [0, 0, 1, 1])
+    Pool.of(x.transpose(0, 3, 1, 2), [0, 0, 1, 1])
+    Pool.of(np.zeros((4, 3, 8, 3)), [0, 0, 1, 1])
+
+
+def test_one_hot_labels_are_refused_with_the_way_out():
+    """labels.argmax(1) are the class numbers."""
+    with pytest.raises(DataError, match=r"got labels of shape \(4, 2\).*one-hot, of which labels\.argmax\(1\)"):
+        Pool.of(np.zeros((4, 1)), np.eye(2)[[0, 1, 0, 1]])
+
+
+def test_names_and_vectors_are_one_for_each_class():
+    """A class of a list of names may have no example; the names would be those of other classes."""
+    with pytest.raises(DataError, match="names: got 3, expected one for each of the 2 classes"):
+        Pool.of(np.zeros((4, 1)), [0, 0, 1, 1], names=["a", "b", "c"])
+    with pytest.raises(DataError, match="semantics: got 1, expected one for each of the 2 classes"):
+        Pool.of(np.zeros((4, 1)), [0, 0, 1, 1], semantics=np.zeros((1, 3)))

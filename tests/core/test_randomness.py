@@ -139,3 +139,25 @@ def test_a_seed_that_torch_can_not_take_is_refused_by_name(seed: object):
     """torch and numpy would raise errors that do not name the option."""
     with pytest.raises(OptionError, match=r"mine: got seed .* expected a whole number of at most 64 bits"):
         r.as_seed(seed, "mine")
+
+
+@pytest.mark.parametrize("most", [20, 700, 3000, 100_000])
+def test_a_large_population_changes_no_draw_and_costs_the_others_nothing(most):
+    """The definition: the order of random words, of which each key has as many as the largest population."""
+    keys = r.episode_keys(3, "train", range(60))
+    population = np.where(np.arange(60) % 10 == 0, most, 16 + np.arange(60) % 5)
+    words = r.draws(keys, "rows", most)
+    words[np.arange(most) >= population[:, None]] = (1 << 64) - 1
+    expected = words.argsort(axis=1, kind="stable")[:, :16]
+    chosen = r.choose(keys, "rows", population, 16, least=16, most=most)
+    assert np.array_equal(chosen, expected)
+
+
+def test_words_are_drawn_for_a_key_s_own_population(monkeypatch):
+    """One class of a million examples made every draw of another class slow."""
+    drawn = []
+    original = r.draws
+    monkeypatch.setattr(r, "draws", lambda k, p, n: drawn.append(len(k) * n) or original(k, p, n))
+    keys = r.episode_keys(0, "train", range(50))
+    r.choose(keys, "rows", np.full(50, 20), 16, least=16, most=1_000_000)
+    assert sum(drawn) == 50 * 20

@@ -72,7 +72,7 @@ def test_impossible_shares_are_refused(fractions: Any) -> None:
 def test_fewer_classes_or_examples_than_splits_are_refused() -> None:
     """Each split needs at least one."""
     with pytest.raises(
-        DataError, match="got 2 classes in the folder, expected at least 3, one for each split; make a share 0"
+        DataError, match="got 2 classes in the folder, expected at least 3, one for each split; add classes, at least 6"
     ):
         split_classes(["a", "b"], (0.6, 0.2, 0.2))
     with pytest.raises(DataError, match="got 2 examples in class 'b', expected at least 3"):

@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,8 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "another magic": lambda b: b"X" + b[1:],
     "another text": lambda b: b[:40] + b"?" + b[41:],
     "empty": lambda b: b"",
+    "another number in the array": lambda b: b[:4100] + bytes([b[4100] ^ 1]) + b[4101:],
+    "another digest": lambda b: b[:-1] + bytes([b[-1] ^ 1]),
 }
 
 
@@ -89,6 +92,42 @@ def test_a_damaged_file_is_built_again_and_logged(
     assert count == [1, 1]
     assert np.array_equal(table.x, np.concatenate(made().parts))
     assert str(path) in caplog.text
+
+
+def test_a_table_that_was_right_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large table is read once by a later process, and again if the file has changed, even with its old time."""
+    path, noted = tmp_path / "t.table", tmp_path / "t.table.checked"
+    build(path)
+    assert not noted.exists()
+    now = time.time_ns()
+    monkeypatch.setattr(time, "time_ns", lambda: now + 60 * 10**9)
+    assert open_table(path, name="test", version=1) is not None
+    assert noted.exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(tables, "_DIGEST", Never)
+        assert open_table(path, name="test", version=1) is not None
+    stat = path.stat()
+    with open(path, "r+b") as file:
+        file.seek(4100)
+        file.write(b"\xff")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert open_table(path, name="test", version=1) is None
+
+
+class Never:
+    """Represent a digest that must not be computed."""
+
+    digest_size = 32
+
+
+def test_a_table_of_the_format_without_a_digest_is_read(tmp_path: Path) -> None:
+    """It was written by kshot before its first release."""
+    build(tmp_path / "t.table")
+    data = (tmp_path / "t.table").read_bytes()
+    (tmp_path / "t.table").write_bytes(data[:-32].replace(b"kshotTB2", b"kshotTB1", 1))
+    count: list[int] = []
+    assert np.array_equal(build(tmp_path / "t.table", count).x, np.concatenate(made().parts))
+    assert count == []
 
 
 def test_writing_to_the_array_does_not_change_the_file(tmp_path: Path) -> None:

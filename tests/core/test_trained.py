@@ -173,3 +173,17 @@ def test_threshold_needs_no_split_as_large_as_the_one_trained_on() -> None:
         tasks = ClassificationTasks({"train": blobs(18), "val": pool}, way=18, shot=1, query=3)
         with pytest.raises(DataError, match="expected at least 2 classes with 2 examples each to choose a threshold"):
             Trained(Nearest(), tasks.spec, tasks=tasks).threshold()
+
+
+def test_inputs_are_those_of_the_training_or_refused() -> None:
+    """Tasks of uint8 are trained on 0 to 1, so pictures of 0 to 255 are not what the learner knows."""
+    spec = TaskSpec(kind="classification", input_shape=(2,), input_range=(0.0, 1.0), way=2, shot=1, query=1)
+    model = Trained(Nearest(), spec)
+    assert torch.equal(model.inputs(np.array([[0, 255]], np.uint8)), torch.tensor([[0.0, 1.0]]))
+    for wrong, message in (
+        ([[0.0, 255.0]], r"inputs: got values in \[0, 255\], expected them in \[0.0, 1.0\]"),
+        ([[np.nan, 0.5]], "got 1 of 2 values that are NaN"),
+        ([["a", "b"]], "got values that are text"),
+    ):
+        with pytest.raises(DataError, match=message):
+            model.inputs(wrong)

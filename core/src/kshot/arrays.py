@@ -10,7 +10,9 @@ Letters: n examples, N classes.
 
 from __future__ import annotations
 
+import numbers
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -43,9 +45,9 @@ def as_inputs(x: ArrayLike | Tensor, who: str = "inputs", *, copy: bool = False)
         >>> as_inputs(np.array([0, 255], np.uint8))
         tensor([0., 1.])
     """
-    numbers = _real_numbers(x, who)
-    tensor = numbers if isinstance(numbers, Tensor) else _as_float_tensor(numbers)
-    if isinstance(numbers, np.ndarray) and not numbers.flags.writeable:
+    values = _real_numbers(x, who)
+    tensor = values if isinstance(values, Tensor) else _as_float_tensor(values)
+    if isinstance(values, np.ndarray) and not values.flags.writeable:
         copy = True  # writing to a tensor over read-only memory ends the process
     inputs = tensor.to(torch.float32)
     inputs = inputs / 255 if tensor.dtype == torch.uint8 else inputs
@@ -76,11 +78,11 @@ def as_table(x: ArrayLike | Tensor, who: str = "examples", *, copy: bool = True)
         >>> table.sum()
         tensor(0)
     """
-    numbers = _real_numbers(x, who)
-    if numbers.ndim == 0:
+    values = _real_numbers(x, who)
+    if values.ndim == 0:
         raise DataError(f"{who}: got a single number, expected examples along a first axis, [n, *input]")
-    constant = isinstance(numbers, np.ndarray) and _is_read_only(numbers)
-    tensor = (numbers if isinstance(numbers, Tensor) else _as_float_tensor(numbers)).cpu()
+    constant = isinstance(values, np.ndarray) and _is_read_only(values)
+    tensor = (values if isinstance(values, Tensor) else _as_float_tensor(values)).cpu()
     if tensor.dtype != torch.uint8:
         tensor = tensor.to(torch.float32)
         check_finite(tensor, who)
@@ -112,24 +114,26 @@ def as_labels(
         kshot.errors.DataError: my labels: got labels that are text ('cat', ...), expected class numbers 0..N-1; \
 number the classes first, e.g. numpy.unique(labels, return_inverse=True)[1]
     """
-    numbers = _real_numbers(y, who, of="labels", expected=f"class numbers 0..N-1; {RENUMBER}")
-    shape = tuple(numbers.shape)
-    if numbers.ndim != 1:
+    values = _real_numbers(y, who, of="labels", expected=f"class numbers 0..N-1; {RENUMBER}")
+    shape = tuple(values.shape)
+    if values.ndim != 1:
         advice = "flatten a column, e.g. numpy.ravel(labels)" if shape[1:] == (1,) else "use one class number each"
+        if len(shape) == 2 and shape[1] > 1 and _is_one_hot(values):
+            advice = "these are one-hot, of which labels.argmax(1) are the class numbers"
         raise DataError(f"{who}: got labels of shape {shape}, expected one axis, [n]; {advice}")
     if examples is not None and shape != (examples,):
         raise DataError(f"{who}: got {examples} examples and labels of shape {shape}, expected one label per example")
-    if isinstance(numbers, np.ndarray):
+    if isinstance(values, np.ndarray):
         # torch has no type for some of numpy's (float128, uint64); these two hold every class number exactly
-        numbers = torch.from_numpy(numbers.astype(np.float64 if numbers.dtype.kind == "f" else np.int64))
-    if numbers.is_floating_point():
-        fractions = numbers[~(numbers.isfinite() & (numbers == numbers.floor()))]
+        values = torch.from_numpy(values.astype(np.float64 if values.dtype.kind == "f" else np.int64))
+    if values.is_floating_point():
+        fractions = values[~(values.isfinite() & (values == values.floor()))]
         if len(fractions):
             raise DataError(
                 f"{who}: got labels that are not whole numbers ({fractions[0].item():.4g}, ...), expected class "
                 f"numbers 0..N-1; {RENUMBER}"
             )
-    labels = numbers.to(torch.int64, copy=True)
+    labels = values.to(torch.int64, copy=True)
     check_labels(labels, who, way)
     return labels
 
@@ -172,6 +176,12 @@ def check_labels(y: Tensor, who: str, way: int | None = None) -> int:
     return len(expected)
 
 
+def _is_one_hot(values: Tensor | NDArray[Any]) -> bool:
+    """Return whether each row has a single 1 and is 0 elsewhere."""
+    rows = values.cpu().numpy() if isinstance(values, Tensor) else values
+    return bool(((rows == 0) | (rows == 1)).all() and (rows.sum(1) == 1).all())
+
+
 def _real_numbers(
     x: Any, who: str, *, of: str = "values", expected: str = "real numbers of one shape"
 ) -> Tensor | NDArray[Any]:
@@ -185,6 +195,11 @@ def _real_numbers(
         if x.is_complex():
             raise DataError(f"{who}: got complex numbers, expected {expected}")
         return x.detach().to_dense().resolve_neg()
+    if not _is_array_like(x):
+        raise DataError(
+            f"{who}: got {type(x).__name__}, which is no array or list, expected {expected}; collect what an "
+            "iterator yields in a list; make a pool of a data set of pairs (example, label) by kshot.Pool.of_dataset"
+        )
     if np.ma.is_masked(x):
         raise DataError(f"{who}: got {int(np.ma.getmaskarray(x).sum())} masked {of}, expected {expected}")
     try:
@@ -201,6 +216,23 @@ def _real_numbers(
     if isinstance(array, np.ma.MaskedArray):  # nothing is masked
         array = array.data
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def _is_array_like(x: Any) -> bool:
+    """Return whether numpy may be asked to read ``x``: it would ask any other object with ``[]`` for its items.
+
+    Data sets of torch return pairs for ever or by decoding files, so reading one would end when the memory does.
+    """
+    if isinstance(x, list | tuple | range | str | bytes | numbers.Number | np.generic | np.ndarray):
+        return True
+    if any(hasattr(x, name) for name in ("__array__", "__array_interface__", "__array_struct__")):
+        return True
+    try:
+        memoryview(x)
+    except TypeError:
+        # A sequence with a length, such as a deque; a data set is not registered as one.
+        return isinstance(x, Sequence)
+    return True
 
 
 def _as_float_tensor(array: NDArray[Any]) -> Tensor:

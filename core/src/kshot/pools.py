@@ -6,8 +6,10 @@ Letters: n examples, C classes, A attributes.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from kshot.arrays import as_inputs, as_labels, as_table
+from kshot.datasets import read_pairs
+from kshot.errors import DataError
 
 
 @frozen(eq=False)
@@ -70,21 +74,62 @@ class Pool:
                 Pass False for a large table that will not change any more. Other types are converted once either way.
 
         Raises:
-            DataError: lengths differ, labels are not exactly 0..C-1, or a value is not a finite real number.
+            DataError: lengths differ, labels are not exactly 0..C-1, there are not as many names or vectors as classes,
+                or a value is not a finite real number.
+
+        Warns if the examples look like pictures [num, height, width, channels]: networks take the axis after the
+        first as channels.
         """
         table = as_table(x, "Pool.of: x", copy=copy)
+        _warn_of_channels_last(table)
         labels = as_labels(y, "Pool.of", examples=len(table)).cpu().numpy()
         if table.dtype == torch.uint8 and input_range is None:
             input_range = (0.0, 1.0)
+        vectors = None if semantics is None else as_inputs(semantics, "Pool.of: semantics", copy=True).cpu()
         # rows[c] has the positions of class c in increasing order: sort all positions by class, then write each into
         # the column that is its rank within its class.
         sizes = np.bincount(labels)
+        _check_per_class(len(sizes), names, vectors)
         rows = np.full((len(sizes), int(sizes.max())), -1, np.int64)
         order = np.argsort(labels, kind="stable")
         starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
         rows[labels[order], np.arange(len(labels)) - np.repeat(starts, sizes)] = order
-        vectors = None if semantics is None else as_inputs(semantics, "Pool.of: semantics", copy=True).cpu()
         return cls(table, rows, sizes, names=tuple(names), semantics=vectors, input_range=input_range)
+
+    @classmethod
+    def of_dataset(
+        cls,
+        dataset: Any,
+        *,
+        names: Sequence[str] = (),
+        semantics: ArrayLike | Tensor | None = None,
+        input_range: tuple[float, float] | None = None,
+        largest: int = 8 << 30,
+    ) -> Pool:
+        """Make a pool from a data set in the style of torch: ``len(dataset)`` and ``dataset[i] -> (example, label)``.
+
+        All examples are read once, in order, into one table in memory. Give the data set a transform that returns
+        examples of one size. Classes are numbered in the order of their labels; labels need not be 0..C-1.
+
+        Args:
+            dataset: such as one of torchvision's.
+            names: a name for each class; by default those of ``dataset.classes``, or the labels if they are text.
+            semantics: a vector for each class [C, A].
+            input_range: least and greatest value of an input; (0, 1) by default if the examples are uint8 or images.
+            largest: the greatest number of bytes of the table.
+
+        Raises:
+            DataError: see ``kshot.datasets.read_pairs`` and ``of``.
+
+        Example:
+            >>> pool = Pool.of_dataset([(torch.zeros(2), "dog"), (torch.ones(2), "cat")])
+            >>> pool.names, pool.rows.tolist()
+            (('cat', 'dog'), [[1], [0]])
+        """
+        pairs = read_pairs(dataset, "Pool.of_dataset", largest=largest)
+        return cls.of(
+            pairs.x, pairs.y, names=names or pairs.names, semantics=semantics, input_range=input_range, copy=False
+        )
 
     @property
     def classes(self) -> int:
@@ -119,3 +164,28 @@ class Pool:
         """Return rows and class numbers of every example, class by class: ids [n], y [n]."""
         present = self.rows >= 0
         return self.rows[present], np.repeat(np.arange(self.classes), self.counts)
+
+
+_CHANNELS = (1, 3, 4)  # of pictures: grey, colour, colour with transparency
+
+
+def _warn_of_channels_last(x: Tensor) -> None:
+    """Warn if examples [num, *input] look like pictures whose channels are the last axis."""
+    if x.ndim == 4 and x.shape[3] in _CHANNELS and x.shape[1] not in _CHANNELS:
+        warnings.warn(
+            f"Pool.of: x: got shape {tuple(x.shape)}, which looks like pictures [num, height, width, channels], "
+            "expected [num, channels, height, width], as networks take the axis after the first as channels; convert "
+            "an array by x.transpose(0, 3, 1, 2), a tensor by x.permute(0, 3, 1, 2)",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _check_per_class(classes: int, names: Sequence[str], semantics: Tensor | None) -> None:
+    """Raise DataError unless there is a name and a vector for each class, if there are any."""
+    for what, given in (("names", names if len(names) else None), ("semantics", semantics)):
+        if given is not None and len(given) != classes:
+            raise DataError(
+                f"Pool.of: {what}: got {len(given)}, expected one for each of the {classes} classes that have "
+                "examples; leave out those of empty classes"
+            )

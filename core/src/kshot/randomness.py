@@ -30,6 +30,7 @@ _M2 = np.uint64(0x94D049BB133111EB)
 _ONE = np.uint64(1)
 _S27, _S30, _S31, _S32 = (np.uint64(s) for s in (27, 30, 31, 32))
 _MASK = (1 << 64) - 1
+_SORTED = 1024  # words that are sorted together; of more, the smallest are chosen first
 
 
 def as_seed(seed: int, who: str = "seed") -> int:
@@ -217,11 +218,10 @@ def choose(
     if count > least:
         raise ValueError(f"choose: got count {count}, expected at most the population, {least}; choose fewer values")
     if count * 4 > least:
-        # A large share of the population: sort all of it by random words. Padding sorts last.
-        words = draws(keys, purpose, most)
-        if least != most:
-            words[np.arange(most) >= bound] = _MASK
-        return words.argsort(axis=1, kind="stable")[:, :count]
+        # A large share of the population: order all of it by random words, and take the first.
+        if isinstance(bound, int):
+            return draws(keys, purpose, bound).argsort(axis=1, kind="stable")[:, :count]
+        return _first_in_order(keys, purpose, bound[:, 0].astype(np.int64), count)
     # A small share: draw a few values more than needed and drop repetitions, which are rare.
     length = count + 8
     while True:
@@ -234,6 +234,44 @@ def choose(
             # Enough first occurrences for every key: a stable sort puts them first, in the order drawn.
             return np.take_along_axis(values, again.argsort(axis=1, kind="stable")[:, :count], 1)
         length *= 2
+
+
+def _first_in_order(keys: U64, purpose: str, populations: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Return the first ``count`` of each key's population in the order of its random words: [B, count].
+
+    Each key costs as much as its own population, whatever the others' are. The order is that of one sort of all words:
+    the words of a key are different, because ``mix`` is a bijection, so there are no ties.
+    """
+    chosen = np.empty((len(keys), count), np.int64)
+    # Keys whose populations have the same number of binary digits are drawn together; what is too much sorts last.
+    digits = np.frexp(populations.astype(np.float64))[1]
+    for group in np.unique(digits):
+        members = np.flatnonzero(digits == group)
+        bound = populations[members, None]
+        most = int(bound.max())
+        if most <= _SORTED:
+            words = draws(keys[members], purpose, most)
+            words[np.arange(most) >= bound] = _MASK
+            chosen[members] = words.argsort(axis=1, kind="stable")[:, :count]
+        else:
+            for i in members:
+                chosen[i] = _smallest(keys[i : i + 1], purpose, int(populations[i]), count)
+    return chosen
+
+
+def _smallest(key: U64, purpose: str, population: int, count: int) -> NDArray[np.int64]:
+    """Return the positions [count] of the smallest of many words of one key [1], in their order."""
+    words = draws(key, purpose, population)[0]
+    # About 2 * count + 64 words are below this limit: only those are sorted. Fewer than count are there by chance in
+    # about one of 10^10 keys; then the limit is doubled.
+    share = 2 * count + 64
+    while True:
+        limit = np.uint64(min(_MASK, (share << 64) // population))
+        candidates = np.flatnonzero(words <= limit)
+        if len(candidates) >= count:
+            smallest: NDArray[np.int64] = candidates[words[candidates].argsort(kind="stable")[:count]]
+            return smallest
+        share *= 2
 
 
 @lru_cache(maxsize=64)

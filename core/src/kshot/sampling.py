@@ -122,6 +122,12 @@ class ClassificationTasks:
         who = "ClassificationTasks"
         if not pools:
             raise DataError(f"{who}: got no pools, expected one for each split; pass e.g. {{'train': pool}}")
+        for split, pool in pools.items():
+            if not isinstance(pool, Pool):
+                raise DataError(
+                    f"{who}: got {type(pool).__name__} for split {split!r}, expected a pool; make one with "
+                    "kshot.Pool.of(x, y), or of a data set of pairs (example, label) with kshot.Pool.of_dataset"
+                )
         shapes = {tuple(p.x.shape[1:]) for p in pools.values()}
         if len(shapes) > 1:
             raise DataError(
@@ -338,22 +344,30 @@ def class_name(pool: Pool, c: int) -> str:
     return repr(pool.names[c]) if pool.names else f"number {c}"
 
 
-def check_enough(split: str, pool: Pool, way: int, shot: int, query: int) -> None:
+def check_enough(split: str, pool: Pool, way: int, shot: int, query: int, advice: str = "") -> None:
     """Raise DataError if a split has too few classes, or a class too few examples, for such episodes.
+
+    Args:
+        split: its name, for messages.
+        pool: of the split.
+        way, shot, query: N, K and Q.
+        advice: what to do, if the caller knows better than to choose smaller numbers.
 
     Example:
         >>> check_enough("train", Pool.of(np.zeros((4, 1)), [0, 0, 1, 1]), way=2, shot=1, query=1)
     """
     if way > pool.classes:
+        smaller = f"lower way to at most {pool.classes}" if pool.classes >= 2 else "give it more classes"
         raise DataError(
-            f"split {split!r}: got way {way}, expected at most {pool.classes}, its number of classes; lower way or use "
-            "another split"
+            f"split {split!r}: got way {way}, expected at most {pool.classes}, its number of classes; "
+            f"{advice or smaller + ' or use another split'}"
         )
     fewest = pool.fewest
     if shot + query > fewest:
         c = int(pool.counts.argmin())
         name = repr(pool.names[c]) if pool.names else f"number {c}"
+        smaller = "lower shot or query" if fewest >= 2 else "give it more"
         raise DataError(
             f"split {split!r}: got shot + query = {shot} + {query} = {shot + query}, expected at most {fewest}, the "
-            f"number of examples of class {name}; lower shot or query, or drop small classes"
+            f"number of examples of class {name}; {advice or smaller + ', or drop small classes'}"
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -244,8 +246,8 @@ def test_own_sounds_are_prepared_as_the_folder_s_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (np.zeros(3200), r"got torch\.float64 of shape \[3200\] to prepare, .* samples with their rate"),
-        (np.full((1, *FORM.shape), np.nan), "to prepare"),
+        (np.zeros(3200), r"got float64 of shape \[3200\] to prepare, .* samples with their rate"),
+        (np.full((1, *FORM.shape), np.nan), "inputs to prepare: got 420 of 420 values that are NaN"),
         ((np.zeros((2, 2, 2)), 16000), r"samples of shape \[2, 2, 2\]"),
         ((np.zeros(0), 16000), r"samples of shape \[0\]"),
         ((np.zeros(9), 0), "got a sampling rate of 0 Hz"),
@@ -258,3 +260,86 @@ def test_inputs_of_another_form_are_refused(given: Any, message: str) -> None:
     """They are refused before a learner receives them."""
     with pytest.raises(DataError, match=message):
         prepare(given, FORM)
+
+
+def put(data: bytes, marker: bytes, offset: int, value: bytes) -> bytes:
+    """Return a file's bytes with a value written some bytes after a marker."""
+    where = data.index(marker) + offset
+    return data[:where] + value + data[where + len(value) :]
+
+
+@pytest.mark.parametrize("crop", ["start", "centre"])
+@pytest.mark.parametrize("seconds", [0.25, 1.0])
+@pytest.mark.parametrize(
+    ("form", "marker", "offset", "value"),
+    [
+        ("FLAC", b"fLaC", 21, b"\x00" * 5 + b"\x00" * 16),  # 36 bits of the length, and the checksum
+        ("WAV", b"data", 4, bytes(4)),
+        ("WAV", b"data", 4, b"\xff" * 4),
+        ("RF64", b"ds64", 16, bytes(8)),
+        ("AIFF", b"SSND", 4, bytes(4)),
+        ("AIFF", b"SSND", 4, b"\x00\x00\x00\x08"),
+        ("AU", b".snd", 8, bytes(4)),
+        ("AU", b".snd", 8, b"\xff" * 4),
+        ("CAF", b"data", 4, b"\xff" * 8),
+    ],
+)
+def test_a_file_that_does_not_say_how_long_it_is_is_read_to_its_end(
+    tmp_path: Path, crop: Any, seconds: float, form: str, marker: bytes, offset: int, value: bytes
+) -> None:
+    """Encoders that write to a pipe can't go back to the header: its length stays 0 or unknown."""
+    path = tmp_path / f"x.{form.lower()}"
+    soundfile.write(path, RNG.uniform(-0.5, 0.5, 8000), 16000, format=form, subtype="PCM_16")
+    wanted = attrs.evolve(FORM, seconds=seconds, crop=crop, pad="zeros")
+    expected = wanted.decode(path)
+    data = path.read_bytes()
+    if form == "FLAC":
+        value = bytes([data[21] & 0xF0]) + value[1:]
+    path.write_bytes(put(data, marker, offset, value))
+    assert np.array_equal(wanted.decode(path), expected)
+    assert np.array_equal(wanted.decode(io.BytesIO(path.read_bytes()), "x"), expected)
+
+
+@pytest.mark.parametrize("form", ["WAV", "WAVEX", "AIFF", "AU", "W64", "RF64", "CAF", "FLAC"])
+def test_a_file_of_any_format_that_was_cut_off_is_named(tmp_path: Path, form: str) -> None:
+    """Its header promises more than there is, even if the wanted clip is complete."""
+    path = tmp_path / f"x.{form.lower()}"
+    soundfile.write(path, RNG.uniform(-0.5, 0.5, 16000), 16000, format=form, subtype="PCM_16")
+    path.write_bytes(path.read_bytes()[:-12000])
+    with pytest.raises(DataError, match=r"x\.\w+: got .* expected"):
+        attrs.evolve(FORM, seconds=1.0).decode(path)
+
+
+@pytest.mark.parametrize(("subtype", "largest"), [("FLOAT", 1e30), ("DOUBLE", 1e300)])
+def test_samples_whose_features_are_not_finite_are_refused(tmp_path: Path, subtype: str, largest: float) -> None:
+    """Their squares are too large for a float, so a learner would meet NaN."""
+    soundfile.write(tmp_path / "x.wav", largest * tone(440, 16000), 16000, subtype=subtype)
+    with pytest.raises(DataError, match=r"x\.wav: got samples .*not finite"):
+        FORM.decode(tmp_path / "x.wav")
+
+
+def test_samples_in_the_layout_of_torchaudio_are_taken_or_refused() -> None:
+    """[1, n] is one channel; [2, n] may be two channels or two sounds, and was averaged over time."""
+    wave = tone(440, 16000)[:, 0]
+    expected = prepare((wave, 16000), FORM)
+    assert torch.equal(prepare((torch.from_numpy(wave)[None], 16000), FORM), expected)
+    with pytest.raises(DataError, match=r"got shape \[2, \d+\], expected \[n\] or \[n, channels\].*samples\.T"):
+        prepare((np.stack([wave, wave]), 16000), FORM)
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [("int16", 2**15), (">i2", 2**15), ("int32", 2**31)])
+def test_whole_numbers_are_samples_of_their_type(dtype: str, scale: int) -> None:
+    """scipy.io.wavfile returns them; without the scale, a spectrogram in decibels is another."""
+    form = attrs.evolve(FORM, features="mel", normalise="none")
+    wave = np.round(0.5 * tone(440, 16000) * 2**15) / 2**15
+    expected = prepare((wave, 16000), form)
+    assert torch.allclose(prepare(((wave * scale).astype(dtype), 16000), form), expected, atol=1e-4)
+    with pytest.raises(DataError, match="got int64, of which the greatest sample is not known"):
+        prepare(((wave * scale).astype(np.int64), 16000), form)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    """Opening it waits for somebody who writes."""
+    os.mkfifo(tmp_path / "x.wav")
+    with pytest.raises(DataError, match=r"x\.wav: got a named pipe, expected a sound"):
+        prepare(tmp_path / "x.wav", FORM)

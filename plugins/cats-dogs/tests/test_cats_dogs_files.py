@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from kshot.errors import DataError
-from kshot_cats_dogs import cats_dogs
+from kshot_cats_dogs import cats_dogs, files
 from kshot_cats_dogs.download import SHA256
 from kshot_cats_dogs.files import CLIPS, digest, locate, read
 
@@ -103,3 +103,35 @@ def test_the_known_recordings_have_the_known_sum(real: Path) -> None:
     assert digest(clips) == SHA256
     assert min(len(clip.samples) for clip in clips) == 15680
     assert len({clip.samples.tobytes() for clip in clips}) == 42
+
+
+@pytest.mark.parametrize("length", [None, 0, 0xFFFFFFFF, 0x7FFFF000])
+@pytest.mark.parametrize("extensible", [False, True])
+def test_wavs_of_other_programs_are_read(length: int | None, extensible: bool) -> None:
+    """Some write the longer header for the same samples, and some write to a pipe and don't know the length."""
+    plain = wav(samples=1000)
+    data, rest = plain, plain[36:]
+    if extensible:
+        guid = bytes.fromhex("0100000000001000800000aa00389b71")
+        fields = plain[20:36] + (22).to_bytes(2, "little") + (16).to_bytes(2, "little") + (4).to_bytes(4, "little")
+        chunk = b"\xfe\xff" + fields[2:] + guid
+        data = (
+            b"RIFF"
+            + (len(plain) + 16).to_bytes(4, "little")
+            + b"WAVE"
+            + b"fmt "
+            + len(chunk).to_bytes(4, "little")
+            + chunk
+            + rest
+        )
+    if length is not None:
+        where = data.index(b"data") + 4
+        data = data[:where] + length.to_bytes(4, "little") + data[where + 4 :]
+    assert np.array_equal(files.wav(data, "x"), files.wav(plain, "x"))
+
+
+def test_a_wav_without_samples_is_not_read_as_its_next_chunk() -> None:
+    """A list of texts may follow the samples."""
+    empty = wav(samples=0)
+    with pytest.raises(DataError, match="x: got 0 samples, expected"):
+        files.wav(empty + b"LIST" + (4).to_bytes(4, "little") + b"INFO", "x")

@@ -18,7 +18,7 @@ from kshot.errors import DataError
 from kshot_cats_dogs import cats_dogs
 from kshot_cats_dogs.features import cut, log_mel, mfcc
 from kshot_cats_dogs.files import read
-from kshot_cats_dogs.tasks import of_classes
+from kshot_cats_dogs.tasks import of_classes, prepare
 
 Small = Callable[..., Path]
 
@@ -92,7 +92,7 @@ def test_own_recordings_are_prepared_as_the_data_are(small: Small) -> None:
         ((np.zeros(100), 16000), r"samples of shape \[100\], expected \[n\], n at least 15680"),
         ((np.zeros((20000, 2)), 16000), r"samples of shape \[20000, 2\]"),
         ((np.zeros(20000), 8000), "got samples at 8000 Hz, expected 16000"),
-        (np.zeros((2, 1, 20, 5)), r"got torch\.float64 of shape \[2, 1, 20, 5\] to prepare, expected inputs"),
+        (np.zeros((2, 1, 20, 5)), r"got float64 of shape \[2, 1, 20, 5\] to prepare, expected inputs"),
         (7, "got int to prepare"),
         ([], "got an empty list to prepare"),
         ("none.wav", r"none\.wav: got a file that can't be read \(FileNotFoundError"),
@@ -188,3 +188,24 @@ def test_a_learner_trains_on_them(small: Small) -> None:
     engine = kshot.Engine(Nearest(), tasks)
     engine.train(2)
     assert engine.evaluate(50).mean == 1.0
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (np.full(16000, np.nan), "16000 of 16000 values that are NaN"),
+        (np.full(16000, 30000.0), "got samples from 3e\\+04 to 3e\\+04, expected floats within -1 and 1"),
+        (np.zeros(16000, np.int32), "got int32, expected int16, or floats"),
+        (np.zeros((1, 16000)), r"got samples of shape \[1, 16000\], expected \[n\]"),
+    ],
+)
+def test_samples_of_another_scale_are_refused(given: Any, told: str) -> None:
+    """Their features would be those of another sound, or NaN."""
+    with pytest.raises(DataError, match=told):
+        prepare((given, 16000), 15680, "start")
+
+
+def test_inputs_that_are_not_finite_are_refused() -> None:
+    """A learner would meet NaN."""
+    with pytest.raises(DataError, match="inputs to prepare: got 1980 of 1980 values that are NaN"):
+        prepare(np.full((1, 1, 20, 99), np.nan), 15680, "start")

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from kshot._engine.inputs import load_inputs
 from kshot._engine.run_folder import RunFolder, write_atomically
-from kshot.data.folders import scan
+from kshot.data.folders import accepted_by, scan
 from kshot.errors import DataError, KshotError
 from kshot.runs.plan import Plan
 from kshot.runs.trained import Trained
@@ -23,7 +24,9 @@ def predict(run: Path, support: Path, files: Sequence[Path], import_from: Path |
         KshotError: see ``kshot.Trained``; a file is missing or unreadable.
     """
     check_there(files)
-    folder = scan(support, lambda path: True, what="examples")
+    written = load_inputs(run)
+    # The rule of the folders that tasks are made of: other files, such as notes, are ignored and logged.
+    folder = scan(support, accepted_by(written[1] if written else None), what="examples")
     examples = {name: [folder.root / file for file in of_class] for name, of_class in folder.classes.items()}
     prediction = Trained.of_run(run, import_from=import_from).predict(examples, list(files))
     predictions = [

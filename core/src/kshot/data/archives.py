@@ -10,8 +10,10 @@ This module imports neither torch nor numpy, so that a worker process that uses 
 from __future__ import annotations
 
 import contextlib
+import posixpath
 import re
 import stat
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -19,12 +21,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from kshot.data._names import nfc
+from kshot.data.files import check_regular
 from kshot.errors import DataError
 
 LARGEST_IN_ALL = 1 << 30
 """Bytes of all entries that are read from one archive, decompressed, unless a plugin allows others."""
 
-_LEADS_OUT = re.compile(r"[/\\]|[A-Za-z]:|(?:.*[/\\])?\.\.(?:[/\\]|$)", re.DOTALL)  # absolute, a drive, or upwards
+_LONGEST = 255  # bytes of a file's name, and ...
+_LONGEST_PATH = 4096  # ... of a path, beyond which no usual file system can store it
+_DRIVE = re.compile(r"[A-Za-z]:")
+_RESERVED = re.compile(r"(CON|PRN|AUX|NUL|CONIN\$|CONOUT\$|(COM|LPT)[0-9\u00b9\u00b2\u00b3]) *(\..*)?", re.I | re.S)
+_ICON = "Icon\r"  # which macOS puts into folders that have an icon
 _ENCRYPTED = 0x1  # the bit of a zip entry's flags
 
 # What zipfile raises on damaged, encrypted or unknown data.
@@ -41,8 +49,9 @@ class Archive:
         largest_in_all: the greatest number of bytes of all requested entries together.
 
     Raises:
-        DataError: the file can't be read as a zip, or any of its entries has a name that leads out of the archive's
-            folder or is a link. The message names the zip and the entry.
+        DataError: the file can't be read as a zip, or any of its entries is a link or has a name that leads out of the
+            archive's folder or can't be unpacked on every system: control characters, backslashes, drives, names that
+            Windows reserves, or very long ones. The message names the zip and the entry.
 
     Example:
         >>> import tempfile
@@ -56,6 +65,7 @@ class Archive:
 
     def __init__(self, path: Path, *, largest: int, what: str, largest_in_all: int = LARGEST_IN_ALL) -> None:
         self.path, self.largest, self.what, self.largest_in_all = path, largest, what, largest_in_all
+        check_regular(path, "a zip")
         with self._damage("got a file that can't be read as a zip"):
             self._zip = zipfile.ZipFile(path)
         try:
@@ -80,19 +90,20 @@ class Archive:
             accept: a predicate of an entry's name.
 
         Raises:
-            DataError: an accepted entry is too large or encrypted, two have the same name, or all together are too
-                large. The message names the zip and the entry.
+            DataError: an accepted entry is too large or encrypted, two have the same name (in Unicode's form NFC, and
+                without ``.`` and empty parts), or all together are too large. The message names the zip and the entry.
         """
         infos = [info for info in self._zip.infolist() if not info.is_dir() and accept(info.filename)]
         seen: set[str] = set()
         for info in infos:
             self._check_readable(info)
-            if info.filename in seen:
+            name = _normalised(info.filename)
+            if name in seen:
                 raise DataError(
-                    f"{self.path}: got two entries with the same name {info.filename!r}, expected each once; don't use "
-                    "this file, fetch the original"
+                    f"{self.path}: got two entries with the same name {name!r}, expected each once; don't use this "
+                    "file, fetch the original"
                 )
-            seen.add(info.filename)
+            seen.add(name)
         if (total := sum(info.file_size for info in infos)) > self.largest_in_all:
             raise DataError(
                 f"{self.path}: got {len(infos)} entries of {total} bytes in all, expected at most "
@@ -120,14 +131,13 @@ class Archive:
     def _check_harmless(self, info: zipfile.ZipInfo) -> None:
         """Refuse an entry that would be dangerous to unpack, whether or not it is ever read."""
         unix_mode = info.external_attr >> 16  # 0 if the zip was made on another system
-        for bad, why in (
-            (_LEADS_OUT.match(info.filename), "which leads out of the archive's folder, expected names within it"),
-            (stat.S_ISLNK(unix_mode), "which is a link, expected files only"),
-        ):
-            if bad:
-                raise DataError(
-                    f"{self.path}: got the entry {info.filename!r}, {why}; don't use this file, fetch the original"
-                )
+        # zipfile cuts a name at its first zero, and turns backslashes into slashes on Windows: look at the original.
+        why = _harm(info.orig_filename)
+        if stat.S_ISLNK(unix_mode):
+            why = "which is a link, expected files only"
+        if why:
+            shown = info.orig_filename[:200]
+            raise DataError(f"{self.path}: got the entry {shown!r}, {why}; don't use this file, fetch the original")
 
     def _check_readable(self, info: zipfile.ZipInfo) -> None:
         """Refuse an entry that is too large, or that needs a password."""
@@ -148,6 +158,36 @@ class Archive:
                 f"{self.path}: {given} ({type(error).__name__}: {error}), expected an undamaged zip; it is damaged or "
                 "was cut off: delete it and fetch it again"
             ) from error
+
+
+def _harm(name: str) -> str:
+    """Return why an entry's name must not be unpacked, as a clause for messages; "" if it may be."""
+    out = "which leads out of the archive's folder, expected names within it"
+    parts = re.split(r"[/\\]", name)
+    # 1. Absolute, on a drive, or upwards. Windows drops spaces and dots at the end of a part, and some programs at its
+    #    beginning, so a part of two or more dots and spaces may mean the folder above.
+    if not parts[0] or any(_DRIVE.match(part.strip()) for part in parts):
+        return out
+    if any(part not in ("", ".") and not part.strip(" .") for part in parts):
+        return out
+    # 2. Other names that unpack differently on different systems, or not at all.
+    if "\\" in name:
+        return "which has a backslash, expected / between folders"
+    plain = name.removesuffix(_ICON) if parts[-1] == _ICON else name
+    if any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in plain):
+        return "which has a control character, expected printable ones"
+    if any(_RESERVED.fullmatch(part) for part in parts):
+        return "which is a name that Windows reserves for devices, expected the name of a file"
+    if len(name.encode(errors="replace")) > _LONGEST_PATH or any(
+        len(part.encode(errors="replace")) > _LONGEST for part in parts
+    ):
+        return f"which is too long, expected at most {_LONGEST} bytes for each file and folder"
+    return ""
+
+
+def _normalised(name: str) -> str:
+    """Return an entry's name as file systems compare it: in Unicode's form NFC, without ``.`` and empty parts."""
+    return posixpath.normpath(nfc(name))
 
 
 def check_size(where: str, size: int, largest: int, what: str) -> None:

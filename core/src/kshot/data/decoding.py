@@ -21,7 +21,8 @@ class Decoded(Sequence[NDArray[Any]]):
 
     Args:
         paths: the files.
-        decode: a function of a path that returns its array. It raises ``DataError`` if it can't.
+        decode: a function of a path that returns its array. It should raise ``DataError`` if it can't; any other
+            exception becomes one that names the file.
         workers: number of threads; by default one for each processor, at most 8.
 
     Raises:
@@ -45,7 +46,19 @@ class Decoded(Sequence[NDArray[Any]]):
         return len(self._paths)
 
     def __getitem__(self, index: Any) -> Any:
-        return self._decode(self._paths[index])
+        return self._decode_one(self._paths[index])
+
+    def _decode_one(self, path: Path) -> NDArray[Any]:
+        """Return the array of a file. Whatever ``decode`` raises becomes a DataError that names the file."""
+        try:
+            return self._decode(path)
+        except (DataError, MemoryError):
+            raise
+        except Exception as error:  # on damaged or odd bytes, each decoder raises something else
+            raise DataError(
+                f"{path}: got a file that can't be decoded ({type(error).__name__}: {error}), expected one that can; "
+                "fix or remove it"
+            ) from error
 
     def __iter__(self) -> Iterator[NDArray[Any]]:
         failures: list[DataError] = []
@@ -56,7 +69,7 @@ class Decoded(Sequence[NDArray[Any]]):
             # After the last path, one None for each result that may still be pending.
             for path in (*self._paths, *([None] * ahead)):
                 if path is not None:
-                    pending.append(pool.submit(self._decode, path))
+                    pending.append(pool.submit(self._decode_one, path))
                 if pending and (path is None or len(pending) > ahead):
                     try:
                         array = pending.popleft().result()

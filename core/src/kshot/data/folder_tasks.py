@@ -17,6 +17,7 @@ from kshot.data.splits import Splits
 from kshot.episode import Episode
 from kshot.errors import DataError
 from kshot.preparing import Preparation
+from kshot.randomness import as_seed
 from kshot.sampling import ClassificationTasks, Pool, check_enough
 from kshot.spec import Count, TaskSpec, bounds
 
@@ -94,6 +95,10 @@ class FolderTasks:
         if not splits or not all(splits.values()):
             given = "a split without classes" if splits else "no splits"
             raise DataError(f"FolderTasks: got {given}, expected at least one split, each with classes; add some")
+        self._splits, self._load, self._prepare, self._split_by = dict(splits), load, prepare, split_by
+        if max(len(classes) for classes in splits.values()) < 2:  # before TaskSpec refuses a way of 1
+            first = next(iter(splits))
+            check_enough(first, make_pool(torch.empty(0), splits[first]), 2, 1, 1, self._advice(first, 2, 1, 1))
         if way is None:
             way = max(2, min(5, *(len(classes) for classes in splits.values())))
         if query is None:
@@ -111,14 +116,11 @@ class FolderTasks:
             split_by=split_by,
             provides={"identities"},
         )
-        self.seed = seed
-        self._splits, self._load, self._prepare = dict(splits), load, prepare
-        needed = {name: bounds(count)[1] or 0 for name, count in (("way", way), ("shot", shot), ("query", query))}
+        self.seed = as_seed(seed, "FolderTasks")
         failures: list[DataError] = []
         for split in splits:
             try:
-                # Only the rows are counted here, so a pool without examples will do.
-                check_enough(split, self._pool(split, torch.empty(0)), **needed)
+                self._check(split, 1)  # by the greatest numbers of each range
             except DataError as error:
                 failures.append(error)
         if len(failures) == len(splits):
@@ -146,7 +148,56 @@ class FolderTasks:
 
     def sample(self, split: str, indices: Sequence[int]) -> Episode:
         """Return the episodes ``indices`` of ``split``, stacked."""
+        if split in self._splits:
+            self._check(split, 0)  # by the least, before anything is decoded
         return self._loaded.sample(split, indices)
+
+    def _check(self, split: str, end: int) -> None:
+        """Refuse a split that is too small for its episodes, with what to do.
+
+        Args:
+            split: its name.
+            end: 0 to check the least numbers of ranges, 1 for the greatest.
+        """
+        way, shot, query = (bounds(count)[end] or 0 for count in (self.spec.way, self.spec.shot, self.spec.query))
+        # Only the rows are counted here, so a pool without examples will do.
+        pool = self._pool(split, torch.empty(0))
+        check_enough(split, pool, way, shot, query, self._advice(split, way, shot, query))
+
+    def _advice(self, split: str, way: int, shot: int, query: int) -> str:
+        """Return what makes the episodes of a split possible, as a clause for messages. It is true if it is followed.
+
+        Every folder can be divided in two halves, by class or by example; so what one half has is the limit.
+        """
+        own = self._splits[split]
+        least = min(map(len, own.values()))
+        if way > len(own):
+            if len(own) >= 2:
+                return f"lower way to at most {len(own)}, or give the split a larger share"
+            classes = {name for held in self._splits.values() for name in held}
+            if self._split_by == "class" and len(classes) >= 4:
+                return "divide the classes in two, split=(0.5, 0, 0.5), with way=2"
+            if self._split_by == "class" and self._fewest() >= 4:
+                return (
+                    "add classes; or divide the examples of each class instead, split_by='example' with "
+                    f"split=(0.5, 0, 0.5), way={len(classes)}, shot=1 and query=1"
+                )
+            return "add classes with at least 4 examples each"
+        if least >= 2 or (least and not shot):
+            return f"lower shot and query to {least} in all, or remove classes of few examples"
+        if self._split_by == "example" and self._fewest() >= 4:
+            return "divide the examples in two, split=(0.5, 0, 0.5), with shot=1 and query=1"
+        if self._split_by == "example" and len(own) >= 4 and self._fewest() >= 2:
+            return "divide the classes instead, split_by='class' with split=(0.5, 0, 0.5), way=2, shot=1 and query=1"
+        return "add examples to this class, at least 4 in all, or remove it"
+
+    def _fewest(self) -> int:
+        """Return the number of examples of the smallest class in all splits together."""
+        rows: dict[str, set[int]] = {}
+        for classes in self._splits.values():
+            for name, held in classes.items():
+                rows.setdefault(name, set()).update(held.tolist())
+        return min(map(len, rows.values()))
 
     @cached_property
     def _loaded(self) -> ClassificationTasks:

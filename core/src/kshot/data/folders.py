@@ -11,9 +11,11 @@ import errno
 import hashlib
 import logging
 import os
+import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from attrs import frozen
@@ -21,14 +23,58 @@ from numpy.typing import NDArray
 
 from kshot.data._names import nfc, shortened
 from kshot.data.decoding import Decoded
+from kshot.data.files import check_regular
 from kshot.errors import DataError
+from kshot.preparing import Preparation
 
 log = logging.getLogger("kshot.data.folders")
 
 Accept = Collection[str] | Callable[[Path], bool]
 """Which files count: suffixes such as ``{".png"}`` in lower case, or a predicate of the path."""
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_TICK = 2_000_000_000  # nanoseconds; the coarsest clock of a usual file system
+
 _LEFT_BY_SYSTEMS = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "$recycle.bin"}
+
+
+# --- Which files -----------------------------------------------------------------------------------------------------
+
+
+def reads(suffixes: Callable[[], Collection[str]]) -> Callable[[_Function], _Function]:
+    """Note on a function that prepares inputs which files it reads, so that other files in a folder are ignored.
+
+    Args:
+        suffixes: a function that returns suffixes in lower case; it is called when a folder is scanned.
+
+    Example:
+        >>> @reads(lambda: {".txt"})
+        ... def prepare(raw):
+        ...     return raw
+        >>> accepted_by(prepare)
+        {'.txt'}
+    """
+
+    def note(function: _Function) -> _Function:
+        function.suffixes = suffixes  # type: ignore[attr-defined]
+        return function
+
+    return note
+
+
+def accepted_by(prepare: Any) -> Accept:
+    """Return which files of a folder ``prepare`` reads, as ``reads`` has noted it; all files, if nothing is noted.
+
+    Args:
+        prepare: a function, a ``kshot.preparing.Preparation``, perhaps with another one among its options, or None.
+    """
+    if isinstance(prepare, Preparation):
+        if not hasattr(prepare.function, "suffixes"):
+            inner = [option for option in prepare.options.values() if isinstance(option, Preparation)]
+            return accepted_by(inner[0]) if len(inner) == 1 else accepted_by(None)
+        prepare = prepare.function
+    suffixes = getattr(prepare, "suffixes", None)
+    return (lambda path: True) if suffixes is None else set(suffixes())
 
 
 # --- Classes and files -----------------------------------------------------------------------------------------------
@@ -65,25 +111,44 @@ class Folder:
         return [self.root / file for file in self.files]
 
     def key(self) -> str:
-        """Return a hash of the classes, and of the names, sizes and times of all files, without reading any file.
+        """Return a key of the files as they are on this disk, without reading any.
 
-        It changes if any of these changes.
+        It is a hash of the classes and, for each file, of its name, size, inode, and times of modification and of
+        change. A user can set a file's time of modification, but not its time of change. So a file with other contents
+        gives another key, with the exceptions that ``settled`` names.
 
         Raises:
             DataError: a file no longer exists.
         """
         digest = hashlib.blake2b(digest_size=16)
+        for name, file, stat in self._stats():
+            state = (stat.st_size, stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns)
+            digest.update(f"{name}\0{nfc(file)}\0{state}\n".encode())
+        return digest.hexdigest()
+
+    def settled(self) -> bool:
+        """Return whether another change of a file would change ``key``.
+
+        It would not if a file was changed less than two seconds ago, because the new time may be of the same tick of
+        the file system's clock; nor on Windows, which has no time of change.
+
+        Raises:
+            DataError: a file no longer exists.
+        """
+        before = time.time_ns() - _TICK
+        return os.name == "posix" and all(stat.st_ctime_ns < before for *_, stat in self._stats())
+
+    def _stats(self) -> Iterator[tuple[str, str, os.stat_result]]:
+        """Yield class, name and state of each file."""
         for name, files in self.classes.items():
             for file in files:
                 try:
-                    stat = os.stat(self.root / file)
+                    yield name, file, os.stat(self.root / file)
                 except OSError as error:
                     raise DataError(
                         f"{self.root / file}: got a file that can't be read any more ({error.strerror}), expected it "
                         "unchanged since the folder was scanned; scan the folder again"
                     ) from error
-                digest.update(f"{name}\0{nfc(file)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-        return digest.hexdigest()
 
 
 def scan(root: Path | str, accept: Accept, *, least: int = 2, what: str = "files") -> Folder:
@@ -145,6 +210,8 @@ def scan(root: Path | str, accept: Accept, *, least: int = 2, what: str = "files
         accepted: list[str] = []
         others: list[str] = []
         for path in _files_below(folders[name], (_identity(root),)):
+            if accepts(path):
+                check_regular(path, f"one of the {what}")
             (accepted if accepts(path) else others).append(path.relative_to(root).as_posix())
         if not accepted:
             content = f"only {len(others)} other files, such as {others[0]}" if others else "an empty folder"
@@ -215,7 +282,7 @@ def _files_below(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[P
     for path in _entries(folder):
         if path.is_dir():
             yield from _files_below(path, (*above, identity))
-        elif path.is_file():
+        else:
             yield path
 
 
@@ -247,6 +314,7 @@ def contents(folder: Folder, workers: int | None = None) -> Contents:
     """
 
     def digest(path: Path) -> NDArray[np.uint8]:
+        check_regular(path)
         try:
             with open(path, "rb") as file:
                 hashed = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))

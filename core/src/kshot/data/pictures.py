@@ -6,8 +6,9 @@ What becomes of a picture then (grey, cropped, smaller) is the plugin's business
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from kshot.data.files import check_regular
 from kshot.errors import DataError
 
 Shape = tuple[int, int, int]
 """Channels, height and width."""
 
 _CHANNELS = (1, 3, 4)
+_CONVERTIBLE = {"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"}  # Pillow makes greys and colours of these modes
 # Formats that Pillow recognises but can't decode, those that need another program, and one that runs a script (EPS).
 _NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
@@ -51,22 +54,63 @@ def read(path: Path, *, least: int | None = None) -> Image.Image:
     Raises:
         DataError: the file can't be read, or its values have no known range. The message names it.
     """
-    try:
+    check_regular(path, "an image")
+    with named(path):
         with Image.open(path, formats=sorted(set(formats().values()))) as image:
             if least is not None:
                 image.draft(None, (2 * least,) * 2)
             image.load()
             turned = ImageOps.exif_transpose(image)
-    except Exception as error:  # on damaged bytes, each decoder raises something else
+        return opaque(turned, str(path))
+
+
+def decode(
+    path: Path, made: Callable[[Image.Image], NDArray[np.uint8]], *, least: int | None = None
+) -> NDArray[np.uint8]:
+    """Read the picture in a file, and return what a plugin's function makes of it.
+
+    Args:
+        path: the file.
+        made: a function from a Pillow image (8 bits per channel, opaque) to its pixels.
+        least: see ``read``.
+
+    Raises:
+        DataError: the file can't be read, or its picture can't be converted. The message names the file.
+    """
+    image = read(path, least=least)
+    with named(path):
+        return made(image)
+
+
+@contextlib.contextmanager
+def named(name: Path | str) -> Iterator[None]:
+    """Turn whatever reading or converting a picture raises into a ``DataError`` that names the picture.
+
+    Args:
+        name: the file, or where the picture is from.
+
+    Example:
+        >>> with named("a.png"):
+        ...     Image.new("L", (1, 1)).convert("no mode")
+        Traceback (most recent call last):
+        kshot.errors.DataError: a.png: got a file that can't be read as an image (ValueError: conversion from L to \
+no mode not supported), expected an image; fix or remove it
+    """
+    try:
+        yield
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # on damaged or odd bytes, each decoder raises something else
         raise DataError(
-            f"{path}: got a file that can't be read as an image ({type(error).__name__}: {error}), expected an image; "
+            f"{name}: got a file that can't be read as an image ({type(error).__name__}: {error}), expected an image; "
             "fix or remove it"
         ) from error
-    return opaque(turned, str(path))
 
 
 def opaque(image: Image.Image, name: str = "image") -> Image.Image:
     """Return a picture in 8 bits per channel, with white behind transparent pixels; 16-bit greys are scaled.
+
+    A picture in a colour space from which Pillow can't make greys, such as LAB, becomes RGB.
 
     Args:
         image: the picture, in any of Pillow's modes.
@@ -96,9 +140,9 @@ def opaque(image: Image.Image, name: str = "image") -> Image.Image:
             )
         return Image.fromarray((floats * 255).round().astype(np.uint8))
     if image.has_transparency_data:
-        foreground = image.convert("RGBA")
+        foreground = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", foreground.size, "white"), foreground)
-    return image
+    return image if image.mode in _CONVERTIBLE else image.convert("RGB")
 
 
 def inputs(raw: Any, made: Callable[[Image.Image], NDArray[np.uint8]], shape: Shape, *, who: str) -> Tensor:
@@ -123,9 +167,11 @@ def inputs(raw: Any, made: Callable[[Image.Image], NDArray[np.uint8]], shape: Sh
         [[[[1.0, 1.0]]], [[[0.0, 0.0]]]]
     """
     if isinstance(raw, str | os.PathLike):
-        return _scaled([made(read(Path(raw), least=max(shape[1:])))])
+        return _scaled([decode(Path(raw), made, least=max(shape[1:]))])
     if isinstance(raw, Image.Image):
-        return _scaled([made(opaque(ImageOps.exif_transpose(raw)))])
+        # An image that was opened and not loaded yet is decoded only here.
+        with named(getattr(raw, "filename", "") or f"{who}: image"):
+            return _scaled([made(opaque(ImageOps.exif_transpose(raw)))])
     if isinstance(raw, Tensor | np.ndarray):
         values = raw.detach().cpu().numpy() if isinstance(raw, Tensor) else raw
         if np.issubdtype(values.dtype, np.floating):

@@ -217,9 +217,12 @@ def _sizes(n: int, fractions: Fractions, who: str, what: str) -> dict[str, int]:
         )
     train, val, test = (int(share > 0) for share in shares)  # the least that each must get
     if n < train + val + test:
+        otherwise = (
+            ", or divide the examples of each class: split_by='example'" if what == "classes" else ", or remove it"
+        )
         raise DataError(
-            f"split: got {n} {what} in {who}, expected at least {train + val + test}, one for each split; make a share "
-            "0, such as val's, or add more"
+            f"split: got {n} {what} in {who}, expected at least {train + val + test}, one for each split; add {what}, "
+            f"at least {2 * (train + val + test)} in all{otherwise}"
         )
     # Borders in the order test, val, train; 1e-9 makes a half round up in spite of the shares' own rounding.
     first = max(int(shares[2] * n + 0.5 + 1e-9), test)

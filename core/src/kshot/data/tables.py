@@ -1,8 +1,12 @@
 """Keep decoded examples as one array in a memory-mapped file, which is built once.
 
-A file is a head (magic, length and digest of a JSON text, the text) padded to a page, then the array. It is written
-under another name in the same folder, flushed to the disk and renamed: under its own name it is always complete. Name a
-table after what it is made from, so that a changed source is another file.
+A file is a head (magic, length and digest of a JSON text, the text) padded to a page, then the array, then the array's
+SHA-256. It is written under another name in the same folder, flushed to the disk and renamed: under its own name it is
+always complete. Name a table after what it is made from, so that a changed source is another file.
+
+The head and the size are checked at each opening. The array is read and compared with its SHA-256, about a gigabyte a
+second, at the first opening by a later process and after each change of the file; ``NAME.checked`` beside the table
+notes the state in which it was right. Remove that file to have the table checked again.
 
 Needs the extra ``kshot[tables]`` (filelock, platformdirs), for which a plugin that uses this module asks.
 """
@@ -17,6 +21,7 @@ import logging
 import math
 import os
 import struct
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,9 +37,12 @@ from kshot._atomic import left_beside, writing
 
 log = logging.getLogger("kshot.data.tables")
 
-MAGIC = b"kshotTB1"  # the last byte is the version of this format
+MAGIC = b"kshotTB2"  # the last byte is the version of this format
+_WITHOUT_DIGEST = b"kshotTB1"  # the format without the array's digest, which is still read
+_DIGEST = hashlib.sha256  # faster than BLAKE2b on processors with instructions for it
 _HEAD = struct.Struct("<8sI16s")  # magic, length of the text, digest of the text
 _PAGE = 4096
+_TICK = 2_000_000_000  # nanoseconds; the coarsest clock of a usual file system
 _PATIENCE = 600.0  # seconds to wait for another process that builds, before building without the lock
 
 
@@ -125,8 +133,8 @@ def open_or_build(path: Path, make: Callable[[], Made], *, name: str, version: i
             making = False
             log.info("writing %s", path)
             chunks = (np.ascontiguousarray(part, np.dtype(source.dtype)).data for part in source.parts)
-            write_whole(path, itertools.chain(_head(source, name, version), chunks))
-        if table := open_table(path, name=name, version=version):
+            write_whole(path, itertools.chain(_head(source, name, version), _with_digest(chunks)))
+        if table := open_table(path, name=name, version=version, check=False):
             return table
         raise OSError(f"{path} can't be read back")
     except OSError as error:
@@ -146,20 +154,21 @@ def open_or_build(path: Path, make: Callable[[], Made], *, name: str, version: i
     return Table(x, json.loads(json.dumps(dict(source.facts))), None)
 
 
-def open_table(path: Path, *, name: str, version: int) -> Table | None:
-    """Return the table in a file, mapped and not read; or None if there is no complete one of this name and version.
+def open_table(path: Path, *, name: str, version: int, check: bool = True) -> Table | None:
+    """Return the table in a file, mapped; or None if there is no complete one of this name and version.
 
     Args:
         path: the table's file.
         name: of the plugin that built it.
         version: of the decoding.
+        check: whether to compare the array with its digest, unless it was right before and the file has not changed.
     """
     try:
         with open(path, "rb") as file:
             magic, length, digest = _HEAD.unpack(file.read(_HEAD.size))
-            text = file.read(length) if magic == MAGIC else b""
-            size = os.fstat(file.fileno()).st_size
-        if magic != MAGIC or hashlib.blake2b(text, digest_size=16).digest() != digest:
+            text = file.read(length) if magic in (MAGIC, _WITHOUT_DIGEST) else b""
+            stat = os.fstat(file.fileno())
+        if magic not in (MAGIC, _WITHOUT_DIGEST) or hashlib.blake2b(text, digest_size=16).digest() != digest:
             log.warning("%s is damaged or of another format; it will be built again", path)
             return None
         head = json.loads(text)
@@ -168,9 +177,13 @@ def open_table(path: Path, *, name: str, version: int) -> Table | None:
             return None
         dtype, shape = np.dtype(head["dtype"]), tuple(head["shape"])
         offset = -(-(_HEAD.size + length) // _PAGE) * _PAGE  # the end of the head, rounded up to a page
-        expected = offset + math.prod(shape) * dtype.itemsize
-        if size != expected:
-            log.warning("%s: got %d bytes, expected %d; it will be built again", path, size, expected)
+        end = offset + math.prod(shape) * dtype.itemsize
+        expected = end + (_DIGEST().digest_size if magic == MAGIC else 0)
+        if stat.st_size != expected:
+            log.warning("%s: got %d bytes, expected %d; it will be built again", path, stat.st_size, expected)
+            return None
+        if check and magic == MAGIC and not _is_right(path, stat, offset, end):
+            log.warning("%s: got an array that has changed since it was written; it will be built again", path)
             return None
         # "c" is copy-on-write: torch needs memory that may be written, and nothing written may reach the file.
         x = np.memmap(path, dtype, "c", offset, shape)
@@ -180,6 +193,30 @@ def open_table(path: Path, *, name: str, version: int) -> Table | None:
         log.warning("%s can't be used (%s: %s); it will be built again", path, type(error).__name__, error)
         return None
     return Table(x, head["facts"], path)
+
+
+def _is_right(path: Path, stat: os.stat_result, offset: int, end: int) -> bool:
+    """Return whether the array at ``offset`` to ``end`` of a file has its digest, read only if nobody knows."""
+    noted = path.with_name(path.name + ".checked")
+    # A user can set the time of modification but not the time of change, which Windows doesn't have.
+    state = f"{stat.st_ino} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}".encode()
+    settled = stat.st_ctime_ns < time.time_ns() - _TICK  # another change would have another time
+    with contextlib.suppress(OSError):
+        if settled and noted.read_bytes() == state:
+            return True
+    digest = _DIGEST()
+    with open(path, "rb") as file:
+        file.seek(offset)
+        left = end - offset
+        while left and (chunk := file.read(min(left, 1 << 20))):
+            digest.update(chunk)
+            left -= len(chunk)
+        if file.read() != digest.digest():
+            return False
+    if settled:
+        with contextlib.suppress(OSError):  # in a read-only cache, the next opening checks it again
+            write_whole(noted, [state])
+    return True
 
 
 def write_whole(path: Path, chunks: Iterable[Any]) -> None:
@@ -219,6 +256,15 @@ def _remove_leftovers(path: Path) -> None:
     """Remove the files that killed builders of the same table have left. The caller has the lock: none is in use."""
     for leftover in left_beside(path):
         leftover.unlink(missing_ok=True)
+
+
+def _with_digest(chunks: Iterable[Any]) -> Iterator[Any]:
+    """Yield the bytes of the array, and then their digest."""
+    digest = _DIGEST()
+    for chunk in chunks:
+        digest.update(chunk)
+        yield chunk
+    yield digest.digest()
 
 
 def _head(source: Made, name: str, version: int) -> list[bytes]:

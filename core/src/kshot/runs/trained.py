@@ -23,6 +23,7 @@ from kshot._engine import warm_start
 from kshot._engine.evaluation import BUDGET
 from kshot._engine.inputs import load_inputs
 from kshot._engine.run_folder import RunFolder, digest
+from kshot.arrays import as_inputs
 from kshot.episode import Support
 from kshot.errors import DataError, MisfitError
 from kshot.functional import full_precision
@@ -175,15 +176,28 @@ class Trained:
     def inputs(self, raw: Any) -> Tensor:
         """Return raw examples as inputs [n, *input].
 
+        Without ``prepare``, arrays of any form are taken as ``kshot.arrays.as_inputs`` takes them: of uint8, 255
+        becomes 1.
+
         Raises:
-            DataError: the examples can't be read, or have another shape than the learner was built for.
+            DataError: they can't be read, have another shape than the learner was built for, or have values that are
+                not finite or outside the range that it was trained on.
         """
-        x = self._prepare(raw) if self._prepare is not None else torch.as_tensor(np.asarray(raw), dtype=torch.float32)
+        x = as_inputs(self._prepare(raw) if self._prepare is not None else raw, "inputs")
         if tuple(x.shape[1:]) != tuple(self.spec.input_shape):
             raise DataError(
-                f"inputs: got shape {list(x.shape)}, expected [n, {', '.join(map(str, self.spec.input_shape))}], "
-                "as the learner was trained on"
+                f"inputs: got shape {list(x.shape)}, expected [n, {', '.join(map(str, self.spec.input_shape))}], with "
+                "examples as the learner was trained on; reshape them, or pass Trained(prepare=tasks.prepare)"
             )
+        if self.spec.input_range is not None and x.numel():
+            low, high = float(x.min()), float(x.max())
+            least, greatest = self.spec.input_range
+            if low < least - 1e-6 or high > greatest + 1e-6:
+                raise DataError(
+                    f"inputs: got values in [{low:.4g}, {high:.4g}], expected them in {[least, greatest]}, as the "
+                    "learner was trained on; scale them (pictures of 0 to 255: divide by 255), or pass "
+                    "Trained(prepare=tasks.prepare)"
+                )
         return x
 
     def predict(self, support: Mapping[str, Any], queries: Any) -> Prediction:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 import warnings
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import Any, BinaryIO, Literal
 
 import attrs
 import numpy as np
-import soundfile  # type: ignore[import-untyped]
 import torch
 import torchaudio.functional  # type: ignore[import-untyped]
 from attrs import frozen
@@ -24,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kshot.errors import DataError
+from kshot_audiofolder.reading import clip
 from kshot_audiofolder.waves import fitted, resampled
 
 VERSION = 1
@@ -31,8 +30,6 @@ VERSION = 1
 
 TOP_DB = 80.0
 """Decibels below its loudest cell at which a mel spectrogram is cut off, as in ``torchaudio.transforms.MFCC``."""
-
-_UNKNOWN_LENGTH = 0x7FFF0000  # programs that don't know the length of a WAV yet write this or more
 
 
 @frozen
@@ -144,29 +141,7 @@ class Form:
                 message names it.
         """
         name = name or str(source)
-        try:
-            with soundfile.SoundFile(source if not isinstance(source, Path) else str(source)) as file:
-                # libsndfile notes here how many bytes a WAV's header promises, and how many there are.
-                promised = re.search(r"^data : (\d+) \(should be (\d+)\)$", file.extra_info, re.MULTILINE)
-                # Read only the clip: a recording of an hour is a gigabyte.
-                rate, needed = file.samplerate, math.ceil(self.seconds * file.samplerate)
-                if self.crop == "centre" and file.frames > needed:
-                    file.seek((file.frames - needed) // 2)
-                expected = min(needed, file.frames - file.tell())
-                samples = file.read(expected, dtype="float32", always_2d=True)
-        except (OSError, RuntimeError, ValueError, TypeError) as error:
-            raise DataError(
-                f"{name}: got a file that can't be read as a sound ({type(error).__name__}: {error}), expected one; "
-                "fix or remove it"
-            ) from error
-        if promised is not None and int(promised[2]) < int(promised[1]) < _UNKNOWN_LENGTH:
-            raise DataError(
-                f"{name}: got {promised[2]} bytes of samples, expected {promised[1]}: it was cut off; fix or remove it"
-            )
-        if len(samples) < expected:
-            raise DataError(
-                f"{name}: got {len(samples)} samples, expected {expected}: it was cut off; fix or remove it"
-            )
+        samples, rate = clip(source, self.seconds, self.crop, name)
         return self.of_samples(samples, rate, name)
 
     def of_samples(self, samples: NDArray[Any], rate: int, name: str) -> NDArray[np.float32]:
@@ -178,7 +153,8 @@ class Form:
             name: of the sound, for messages.
 
         Raises:
-            DataError: there are no samples, or some that aren't finite, or the rate can't be resampled.
+            DataError: there are no samples, or some that aren't finite or are so large that the features aren't, or the
+                rate can't be resampled.
         """
         if rate < 1:
             raise DataError(f"{name}: got a sampling rate of {rate} Hz, expected a positive one")
@@ -192,12 +168,18 @@ class Form:
         #    on the samples beyond them.
         needed = math.ceil(self.seconds * rate)
         first = (len(samples) - needed) // 2 if self.crop == "centre" and len(samples) > needed else 0
-        clip = samples[first : first + needed]
+        part = samples[first : first + needed]
         # 2. Average the channels, resample, and cut or pad to the clip's length at the new rate.
-        mono = torch.from_numpy(np.array(clip, np.float32).reshape(len(clip), -1).mean(1))
+        with np.errstate(over="ignore"):  # what is too large has features that are refused below
+            mono = torch.from_numpy(np.array(part, np.float32).reshape(len(part), -1).mean(1))
         wave = fitted(resampled(mono, rate, self.rate, name), self.samples, self.crop, self.pad)
         # 3. Compute the features.
         features: NDArray[np.float32] = self.transform(wave).numpy()[None, None]
+        if not np.isfinite(features).all():
+            raise DataError(
+                f"{name}: got samples from {float(np.min(part)):.4g} to {float(np.max(part)):.4g}, whose features are "
+                "not finite, expected samples of about -1 to 1; scale it or remove it"
+            )
         return features
 
     def transform(self, wave: Tensor) -> Tensor:

@@ -13,10 +13,16 @@ from typing import Any, Literal
 import numpy as np
 import soundfile  # type: ignore[import-untyped]
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from kshot.arrays import as_inputs, as_table
+from kshot.data.folders import reads
 from kshot.errors import DataError
 from kshot_audiofolder.form import Form
+
+_SCALES = {"uint8": (128, 128), "int16": (0, 1 << 15), "int32": (0, 1 << 31)}
+"""Type of samples -> its zero and its greatest value, as decoders have them."""
 
 
 def suffixes() -> set[str]:
@@ -30,7 +36,9 @@ def prepare(raw: Any, form: Form) -> Tensor:
 
     Args:
         raw: a path; a pair of samples [n] or [n, channels] and their rate in Hz, as ``soundfile.read`` returns it; or a
-            sequence of these. Float arrays [n, 1, F, T] are taken to be inputs already and returned unchanged.
+            sequence of these. Samples of int16, int32 or uint8 are divided by the greatest of their type; [1, n], as
+            ``torchaudio.load`` returns one channel, is taken too, and [channels, n] is refused. Float arrays
+            [n, 1, F, T] are taken to be inputs already and returned unchanged.
         form: the form to which to bring them.
 
     Raises:
@@ -39,13 +47,12 @@ def prepare(raw: Any, form: Form) -> Tensor:
     if isinstance(raw, str | os.PathLike):
         return torch.from_numpy(form.decode(Path(raw)))
     if isinstance(raw, tuple) and len(raw) == 2 and isinstance(raw[1], int | np.integer):
-        return torch.from_numpy(form.of_samples(np.asarray(raw[0]), int(raw[1]), "samples"))
+        return torch.from_numpy(form.of_samples(_samples(raw[0]), int(raw[1]), "audiofolder: samples"))
     if isinstance(raw, Tensor | np.ndarray):
-        values = torch.as_tensor(raw).detach().cpu()
-        if tuple(values.shape[1:]) == form.shape and values.is_floating_point() and bool(values.isfinite().all()):
-            return values.to(torch.float32)
+        if tuple(raw.shape[1:]) == form.shape and _is_float(raw):
+            return as_inputs(raw, "audiofolder: inputs to prepare").cpu()
         raise DataError(
-            f"audiofolder: got {values.dtype} of shape {list(values.shape)} to prepare, expected finite inputs [n, "
+            f"audiofolder: got {raw.dtype} of shape {list(raw.shape)} to prepare, expected finite inputs [n, "
             f"{', '.join(map(str, form.shape))}]; or give samples with their rate, (samples, rate)"
         )
     if isinstance(raw, Iterable):
@@ -58,6 +65,39 @@ def prepare(raw: Any, form: Form) -> Tensor:
     )
 
 
+def _is_float(values: Tensor | NDArray[Any]) -> bool:
+    """Return whether an array or tensor has real numbers with fractions."""
+    return values.is_floating_point() if isinstance(values, Tensor) else values.dtype.kind == "f"
+
+
+def _samples(raw: Any) -> NDArray[np.float32]:
+    """Return samples [n] or [n, channels] as floats of about -1 to 1.
+
+    Raises:
+        DataError: they are not real numbers, or look like [channels, n].
+    """
+    who = "audiofolder: samples"
+    samples = as_table(raw, who, copy=False).numpy().astype(np.float32)
+    dtype = str(raw.dtype).removeprefix("torch.") if isinstance(raw, Tensor) else np.asarray(raw).dtype.name
+    if not dtype.startswith(("float", "bfloat")):
+        if dtype not in _SCALES:
+            raise DataError(
+                f"{who}: got {dtype}, of which the greatest sample is not known, expected floats of -1 to 1, or "
+                f"{', '.join(_SCALES)}; divide them by the greatest"
+            )
+        zero, greatest = _SCALES[dtype]
+        samples = (samples - zero) / np.float32(greatest)
+    if samples.ndim == 2 and len(samples) == 1:
+        samples = samples[0]
+    if samples.ndim == 2 and samples.shape[1] > len(samples):
+        raise DataError(
+            f"{who}: got shape {list(samples.shape)}, expected [n] or [n, channels], n the greater; transpose "
+            "[channels, n], as torchaudio.load returns it: (samples.T, rate); give several sounds as a list of pairs"
+        )
+    return samples
+
+
+@reads(suffixes)
 def prepare_as(
     raw: Any,
     *,

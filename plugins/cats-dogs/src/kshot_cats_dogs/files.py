@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import struct
 import wave
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from attrs import frozen
 from numpy.typing import NDArray
 
 from kshot.data.archives import Archive, check_size, is_left_by_macos
+from kshot.data.files import check_regular
 from kshot.errors import DataError
 
 ARCHIVE = "audio_cats_dogs.zip"
@@ -29,6 +31,11 @@ CLIPS: Mapping[str, tuple[str, ...]] = {
 
 _FOLDER_OF = {name: folder for folder, names in CLIPS.items() for name in names}
 _LARGEST = 4 << 20  # bytes of a recording; the longest has 0.6 MB
+
+
+_PCM = bytes.fromhex("0100000000001000800000aa00389b71")  # the format of a WAVE_FORMAT_EXTENSIBLE that is PCM
+_CHUNKS = (b"LIST", b"INFO", b"id3 ", b"ID3 ", b"bext", b"cue ", b"fact", b"smpl", b"PEAK", b"JUNK", b"iXML")
+_UNKNOWN = 0x7FFF0000  # bytes; programs that don't know the length yet write this or more
 
 
 @frozen(eq=False)
@@ -104,10 +111,10 @@ def wav(data: bytes, name: str) -> NDArray[np.int16]:
         DataError: it is damaged, or is not of 16 bits, 16 kHz and one channel.
     """
     try:
-        with wave.open(io.BytesIO(data)) as file:
+        with wave.open(io.BytesIO(_plain(data))) as file:
             kind = (file.getframerate(), file.getnchannels(), file.getsampwidth())
             promised, frames = file.getnframes(), file.readframes(file.getnframes())
-    except (wave.Error, EOFError, ValueError, RuntimeError) as error:
+    except (wave.Error, EOFError, ValueError, RuntimeError, struct.error) as error:
         raise DataError(
             f"{name}: got a file that can't be decoded ({type(error).__name__}: {error}), expected a wav; fetch it "
             "again"
@@ -124,6 +131,29 @@ def wav(data: bytes, name: str) -> NDArray[np.int16]:
     return np.frombuffer(frames, "<i2").astype(np.int16)
 
 
+def _plain(data: bytes) -> bytes:
+    """Return a wav's bytes with the header that Python's ``wave`` reads.
+
+    A header of the form WAVE_FORMAT_EXTENSIBLE becomes a plain one if it says PCM. A length that is unknown, or 0
+    although samples follow, becomes that of the rest of the file; programs that write to a pipe leave it so.
+    """
+    plain, at = bytearray(data), 12
+    while data[:4] == b"RIFF" and at + 8 <= len(data):
+        name, length = data[at : at + 4], struct.unpack("<I", data[at + 4 : at + 8])[0]
+        if name == b"fmt " and data[at + 8 : at + 10] == b"\xfe\xff" and data[at + 32 : at + 48] == _PCM:
+            plain[at + 8 : at + 10] = b"\x01\x00"
+        if name == b"data":
+            rest = len(data) - at - 8
+            follows = struct.unpack("<I", data[at + 12 : at + 16])[0] if rest >= 8 else 0
+            is_chunk = data[at + 8 : at + 12] in _CHUNKS and follows <= rest - 8  # no samples, but the next chunk
+            if length >= _UNKNOWN or (length == 0 and not is_chunk):
+                plain[at + 4 : at + 8] = struct.pack("<I", rest - rest % 2)
+                plain[4:8] = struct.pack("<I", len(data) - 8)
+            break
+        at += 8 + length + length % 2
+    return bytes(plain)
+
+
 def _zip(path: Path) -> Iterator[tuple[str, bytes]]:
     """Yield the name and the bytes of each recording in a zip."""
     with Archive(path, largest=_LARGEST, what="a recording") as archive:
@@ -137,6 +167,7 @@ def _folder(folder: Path) -> Iterator[tuple[str, bytes]]:
         name = path.relative_to(folder).as_posix()
         if not _is_recording(name):
             continue
+        check_regular(path, "a recording")
         try:
             check_size(f"{folder}: {name}", os.stat(path).st_size, _LARGEST, "a recording")
             yield name, path.read_bytes()

@@ -13,7 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kshot.arrays import as_inputs, as_table
+from kshot.data.files import check_regular
 from kshot.data.folder_tasks import FolderTasks
+from kshot.data.folders import reads
 from kshot.data.splits import split_examples
 from kshot.data.tables import cache_folder
 from kshot.errors import DataError
@@ -143,6 +146,7 @@ def load(clips: Sequence[Clip], count: int, crop: str) -> tuple[Tensor, str]:
     return x, fingerprint
 
 
+@reads(lambda: {".wav"})
 def prepare(raw: Any, count: int, crop: str) -> Tensor:
     """Make inputs [n, 1, 20, T] of sounds.
 
@@ -162,6 +166,7 @@ def prepare(raw: Any, count: int, crop: str) -> Tensor:
     """
     if isinstance(raw, str | os.PathLike):
         path = Path(raw)
+        check_regular(path, "a wav")
         try:
             clip = wav(path.read_bytes(), str(path))
         except OSError as error:
@@ -172,13 +177,13 @@ def prepare(raw: Any, count: int, crop: str) -> Tensor:
     if isinstance(raw, tuple) and len(raw) == 2 and isinstance(raw[1], int | np.integer):
         if raw[1] != RATE:
             raise DataError(f"cats-dogs: got samples at {raw[1]} Hz, expected {RATE}; resample them")
-        return _input(np.asarray(raw[0]), count, crop, "samples")
+        return _input(raw[0], count, crop, "cats-dogs: samples")
     if isinstance(raw, Tensor | np.ndarray):
-        values = torch.as_tensor(raw)
-        if tuple(values.shape[1:]) == (1, N_MFCC, 1 + count // HOP) and values.is_floating_point():
-            return values.to(torch.float32)
+        is_float = raw.is_floating_point() if isinstance(raw, Tensor) else raw.dtype.kind == "f"
+        if tuple(raw.shape[1:]) == (1, N_MFCC, 1 + count // HOP) and is_float:
+            return as_inputs(raw, "cats-dogs: inputs to prepare").cpu()
         raise DataError(
-            f"cats-dogs: got {values.dtype} of shape {list(values.shape)} to prepare, expected inputs [n, 1, {N_MFCC}, "
+            f"cats-dogs: got {raw.dtype} of shape {list(raw.shape)} to prepare, expected inputs [n, 1, {N_MFCC}, "
             f"{1 + count // HOP}]; or give samples with their rate, (samples, {RATE})"
         )
     if isinstance(raw, Sequence) and raw:
@@ -189,11 +194,21 @@ def prepare(raw: Any, count: int, crop: str) -> Tensor:
     )
 
 
-def _input(samples: Any, count: int, crop: str, name: str) -> Tensor:
-    """Return the input [1, 1, 20, T] of samples [n]."""
+def _input(raw: Any, count: int, crop: str, name: str) -> Tensor:
+    """Return the input [1, 1, 20, T] of samples [n], int16 or floats within -1 and 1."""
+    samples = as_table(raw, name, copy=False)
+    dtype = str(raw.dtype).removeprefix("torch.") if isinstance(raw, Tensor) else np.asarray(raw).dtype.name
+    if not dtype.startswith(("float", "bfloat", "int16")):
+        raise DataError(f"{name}: got {dtype}, expected int16, or floats within -1 and 1; convert them")
     if samples.ndim != 1 or len(samples) < count:
         raise DataError(
-            f"{name}: got samples of shape {list(samples.shape)}, expected [n], n at least {count}; give more"
+            f"{name}: got samples of shape {list(samples.shape)}, expected [n], n at least {count}; give more, or one "
+            "channel"
         )
-    scale = 32768.0 if samples.dtype == np.int16 else 1.0
-    return mfcc(cut(torch.from_numpy(samples.astype(np.float32) / scale), count, crop))[None, None]
+    wave = samples.to(torch.float32) / (32768.0 if dtype == "int16" else 1.0)
+    if float(wave.abs().max()) > 2:  # resampling overshoots 1 by a little
+        raise DataError(
+            f"{name}: got samples from {float(wave.min()):.4g} to {float(wave.max()):.4g}, expected floats within -1 "
+            "and 1; divide them by the greatest of their type"
+        )
+    return mfcc(cut(wave, count, crop))[None, None]

@@ -18,6 +18,7 @@ from torchvision.datasets import CIFAR100
 from kshot import ClassificationTasks, Pool
 from kshot.data import pictures
 from kshot.data.folder_tasks import make_pool
+from kshot.data.folders import reads
 from kshot.data.tables import Made, Table, cache_folder, open_or_build
 from kshot.errors import DataError
 from kshot.preparing import Preparation
@@ -128,6 +129,7 @@ def pools(table: Table) -> dict[str, Pool]:
     return {split: make_pool(x, {name: rows[name] for name in names}, (0.0, 1.0)) for split, names in SPLITS.items()}
 
 
+@reads(pictures.formats)
 def prepare(raw: Any) -> Tensor:
     """Make inputs [n, 3, 32, 32] of a user's own pictures; one that isn't square is cut to its middle square.
 

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from kshot.data import pictures
+from kshot.data.folders import reads
 
 Fit = Literal["squeeze", "crop", "pad"]
 Mode = Literal["L", "RGB"]
@@ -50,7 +51,7 @@ class Form:
         Raises:
             DataError: it can't be read, or its values have no known range. The message names it.
         """
-        return self.pixels(pictures.read(path, least=max(self.size)))[None]
+        return pictures.decode(path, self.pixels, least=max(self.size))[None]
 
     def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
         """Return an opaque image of 8 bits per channel as [C, h, w]."""
@@ -87,6 +88,7 @@ def prepare(raw: Any, form: Form) -> Tensor:
     return pictures.inputs(raw, form.pixels, form.shape, who="imagefolder")
 
 
+@reads(pictures.formats)
 def prepare_as(raw: Any, *, mode: Mode, size: tuple[int, int], fit: Fit) -> Tensor:
     """Call ``prepare`` with a form given by its fields, plain values that a run can store."""
     return prepare(raw, Form(mode, size, fit))

@@ -20,6 +20,7 @@ from pathlib import Path
 from PIL import Image
 
 from kshot.data.archives import Archive
+from kshot.data.files import check_regular
 from kshot.errors import DataError
 
 EX_DATAERR = 65
@@ -71,12 +72,14 @@ def decode(job: Job, size: int) -> bytes:
                 archive = stack.enter_context(Archive(folder, largest=LARGEST, what="a drawing"))
             for name in names:
                 try:
+                    if archive is None:
+                        check_regular(folder / name, "a drawing")
                     data = archive.read(name) if archive else (folder / name).read_bytes()
                     with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
                         pixels.append(ink(image, size))
-                except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-                    if isinstance(error, DataError):  # the archive's, which names the drawing too
-                        raise
+                except (DataError, MemoryError):  # the archive's error names the drawing too
+                    raise
+                except Exception as error:  # on damaged bytes, Pillow raises errors of many types
                     raise DataError(
                         f"{place}: got the drawing {name}, which can't be decoded ({type(error).__name__}: {error}), "
                         "expected a complete PNG picture; fetch the file again"

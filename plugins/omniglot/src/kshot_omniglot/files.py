@@ -181,7 +181,7 @@ def _folder_entries(path: Path) -> Iterator[_Entry]:
     for relative, entry in _walk(path, ""):
         if _is_drawing(relative):
             stat = entry.stat()
-            version = f"{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
+            version = f"{stat.st_size}:{entry.inode()}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
             yield (*_match(path, relative), relative, version)
 
 

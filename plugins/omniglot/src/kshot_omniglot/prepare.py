@@ -10,9 +10,11 @@ from PIL import Image
 from torch import Tensor
 
 from kshot.data import pictures
+from kshot.data.folders import reads
 from kshot_omniglot.decode import ink
 
 
+@reads(pictures.formats)
 def prepare(raw: Any, size: int) -> Tensor:
     """Make inputs [n, 1, size, size], ink 1 on paper 0, of pictures of dark ink on light paper.
 

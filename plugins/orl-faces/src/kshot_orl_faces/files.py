@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from kshot.data.archives import Archive, check_size, is_left_by_macos
+from kshot.data.files import check_regular
 from kshot.errors import DataError
 
 ARCHIVE = "att_faces.zip"
@@ -92,6 +93,7 @@ def _folder(folder: Path) -> Iterator[tuple[str, int, bytes]]:
         if not _is_picture(name):
             continue
         try:
+            check_regular(path, "a picture")
             check_size(f"{folder}: {name}", os.stat(path).st_size, _LARGEST, "a picture")
             yield (*_match(folder, name), path.read_bytes())
         except OSError as error:

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from kshot.data import pictures
+from kshot.data.folders import reads
 from kshot.errors import DataError
 
 HEIGHT, WIDTH = 112, 92
@@ -44,7 +45,7 @@ def _grey(data: bytes, name: str) -> NDArray[np.uint8]:
         with Image.open(io.BytesIO(data), formats=("PPM",)) as image:
             form = (image.mode, image.size)
             pixels = np.asarray(image) if form == ("L", (WIDTH, HEIGHT)) else None
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except Exception as error:  # on damaged bytes, Pillow raises errors of many types
         raise DataError(
             f"{name}: got a file that can't be decoded ({type(error).__name__}: {error}), expected a complete PGM "
             "picture; fetch it again"
@@ -77,6 +78,7 @@ def table(pixels: NDArray[np.uint8], size: Size) -> Tensor:
     return torch.from_numpy(np.stack([resized(Image.fromarray(p), size) for p in pixels])[:, None])
 
 
+@reads(pictures.formats)
 def prepare(raw: Any, size: Size) -> Tensor:
     """Make inputs [n, 1, *size] of pictures of faces, black 0 and white 1.
 

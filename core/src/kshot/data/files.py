@@ -1,0 +1,44 @@
+"""Check what a path is before it is opened for reading.
+
+This module imports neither torch nor numpy, so that a worker process that uses it starts quickly.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from kshot.errors import DataError
+
+_KINDS = (
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def check_regular(path: Path | str, what: str = "a file") -> None:
+    """Raise DataError if a path is a pipe, a socket or a device: reading one may wait or go on for ever.
+
+    A missing path and a folder are left to whoever opens the path, because opening them fails at once.
+
+    Args:
+        path: the path.
+        what: what is expected, in words for messages, such as ``"an image"``.
+
+    Raises:
+        DataError: it is something else than a file or a folder. The message names it.
+
+    Example:
+        >>> check_regular(os.devnull)
+        Traceback (most recent call last):
+        kshot.errors.DataError: /dev/null: got a device, expected a file; give a regular file or remove it
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return
+    if kind := next((name for test, name in _KINDS if test(mode)), None):
+        raise DataError(f"{path}: got {kind}, expected {what}; give a regular file or remove it")
