@@ -91,10 +91,10 @@ def named(name: Path | str) -> Iterator[None]:
 
     Example:
         >>> with named("a.png"):
-        ...     Image.new("L", (1, 1)).convert("no mode")
+        ...     raise ValueError("cut off")
         Traceback (most recent call last):
-        kshot.errors.DataError: a.png: got a file that can't be read as an image (ValueError: conversion from L to \
-no mode not supported), expected an image; fix or remove it
+        kshot.errors.DataError: a.png: got a file that can't be read as an image (ValueError: cut off), expected an \
+image; fix or remove it
     """
     try:
         yield
