@@ -134,8 +134,8 @@ def folded(net: nn.Module) -> nn.Module:
     """Return a net for evaluation in which each convolution includes the batch norm layer that follows it.
 
     It computes the same function up to rounding and is about a tenth faster. Gradients do not reach the parameters of
-    ``net`` through it. Only layers that follow each other in an ``nn.Sequential`` are folded; all others are shared
-    with ``net``.
+    ``net`` through it. Only layers that follow each other in an ``nn.Sequential`` are folded, and only if nothing
+    about them or the ``nn.Sequential`` is unusual: see ``is_plain``. All other layers are shared with ``net``.
 
     Args:
         net: a net in evaluation mode. It is not changed.
@@ -145,17 +145,60 @@ def folded(net: nn.Module) -> nn.Module:
         >>> [type(layer).__name__ for layer in folded(net)]
         ['Conv2d', 'ReLU']
     """
-    if not isinstance(net, nn.Sequential):
+    # A subclass of nn.Sequential may compute anything, so it stays one layer of the folded net.
+    if not is_plain(net, nn.Sequential):
         return net
-    layers: list[nn.Module] = []
-    for layer in map(folded, net):
+    layers: list[Any] = []
+    sequence: Any = net  # iterating yields a layer that is used twice twice, which ``children`` does not
+    for child in sequence:
+        layer: Any = folded(child)
         before = layers[-1] if layers else None
-        if isinstance(before, nn.Conv2d) and isinstance(layer, nn.BatchNorm2d) and layer.track_running_stats:
+        if before is not None and _can_fold(before, layer):
             fused = fuse_conv_bn_eval(before, layer)
             layers[-1] = fused.to(memory_format=torch.channels_last) if is_channels_last(before.weight) else fused
         else:
             layers.append(layer)
     return nn.Sequential(*layers)
+
+
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Return whether a module is exactly of the class ``kind`` and computes what this class computes.
+
+    This is not so for subclasses, which parametrisations (weight norm, spectral norm) create too, nor if the module
+    has hooks (which pruning and the older ``weight_norm`` use), a method that was replaced on the instance, a compiled
+    call, or something else than ordinary parameters, such as the tensors of ``torch.func.functional_call``.
+
+    Example:
+        >>> is_plain(nn.Linear(2, 2), nn.Linear), is_plain(nn.Linear(2, 2), nn.Module)
+        (True, False)
+    """
+    return (
+        type(module) is kind
+        and not any(vars(module).get(hooks) for hooks in _HOOKS)
+        and not torch.nn.modules.module._has_any_global_hook()
+        and getattr(module, "_compiled_call_impl", None) is None
+        and not any(callable(getattr(kind, name, None)) for name in vars(module))
+        and all(type(p) is nn.Parameter for p in module._parameters.values() if p is not None)
+    )
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _can_fold(convolution: Any, norm: Any) -> bool:
+    """Return whether ``norm`` is a batch norm in evaluation mode that can be folded into ``convolution`` before it."""
+    if not is_plain(convolution, nn.Conv2d) or not is_plain(norm, nn.BatchNorm2d):
+        return False
+    # Without running statistics, or in training mode, the layer normalises by the statistics of its inputs.
+    if norm.training or convolution.training or norm.running_mean is None or norm.running_var is None:
+        return False
+    tensors = [*convolution.parameters(), *norm.parameters(), norm.running_mean, norm.running_var]
+    return bool(
+        len({(t.dtype, t.device) for t in tensors}) == 1
+        and convolution.weight.is_floating_point()
+        and set(convolution._parameters) == {"weight", "bias"}
+        and convolution.out_channels == norm.num_features
+    )
 
 
 def is_channels_last(weight: Tensor) -> bool:
