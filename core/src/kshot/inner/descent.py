@@ -231,6 +231,8 @@ def check_descent(losses: Tensor, who: str, origin: Origin | None = None) -> Non
 def keep_buffers(module: nn.Module, state: State) -> None:
     """Set the module's floating-point buffers, such as running statistics, to the mean over the tasks.
 
+    Other buffers, which are counters and flags, become those of the first task.
+
     Args:
         module: changed in place.
         state: with ``buffers`` [B, *] of the same names.
@@ -243,5 +245,5 @@ def keep_buffers(module: nn.Module, state: State) -> None:
         tensor([2.])
     """
     for name, buffer in module.named_buffers():
-        if buffer.is_floating_point():
-            buffer.copy_(state.buffers[name].mean(0))
+        values = state.buffers[name]
+        buffer.copy_(values.mean(0) if buffer.is_floating_point() else values[0])

@@ -20,13 +20,15 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from kshot.errors import OptionError
 
 Normalisation = Literal["inductive", "support", "transductive"]
 
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+BATCH_NORMS = (_BatchNorm,)
+"""The base class of torch's batch norm layers, lazily initialised and synchronised ones among them."""
 
 
 def check_policy(owner: str, normalisation: str) -> None:
@@ -48,7 +50,7 @@ def check_policy(owner: str, normalisation: str) -> None:
         )
 
 
-def batch_norms(module: nn.Module) -> list[nn.Module]:
+def batch_norms(module: nn.Module) -> list[Any]:
     """List the batch norm layers of a module.
 
     Example:
@@ -237,8 +239,8 @@ def with_statistics_of(net: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Ten
 def per_episode_statistics(net: nn.Module, x: Tensor) -> Tensor:
     """Apply a net in training to B episodes, and normalise each episode by its own statistics.
 
-    The running statistics move once, by the mean over the B episodes. So the result does not depend on how a meta-batch
-    is divided into chunks.
+    The running statistics move once, by the mean over the B episodes, and counters count once. So the result does not
+    depend on how a meta-batch is divided into chunks.
 
     Args:
         net: a net in training mode.
@@ -256,16 +258,28 @@ def per_episode_statistics(net: nn.Module, x: Tensor) -> Tensor:
     if len(x) == 1:
         out: Tensor = net(x[0])
         return out[None]
-    own = running_buffers(net)
-    total = {name: torch.zeros_like(b) for name, b in own.items()}
+    start = {name: b.clone() for name, b in net.named_buffers()}
+    running = running_buffers(net)
+    moved = {name: torch.zeros_like(b) for name, b in start.items()}
     outs = []
-    for episode in x:
-        # Each episode starts from its own copy of the running statistics, because autograd keeps those it was given.
-        copies = {name: b.clone() for name, b in own.items()}
+    for number, episode in enumerate(x):
+        # Each episode starts from its own copy of all buffers, because autograd keeps those it was given.
+        copies = {name: b.clone() for name, b in start.items()}
         outs.append(functional_call(net, copies, (episode,)))
         for name, b in copies.items():
-            total[name] += b
-    # One move of the running statistics: to the mean of the B copies.
-    for name, b in own.items():
-        b.copy_(total[name] / len(x))
+            if name in running:
+                moved[name] += b.detach()
+            elif b.is_floating_point():
+                moved[name] += torch.where(b == start[name], 0, b - start[name]).detach()  # a constant may be infinite
+            elif number == 0:
+                moved[name] = b
+    # One move of the buffers: running statistics to the mean of the B copies, others by the mean of their B moves, and
+    # counters, such as the number of batches that a cumulative mean (momentum=None) divides by, as in one episode.
+    for name, b in net.named_buffers():
+        if name in running:
+            b.copy_(moved[name] / len(x))
+        elif b.is_floating_point():
+            b.add_(moved[name] / len(x))
+        else:
+            b.copy_(moved[name])
     return torch.stack(outs)
