@@ -49,6 +49,9 @@ def test_precision_reaches_the_encoder_and_the_result(precision, dtype):
     """Autocast wraps ``meta_gradient`` and ``adapt`` from outside; losses and scores are float32."""
     engine = Engine(Means(), images(), backend=Cpu(precision=precision))
     assert engine.train(2)["loss"] > 0
+    assert engine.learner.seen == {dtype}
+    engine.evaluate(2)  # before the first one, the learner is tried in full precision
+    engine.learner.seen.clear()
     assert engine.evaluate(2).backend["precision"] == precision
     assert engine.learner.seen == {dtype}
 

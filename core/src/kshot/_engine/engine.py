@@ -34,7 +34,6 @@ from kshot.checks import check
 from kshot.episode import Episode
 from kshot.errors import OptionError, RunError
 from kshot.kinds import KINDS
-from kshot.nn.dependence import check_queries
 from kshot.protocols import Backend, TaskDistribution
 from kshot.randomness import as_seed
 from kshot.spec import Training
@@ -257,7 +256,6 @@ class Engine:
             raise OptionError(f"evaluate: got episodes={episodes}, expected at least 1")
         started = time.perf_counter()
         first = self.enter(used, split, 1)
-        check_queries(learner, self.backend.place(first), used.spec.kind)
         batches = batches_of(episodes, first, used, batch)
         if world.size > 1:
             asked = {"split": split, "episodes": episodes, "batch": batch, "perturbed": perturb is not None}

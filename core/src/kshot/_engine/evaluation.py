@@ -18,6 +18,7 @@ from kshot._engine.provenance import describe, initial_seed, versions
 from kshot._engine.result import Result
 from kshot.episode import Episode, Examples, Predictor
 from kshot.kinds import KINDS
+from kshot.nn.dependence import check_queries
 from kshot.protocols import Backend, EngineView, TaskDistribution, World
 from kshot.registry import rebuild
 from kshot.spec import TaskSpec
@@ -73,6 +74,7 @@ def evaluated(
     was_training = learner.training
     learner.eval()
     try:
+        check_queries(learner, backend.place(tasks.sample(split, batches[0][:1])), tasks.spec.kind)
         for done, scores in score_episodes(learner, tasks, split, batches[world.rank :: world.size], backend, perturb):
             mine.append(scores)
             progress(done)

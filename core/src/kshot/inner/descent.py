@@ -133,12 +133,15 @@ def sgd(lr: float | Tensor | Tensors) -> Update:
         >>> sgd(0.1)({"theta": torch.tensor(1.0)}, {"theta": torch.tensor(5.0)}, None)
         ({'theta': tensor(0.5000)}, None)
     """
+    return partial(_sgd_step, lr)
 
-    def update(parameters: Tensors, gradients: Tensors, memory: Any) -> tuple[Tensors, Any]:
-        rates = lr if isinstance(lr, Mapping) else dict.fromkeys(gradients, lr)
-        return {n: p - rates[n] * gradients[n] for n, p in parameters.items()}, memory
 
-    return update
+def _sgd_step(
+    lr: float | Tensor | Tensors, parameters: Tensors, gradients: Tensors, memory: Any
+) -> tuple[Tensors, Any]:
+    """Take the step of ``sgd``. As a function of a module, it can be pickled with the learner that keeps the rule."""
+    rates = lr if isinstance(lr, Mapping) else dict.fromkeys(gradients, lr)
+    return {n: p - rates[n] * gradients[n] for n, p in parameters.items()}, memory
 
 
 def take_steps(
