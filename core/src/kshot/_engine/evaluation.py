@@ -44,6 +44,7 @@ def score_episodes(
     score = KINDS[tasks.spec.kind].score
     for indices in batches:
         episode: Episode = backend.place(tasks.sample(split, indices))
+        check_queries(learner, episode, tasks.spec.kind)  # once for each learner
         with torch.no_grad(), backend.autocast():
             predictor = learner.adapt(episode.for_adapting(learner.needs.queries))
             if perturb is not None:
@@ -74,7 +75,6 @@ def evaluated(
     was_training = learner.training
     learner.eval()
     try:
-        check_queries(learner, backend.place(tasks.sample(split, batches[0][:1])), tasks.spec.kind)
         for done, scores in score_episodes(learner, tasks, split, batches[world.rank :: world.size], backend, perturb):
             mine.append(scores)
             progress(done)

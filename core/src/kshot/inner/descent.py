@@ -248,5 +248,7 @@ def keep_buffers(module: nn.Module, state: State) -> None:
         tensor([2.])
     """
     for name, buffer in module.named_buffers():
-        values = state.buffers[name]
-        buffer.copy_(values.mean(0) if buffer.is_floating_point() else values[0])
+        if buffer.is_floating_point():
+            buffer.copy_(state.buffers[name].mean(0))
+        elif name in state.buffers:
+            buffer.copy_(state.buffers[name][0])

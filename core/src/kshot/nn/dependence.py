@@ -12,12 +12,13 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import attrs
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.dropout import _DropoutNd
 
-from kshot.episode import Episode
+from kshot.episode import Episode, map_tensors
 from kshot.errors import MisfitError
 from kshot.nn.normalisation import batch_norms, evaluating, is_plain
 
@@ -97,12 +98,12 @@ _TRIED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 def check_queries(learner: Any, episodes: Episode, kind: str) -> None:
     """Check that queries do not affect each other if a learner says so, once for each learner.
 
-    The learner adapts to the episodes and predicts their first queries together with the others and alone, in full
+    The learner adapts to the first episode and predicts its first query together with the others and alone, in full
     precision. It is not changed, nor is torch's global random state.
 
     Args:
         learner: satisfies ``kshot.protocols.Learner``.
-        episodes: on the learner's device; one is enough.
+        episodes: on the learner's device.
         kind: of the tasks. Only in classification and regression has each query a meaning without the others.
 
     Raises:
@@ -117,7 +118,9 @@ def check_queries(learner: Any, episodes: Episode, kind: str) -> None:
         return
     if episodes.query.x.shape[1] < 2:
         return
-    x = episodes.query.x
+    # The origin, which is no tensor, has the numbers of all episodes.
+    first = map_tensors(lambda t: t[:1], attrs.evolve(episodes, origin=None))
+    x = first.query.x
 
     def predicted(inputs: Tensor, predict: Callable[[Tensor], Tensor], seed: int) -> Tensor:
         torch.manual_seed(seed)
@@ -130,7 +133,7 @@ def check_queries(learner: Any, episodes: Episode, kind: str) -> None:
         torch.autocast(device.type, enabled=False),
         evaluating(learner),
     ):
-        predict = learner.adapt(episodes.for_adapting("independent"))
+        predict = learner.adapt(first.for_adapting("independent"))
         together, alone = predicted(x, predict, 0), predicted(x[:, :1], predict, 0)
         # A learner that draws random numbers while predicting differs from itself too: that is another fault.
         if differ(together[:, :1], alone) and torch.equal(together, predicted(x, predict, 1)):

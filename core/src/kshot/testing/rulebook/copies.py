@@ -12,6 +12,7 @@ from torch import nn
 
 from kshot.testing.cases import Case
 from kshot.testing.compare import difference, gap
+from kshot.testing.other_process import importable as buildable
 from kshot.testing.outer_steps import gradient
 from kshot.testing.rulebook.learner_rule import learner_rule
 from kshot.testing.rulebook.memories import memory_rule, run
@@ -20,15 +21,16 @@ from kshot.testing.rulebook.task_rule import observed, tasks_rule
 from kshot.testing.subjects import MemorySubject, TasksSubject
 
 
-def copies_of(component: Any, when: str) -> Iterator[tuple[str, Any]]:
+def copies_of(component: Any, when: str, pickled: bool = True) -> Iterator[tuple[str, Any]]:
     """Yield what the copy is and the copy itself: deep, and pickled if the classes can be imported.
 
     Args:
         component: what to copy.
         when: before or after use, for the message.
+        pickled: whether to pickle it too.
     """
     ways: dict[str, Callable[[Any], Any]] = {"deep-copied": copy.deepcopy}
-    if importable(component):
+    if pickled and importable(component):
         ways["pickled"] = lambda value: pickle.loads(pickle.dumps(value))
     for what, way in ways.items():
         try:
@@ -92,11 +94,13 @@ def copies_read_alike(subject: MemorySubject) -> None:
 @tasks_rule()
 def copies_sample_alike(subject: TasksSubject) -> None:
     """Tasks can be pickled and deep-copied, before and after an episode was sampled, and the copy has the same
-    episodes.
+    episodes. Tasks that another process can't build, because they were given built or by a local factory, are only
+    copied: they may contain local functions of the user's.
     """
+    pickled = buildable(subject.source) is None
     tasks = subject.tasks if subject.source.is_built else subject.source.build()
     split = subject.spec.splits[0]
     for when in ("before use", "after use"):
-        for what, other in copies_of(tasks, when):
+        for what, other in copies_of(tasks, when, pickled):
             if where := difference(observed(subject, split, [0], tasks), observed(subject, split, [0], other)):
                 broken(f"got another episode 0 of split {split!r} from tasks {what}, expected the same: {where}")
