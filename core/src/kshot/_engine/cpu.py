@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from kshot.episode import Episode, map_tensors
 from kshot.errors import OptionError
 from kshot.protocols import World
 
@@ -74,10 +75,13 @@ class Cpu:
         self.keep_freed_memory = keep_freed_memory and keep_freed_blocks()
 
     def place(self, x: T) -> T:
-        """Return ``x`` as it is; the convolution weights of a module take the memory format in place.
+        """Return ``x`` with the same numbers; the convolution weights of a module take the memory format in place.
 
         The first module settles the precision ``auto``, and each module the memory format ``auto`` for itself.
         """
+        if isinstance(x, Episode) and self.memory_format == "contiguous" and not _contiguous(x):
+            # Images that are channels-last would make a net compute in this format, whatever that of its weights.
+            return map_tensors(lambda t: t.contiguous() if t.ndim == 5 else t, x)
         if not isinstance(x, nn.Module):
             return x
         if self.precision == "auto":
@@ -102,6 +106,11 @@ class Cpu:
             "threads": torch.get_num_threads(),
             "keep_freed_memory": self.keep_freed_memory,
         }
+
+
+def _contiguous(episodes: Episode) -> bool:
+    """Return whether the images of support and queries are contiguous, so that nothing need be copied."""
+    return all(t.ndim != 5 or t.is_contiguous() for t in (episodes.support.x, episodes.query.x))
 
 
 def has_bfloat16() -> bool:

@@ -34,8 +34,8 @@ INDEPENDENT = (
 def depends_on_batch(net: nn.Module, input_shape: tuple[int, ...], *, training: bool) -> bool:
     """Return whether the outputs for two examples change when two others are beside them.
 
-    The net's tensors and modes are not changed, nor is torch's global random state. Nets that draw random numbers can't be tried in this
-    way, nor those that raise an exception for random inputs; the answer is then False.
+    The net's tensors and modes are not changed, nor is torch's global random state. Nets that draw random numbers can't
+    be tried in this way, nor those that raise an exception for random inputs; the answer is then False.
 
     Args:
         net: from examples [n, *input] to [n, ...].
