@@ -184,7 +184,7 @@ BROKEN: list[tuple[str, Any, set[str]]] = [
     ("batch-equals-singles", Mixing, set()),
     ("copies-read-alike", Unpicklable, set()),
     ("fresh-initial-state", Remembering, {"batch-equals-singles", "deterministic"}),
-    ("deterministic", RandomReads, {"state-round-trips", "batch-equals-singles"}),
+    ("deterministic", RandomReads, {"state-round-trips", "batch-equals-singles", "copies-read-alike"}),
     ("gradients-flow", Detached, {"stays-finite"}),
     ("stays-finite", Overflowing, set()),
     ("weights-are-of-heads", FlatWeights, set()),
