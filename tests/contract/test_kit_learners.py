@@ -368,6 +368,21 @@ class SecretlyJoint(NearestMean):
         return lambda x: self.logits(support, x - x.mean(1, keepdim=True))
 
 
+class OtherWithoutGradients(NearestMean):
+    """Has a path for evaluation that computes another function."""
+
+    def adapt(self, support: Support) -> Callable[[Tensor], Tensor]:
+        return lambda x: self.logits(support, x) * (2.0 if torch.is_grad_enabled() else 1.0)
+
+
+class Unpicklable(NearestMean):
+    """Remembers a local function after it was used."""
+
+    def adapt(self, support: Support) -> Callable[[Tensor], Tensor]:
+        self.last = lambda x: self.logits(support, x)
+        return self.last
+
+
 class Positional(NearestMean):
     """Lets a query's prediction depend on its position."""
 
@@ -604,6 +619,8 @@ BROKEN: list[tuple[str, Any, Any, set[str]]] = [
     ("deterministic", Unseeded, SAMPLE, set()),
     ("query-permutation", SecretlyJoint, SAMPLE, set()),
     ("query-permutation", Positional, SAMPLE, set()),
+    ("gradients-do-not-change-predictions", OtherWithoutGradients, SAMPLE, set()),
+    ("copies-predict-alike", Unpicklable, SAMPLE, set()),
     ("batch-equals-singles", NormalisedOverTasks, SAMPLE, set()),
     ("batch-equals-singles", Summed, SAMPLE, set()),
     ("gradient-accumulates", Overwriting, SAMPLE, set()),

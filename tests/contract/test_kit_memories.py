@@ -100,6 +100,14 @@ class Growing(Slots):
         return reads, {**new, "past": torch.cat([state["past"], reads[:, None]], 1)}
 
 
+class Unpicklable(Slots):
+    """Keeps a local function."""
+
+    def __init__(self, slots: int, width: int, reads: int) -> None:
+        super().__init__(slots, width, reads)
+        self.squash = lambda x: x.tanh()
+
+
 class Mixing(Slots):
     """Centres reads over the batch."""
 
@@ -174,8 +182,9 @@ BROKEN: list[tuple[str, Any, set[str]]] = [
     ("sizes-are-true", MoreThanItSays, set()),
     ("sizes-are-true", Growing, set()),
     ("batch-equals-singles", Mixing, set()),
+    ("copies-read-alike", Unpicklable, set()),
     ("fresh-initial-state", Remembering, {"batch-equals-singles", "deterministic"}),
-    ("deterministic", RandomReads, {"state-round-trips", "batch-equals-singles"}),
+    ("deterministic", RandomReads, {"state-round-trips", "batch-equals-singles", "copies-read-alike"}),
     ("gradients-flow", Detached, {"stays-finite"}),
     ("stays-finite", Overflowing, set()),
     ("weights-are-of-heads", FlatWeights, set()),

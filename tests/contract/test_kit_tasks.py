@@ -180,6 +180,14 @@ class AnySplit(Spoilt):
         return super().sample(split if split in self.spec.splits else "train", indices)
 
 
+class Unpicklable(Spoilt):
+    """Remembers a local function after it was used."""
+
+    def sample(self, split: str, indices: Sequence[int]) -> Episode:
+        self.again = lambda: self.sample(split, indices)
+        return super().sample(split, indices)
+
+
 class KeyErrors(Spoilt):
     """Raises KeyError for an unknown split."""
 
@@ -429,6 +437,7 @@ BROKEN: list[tuple[str, Any, set[str]]] = [
     ("preparation-travels", Nowhere, set()),
     ("preparation-travels", Foreign, set()),
     ("unknown-split-refused", AnySplit, set()),
+    ("copies-sample-alike", Unpicklable, set()),
     ("unknown-split-refused", KeyErrors, set()),
     ("mixed-blocks-refused", Padding, set()),
     ("spec-is-true", Wider, set()),

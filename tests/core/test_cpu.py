@@ -49,6 +49,9 @@ def test_precision_reaches_the_encoder_and_the_result(precision, dtype):
     """Autocast wraps ``meta_gradient`` and ``adapt`` from outside; losses and scores are float32."""
     engine = Engine(Means(), images(), backend=Cpu(precision=precision))
     assert engine.train(2)["loss"] > 0
+    assert engine.learner.seen == {dtype}
+    engine.evaluate(2)  # before the first one, the learner is tried in full precision
+    engine.learner.seen.clear()
     assert engine.evaluate(2).backend["precision"] == precision
     assert engine.learner.seen == {dtype}
 
@@ -80,6 +83,41 @@ def test_channels_last_restrides_weights_in_place():
             assert p.stride()[1] == 1
     contiguous = Cpu(memory_format="contiguous").place(conv4((3, 28, 28)))
     assert contiguous[0][0].weight.stride() == (27, 9, 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("net", "precision", "expected"),
+    [
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), "float32", "contiguous"),
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4)), "float32", "contiguous"),
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), "bfloat16", "channels_last"),
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), "float32", "channels_last"),
+    ],
+)
+def test_auto_memory_format_is_the_fast_one_unless_it_costs_digits(net, precision, expected):
+    """Each module is judged by itself: a backend that placed another before keeps no format."""
+    backend = Cpu(precision=precision)
+    assert backend.describe()["memory_format"] == "auto"
+    backend.place(nn.Conv2d(1, 1, 1))
+    backend.place(net.to(memory_format=torch.channels_last))
+    assert backend.describe()["memory_format"] == expected
+    assert net[0].weight.is_contiguous(memory_format=torch.channels_last) is (expected == "channels_last")
+
+
+@pytest.mark.parametrize("laid_out", [torch.contiguous_format, torch.channels_last])
+def test_batch_statistics_have_the_digits_of_float32(laid_out):
+    """Drawings are nearly constant, and a sum in single precision then loses most digits of a channel's variance."""
+    torch.manual_seed(0)
+    images = (torch.rand(200, 3, 28, 28) < 0.05).float().to(memory_format=laid_out)
+    y = torch.arange(100)[None]
+    support, query = kshot.Support(images[None, :100], y, way=100), kshot.Examples(images[None, 100:], y)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8, momentum=1.0), nn.Flatten())
+    exact = net[0].double()(images.double()).var((0, 2, 3))
+    backend = Cpu(precision="float32")
+    learner = backend.place(encoder(net.float(), (3, 28, 28)).train())
+    episode = backend.place(kshot.Episode(support, query, origin=None))
+    learner(torch.cat([episode.support.x, episode.query.x], 1))
+    torch.testing.assert_close(net[1].running_var.double(), exact, rtol=1e-5, atol=0)
 
 
 def test_threads_are_set_and_recorded():

@@ -21,6 +21,7 @@ from kshot._engine.provenance import describe, initial_seed, versions
 from kshot._engine.result import Result
 from kshot.episode import Episode, Examples, Predictor
 from kshot.kinds import KINDS
+from kshot.nn.dependence import check_queries
 from kshot.protocols import Backend, EngineView, TaskDistribution, World
 from kshot.registry import rebuild
 from kshot.spec import TaskSpec
@@ -49,6 +50,7 @@ def score_episodes(
     score = KINDS[tasks.spec.kind].score
     for indices in batches:
         episode: Episode = backend.place(tasks.sample(split, indices))
+        check_queries(learner, episode, tasks.spec.kind)  # once for each learner
         with torch.no_grad(), backend.autocast():
             # 1. Adapt: what the learner gets has no query labels in it.
             predictor = learner.adapt(episode.for_adapting(learner.needs.queries))

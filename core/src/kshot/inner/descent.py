@@ -133,12 +133,15 @@ def sgd(lr: float | Tensor | Tensors) -> Update:
         >>> sgd(0.1)({"theta": torch.tensor(1.0)}, {"theta": torch.tensor(5.0)}, None)
         ({'theta': tensor(0.5000)}, None)
     """
+    return partial(_sgd_step, lr)
 
-    def update(parameters: Tensors, gradients: Tensors, memory: Any) -> tuple[Tensors, Any]:
-        rates = lr if isinstance(lr, Mapping) else dict.fromkeys(gradients, lr)
-        return {n: p - rates[n] * gradients[n] for n, p in parameters.items()}, memory
 
-    return update
+def _sgd_step(
+    lr: float | Tensor | Tensors, parameters: Tensors, gradients: Tensors, memory: Any
+) -> tuple[Tensors, Any]:
+    """Take the step of ``sgd``. As a function of a module, it can be pickled with the learner that keeps the rule."""
+    rates = lr if isinstance(lr, Mapping) else dict.fromkeys(gradients, lr)
+    return {n: p - rates[n] * gradients[n] for n, p in parameters.items()}, memory
 
 
 def take_steps(
@@ -231,6 +234,8 @@ def check_descent(losses: Tensor, who: str, origin: Origin | None = None) -> Non
 def keep_buffers(module: nn.Module, state: State) -> None:
     """Set the module's floating-point buffers, such as running statistics, to the mean over the tasks.
 
+    Other buffers, which are counters and flags, become those of the first task.
+
     Args:
         module: changed in place.
         state: with ``buffers`` [B, *] of the same names.
@@ -245,3 +250,5 @@ def keep_buffers(module: nn.Module, state: State) -> None:
     for name, buffer in module.named_buffers():
         if buffer.is_floating_point():
             buffer.copy_(state.buffers[name].mean(0))
+        elif name in state.buffers:
+            buffer.copy_(state.buffers[name][0])

@@ -148,6 +148,10 @@ class Lift:
         self.strategy, self.chunk = strategy, chunk
         self._chosen: dict[Any, Choice] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is copied and pickled: not the choices, whose keys are code and which are made again alike."""
+        return {**vars(self), "_chosen": {}}
+
     def map(self, function: Callable[..., Any], state: State, *values: Any) -> Any:
         """Return ``function(state, *values)`` of every task, stacked: each tensor of the result begins with B.
 
@@ -217,7 +221,7 @@ class Lift:
         else:
             dims = 0
         # The choice is made once for each function and each set of shapes, on the first task.
-        key = (function.__code__, torch.is_grad_enabled(), _shapes(state), _shapes(values))
+        key = (_code(function), torch.is_grad_enabled(), _shapes(state), _shapes(values))
         if key not in self._chosen:
             self._chosen[key] = self._choose(function, state, dims, values)
         first = 0
@@ -256,12 +260,12 @@ class Lift:
         """Raise if the strategy is ``vmap``, or if the function fails on one task too; otherwise warn."""
         if self.strategy == "vmap":
             raise TrainingError(
-                f"Lift: got {function.__qualname__}, which vmap can't run for several tasks at once ({error}), "
+                f"Lift: got {_name(function)}, which vmap can't run for several tasks at once ({error}), "
                 "expected a function that it can; use strategy='loop'"
             ) from error
         alone()  # if the function itself is wrong, its own exception propagates
         warnings.warn(
-            f"Lift: vmap can't run {function.__qualname__} for several tasks at once ({str(error).splitlines()[0]}); "
+            f"Lift: vmap can't run {_name(function)} for several tasks at once ({str(error).splitlines()[0]}); "
             "the tasks run one after another, which is slower for small nets",
             stacklevel=4,
         )
@@ -343,6 +347,18 @@ class Rows:
         for room, rows in zip(pytree.tree_leaves(self.joined), pytree.tree_leaves(chunk), strict=True):
             room[self.done : self.done + count] = rows
         self.done += count
+
+
+def _code(function: Any) -> Any:
+    """Return the code of a function, a method, a partial or a callable object, the same at every call of it."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", type(function))
+
+
+def _name(function: Any) -> str:
+    """Return the name of a function for a message."""
+    return str(getattr(getattr(function, "func", function), "__qualname__", type(function).__qualname__))
 
 
 def _shapes(value: Any) -> tuple[Any, ...]:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from kshot.errors import DataError, OptionError
+from kshot.nn.examination import examine
 from kshot.nn.normalisation import (
     Normalisation,
-    batch_norms,
     check_policy,
     evaluating,
     folded,
@@ -32,12 +32,17 @@ class Encoder(nn.Module):
     """Embed episodes [B, n, *input] as [B, n, D] by a net that embeds examples [n, *input] as [n, D].
 
     Args:
-        net: any module, without changes. Its batch norm layers, if it has any, follow ``normalisation``.
+        net: any module, without changes. Its batch norm layers, if it has any, follow ``normalisation``. A net that
+            can't follow it, because its outputs always depend on the examples beside it, is refused.
         normalisation: whose statistics normalise which examples at evaluation; see ``kshot.nn.normalisation``.
         input_shape: shape of one input. If it is given, inputs of another shape raise a DataError.
 
+    Attributes:
+        has_batch_norm: whether examples that are computed together normalise each other, at least in training.
+
     Raises:
-        OptionError: the policy of normalisation is unknown.
+        OptionError: the policy of normalisation is unknown, or the net can't follow it.
+        DataError: the net has lazily initialised layers that can't be initialised.
 
     Example:
         >>> encoder = Encoder(nn.Linear(3, 2), input_shape=(3,)).eval()
@@ -59,7 +64,8 @@ class Encoder(nn.Module):
         self.net = net
         self.normalisation = normalisation
         self.input_shape = input_shape
-        self.has_batch_norm = bool(batch_norms(net))
+        statistics = examine("Encoder", net, normalisation, input_shape)
+        self.has_batch_norm, self._always_joint = statistics.of_batch, statistics.always
 
     @property
     def queries(self) -> Literal["independent", "joint"]:
@@ -75,6 +81,8 @@ class Encoder(nn.Module):
         self._check(x)
         if self.training and self.has_batch_norm:
             return per_episode_statistics(self.net, x)
+        if self._always_joint:
+            return torch.stack([self.net(episode) for episode in x])
         out: Tensor = self.net(x.flatten(0, 1))
         return out.view(*x.shape[:2], *out.shape[1:])
 

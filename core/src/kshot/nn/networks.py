@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from kshot.errors import DataError, OptionError
 from kshot.inner import State
 from kshot.nn.encoders import conv4, mlp
-from kshot.nn.normalisation import Normalisation, batch_norms, check_policy, evaluating, own_statistics
+from kshot.nn.examination import examine
+from kshot.nn.normalisation import Normalisation, check_policy, evaluating, own_statistics
 from kshot.spec import TaskSpec, bounds
 
 NetworkChoice = Literal["auto", "conv4", "mlp"] | nn.Module
@@ -36,8 +37,12 @@ class Network(nn.Module):
         normalisation: of the queries, if the net has batch norm layers.
         input_shape: shape of one input. If it is given, inputs of another shape raise a DataError.
 
+    Attributes:
+        has_batch_norm: whether examples that are computed together normalise each other, at least in training.
+
     Raises:
-        OptionError: the policy of normalisation is unknown.
+        OptionError: the policy of normalisation is unknown, or the net can't follow it.
+        DataError: the net has lazily initialised layers that can't be initialised.
 
     Example:
         >>> import torch
@@ -55,7 +60,7 @@ class Network(nn.Module):
         self.net = net
         self.normalisation = normalisation
         self.input_shape = input_shape
-        self.has_batch_norm = bool(batch_norms(net))
+        self.has_batch_norm = examine("Network", net, normalisation, input_shape).of_batch
 
     @property
     def queries(self) -> Literal["independent", "joint"]:
@@ -78,7 +83,7 @@ class Network(nn.Module):
         """
         self._check(x)
         with own_statistics(self.net, momentum=0.0):
-            outputs: Tensor = state.call(self.net, x)
+            outputs: Tensor = self._leaving_buffers(state).call(self.net, x)
         return outputs
 
     def on_query(self, state: State, x: Tensor, support_x: Tensor) -> Tensor:
@@ -98,7 +103,7 @@ class Network(nn.Module):
             outputs = state.call(self.net, x)
         elif self.normalisation == "support":
             # First the support, which replaces (momentum 1) a copy of the running statistics by its own.
-            by_support = State(state.parameters, {n: b.clone() for n, b in state.buffers.items()})
+            by_support = self._leaving_buffers(state)
             with own_statistics(self.net, momentum=1.0):
                 by_support.call(self.net, support_x)
             # Then the queries, normalised by that copy.
@@ -106,7 +111,7 @@ class Network(nn.Module):
                 outputs = by_support.call(self.net, x)
         elif self.normalisation == "transductive":
             with own_statistics(self.net, momentum=0.0):
-                outputs = state.call(self.net, x)
+                outputs = self._leaving_buffers(state).call(self.net, x)
         else:
             outputs = state.call(self.net, x)
         return outputs
@@ -115,6 +120,12 @@ class Network(nn.Module):
         """Compute ``on_query`` in evaluation mode, whatever mode the module is in."""
         with evaluating(self):
             return self.on_query(state, x, support_x)
+
+    def _leaving_buffers(self, state: State) -> State:
+        """Return the state with copies of its buffers, so that what the net writes (counters, too) is dropped."""
+        if not self.has_batch_norm:
+            return state
+        return State(state.parameters, {n: b.clone() for n, b in state.buffers.items()}, state.tasks)
 
     def _check(self, x: Tensor) -> None:
         if self.input_shape is not None and tuple(x.shape[1:]) != self.input_shape:

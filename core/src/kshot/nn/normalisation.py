@@ -20,13 +20,15 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from kshot.errors import OptionError
 
 Normalisation = Literal["inductive", "support", "transductive"]
 
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+BATCH_NORMS = (_BatchNorm,)
+"""The base class of torch's batch norm layers, lazily initialised and synchronised ones among them."""
 
 
 def check_policy(owner: str, normalisation: str) -> None:
@@ -48,7 +50,7 @@ def check_policy(owner: str, normalisation: str) -> None:
         )
 
 
-def batch_norms(module: nn.Module) -> list[nn.Module]:
+def batch_norms(module: nn.Module) -> list[Any]:
     """List the batch norm layers of a module.
 
     Example:
@@ -134,8 +136,8 @@ def folded(net: nn.Module) -> nn.Module:
     """Return a net for evaluation in which each convolution includes the batch norm layer that follows it.
 
     It computes the same function up to rounding and is about a tenth faster. Gradients do not reach the parameters of
-    ``net`` through it. Only layers that follow each other in an ``nn.Sequential`` are folded; all others are shared
-    with ``net``.
+    ``net`` through it. Only layers that follow each other in an ``nn.Sequential`` are folded, and only if nothing
+    about them or the ``nn.Sequential`` is unusual: see ``is_plain``. All other layers are shared with ``net``.
 
     Args:
         net: a net in evaluation mode. It is not changed.
@@ -145,17 +147,60 @@ def folded(net: nn.Module) -> nn.Module:
         >>> [type(layer).__name__ for layer in folded(net)]
         ['Conv2d', 'ReLU']
     """
-    if not isinstance(net, nn.Sequential):
+    # A subclass of nn.Sequential may compute anything, so it stays one layer of the folded net.
+    if not is_plain(net, nn.Sequential):
         return net
-    layers: list[nn.Module] = []
-    for layer in map(folded, net):
+    layers: list[Any] = []
+    sequence: Any = net  # iterating yields a layer that is used twice twice, which ``children`` does not
+    for child in sequence:
+        layer: Any = folded(child)
         before = layers[-1] if layers else None
-        if isinstance(before, nn.Conv2d) and isinstance(layer, nn.BatchNorm2d) and layer.track_running_stats:
+        if before is not None and _can_fold(before, layer):
             fused = fuse_conv_bn_eval(before, layer)
             layers[-1] = fused.to(memory_format=torch.channels_last) if is_channels_last(before.weight) else fused
         else:
             layers.append(layer)
     return nn.Sequential(*layers)
+
+
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Return whether a module is exactly of the class ``kind`` and computes what this class computes.
+
+    This is not so for subclasses, which parametrisations (weight norm, spectral norm) create too, nor if the module
+    has hooks (which pruning and the older ``weight_norm`` use), a method that was replaced on the instance, a compiled
+    call, or something else than ordinary parameters, such as the tensors of ``torch.func.functional_call``.
+
+    Example:
+        >>> is_plain(nn.Linear(2, 2), nn.Linear), is_plain(nn.Linear(2, 2), nn.Module)
+        (True, False)
+    """
+    return (
+        type(module) is kind
+        and not any(vars(module).get(hooks) for hooks in _HOOKS)
+        and not torch.nn.modules.module._has_any_global_hook()
+        and getattr(module, "_compiled_call_impl", None) is None
+        and not any(callable(getattr(kind, name, None)) for name in vars(module))
+        and all(type(p) is nn.Parameter for p in module._parameters.values() if p is not None)
+    )
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _can_fold(convolution: Any, norm: Any) -> bool:
+    """Return whether ``norm`` is a batch norm in evaluation mode that can be folded into ``convolution`` before it."""
+    if not is_plain(convolution, nn.Conv2d) or not is_plain(norm, nn.BatchNorm2d):
+        return False
+    # Without running statistics, or in training mode, the layer normalises by the statistics of its inputs.
+    if norm.training or convolution.training or norm.running_mean is None or norm.running_var is None:
+        return False
+    tensors = [*convolution.parameters(), *norm.parameters(), norm.running_mean, norm.running_var]
+    return bool(
+        len({(t.dtype, t.device) for t in tensors}) == 1
+        and convolution.weight.is_floating_point()
+        and set(convolution._parameters) == {"weight", "bias"}
+        and convolution.out_channels == norm.num_features
+    )
 
 
 def is_channels_last(weight: Tensor) -> bool:
@@ -194,8 +239,8 @@ def with_statistics_of(net: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Ten
 def per_episode_statistics(net: nn.Module, x: Tensor) -> Tensor:
     """Apply a net in training to B episodes, and normalise each episode by its own statistics.
 
-    The running statistics move once, by the mean over the B episodes. So the result does not depend on how a meta-batch
-    is divided into chunks.
+    The running statistics move once, by the mean over the B episodes, and counters count once. So the result does not
+    depend on how a meta-batch is divided into chunks.
 
     Args:
         net: a net in training mode.
@@ -213,16 +258,28 @@ def per_episode_statistics(net: nn.Module, x: Tensor) -> Tensor:
     if len(x) == 1:
         out: Tensor = net(x[0])
         return out[None]
-    own = running_buffers(net)
-    total = {name: torch.zeros_like(b) for name, b in own.items()}
+    start = {name: b.clone() for name, b in net.named_buffers()}
+    running = running_buffers(net)
+    moved = {name: torch.zeros_like(b) for name, b in start.items()}
     outs = []
-    for episode in x:
-        # Each episode starts from its own copy of the running statistics, because autograd keeps those it was given.
-        copies = {name: b.clone() for name, b in own.items()}
+    for number, episode in enumerate(x):
+        # Each episode starts from its own copy of all buffers, because autograd keeps those it was given.
+        copies = {name: b.clone() for name, b in start.items()}
         outs.append(functional_call(net, copies, (episode,)))
         for name, b in copies.items():
-            total[name] += b
-    # One move of the running statistics: to the mean of the B copies.
-    for name, b in own.items():
-        b.copy_(total[name] / len(x))
+            if name in running:
+                moved[name] += b.detach()
+            elif b.is_floating_point():
+                moved[name] += torch.where(b == start[name], 0, b - start[name]).detach()  # a constant may be infinite
+            elif number == 0:
+                moved[name] = b
+    # One move of the buffers: running statistics to the mean of the B copies, others by the mean of their B moves, and
+    # counters, such as the number of batches that a cumulative mean (momentum=None) divides by, as in one episode.
+    for name, b in net.named_buffers():
+        if name in running:
+            b.copy_(moved[name] / len(x))
+        elif b.is_floating_point():
+            b.add_(moved[name] / len(x))
+        else:
+            b.copy_(moved[name])
     return torch.stack(outs)

@@ -5,6 +5,7 @@ Letters: B meta-batch, S support size, k inner steps, b examples of a minibatch.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -57,16 +58,19 @@ def adam(lr: float, beta2: float = 0.999, eps: float = 1e-8) -> Update:
         >>> parameters["theta"]
         tensor(1.1000)
     """
+    return partial(_adam_step, lr, beta2, eps)
 
-    def update(parameters: Tensors, gradients: Tensors, memory: Any) -> tuple[Tensors, Any]:
-        t, before = memory or (0, {n: torch.zeros_like(g) for n, g in gradients.items()})
-        # v_t = beta2 v_{t-1} + (1 - beta2) g^2, and its square root after the correction of the bias.
-        v = {n: beta2 * before[n] + (1 - beta2) * g.square() for n, g in gradients.items()}
-        root = {n: (s / (1 - beta2 ** (t + 1))).sqrt() for n, s in v.items()}
-        # theta_t = theta_{t-1} - lr g / (sqrt(v^) + eps).
-        return {n: p - lr * gradients[n] / (root[n] + eps) for n, p in parameters.items()}, (t + 1, v)
 
-    return update
+def _adam_step(
+    lr: float, beta2: float, eps: float, parameters: Tensors, gradients: Tensors, memory: Any
+) -> tuple[Tensors, Any]:
+    """Take the step of ``adam``. As a function of a module, it can be pickled with the learner that keeps the rule."""
+    t, before = memory or (0, {n: torch.zeros_like(g) for n, g in gradients.items()})
+    # v_t = beta2 v_{t-1} + (1 - beta2) g^2, and its square root after the correction of the bias.
+    v = {n: beta2 * before[n] + (1 - beta2) * g.square() for n, g in gradients.items()}
+    root = {n: (s / (1 - beta2 ** (t + 1))).sqrt() for n, s in v.items()}
+    # theta_t = theta_{t-1} - lr g / (sqrt(v^) + eps).
+    return {n: p - lr * gradients[n] / (root[n] + eps) for n, p in parameters.items()}, (t + 1, v)
 
 
 def paper_inner(spec: TaskSpec) -> tuple[Literal["sgd", "adam"], float]:

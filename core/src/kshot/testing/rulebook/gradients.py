@@ -6,13 +6,37 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import attrs
 import torch
 from torch import Tensor
 
-from kshot.testing.cases import Case, precise
+from kshot.testing.cases import Case, floats_of, precise
+from kshot.testing.compare import gap, tolerance
 from kshot.testing.outer_steps import after, gradients_of, restore, state_of
 from kshot.testing.rulebook.learner_rule import learner_rule
 from kshot.testing.rulebook.rule import broken
+
+
+@learner_rule()
+def gradients_do_not_change_predictions(case: Case) -> None:
+    """Predictions are the same with gradients enabled and disabled, up to rounding. A faster path for evaluation, such
+    as one that folds batch norm into convolutions, computes the same function. The learner is in evaluation mode.
+    """
+    learner, cast, dtype = precise(case)
+    without = case.predict(learner, cast(case.episode()))
+    episode = cast(case.episode())
+    with torch.enable_grad():
+        x = case.probe(episode)
+        x = x.to(floats_of(learner)) if x.is_floating_point() else x
+        support = episode.for_adapting("independent")
+        if learner.needs.queries == "at_adapt":
+            support = attrs.evolve(support, query_x=x)
+        within = learner.adapt(support)(x)
+    if (far := gap(without, within)) > tolerance(dtype):
+        broken(
+            f"got predictions that differ by {far:.2g} of the greatest one with gradients enabled, expected those "
+            "without; compute the same function in both cases"
+        )
 
 
 def at(step: int, steps: int) -> str:

@@ -13,7 +13,7 @@ from kshot.errors import OptionError, Unavailable
 from kshot.registry.options import did_you_mean
 
 MODULES = {
-    "tasks": ("tasks", "task_specs", "task_examples", "control", "objectives"),
+    "tasks": ("tasks", "task_specs", "task_examples", "control", "objectives", "copies"),
     "learners": (
         "learners",
         "gradients",
@@ -21,8 +21,9 @@ MODULES = {
         "promises",
         "control",
         "objectives",
+        "copies",
     ),
-    "memories": ("memories",),
+    "memories": ("memories", "copies"),
     "backends": ("backends",),
 }
 """The modules that have the rules of each group of components; the groups are those of the registry."""
