@@ -174,7 +174,8 @@ class NTM(nn.Module):
     def adapt(self, support: Support) -> Predictor:
         """Return a function from sequences [B, T, *input] to logits [B, T, *target].
 
-        The memory is empty when a sequence begins. Nothing is learnt from the support, which is empty in sequence tasks.
+        The memory is empty when a sequence begins. Nothing is learnt from the support, which is empty in sequence
+        tasks.
         """
         return lambda x: self.unroll(x)[0]
 
