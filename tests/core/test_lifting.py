@@ -179,7 +179,7 @@ def test_an_error_in_the_function_itself_is_not_blamed_on_vmap():
 def test_bad_arguments_are_refused():
     """The message gives what was given, what was expected, and the remedy."""
     point = Point(rand(3))
-    with pytest.raises(TrainingError, match=r"got a loss of shape \(3,\) of a task, expected a scalar"):
+    with pytest.raises(TrainingError, match=r"got a loss of shape \(3,\) for each task, expected a scalar"):
         Lift().mean_gradient(lambda s, x: ({"loss": s.parameters["theta"] * x}, s), State.of(point), rand(2, 3))
     with pytest.raises(OptionError, match="chunk 0"):
         Lift(chunk=0)

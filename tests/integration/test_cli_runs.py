@@ -194,12 +194,12 @@ def test_bad_input_fails_before_any_compute_with_its_exit_code(args: list[str], 
     assert not list(Path().iterdir())
 
 
-def test_check_answers_without_computing() -> None:
+def test_check_answers_without_training() -> None:
     """It prints one line for people, or a JSON document for programs."""
     done = cli("check", "protonet", "toy")
     assert done.exit_code == 0
     own = ", ".join(f"{name} {value}" for name, value in OWN.tasks.items())
-    assert done.stdout == f"protonet fits toy (the learner's own {own})\n"
+    assert done.stdout == f"protonet fits toy (training defaults of the learner: {own})\n"
     fits = json.loads(cli("check", "protonet", "toy", "--json").stdout)
     assert fits["fits"] is True
     assert fits["training"]["way"] == OWN.tasks["way"]
@@ -235,11 +235,11 @@ def test_a_warning_is_a_line_for_people_and_said_once(monkeypatch: pytest.Monkey
 def test_the_learner_s_own_way_of_training_is_held_to_the_data() -> None:
     """A folder of few classes trains without further options, and the run prints and records the reduced way."""
     wanted = ["protonet", "toy", "--tasks.classes=10", "--iterations=3", "--evaluate.episodes=5"]
-    assert cli("check", *wanted[:3]).stdout == "protonet fits toy (the learner's own way 10, query 1)\n"
+    assert cli("check", *wanted[:3]).stdout == "protonet fits toy (training defaults of the learner: way 10, query 1)\n"
     done = cli("train", *wanted, "--run=run")
     assert done.exit_code == 0, done.output
-    assert "the learner's own way 10, query 1" in done.stderr
-    assert "note: training with way 10, which is all that split 'train' has, instead of way 30\n" in done.stderr
+    assert "training defaults of the learner: way 10, query 1" in done.stderr
+    assert "note: training with way 10 instead of way 30, because split 'train' has no more\n" in done.stderr
     recorded = json.loads(Path("run/config.json").read_text())["plan"]
     assert recorded["training"]["way"] == recorded["own"]["way"] == 10
     done = cli("evaluate", "run")

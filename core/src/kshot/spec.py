@@ -164,26 +164,37 @@ def bounds(count: Count | None) -> tuple[int | None, int | None]:
 
 @frozen
 class Needs:
-    """Describe what a learner needs from tasks and engine.
+    """Declare what a learner accepts, what it asks for, and what it promises.
 
-    A class declares it; an instance may narrow it by its options. Every default is harmless: a learner that declares
-    only its kinds is treated as the plainest of learners.
+    ``kshot check`` and the engine compare this declaration with the tasks before anything is computed. The attribute
+    ``needs`` of a learner's class is the declaration. If options of the learner change it, an instance has a ``needs``
+    of its own. The defaults are right for a simple learner, which needs to declare only its kinds.
 
-    Attributes:
-        kinds: the kinds of tasks it learns.
-        queries: ``independent`` (predicting one by one equals predicting together), ``joint`` (queries affect each
-            other, as under transductive batch norm) or ``at_adapt`` (their inputs are needed while adapting).
-        unlabelled, semantics: ``no``, ``optional`` or ``required``.
-        external: whether it needs examples from outside the tasks.
-        couples_tasks: its meta-gradient is not a mean over tasks; it is given full meta-batches, never chunks.
-        variable_way: it takes any way, also one that differs from the spec it was built for.
-        zero_shot: it takes a support without examples (S = 0), using semantics.
-        input_range: the least and greatest input value it can take, or None.
-        actions: control: ``discrete`` or ``continuous`` if it takes only one of them.
-        rollouts: control: the most rollouts it plays while adapting.
-        exact_gradient: it claims that ``.grad`` is the derivative of ``metrics["loss"]``; the kit tests it.
-        invariant: any of ``labels`` (renumbering the classes renumbers the predictions) and ``order``
-            (of the support); claims that the kit tests.
+    Attributes (what the learner accepts):
+        kinds: the kinds of tasks that it can learn, see ``KIND_NAMES``.
+        variable_way: whether it accepts any number of classes (way), also another than in the spec that it was built
+            for. If False, the way is fixed when the learner is built.
+        zero_shot: whether it accepts a support without examples (S = 0), in which a semantic vector describes each
+            class.
+        input_range: the least and the greatest input value that it accepts; None if it accepts any.
+        actions: in control tasks, the actions that it accepts: ``any``, ``discrete`` or ``continuous``.
+
+    Attributes (what the learner asks for):
+        unlabelled: examples without labels in the support: ``no`` (they are ignored), ``optional`` (they are used if
+            the tasks provide them) or ``required``.
+        semantics: a vector that describes each class, with the same three values.
+        external: whether it requires labelled examples from outside the tasks.
+        queries: ``at_adapt`` asks for the inputs of the queries while adapting. ``independent`` and ``joint`` do not.
+            ``independent`` promises that predicting queries one by one gives the same as predicting them together.
+            ``joint`` says that they affect each other's predictions, as by transductive batch norm.
+        couples_tasks: whether it asks for complete meta-batches, because its meta-gradient is not a mean over tasks.
+            The engine then never divides a meta-batch into chunks.
+        rollouts: in control tasks, the greatest number of rollouts that it plays while adapting.
+
+    Attributes (what the learner promises; the conformance kit tests it):
+        exact_gradient: whether ``.grad`` is the derivative of the metric ``loss`` that ``meta_gradient`` returns.
+        invariant: a set of ``labels`` (if the classes are numbered differently, the predictions change in the same
+            manner and not otherwise) and ``order`` (the order of the support examples does not matter).
 
     Example:
         >>> Needs(kinds=("classification", "regression"), exact_gradient=True).queries
@@ -207,15 +218,24 @@ class Needs:
 
 @frozen
 class Training:
-    """Describe how a method is trained by its paper: what the engine does unless the user says otherwise.
+    """Describe how a method is trained if the user does not say otherwise.
+
+    These defaults give a first good result in minutes. They are often not the settings of the paper, which usually
+    trains for much longer; recipes for the papers' settings are in the folder ``recipes`` of the repository.
 
     Attributes:
-        optimizer, lr: the outer optimizer's name and learning rate.
-        schedule, every, factor, warmup: of the learning rate, see ``kshot._engine.optimizer.Schedule``.
-        meta_batch: tasks per outer step (B).
-        iterations: outer steps of a first, moderate run.
-        clip: the greatest gradient norm, or None.
-        tasks: options of the tasks that differ while training, e.g. {"way": 20, "query": 5}.
+        optimizer: name of the outer optimizer: adam, adamw, sgd, rmsprop or adagrad.
+        lr: its learning rate, the highest of the schedule.
+        schedule: how the learning rate changes: ``constant``; ``step`` (multiplied by ``factor`` after every ``every``
+            iterations); ``linear`` or ``cosine`` (both fall to 0 at the last iteration).
+        every: for the schedule ``step``, the number of iterations between two changes.
+        factor: for the schedule ``step``, the factor of each change.
+        warmup: number of iterations in which the learning rate rises linearly from 0.
+        meta_batch: number of tasks per iteration (B).
+        iterations: number of iterations. An iteration is the work on one meta-batch, usually one outer step.
+        clip: the greatest norm of the gradient, to which a longer gradient is scaled down; None for no limit.
+        tasks: options of the tasks that differ from the test while training. For example, {"way": 20, "query": 5}
+            trains on 20 classes with 5 queries each.
 
     Example:
         >>> Training(lr=1e-3, schedule="step", every=500, tasks={"way": 20}).meta_batch

@@ -5,86 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from kshot.cli.console import CHANGEABLE, EPILOG, INTERRUPTED, Group, RunCommand, SectionCommand, print_json, say, tell
 from kshot.cli.flags import FLAGS
+from kshot.cli.options import (
+    EVALUATE_HELP,
+    PATH,
+    RUN,
+    SECTIONS_HELP,
+    as_json,
+    import_from_option,
+    quiet_flag,
+    with_configuration,
+)
 from kshot.errors import MisfitError
 from kshot.runs.launch import processes
 
 if TYPE_CHECKING:
     from kshot.runs.recipe import Config
     from kshot.runs.run import Run
-
-F = TypeVar("F", bound=Callable[..., Any])
-PATH = click.Path(path_type=Path)
-
-SECTIONS_HELP = """\b
-Options of plugins and of the engine have the same names as in Python
-(kshot info NAME lists those of a plugin):
-  --learner.NAME=VALUE     options of the learner; for a learner in it:
-                           --learner.inner=reptile
-                           --learner.inner.inner_lr=0.1
-  --tasks.NAME=VALUE       options of the tasks
-  --training.NAME=VALUE    options of the tasks that differ in training
-  --optimizer.NAME=VALUE   name, lr, schedule, every, factor, warmup, clip,
-                           momentum, weight_decay
-  --engine.NAME=VALUE      meta_batch, chunk, iterations, split,
-                           validate_every, validation_episodes,
-                           validation_split, patience, checkpoint_every, keep
-  --backend.NAME=VALUE     options of the backend, e.g. precision
-  --evaluate.NAME=VALUE    episodes, split, batch
-  --hook.NAME.OPTION=VALUE options of an extra hook
-Values are read as TOML: 5, 1e-3, true, [1, 2], none, text. A recipe is a
-TOML file with the same names: learner = "protonet", [tasks] way = 5, ...
-It has a table [[test]] with options of the tasks for each test, and in
-test.learner the options of the learner that differ in this test. Flags
-override the recipe. In its run and init_from, {seed} stands for the seed."""
-
-
-def as_json(command: F) -> F:
-    """Add the flag ``--json`` to a command."""
-    return click.option("--json", "json_", is_flag=True, help="Print JSON on standard output.")(command)
-
-
-def quiet_flag(command: F) -> F:
-    """Add the flag ``--quiet`` to a command."""
-    return click.option("--quiet", is_flag=True, help="Print no progress, only the result.")(command)
-
-
-def import_from_option(command: F) -> F:
-    """Add the option ``--import-from`` to a command."""
-    return click.option(
-        "--import-from",
-        type=PATH,
-        metavar="FOLDER",
-        help="Additional folder to import networks from (--learner.encoder=mypackage.nets:resnet12).",
-    )(command)
-
-
-def with_configuration(command: F) -> F:
-    """Add the arguments and options of a command that builds a configuration."""
-    for decorate in reversed(
-        (
-            click.argument("learner", required=False),
-            click.argument("tasks", required=False),
-            click.option("--recipe", type=PATH, metavar="FILE.toml", help="File with options."),
-            click.option("--seed", type=int, help="Seed of the learner's initialisation and of training [0]."),
-            click.option(
-                "--learner-seed", type=int, help="Seed of the initialisation, if it is to differ from --seed."
-            ),
-            click.option("--init-from", metavar="RUN", help="Start from the parameters of another run."),
-            click.option("--iterations", type=int, help="Number of outer steps; short for --engine.iterations."),
-            click.option("--optimizer", help="Name of the outer optimizer; short for --optimizer.name."),
-            click.option("--backend", help="Name of the backend to compute with [cpu]."),
-            click.option("--hooks", default="", metavar="A,B", help="Names of extra hook plugins."),
-            import_from_option,
-        )
-    ):
-        command = decorate(command)
-    return command
 
 
 def config_of(ctx: click.Context, run: str | None = None, **given: Any) -> Config:
@@ -98,13 +40,16 @@ def config_of(ctx: click.Context, run: str | None = None, **given: Any) -> Confi
 @click.group(cls=Group, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="kshot", message="kshot %(version)s")
 def main() -> None:
-    """Learn from a handful of examples, for example: kshot train protonet omniglot."""
+    """Train, test and use learners that learn new tasks from a few examples.
+
+    Begin with: kshot train protonet omniglot. A learner and tasks are plugins, which are installed separately.
+    """
 
 
 @main.command("list")
 @as_json
 def list_(json_: bool) -> None:
-    """List all plugins with their states, without importing them."""
+    """List all plugins and their states, without importing them."""
     from kshot.cli import show
     from kshot.registry import plugins
 
@@ -119,7 +64,7 @@ def list_(json_: bool) -> None:
 @click.argument("name")
 @as_json
 def info(name: str, json_: bool) -> None:
-    """Show the options and the documentation of a plugin."""
+    """Show the documentation and the options of the plugin NAME."""
     from kshot import registry
     from kshot.cli import show
 
@@ -135,7 +80,10 @@ def info(name: str, json_: bool) -> None:
 @as_json
 @click.pass_context
 def doctor(ctx: click.Context, json_: bool) -> None:
-    """Import every plugin and report what is wrong; the exit code is 4 if any plugin is not ok."""
+    """Import every plugin and report every problem.
+
+    The exit code is 4 if any plugin has a problem.
+    """
     from kshot.cli import show
 
     report = show.examine()
@@ -151,7 +99,10 @@ def doctor(ctx: click.Context, json_: bool) -> None:
 @as_json
 @click.pass_context
 def check(ctx: click.Context, /, json_: bool, **given: Any) -> None:
-    """Check whether LEARNER and TASKS fit: build everything and sample from every split, without training."""
+    """Check whether LEARNER and TASKS fit, without training.
+
+    Learner and tasks are built and episodes of every split are sampled. All reasons why they do not fit are printed.
+    """
     from kshot.registry.modules import importing
     from kshot.runs.plan import Plan, build_tasks, listed
     from kshot.runs.runner import misfits
@@ -164,7 +115,7 @@ def check(ctx: click.Context, /, json_: bool, **given: Any) -> None:
         specs = {"training": training.spec.to_dict(), "tests": [test.spec.to_dict() for test in tests]}
         print_json({"fits": not reasons, "reasons": reasons, "own": plan.own, **specs})
     elif not reasons:
-        own = f" (the learner's own {listed(plan.own)})" if plan.own else ""
+        own = f" (training defaults of the learner: {listed(plan.own)})" if plan.own else ""
         tell(f"{plan.learner['name']} fits {plan.training['name']}{own}")
     else:
         lines = "".join(f"\n  - {reason}" for reason in reasons)
@@ -174,8 +125,8 @@ def check(ctx: click.Context, /, json_: bool, **given: Any) -> None:
 
 @main.command(cls=SectionCommand, epilog=SECTIONS_HELP)
 @with_configuration
-@click.option("--seeds", metavar="A,B", help="Seeds to train with, one run for each.")
-@click.option("--run", metavar="DIR", help="Folder to write to [runs/LEARNER-TASKS-SEED].")
+@click.option("--seeds", metavar="A,B", help="Train one run for each of these seeds.")
+@click.option("--run", metavar="DIR", help="Run folder to write.  [default: runs/LEARNER-TASKS-SEED]")
 @click.option("--no-run", is_flag=True, help="Write no run folder.")
 @quiet_flag
 @as_json
@@ -183,7 +134,10 @@ def check(ctx: click.Context, /, json_: bool, **given: Any) -> None:
 def train(
     ctx: click.Context, /, seeds: str | None, run: str | None, no_run: bool, quiet: bool, json_: bool, **given: Any
 ) -> None:
-    """Train LEARNER on TASKS and test it."""
+    """Train LEARNER on TASKS, then test it.
+
+    The configuration, the checkpoints and the result are written to a run folder.
+    """
     if run is not None and no_run:
         raise click.UsageError("got --run and --no-run, expected at most one of them")
     if seeds is not None and given["seed"] is not None:
@@ -238,15 +192,18 @@ def train_each(
 @as_json
 @click.pass_context
 def resume(ctx: click.Context, run: Path, import_from: Path | None, quiet: bool, json_: bool) -> None:
-    """Continue the interrupted training RUN from its newest checkpoint, and test it."""
+    """Continue an interrupted training from its newest checkpoint.
+
+    RUN is the run folder. After the training, the learner is tested, as kshot train does.
+    """
     from kshot.runs import resume as do
 
     finish(ctx, lambda: do(run, quiet=quiet, import_from=import_from), run, json_)
 
 
-@main.command(cls=SectionCommand, epilog=f"Takes {', '.join(f'--{name}.NAME' for name in CHANGEABLE)}.")
+@main.command(cls=SectionCommand, epilog=EVALUATE_HELP)
 @click.argument("run", type=PATH)
-@click.option("--output", type=PATH, metavar="FILE.json", help="File to write the scores of every episode to.")
+@click.option("--output", type=PATH, metavar="FILE.json", help="Also write the scores of every episode to this file.")
 @import_from_option
 @quiet_flag
 @as_json
@@ -254,7 +211,10 @@ def resume(ctx: click.Context, run: Path, import_from: Path | None, quiet: bool,
 def evaluate(
     ctx: click.Context, run: Path, output: Path | None, import_from: Path | None, quiet: bool, json_: bool
 ) -> None:
-    """Test RUN again, with other options if wanted; the run folder is not changed."""
+    """Test the learner of RUN again, also with other options.
+
+    RUN is a run folder, which is not changed.
+    """
     from kshot._engine.run_folder import write_json
     from kshot.cli.flags import put_flags
     from kshot.runs.recipe import Table
@@ -270,14 +230,16 @@ def evaluate(
 
 @main.command()
 @click.argument("runs", nargs=-1, required=True, type=PATH, metavar="RUN RUN...")
-@click.option("--csv", type=PATH, metavar="FILE.csv", help="File to write the rows to, as comma-separated values.")
-@click.option("--markdown", type=PATH, metavar="FILE.md", help="File to write the table to, in Markdown.")
+@click.option("--csv", type=PATH, metavar="FILE.csv", help="Also write the rows to this file, as CSV.")
+@click.option("--markdown", type=PATH, metavar="FILE.md", help="Also write the table to this file, in Markdown.")
 @as_json
 def compare(runs: tuple[Path, ...], csv: Path | None, markdown: Path | None, json_: bool) -> None:
-    """Compare runs on identical episodes, as a table with paired differences from the first run.
+    """Compare the results of several runs on the same episodes.
 
-    RUN is a run folder, or a file that kshot evaluate --output has written. Runs that differ only in their seeds
-    share a row, whose interval is over seeds.
+    Print a table of the results, and the difference of each run from the first one. The differences are paired: they
+    are computed for each episode and then averaged, so their 95 % intervals are small. RUN is a run folder, or a file
+    that kshot evaluate --output has written. Runs that differ only in their seeds share a row; its interval is over
+    the seeds.
     """
     from kshot._engine.run_folder import write_text
     from kshot.runs import compare as do
@@ -292,19 +254,19 @@ def compare(runs: tuple[Path, ...], csv: Path | None, markdown: Path | None, jso
         tell(str(comparison))
 
 
-RUN = click.option("--run", type=PATH, required=True, metavar="RUN", help="Run folder of a finished training.")
-
-
 @main.command()
 @RUN
 @import_from_option
 @click.option(
-    "--support", type=PATH, required=True, metavar="FOLDER", help="Labelled examples, one folder for each class."
+    "--support", type=PATH, required=True, metavar="FOLDER", help="Folder of labelled examples, one folder per class."
 )
 @click.argument("files", nargs=-1, required=True, type=PATH, metavar="FILE...")
 @as_json
 def predict(run: Path, import_from: Path | None, support: Path, files: tuple[Path, ...], json_: bool) -> None:
-    """Predict the class of each FILE from a few labelled examples; nothing is trained."""
+    """Predict the class of each FILE from a few labelled examples.
+
+    The classes may be new ones. The learner adapts to the labelled examples; its parameters are not changed.
+    """
     from kshot.cli.inference import predict as do
 
     outcome = do(run, support, files, import_from)
@@ -323,10 +285,13 @@ def predict(run: Path, import_from: Path | None, support: Path, files: tuple[Pat
 @main.command()
 @RUN
 @import_from_option
-@click.option("--output", type=PATH, required=True, metavar="FILE.npz", help="File to write to.")
+@click.option("--output", type=PATH, required=True, metavar="FILE.npz", help="File to write.")
 @click.argument("files", nargs=-1, required=True, type=PATH, metavar="FILE...")
 def embed(run: Path, import_from: Path | None, output: Path, files: tuple[Path, ...]) -> None:
-    """Write the embedding of each FILE to an npz file with the arrays 'embeddings' and 'files'."""
+    """Write the embeddings of files, their vectors, to an npz file.
+
+    The npz file has an array 'embeddings', with one row for each FILE, and an array 'files' with their names.
+    """
     from kshot.cli.inference import embed as do
 
     number, size = do(run, files, output, import_from)
@@ -336,15 +301,15 @@ def embed(run: Path, import_from: Path | None, output: Path, files: tuple[Path, 
 @main.command()
 @RUN
 @import_from_option
-@click.option("--threshold", type=float, help="Greatest distance at which A and B are of the same class.")
+@click.option("--threshold", type=float, help="Greatest distance that counts as the same class.")
 @click.argument("a", type=PATH)
 @click.argument("b", type=PATH)
 @as_json
 def verify(run: Path, import_from: Path | None, a: Path, b: Path, threshold: float | None, json_: bool) -> None:
-    """Decide whether the files A and B are of the same class, which may be one never seen in training.
+    """Decide whether the files A and B are of the same class.
 
-    The distance between their embeddings is compared with a threshold. Unless it is given, it is chosen on pairs of
-    examples of the validation classes.
+    The class may be one that was never seen in training. The distance between the embeddings of A and B is compared
+    with a threshold. Without --threshold, the threshold is chosen on pairs of examples of the validation classes.
     """
     from kshot.cli.inference import verify as do
 

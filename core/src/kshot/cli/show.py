@@ -57,10 +57,63 @@ def info_text(info: PluginInfo, factory: Any) -> str:
 
     paragraphs.append(inspect.cleandoc(info.doc) or plugin.summary or "(no documentation)")
     paragraphs.append(f"Options:\n{table(info.options)}" if info.options else "It takes no options.")
-    for name, facts in _learner_facts(factory).items():
-        lines = "\n".join(f"  {key}: {value}" for key, value in facts.items())
-        paragraphs.append(f"{name.capitalize()}:\n{lines}")
+    facts = _learner_facts(factory)
+    if "needs" in facts:
+        paragraphs.append(
+            _lines("Declared needs (its options may change some of them):", _needs_in_words(facts["needs"]))
+        )
+    if "training" in facts:
+        heading = "Default training (a first good result in minutes; settings of papers are in the folder recipes):"
+        paragraphs.append(_lines(heading, _training_in_words(facts["training"])))
     return "\n\n".join(paragraphs)
+
+
+def _lines(heading: str, lines: Sequence[str]) -> str:
+    return "\n".join([heading, *(f"  {line}" for line in lines)])
+
+
+def _needs_in_words(needs: dict[str, Any]) -> list[str]:
+    """Return what a learner accepts, asks for and promises; of the fields with their defaults only the kinds."""
+    low, high = needs["input_range"] or (None, None)
+    levels = {"optional": " (optional)", "required": " (required)"}
+    wishes = {"unlabelled": "unlabelled examples", "semantics": "a vector that describes each class"}
+    queries = {"joint": "all queries together, because they affect each other's predictions"}
+    queries["at_adapt"] = "the inputs of the queries while adapting"
+    groups = {
+        "accepts": [
+            f"tasks of kind {', '.join(needs['kinds'])}",
+            "any number of classes (way)" if needs["variable_way"] else "",
+            "a support without examples (zero-shot)" if needs["zero_shot"] else "",
+            f"only inputs from {low} to {high}" if needs["input_range"] else "",
+            f"only {needs['actions']} actions" if needs["actions"] != "any" else "",
+        ],
+        "asks for": [
+            *(f"{text}{levels[needs[name]]}" if needs[name] != "no" else "" for name, text in wishes.items()),
+            "labelled examples from outside the tasks" if needs["external"] else "",
+            queries.get(needs["queries"], ""),
+            "complete meta-batches, never chunks" if needs["couples_tasks"] else "",
+            f"up to {needs['rollouts']} rollouts while adapting" if needs["rollouts"] > 1 else "",
+        ],
+        "promises": [
+            "the gradient is the derivative of the reported loss" if needs["exact_gradient"] else "",
+            "the numbering of the classes does not matter" if "labels" in needs["invariant"] else "",
+            "the order of the support does not matter" if "order" in needs["invariant"] else "",
+        ],
+    }
+    return [f"{group}: {'; '.join(filter(None, texts))}" for group, texts in groups.items() if any(texts)]
+
+
+def _training_in_words(training: dict[str, Any]) -> list[str]:
+    """Return the default training without the options that have no effect."""
+    shown = {n: v for n, v in training.items() if n not in ("tasks", "every", "factor", "warmup", "clip")}
+    if training["schedule"] == "step":
+        shown |= {name: training[name] for name in ("every", "factor")}
+    shown |= {name: training[name] for name in ("warmup", "clip") if training[name]}
+    lines = [f"{name}: {value}" for name, value in shown.items()]
+    if training["tasks"]:
+        options = ", ".join(f"{name} {value}" for name, value in training["tasks"].items())
+        lines.append(f"tasks while training: {options}")
+    return lines
 
 
 def _learner_facts(factory: Any) -> dict[str, dict[str, Any]]:

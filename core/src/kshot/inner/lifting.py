@@ -1,6 +1,10 @@
-"""Functions of one episode, run for all episodes of a meta-batch: by a loop, or by vmap in chunks.
+"""Run a function that is written for one task for all B tasks of a meta-batch.
 
-``per_episode`` is for a learner's methods and always loops. ``Lift`` is for inner loops and chooses between the two.
+There are two methods to do so. A loop calls the function for one task after another. ``torch.func.vmap`` computes
+several tasks in parallel; such a group of tasks is a chunk. ``per_episode`` is a decorator for the methods of a
+learner, and always loops. ``Lift`` is for inner loops, and chooses between the loop and vmap.
+
+Letters: B meta-batch, n examples. A pytree is a value that contains tensors, such as a tuple, a dict or an ``Episode``.
 """
 
 from __future__ import annotations
@@ -25,22 +29,27 @@ from kshot.inner.vmap_norms import AffineApart
 Strategy = Literal["auto", "vmap", "loop"]
 
 CHUNK_BYTES = 64 * 2**20
-"""The memory for the intermediate results of one vmapped chunk; a chunk is as many tasks as fit."""
+"""Memory in bytes for the intermediate results of one vmapped chunk. A chunk has as many tasks as fit into it."""
 
 LOOP_ABOVE = 64 * 2**10
-"""Mean bytes of an operation's result above which one task keeps a processor busy, so that a loop is faster."""
+"""Mean size of an operation's result, in bytes, above which a loop is used on a CPU. One task with such large
+operations already uses the processor fully, so vmap would not be faster."""
 
 
 def per_episode(method: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """Lift a method written for one episode, without B, over the meta-batch, by a loop.
+    """Turn a method for one episode, whose tensors have no axis B, into a method for a meta-batch, by a loop.
 
-    ``meta_gradient(self, episode)`` may return the episode's loss, a scalar tensor, or a mapping with that loss under
-    ``loss``; then the gradient of the mean loss is added to ``.grad``, and the means of all metrics are returned.
-    ``adapt(self, support)`` may return a function from [n, *input] to predictions [n, ...]; the lifted predictor calls
-    the function of each task and stacks the predictions.
+    It can decorate two methods of a learner:
+
+    - ``meta_gradient(self, episode)``. The method returns the loss of the episode, as a scalar tensor or in a mapping
+      of metrics under ``loss``. The decorated method adds the gradient of the mean loss to ``.grad`` and returns the
+      mean of each metric.
+    - ``adapt(self, support)``. The method returns a function from [n, *input] to predictions [n, ...]. The decorated
+      method returns a function from [B, n, *input] to [B, n, ...], which calls the function of each task and stacks
+      the predictions.
 
     Raises:
-        TrainingError: (by the lifted ``meta_gradient``) the result contains no scalar loss that depends on the
+        TrainingError: (by the decorated ``meta_gradient``) the result contains no scalar loss that depends on the
             parameters.
 
     Example:
@@ -61,7 +70,8 @@ def per_episode(method: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
 
     @functools.wraps(method)
     def lifted(self: Any, value: Episode | Support) -> Any:
-        # An episode is an argument of ``meta_gradient``, a support one of ``adapt``.
+        # The type of the argument shows which method is decorated: ``meta_gradient`` is called with an episode, and
+        # ``adapt`` with a support.
         if isinstance(value, Episode):
             return _mean_gradient(self, method, value)
         return _stacked_predictor([method(self, one_task(value, b)) for b in range(len(value.key))])
@@ -73,13 +83,13 @@ def _mean_gradient(self: Any, method: Callable[[Any, Any], Any], episodes: Episo
     """Add the gradient of the mean loss over the episodes to ``.grad``; return the mean of each metric."""
     sums: dict[str, Tensor] = {}
     for b in range(episodes.size):
-        # Each episode is differentiated at once, so that only one graph is in memory.
-        answer = method(self, one_task(episodes, b))
-        metrics = answer if isinstance(answer, Mapping) else {"loss": answer}
+        # The gradient of each episode is computed before the next episode, so only one graph is in memory.
+        result = method(self, one_task(episodes, b))
+        metrics = result if isinstance(result, Mapping) else {"loss": result}
         loss = metrics.get("loss")
         if not isinstance(loss, Tensor) or loss.ndim != 0 or not loss.requires_grad:
             raise TrainingError(
-                f"{type(self).__name__}.{method.__name__}: got {type(answer).__name__}, expected the episode's loss, a "
+                f"{type(self).__name__}.{method.__name__}: got {type(result).__name__}, expected the episode's loss, a "
                 "scalar tensor that depends on the parameters, or a mapping with one under 'loss'; return one of them"
             )
         (loss / episodes.size).backward()
@@ -89,17 +99,18 @@ def _mean_gradient(self: Any, method: Callable[[Any, Any], Any], episodes: Episo
 
 
 def _stacked_predictor(predictors: list[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor]:
-    """Return the predictor [B, n, *input] -> [B, n, ...] of all tasks from those of single tasks."""
+    """Combine the predictors of B tasks, each [n, *input] -> [n, ...], to one: [B, n, *input] -> [B, n, ...]."""
 
     def stacked(x: Tensor) -> Tensor:
         return torch.stack([predict(task) for predict, task in zip(predictors, x, strict=True)])
 
+    # In control tasks a predictor is a policy. Some policies have a method ``begin``, which starts a rollout.
     return _StackedPolicies(stacked, predictors) if all(isinstance(p, Begins) for p in predictors) else stacked
 
 
 @frozen(eq=False)
 class _StackedPolicies:
-    """Combine the policies of single tasks, each with its own random numbers or memory, to one of all tasks."""
+    """Represent the policies of B tasks as one policy. Each task keeps its own random numbers and its own memory."""
 
     stacked: Callable[[Tensor], Tensor]
     policies: list[Any]
@@ -108,26 +119,34 @@ class _StackedPolicies:
         return self.stacked(x)
 
     def begin(self, key: Tensor, shape: tuple[int, int]) -> Callable[[Tensor], Tensor]:
-        """Begin a rollout with the policy of each task, each with its own key."""
+        """Begin a rollout in every task: the policy of task b gets ``key[b]``, the random key of its episode."""
         return _stacked_predictor([p.begin(k, shape) for p, k in zip(self.policies, key, strict=True)])
 
 
 class Lift:
-    """Run a function of one task, ``function(state, *values)`` without B, for the B tasks of a meta-batch.
+    """Run a function of one task, ``function(state, *values)``, for all B tasks of a meta-batch.
 
-    The tasks run at once by ``torch.func.vmap``, in chunks that bound the memory, or one after another in a loop. The
-    results agree to rounding. ``auto`` measures the size of one task's intermediate results, never their time, so that
-    the same run always chooses the same way. If vmap can't run the function, ``auto`` warns once and loops.
+    The function sees tensors without the axis B. Its first argument is a ``State``: the parameters and the buffers of
+    a module. The strategy says how the tasks run:
+
+    - ``vmap``: in parallel by ``torch.func.vmap``, one chunk after another. Small chunks need little memory.
+    - ``loop``: one task after another.
+    - ``auto``: the faster of the two, judged by the size of the intermediate results of the first task. It never
+      measures time, so a repeated or resumed run makes the same choice. If vmap can't run the function, ``auto``
+      warns once and loops.
+
+    The results of the strategies differ by rounding only.
 
     Args:
         strategy: ``auto``, ``vmap`` or ``loop``.
-        chunk: the greatest number of tasks in one vmap; None bounds it by ``CHUNK_BYTES``.
+        chunk: the greatest number of tasks in one chunk; None for as many as ``CHUNK_BYTES`` allows.
 
     Raises:
-        OptionError: an unknown strategy, or a chunk of less than one task.
+        OptionError: the strategy is unknown, or the chunk is less than one task.
 
     Example:
-        One step on a loss of each task, theta' = theta - 0.5 * 2 (theta - goal), from a shared start:
+        Three tasks share the initial value theta = 0 and have the loss (theta - goal)^2, each with its own goal. One
+        inner step with learning rate 0.5 is theta' = theta - 0.5 * 2 (theta - goal) = goal:
 
         >>> from kshot.inner import descend
         >>> def adapt(theta, goal):
@@ -153,12 +172,16 @@ class Lift:
         return {**vars(self), "_chosen": {}}
 
     def map(self, function: Callable[..., Any], state: State, *values: Any) -> Any:
-        """Return ``function(state, *values)`` of every task, stacked: each tensor of the result begins with B.
+        """Run the function for every task and stack the results.
 
         Args:
-            function: of one task's state and values, without B.
-            state: a state that all tasks share, of which each sees its own copy of the buffers; or one with B.
+            function: maps the state and the values of one task, without the axis B, to a pytree of tensors.
+            state: a state that all tasks share (then each task has its own copy of the buffers), or a state whose
+                tensors begin with B.
             values: pytrees of tensors that begin with B.
+
+        Returns:
+            The pytree that the function returns, in which every tensor begins with B.
 
         Raises:
             TrainingError: the strategy is ``vmap``, and vmap can't run the function.
@@ -168,24 +191,25 @@ class Lift:
     def mean_gradient(
         self, function: Callable[..., Any], state: State, *values: Any
     ) -> tuple[dict[str, Tensor], State]:
-        """Add the gradient of the mean ``loss`` over the tasks to ``.grad``, a chunk at a time.
+        """Add the gradient of the mean loss over the tasks to ``.grad``.
 
-        Only one chunk's graph is in memory at a time.
+        Chunks are differentiated one after another, so only the graph of one chunk is in memory.
 
         Args:
-            function: returns the metrics of one task, among them the scalar ``loss``, and the task's final state.
-            state, values: as for ``map``.
+            function: returns two values: the metrics of one task, a mapping with the scalar ``loss``, and the final
+                state of the task.
+            state, values: as in ``map``.
 
         Returns:
-            Each metric of each task [B, ...], without a graph; and a state with the final buffers [B, *] and without
-            parameters.
+            The metrics of all tasks, each [B, ...] and without a graph. A state with the final buffers [B, *] of all
+            tasks, and without parameters.
 
         Raises:
-            TrainingError: the loss is not a scalar that depends on the parameters, or vmap can't run the function
-                and the strategy is ``vmap``.
+            TrainingError: the loss is not a scalar that depends on the parameters, or the strategy is ``vmap`` and
+                vmap can't run the function.
 
         Example:
-            The mean of theta * x has the gradient mean(x):
+            The gradient of the mean of theta * x with respect to theta is the mean of x:
 
             >>> theta = torch.nn.Parameter(torch.tensor(2.0))
             >>> def task(state, x):
@@ -200,10 +224,10 @@ class Lift:
             loss = chunk["loss"]
             if loss.ndim != 1 or not loss.requires_grad:
                 raise TrainingError(
-                    f"Lift.mean_gradient: got a loss of shape {tuple(loss.shape[1:])} of a task, expected a scalar "
-                    "that depends on the parameters; take its mean or sum, without detaching it"
+                    f"Lift.mean_gradient: got a loss of shape {tuple(loss.shape[1:])} for each task, expected a "
+                    "scalar that depends on the parameters; return its mean or sum, and do not detach it"
                 )
-            # The mean over all tasks is the sum over chunks of share * (the chunk's mean).
+            # share = (tasks of the chunk) / B. The mean over all tasks is the sum of share * (mean over the chunk).
             (loss.mean() * share).backward()
             rows.add((dict(chunk), dict(end.buffers)))
             del chunk, end, loss  # free the graph before the next chunk is computed
@@ -211,16 +235,17 @@ class Lift:
         return metrics, State({}, buffers, tasks)
 
     def _run(self, function: Callable[..., Any], state: State, values: Any) -> Any:
-        """Yield the share of the tasks and the stacked results of one chunk after another."""
+        """Yield two values for each chunk: its share of the tasks, between 0 and 1, and its stacked results."""
         B = state.tasks or len(pytree.tree_leaves(values)[0])
         if state.tasks is None:
-            # A module in training writes running statistics, so vmap needs a copy of them for each task. Parameters
-            # stay without B (dims None): the first step of all tasks is then one large operation.
+            # All tasks share this state. A module in training writes running statistics into its buffers, so each
+            # task needs a copy of them. Parameters stay shared (None tells vmap that they have no axis B): then the
+            # first inner step of all tasks is one large operation instead of B small ones.
             state = State(state.parameters, {n: b.expand(B, *b.shape) for n, b in state.buffers.items()})
             dims: int | None = None
         else:
             dims = 0
-        # The choice is made once for each function and each set of shapes, on the first task.
+        # Choose between vmap and the loop once for each function and each set of shapes, by running the first task.
         key = (_code(function), torch.is_grad_enabled(), _shapes(state), _shapes(values))
         if key not in self._chosen:
             self._chosen[key] = self._choose(function, state, dims, values)
@@ -234,21 +259,22 @@ class Lift:
                     with AffineApart() if choice.apart else nullcontext():
                         results = _vmapped(function, state, dims, values, first, last)
                 except KshotError:
-                    raise  # the function's own message, which is not about vmap
+                    raise  # the function reports an error of the user, which is not about vmap
                 except (RuntimeError, ValueError, NotImplementedError) as error:
-                    self._give_up(function, error, lambda: function(*_task(state, dims, values, 0)))
+                    self._report_vmap_error(function, error, lambda: function(*_task(state, dims, values, 0)))
                     self._chosen[key] = LOOP
-                    continue  # the same tasks again, one by one
+                    continue  # run the same tasks again, by the loop
             else:
                 results = _stacked(function(*_task(state, dims, values, first)))
             yield (last - first) / B, results
             first = last
 
     def _choose(self, function: Callable[..., Any], state: State, dims: int | None, values: Any) -> Choice:
-        """Choose how to run tasks of these shapes, by the cost of the first task."""
+        """Choose between vmap and the loop for tasks of these shapes, by the cost of the first task."""
         if self.strategy == "loop":
             return LOOP
-        # A task whose operations have large results keeps the processor busy alone, and vmap would only move memory.
+        # Operations with large results use all of a CPU already for one task. Then vmap is not faster, and needs more
+        # memory.
         cost = cost_of(function, *_task(state, dims, values, 0))
         heavy = cost.bytes / max(1, cost.operations) > LOOP_ABOVE
         chunk = self.chunk or max(1, CHUNK_BYTES // max(1, cost.bytes))
@@ -256,49 +282,67 @@ class Lift:
             return LOOP
         return Choice(chunk, cost.apart)
 
-    def _give_up(self, function: Callable[..., Any], error: Exception, alone: Callable[[], Any]) -> None:
-        """Raise if the strategy is ``vmap``, or if the function fails on one task too; otherwise warn."""
+    def _report_vmap_error(self, function: Callable[..., Any], error: Exception, run_one: Callable[[], Any]) -> None:
+        """Report that vmap can't run the function.
+
+        With the strategy ``vmap`` this is an exception. Otherwise it is a warning, and the caller uses the loop.
+
+        Args:
+            function: the function of one task.
+            error: the exception of vmap.
+            run_one: runs one task without vmap. If the function itself is wrong, this raises its exception.
+        """
         if self.strategy == "vmap":
             raise TrainingError(
-                f"Lift: got {_name(function)}, which vmap can't run for several tasks at once ({error}), "
-                "expected a function that it can; use strategy='loop'"
+                f"Lift: got {_name(function)}, which vmap can't run for several tasks in parallel ({error}), "
+                "expected a function that vmap can run; use strategy='loop'"
             ) from error
-        alone()  # if the function itself is wrong, its own exception propagates
+        run_one()
+        reason = str(error).splitlines()[0]
         warnings.warn(
-            f"Lift: vmap can't run {_name(function)} for several tasks at once ({str(error).splitlines()[0]}); "
-            "the tasks run one after another, which is slower for small nets",
+            f"Lift: vmap can't run {_name(function)} for several tasks in parallel ({reason}); the tasks "
+            "run one after another, which is slower for small networks",
             stacklevel=4,
         )
 
 
 def _vmapped(function: Callable[..., Any], state: State, dims: int | None, values: Any, first: int, last: int) -> Any:
-    """Run the function for the tasks ``first`` to ``last`` - 1 by vmap; the results begin with their number."""
+    """Run the function by vmap for the tasks ``first``, ..., ``last - 1``.
 
-    def part(value: Any) -> Any:
+    Args:
+        dims: 0 if the parameters begin with B, None if the tasks share them (as ``in_dims`` of vmap).
+
+    Returns:
+        The results, in which every tensor begins with the number of these tasks, ``last - first``.
+    """
+
+    def tasks_of(value: Any) -> Any:
         return pytree.tree_map_only(Tensor, lambda t: t[first:last], value)
 
-    def one(parameters: Any, buffers: Any, values: Any) -> Any:
+    def run_one(parameters: Any, buffers: Any, values: Any) -> Any:
         return function(State(parameters, buffers), *values)
 
-    parameters = state.parameters if dims is None else part(dict(state.parameters))
-    run = torch.func.vmap(one, in_dims=(dims, 0, 0), randomness="different")
+    parameters = state.parameters if dims is None else tasks_of(dict(state.parameters))
+    # Parameters and buffers are passed separately, because only the buffers always begin with B. With "different" each
+    # task has its own random numbers, such as those of dropout.
+    run = torch.func.vmap(run_one, in_dims=(dims, 0, 0), randomness="different")
     buffers = {n: b[first:last].clone() for n, b in state.buffers.items()}
-    return _with_tasks(run(dict(parameters), buffers, part(values)), last - first)
+    return _with_tasks(run(dict(parameters), buffers, tasks_of(values)), last - first)
 
 
 def _task(state: State, dims: int | None, values: Any, b: int) -> tuple[Any, ...]:
-    """Return the state of task ``b``, with its own copy of the buffers, and its values."""
+    """Return the arguments of the function for task ``b``: its state, with a copy of the buffers, and its values."""
     parameters = state.parameters if dims is None else {n: p[b] for n, p in state.parameters.items()}
     return State(parameters, {n: t[b].clone() for n, t in state.buffers.items()}), *one_task(values, b)
 
 
 def _stacked(result: Any) -> Any:
-    """Return the result of one task as that of a chunk of one: each tensor begins with 1."""
+    """Return the result of one task as the result of a chunk of one task: add an axis B = 1 to every tensor."""
     return _with_tasks(pytree.tree_map_only(Tensor, lambda t: t[None], result), 1)
 
 
 def _with_tasks(results: Any, tasks: int) -> Any:
-    """Return the results with ``tasks`` set in every state among them."""
+    """Return the results with the number of tasks written into every ``State`` in them."""
 
     def marked(value: Any) -> Any:
         return State(value.parameters, value.buffers, tasks) if isinstance(value, State) else value
@@ -310,7 +354,8 @@ def _concatenate(chunks: list[Any]) -> Any:
     """Join the results of all chunks along B."""
     if len(chunks) == 1:
         return chunks[0]
-    # Chunks may differ in ``tasks``, which is part of the structure: make it equal first, and set the total afterwards.
+    # A State stores its number of tasks, and pytrees of different structure can't be joined. So the number is set to 0
+    # in all chunks before they are joined, and to the right number afterwards.
     flat = [pytree.tree_flatten(_with_tasks(chunk, 0)) for chunk in chunks]
     leaves = [torch.cat(ts) for ts in zip(*(f[0] for f in flat), strict=True)]
     tasks = len(leaves[0]) if leaves else len(chunks)
@@ -318,10 +363,14 @@ def _concatenate(chunks: list[Any]) -> Any:
 
 
 class Rows:
-    """Collect the results of one chunk after another in tensors that are allocated once for all ``tasks``.
+    """Collect the results of the chunks in tensors that are allocated once for all tasks; row b is that of task b.
 
-    Keeping the results of each chunk and joining them at the end would leave many small tensors between the large
-    blocks that the next chunk needs again. They fragment the heap: with 64 tasks, malloc took five times the memory.
+    The alternative is to keep the results of each chunk and to join them at the end. It fragments the heap, because
+    many small tensors would lie between the large blocks of memory that each chunk allocates and frees. With 64 tasks
+    the process needed five times as much memory.
+
+    Args:
+        tasks: the number of all tasks. ``done`` of them have been added to ``joined``, a pytree of [tasks, ...].
 
     Example:
         >>> rows = Rows(3)
@@ -336,16 +385,16 @@ class Rows:
         self.joined: Any = None
 
     def add(self, chunk: Any) -> None:
-        """Add the next tasks' results, a pytree of tensors that begin with their number; their graph is dropped."""
+        """Add the results of the next chunk, a pytree of tensors [tasks of the chunk, ...], without their graph."""
         chunk = pytree.tree_map_only(Tensor, Tensor.detach, chunk)
         count = len(pytree.tree_leaves(chunk)[0])
-        if count == self.tasks:  # the only chunk needs no copy
+        if count == self.tasks:  # there is only one chunk, whose results need not be copied
             self.joined = chunk
             return
-        if self.joined is None:  # the first chunk shows the shapes to allocate
+        if self.joined is None:  # the first chunk shows which shapes to allocate
             self.joined = pytree.tree_map_only(Tensor, lambda t: t.new_empty(self.tasks, *t.shape[1:]), chunk)
-        for room, rows in zip(pytree.tree_leaves(self.joined), pytree.tree_leaves(chunk), strict=True):
-            room[self.done : self.done + count] = rows
+        for all_rows, new_rows in zip(pytree.tree_leaves(self.joined), pytree.tree_leaves(chunk), strict=True):
+            all_rows[self.done : self.done + count] = new_rows
         self.done += count
 
 
@@ -362,5 +411,5 @@ def _name(function: Any) -> str:
 
 
 def _shapes(value: Any) -> tuple[Any, ...]:
-    """Return the shapes without B, and the types, of all tensors."""
+    """Return the shape, without B, and the type of every tensor in the value."""
     return tuple((t.shape[1:], t.dtype) if isinstance(t, Tensor) else None for t in pytree.tree_leaves(value))

@@ -180,7 +180,7 @@ def within(plan: Plan, tasks: Any) -> Plan:
     if not fewer:
         return plan
     wanted = listed({name: plan.own[name] for name in fewer})
-    log.warning("note: training with %s, which is all that split %r has, instead of %s", listed(fewer), split, wanted)
+    log.warning("note: training with %s instead of %s, because split %r has no more", listed(fewer), wanted, split)
     return attrs.evolve(plan, own={**plan.own, **fewer}, training={**plan.training, **fewer})
 
 
@@ -266,8 +266,8 @@ def blame_own(plan: Plan) -> Iterator[None]:
         yield
     except DataError as error:
         if plan.own:
-            way_out = " ".join(f"--training.{name}=..." for name in plan.own)
-            asks = f"{listed(plan.own)} while training is the learner's own choice; choose otherwise: {way_out}"
+            flags = " ".join(f"--training.{name}=..." for name in plan.own)
+            asks = f"training defaults of the learner: {listed(plan.own)}; choose other values with {flags}"
             error.args = (f"{error}\n{asks}",)
         raise
 

@@ -299,7 +299,7 @@ def _as_begun(plan: Plan, parts: Parts, run: Path, config: Mapping[str, Any]) ->
 
 def announcement(plan: Plan, parts: Parts, engine: Engine) -> str:
     """Return a sentence: what is trained on which tasks, by whose choice, and how processes share the work."""
-    own = f" (the learner's own {listed(plan.own)})" if plan.own else ""
+    own = f" (training defaults of the learner: {listed(plan.own)})" if plan.own else ""
     shared = division(parts.learner.needs, engine.meta_batch, parts.backend.world.size)
     return f"training {plan.learner['name']} on {plan.training['name']}{own}, {backend_text(parts.backend)}{shared}"
 

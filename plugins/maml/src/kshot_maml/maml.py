@@ -1,6 +1,7 @@
 """MAML: Finn, Abbeel & Levine, "Model-agnostic meta-learning for fast adaptation of deep networks", 2017 (1703.03400).
 
-Letters: B meta-batch, N way, S support size, n queries. Functions of one task have no B; ``Lift`` runs them for all.
+Letters: B meta-batch, N way, n queries. theta are the parameters of the network, and theta' those adapted to a task.
+Some functions are written for one task, without the axis B; ``Lift`` runs them for all tasks of a meta-batch.
 """
 
 from __future__ import annotations
@@ -22,25 +23,25 @@ from kshot.nn import network as build_network
 
 
 class MAML(nn.Module):
-    """A learner of an initialisation from which a few gradient steps on the support do well on the queries.
+    """Learn initial parameters from which a few gradient steps on a support give good predictions for the queries.
 
     Args:
-        spec: the specification of the tasks, which determines the net's inputs and outputs.
+        spec: the specification of the tasks, which determines the inputs and outputs of the network.
         network: ``auto``, ``conv4``, ``mlp`` or a module from [n, *input] to logits [n, N] or values [n, *target].
         width: channels of ``conv4``.
         hidden: units of the hidden layers of ``mlp``.
-        normalisation: which batch statistics normalise the queries, see ``kshot.nn.Network``. The paper's figures
-            are ``transductive``.
+        normalisation: the statistics by which batch norm normalises the queries, see ``kshot.nn.Network``. The
+            published results are ``transductive``.
         order: ``second`` differentiates through the inner steps; ``first`` treats the inner gradients as constants.
-        inner_lr: alpha; None is the paper's: 0.4, or 0.1 from 20 ways on, and 0.01 for regression.
+        inner_lr: alpha; None for the paper's values: 0.4, or 0.1 if there are at least 20 classes; 0.01 for regression.
         inner_steps: the number of inner steps in training.
-        test_steps: the number of inner steps at evaluation and use; None is ``inner_steps``.
-        strategy: how the tasks of a meta-batch run: at once (``vmap``), one after another (``loop``), or ``auto``.
-        chunk: the greatest number of tasks in one vmap; None bounds its memory.
+        test_steps: the number of inner steps at evaluation and prediction; None for the same as in training.
+        strategy: how the tasks of a meta-batch run: in parallel (``vmap``), one after another (``loop``), or ``auto``.
+        chunk: the greatest number of tasks that run in parallel; None for as many as a limit of memory allows.
 
     Raises:
         OptionError: a number of steps is negative, or a choice is unknown.
-        DataError: the net can't take the tasks' inputs, or their way varies.
+        DataError: the network does not accept the inputs of the tasks, or the number of classes (way) varies.
 
     Example:
         >>> from kshot.testing import sample_tasks
@@ -79,7 +80,7 @@ class MAML(nn.Module):
         self.inner_lr = paper_rate(spec) if inner_lr is None else inner_lr
         self.inner_steps, self.test_steps = inner_steps, inner_steps if test_steps is None else test_steps
         self.lift = Lift(strategy, chunk)
-        # Under ``support``, batch statistics of the adapted support count as constants of the query loss.
+        # With ``support``, the query loss treats batch statistics of the support as constants, so it is not exact.
         constants = self.net.has_batch_norm and normalisation == "support"
         self.needs = attrs.evolve(
             type(self).needs, queries=self.net.queries, exact_gradient=self.second_order and not constants
@@ -104,7 +105,7 @@ class MAML(nn.Module):
         return descend(self.support_loss, theta, support, lr=self.inner_lr, steps=steps, second_order=self.second_order)
 
     def task(self, theta: State, episode: Episode) -> tuple[Mapping[str, Tensor], State]:
-        """Compute L(f_theta') on other examples of the same task (algorithm 1, lines 5 to 8); also return theta'."""
+        """Return the metrics of one task, with the query loss L(f_theta'), and theta' (algorithm 1, lines 5 to 8)."""
         # Lines 5 and 6: theta' from the support.
         adapted, losses = self.adapted(theta, episode.support, self.inner_steps)
         # Line 8: the loss of theta' on the queries.
@@ -115,10 +116,10 @@ class MAML(nn.Module):
         return metrics, adapted
 
     def meta_gradient(self, episodes: Episode) -> Metrics:
-        """Add the mean over tasks of grad_theta L(f_theta') to ``.grad`` (line 8); the engine's optimizer steps."""
+        """Add the mean over tasks of grad_theta L(f_theta') to ``.grad``. The engine takes the outer step (line 8)."""
         metrics, end = self.lift.mean_gradient(self.task, self.net.state(), episodes)
         check_descent(metrics.pop("inner"), "maml", episodes.origin)
-        keep_buffers(self.net.net, end)  # running statistics: the mean over the tasks
+        keep_buffers(self.net.net, end)  # the new running statistics are the mean over the tasks
         return {name: values.mean() for name, values in metrics.items()}
 
     def task_losses(self, episodes: Episode) -> tuple[Tensor, Mapping[str, Tensor]]:
@@ -130,9 +131,9 @@ class MAML(nn.Module):
         return metrics["loss"], adapted.away_from(theta)
 
     def adapt(self, support: Support) -> Predictor:
-        """Take ``test_steps`` inner steps on the support; return the predictor under theta'.
+        """Take ``test_steps`` inner steps on the support, and return the predictor with the adapted parameters theta'.
 
-        It maps queries [B, n, *input] to logits [B, n, N] or values [B, n, *target].
+        The predictor maps queries [B, n, *input] to logits [B, n, N] or values [B, n, *target].
         """
 
         def fitted(theta: State, support: Support) -> tuple[State, Tensor]:
@@ -181,7 +182,7 @@ def paper_rate(spec: TaskSpec) -> float:
 
 
 def paper_training(spec: TaskSpec) -> Training:
-    """Return the meta-batches of appendix A.1, with Adam at 1e-3 and far fewer iterations than the paper's 60,000.
+    """Return the default training: the paper's meta-batches (appendix A.1), but fewer iterations than its 60,000.
 
     Example:
         >>> paper_training(TaskSpec(kind="classification", input_shape=(4,), way=5, shot=1, query=5)).meta_batch

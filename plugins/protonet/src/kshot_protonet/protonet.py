@@ -24,13 +24,14 @@ class ProtoNet(nn.Module):
     scaled to unit length. The embeddings of queries are not scaled (section 2.7 of the paper).
 
     Args:
-        spec: of the tasks. It gives the input shape and, if the tasks provide semantics, the length of class vectors.
-        encoder: ``auto``, ``conv4``, ``mlp``, ``linear`` or a module from [n, *input] to [n, D].
-        width: channels of conv4, units of mlp, outputs of linear.
-        normalisation: whose batch statistics are used at evaluation: ``inductive``, ``support`` or ``transductive``.
+        spec: the specification of the tasks: the input shape and, if there are semantic vectors, their length.
+        encoder: ``auto`` (by the input shape), ``conv4``, ``mlp``, ``linear``, or a module from [n, *input] to [n, D].
+        width: number of channels of ``conv4``, of units of ``mlp``, or of outputs of ``linear``.
+        normalisation: the statistics that batch norm uses at evaluation: ``inductive`` (the running statistics of
+            training), ``support`` (of the support) or ``transductive`` (of support and queries together).
 
     Raises:
-        OptionError: the encoder or the policy of normalisation is unknown.
+        OptionError: the encoder or the normalisation policy is unknown.
         DataError: the encoder does not accept inputs of this shape.
 
     Example:
@@ -49,9 +50,9 @@ class ProtoNet(nn.Module):
         exact_gradient=True,
         invariant={"labels", "order"},
     )
-    # For a first good result in a minute or two. The paper trains for hours, 60-way with 5 queries, by Adam at 1e-3
-    # halved every 2000 episodes: recipes/protonet-omniglot-60way.toml. As the paper advises, the shot is that of the
-    # test.
+    # These defaults give a first good result in one or two minutes. The paper trains for hours, 60-way with 5 queries,
+    # by Adam with a learning rate of 1e-3 that is halved every 2000 episodes; recipes/protonet-omniglot-60way.toml has
+    # settings like these. The shot in training is that of the test, as the paper advises.
     training_defaults = Training(lr=8e-3, schedule="linear", warmup=100, iterations=1000, tasks={"way": 30, "query": 1})
 
     def __init__(
@@ -75,7 +76,7 @@ class ProtoNet(nn.Module):
 
         Args:
             z: embeddings of the support [B, S, D].
-            support: their labels, and the class vectors [B, N, A] for zero-shot tasks.
+            support: the labels, and for zero-shot tasks the semantic vectors [B, N, A].
 
         Returns:
             The prototypes [B, N, D].
@@ -109,7 +110,7 @@ class ProtoNet(nn.Module):
         return {"loss": loss.detach(), "accuracy": accuracy}
 
     def adapt(self, support: Support) -> Predictor:
-        """Return a predictor from queries [B, n, *input] to logits [B, n, N], minus squared distances to prototypes."""
+        """Return a function from queries [B, n, *input] to logits [B, n, N], minus squared distances to prototypes."""
         embed = self.encoder.given(support.x)
 
         def predict(x: Tensor) -> Tensor:
