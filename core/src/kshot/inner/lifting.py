@@ -24,6 +24,7 @@ from kshot.episode import Begins, Episode, Support, one_task
 from kshot.errors import KshotError, OptionError, TrainingError
 from kshot.inner.cost import LOOP, Choice, cost_of
 from kshot.inner.descent import State
+from kshot.inner.rows import Rows
 from kshot.inner.vmap_norms import AffineApart
 
 Strategy = Literal["auto", "vmap", "loop"]
@@ -360,42 +361,6 @@ def _concatenate(chunks: list[Any]) -> Any:
     leaves = [torch.cat(ts) for ts in zip(*(f[0] for f in flat), strict=True)]
     tasks = len(leaves[0]) if leaves else len(chunks)
     return _with_tasks(pytree.tree_unflatten(leaves, flat[0][1]), tasks)
-
-
-class Rows:
-    """Collect the results of the chunks in tensors that are allocated once for all tasks; row b is that of task b.
-
-    The alternative is to keep the results of each chunk and to join them at the end. It fragments the heap, because
-    many small tensors would lie between the large blocks of memory that each chunk allocates and frees. With 64 tasks
-    the process needed five times as much memory.
-
-    Args:
-        tasks: the number of all tasks. ``done`` of them have been added to ``joined``, a pytree of [tasks, ...].
-
-    Example:
-        >>> rows = Rows(3)
-        >>> rows.add({"loss": torch.tensor([1.0, 2.0])})
-        >>> rows.add({"loss": torch.tensor([3.0])})
-        >>> rows.joined
-        {'loss': tensor([1., 2., 3.])}
-    """
-
-    def __init__(self, tasks: int) -> None:
-        self.tasks, self.done = tasks, 0
-        self.joined: Any = None
-
-    def add(self, chunk: Any) -> None:
-        """Add the results of the next chunk, a pytree of tensors [tasks of the chunk, ...], without their graph."""
-        chunk = pytree.tree_map_only(Tensor, Tensor.detach, chunk)
-        count = len(pytree.tree_leaves(chunk)[0])
-        if count == self.tasks:  # there is only one chunk, whose results need not be copied
-            self.joined = chunk
-            return
-        if self.joined is None:  # the first chunk shows which shapes to allocate
-            self.joined = pytree.tree_map_only(Tensor, lambda t: t.new_empty(self.tasks, *t.shape[1:]), chunk)
-        for all_rows, new_rows in zip(pytree.tree_leaves(self.joined), pytree.tree_leaves(chunk), strict=True):
-            all_rows[self.done : self.done + count] = new_rows
-        self.done += count
 
 
 def _code(function: Any) -> Any:
