@@ -94,9 +94,9 @@ def decorated(method: Any, **options: Any) -> Any:
     [
         ("run_end", undecorated, r"got the method run_end without its decorator, expected @kshot.hookimpl above it"),
         ("on_run_end", undecorated, r"got the method on_run_end \(did you mean 'run_end'\?\), which is no hook"),
-        ("runEnd", undecorated, r"did you mean 'run_end'"),
+        ("runEnd", undecorated, r".*did you mean 'run_end'"),
         ("on_run_end", decorated(undecorated), r"got the method on_run_end, .*; did you mean 'run_end'\?"),
-        ("iteration_ends", decorated(undecorated), r"did you mean 'iteration_end'\?"),
+        ("iteration_ends", decorated(undecorated), r".*did you mean 'iteration_end'"),
         ("run_end", decorated(other_argument), r"got the argument 'step' of run_end, expected some of engine, it"),
         ("run_end", decorated(with_default), r"got a default for the argument 'iteration' of run_end"),
         ("run_end", decorated(with_rest), r"got the argument '\*\*values' of run_end, to which nothing is"),

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Raw", "WrongType", "convert", "did_you_mean", "nearest", "parse_literal", "type_text"]
+__all__ = ["Raw", "WrongType", "convert", "did_you_mean", "nearest", "parse_literal", "printable", "type_text"]
 
 
 class Raw(str):
@@ -47,6 +47,21 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near!r}?" if near else ""
 
 
+# Terminals obey control characters, and some others reorder or hide the text around them.
+_SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
+
+
+def printable(text: str) -> str:
+    """Return text of a plugin without what a terminal would obey; newlines and tabs stay.
+
+    Example:
+        >>> printable("\\x1b[31mred\\x1b[0m\\r")
+        'red'
+    """
+    return _CONTROL.sub("", _SEQUENCE.sub("", text))
+
+
 # -------------------- text to values
 
 
@@ -72,7 +87,7 @@ def parse_literal(text: str) -> Any:
 
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # also a number of thousands of digits
         return text
     return value if _plain(value) else text
 
