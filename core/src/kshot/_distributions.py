@@ -7,7 +7,6 @@ without its name. Torch calls it while it is imported. This module imports nothi
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import re
 import sys
 import warnings
@@ -25,7 +24,7 @@ def distributions() -> Iterator[Distribution]:
     """
     listed = [distribution for distribution in importlib.metadata.distributions() if not _is_leftover(distribution)]
     places = {str(place): i for i, place in reversed(list(enumerate(map(_place, listed))))}
-    yield from sorted(listed, key=lambda d: (places[str(_place(d))], not read_text(d, "METADATA", "PKG-INFO")))
+    yield from sorted(listed, key=lambda d: (places[str(_place(d))], not _is_complete(d)))
 
 
 def read_text(distribution: Distribution, *files: str) -> str:
@@ -89,7 +88,7 @@ def _damaged(distribution: Distribution, reason: str) -> str:
 def _unreadable(distribution: Distribution) -> str | None:
     """Return why ``importlib.metadata`` can't read the entry points of a distribution, or None if it can."""
     try:
-        tuple(distribution.entry_points)
+        tuple(_read_entry_points(distribution))
     except UnicodeDecodeError as error:
         return f"{error.reason} at byte {error.start}"
     except Exception:
@@ -115,11 +114,16 @@ def _is_leftover(distribution: Distribution) -> bool:
     return _folder(distribution).name[:1] in ("~", "-")
 
 
+def _is_complete(distribution: Distribution) -> bool:
+    folder = _folder(distribution)
+    return folder.is_file() or any((folder / file).is_file() for file in ("METADATA", "PKG-INFO"))
+
+
 class BeforeTorch:
     """Check the entry points of all distributions once, before torch reads them while it is imported.
 
     This is a finder of ``sys.meta_path`` that finds nothing: it is asked for every module that is imported. If a
-    distribution is damaged, torch is imported without loading other distributions' devices, and a warning says why.
+    distribution is damaged, a warning names it, and ``importlib.metadata`` finds no entry points in it from then on.
     """
 
     @classmethod
@@ -127,17 +131,32 @@ class BeforeTorch:
         """Return None, after the check if ``name`` is torch."""
         if name != "torch":
             return
-        sys.meta_path.remove(cls)  # type: ignore[arg-type]
+        sys.meta_path.remove(cls)
         try:
             importlib.metadata.entry_points(group="torch.backends")
         except Exception as error:
+            _tolerate()
             damaged = [(d, reason) for d in importlib.metadata.distributions() if (reason := _unreadable(d))]
             sentences = [_damaged(d, reason) for d, reason in damaged] or [f"an entry_points.txt: {error!r}"]
-            os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
-            warnings.warn(f"{'; '.join(sentences)}; until then torch loads no plugins of devices", stacklevel=2)
+            warnings.warn("; ".join(sentences), stacklevel=2)
 
     @classmethod
     def install(cls) -> None:
         """Install this finder, unless torch is imported already."""
         if "torch" not in sys.modules and cls not in sys.meta_path:
-            sys.meta_path.insert(0, cls)  # type: ignore[arg-type]
+            sys.meta_path.insert(0, cls)
+
+
+_read_entry_points = Distribution.entry_points.fget  # type: ignore[attr-defined]
+
+
+def _tolerate() -> None:
+    """Let ``importlib.metadata`` find no entry points in a damaged distribution, where it would raise."""
+
+    def entry_points(distribution: Distribution) -> Any:
+        try:
+            return _read_entry_points(distribution)
+        except Exception:
+            return importlib.metadata.EntryPoints(())
+
+    setattr(Distribution, "entry_points", property(entry_points))  # noqa: B010 -- a property can't be assigned typed

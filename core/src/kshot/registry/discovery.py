@@ -99,6 +99,7 @@ def _plugins_of(name: str, version: str, lines: list[_Line]) -> Iterator[tuple[P
             f"plugin.toml describes it, but {name} {version} has no such entry point in kshot.{group}: "
             f"correct the name, or install {name} again if the entry point was added later"
         )
+        plugin_name = ascii(plugin_name)[1:-1][:LONGEST]  # it need not be a valid name
         yield Plugin(plugin_name, group, name, version, "", "broken", reason, entry.summary, entry.kinds), None
 
 
@@ -109,7 +110,7 @@ def _misnamed(plugin: Plugin) -> tuple[State, str] | None:
         return "broken", f"got the entry point {plugin.target!r}, expected 'module:attribute'"
     if not re.fullmatch(NAME, plugin.name):
         # Escape letters that look like others, such as a Cyrillic p.
-        return "broken", f"got the name {ascii(plugin.name)}, expected lower-case letters, digits and hyphens"
+        return "broken", f"got the name {plugin.name!a}, expected lower-case letters, digits and hyphens"
     if len(plugin.name) > LONGEST:
         return "broken", f"got a name of {len(plugin.name)} letters, expected at most {LONGEST}"
     if module_spec(module) is None:

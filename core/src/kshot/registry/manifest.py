@@ -15,7 +15,7 @@ An example::
     summary = "Prototypical networks"  # one line
     kinds = ["classification"]         # the kinds of tasks that it learns or provides
     paper = "arXiv:1703.05175"
-    aliases = ["prototypical"]         # further names, as unique as the name itself
+    aliases = ["prototypical"]         # further names; a plugin's name beats another one's alias
 
 Every key of a table may be omitted. A key that is not listed here is refused, because it is probably misspelt. The
 keys of a manifest with another ``api_level`` are not checked, because this version of kshot does not know them.
@@ -195,7 +195,7 @@ def _entry(group: str, name: str, table: dict[str, Any]) -> Entry:
     for alias in aliases:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", alias):
             expected = "at most 64 letters, digits, hyphens, dots and underscores"
-            raise _Refused(here, "aliases", f"[{group}.{name}]: got the alias {ascii(alias)}, expected {expected}")
+            raise _Refused(here, "aliases", f"[{group}.{name}]: got the alias {alias!a}, expected {expected}")
     return Entry(
         summary=shortened(printable(" ".join(table.get("summary", "").split()))),
         kinds=kinds,
@@ -213,7 +213,7 @@ def _strings(table: tuple[str, ...], key: str, values: dict[str, Any]) -> tuple[
     value = values.get(key, [])
     if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
         raise _Refused(table, key, f"{key}: got {value!r}, expected a list of strings")
-    return tuple(value)
+    return tuple(map(printable, value))
 
 
 def _summaries(document: dict[str, Any]) -> dict[tuple[str, str], Entry]:
