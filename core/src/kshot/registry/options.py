@@ -2,7 +2,8 @@
 
 A factory is a class or a function; its options are its keyword parameters. Each value is checked against the
 annotation of its parameter and converted to that type (a list to a tuple, an int to a float, if the annotation says
-so). A parameter without an annotation accepts anything. ``kshot.registry.conversion`` converts the values. Nothing
+so); numbers are finite, and in the range that ``kshot.registry.Range`` declares. A parameter without an annotation
+accepts anything. ``kshot.registry.conversion`` converts the values. Nothing
 here imports torch or a plugin.
 """
 
@@ -20,7 +21,16 @@ from typing import Any
 from attrs import frozen
 
 from kshot.errors import OptionError
-from kshot.registry.conversion import Raw, WrongType, convert, did_you_mean, parse_literal, printable, type_text
+from kshot.registry.conversion import (
+    Raw,
+    WrongType,
+    check_finite,
+    convert,
+    did_you_mean,
+    parse_literal,
+    printable,
+    type_text,
+)
 
 __all__ = ["Option", "Raw", "did_you_mean", "options_of", "parse_literal", "table", "type_text", "validate"]
 
@@ -199,6 +209,8 @@ def validate(
             continue
         try:
             result[name] = convert(value, options[name].annotation if name in options else Any)
+            if name in options:
+                check_finite(result[name], options[name].annotation, options[name].default)
         except WrongType as exc:
             wrong.append(f"{name}: {exc}")
     for option in options.values():
