@@ -92,7 +92,7 @@ def test_threads_are_set_and_recorded():
         torch.set_num_threads(before)
     with pytest.raises(OptionError, match="got threads=0, expected at least 1"):
         Cpu(threads=0)
-    with pytest.raises(OptionError, match="got threads=1000000, expected at most .*, 4 for each processor"):
+    with pytest.raises(OptionError, match=r"got threads=1000000, expected at most .*, 4 for each processor"):
         Cpu(threads=1_000_000)  # torch would crash the process
 
 
