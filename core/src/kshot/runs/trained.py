@@ -6,6 +6,7 @@ Letters: n examples, N classes, D embedding.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,7 @@ from kshot._engine import warm_start
 from kshot._engine.evaluation import BUDGET
 from kshot._engine.inputs import load_inputs
 from kshot._engine.run_folder import RunFolder, digest
+from kshot.arrays import as_inputs
 from kshot.episode import Support
 from kshot.errors import DataError, MisfitError
 from kshot.functional import full_precision
@@ -178,7 +180,7 @@ class Trained:
         Raises:
             DataError: the examples can't be read, or have another shape than the learner was built for.
         """
-        x = self._prepare(raw) if self._prepare is not None else torch.as_tensor(np.asarray(raw), dtype=torch.float32)
+        x = self._prepare(raw) if self._prepare is not None else unprepared(raw)
         if tuple(x.shape[1:]) != tuple(self.spec.input_shape):
             raise DataError(
                 f"inputs: got shape {list(x.shape)}, expected [n, {', '.join(map(str, self.spec.input_shape))}], "
@@ -329,6 +331,23 @@ def verification_tasks(tasks: Pooled, split: str) -> ClassificationTasks:
             "threshold"
         )
     return ClassificationTasks({split: pool}, way=min(pool.classes, 20), shot=1, query=min(pool.fewest - 1, 5))
+
+
+def unprepared(raw: Any) -> Tensor:
+    """Return raw examples as inputs [n, *input], if nothing says how they are prepared.
+
+    Raises:
+        DataError: they are files, or not numbers.
+    """
+    first = raw
+    while isinstance(first, list | tuple) and first:
+        first = first[0]
+    if isinstance(first, str | bytes | os.PathLike):
+        raise DataError(
+            f"inputs: got the file {str(first)!r}, expected inputs as numbers: the tasks of this learner have no "
+            "prepare, which makes inputs of files (kshot.protocols.Pooled); give arrays, or Trained(..., prepare=...)"
+        )
+    return as_inputs(raw, "inputs")
 
 
 def in_pieces(x: Tensor) -> tuple[Tensor, ...]:
