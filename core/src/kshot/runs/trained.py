@@ -180,7 +180,9 @@ class Trained:
         Raises:
             DataError: the examples can't be read, or have another shape than the learner was built for.
         """
-        x = self._prepare(raw) if self._prepare is not None else unprepared(raw)
+        if getattr(self._prepare, "function", self._prepare) in (None, as_inputs):
+            refuse_files(raw)
+        x = self._prepare(raw) if self._prepare is not None else as_inputs(raw)
         if tuple(x.shape[1:]) != tuple(self.spec.input_shape):
             raise DataError(
                 f"inputs: got shape {list(x.shape)}, expected [n, {', '.join(map(str, self.spec.input_shape))}], "
@@ -333,21 +335,16 @@ def verification_tasks(tasks: Pooled, split: str) -> ClassificationTasks:
     return ClassificationTasks({split: pool}, way=min(pool.classes, 20), shot=1, query=min(pool.fewest - 1, 5))
 
 
-def unprepared(raw: Any) -> Tensor:
-    """Return raw examples as inputs [n, *input], if nothing says how they are prepared.
-
-    Raises:
-        DataError: they are files, or not numbers.
-    """
+def refuse_files(raw: Any) -> None:
+    """Raise DataError if raw examples are files, for tasks that don't say how files become inputs."""
     first = raw
     while isinstance(first, list | tuple) and first:
         first = first[0]
     if isinstance(first, str | bytes | os.PathLike):
         raise DataError(
-            f"inputs: got the file {str(first)!r}, expected inputs as numbers: the tasks of this learner have no "
-            "prepare, which makes inputs of files (kshot.protocols.Pooled); give arrays, or Trained(..., prepare=...)"
+            f"inputs: got the file {os.fsdecode(first)!r}, expected inputs as numbers: the tasks of this learner have "
+            "no prepare, which makes inputs of files (kshot.protocols.Pooled); give arrays, or Trained(..., prepare=...)"
         )
-    return as_inputs(raw, "inputs")
 
 
 def in_pieces(x: Tensor) -> tuple[Tensor, ...]:
