@@ -24,8 +24,7 @@ from kshot._engine import warm_start
 from kshot._engine.evaluation import BUDGET
 from kshot._engine.inputs import load_inputs
 from kshot._engine.run_folder import RunFolder, digest
-from kshot.arrays import as_inputs
-from kshot.episode import Support
+from kshot.episode import Support, as_inputs
 from kshot.errors import DataError, MisfitError
 from kshot.functional import full_precision
 from kshot.nn import evaluating
@@ -343,7 +342,7 @@ def refuse_files(raw: Any) -> None:
     if isinstance(first, str | bytes | os.PathLike):
         raise DataError(
             f"inputs: got the file {os.fsdecode(first)!r}, expected inputs as numbers: the tasks of this learner have "
-            "no prepare, which makes inputs of files (kshot.protocols.Pooled); give arrays, or Trained(..., prepare=...)"
+            "no prepare that reads files (kshot.protocols.Pooled); give arrays, or Trained(..., prepare=...)"
         )
 
 
