@@ -26,7 +26,6 @@ from kshot.registry.manifest import shortened
 from kshot.registry.options import doc_of, options_of
 from kshot.registry.plugin import LEADING, MEMORY_SIZES, Factory, Key, Plugin, PluginInfo
 from kshot.registry.registering import described
-from kshot.registry.surroundings import kept
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -161,6 +160,8 @@ class Registry:
 
     def _imported(self, plugin: Plugin) -> Plugin:
         """Import a plugin and return it in the state that results; warn if the import changed the process."""
+        from kshot.registry.surroundings import kept  # imported late, since listing imports no plugin
+
         changed: list[str] = []
         try:
             with contextlib.nullcontext() if plugin.builtin else kept(changed.extend):
