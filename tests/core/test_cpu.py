@@ -94,6 +94,9 @@ def test_threads_are_set_and_recorded():
         Cpu(threads=0)
     with pytest.raises(OptionError, match=r"got threads=1000000, expected at most .*, 4 for each processor"):
         Cpu(threads=1_000_000)  # torch would crash the process
+    for wrong in (True, "2", 1.5):
+        with pytest.raises(OptionError, match=f"got threads={wrong!r}, expected a whole number, or None"):
+            Cpu(threads=wrong)
 
 
 def test_keeping_freed_memory_is_an_option_that_is_recorded():

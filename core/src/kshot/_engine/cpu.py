@@ -73,6 +73,8 @@ class Cpu:
         keep_freed_memory: bool = True,
     ) -> None:
         most = 4 * (os.cpu_count() or 1)  # torch starts all of them, and crashes the process if it can't
+        if isinstance(threads, bool) or not (threads is None or hasattr(threads, "__index__")):
+            raise OptionError(f"cpu: got threads={threads!r}, expected a whole number, or None")
         if threads is not None and not 1 <= threads <= most:
             bound = "at least 1" if threads < 1 else f"at most {most}, 4 for each processor"
             raise OptionError(f"cpu: got threads={threads}, expected {bound}")

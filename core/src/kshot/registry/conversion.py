@@ -336,7 +336,7 @@ def _choice(value: Any, choices: tuple[Any, ...]) -> Any:
 def _member(value: Any, annotation: Any, members: tuple[Any, ...]) -> Any:
     # A value that already has one of the types stays unchanged: 5 for `float | int`, 'a' for `Path | str`.
     if type(value) in members:
-        return value
+        return _convert(value, type(value))
     messages = []
     for member in members:
         try:
