@@ -72,7 +72,23 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([sys.executable, *install, *built], check=True, capture_output=True, text=True)
     shutil.rmtree(site / "kshot_stale")
     (site / "kshot_halved/data/tasks.py").unlink()
+    damage(site)
     return site
+
+
+def damage(site: Path) -> None:
+    """Damage what no build tool writes, and leave what an interrupted pip leaves."""
+    undecodable = site / "kshot_undecodable-1.0.dist-info/entry_points.txt"
+    undecodable.write_bytes(undecodable.read_bytes() + b"\xff\xfe = nothing\n")
+    junk = site / "kshot_junk-1.0.dist-info/entry_points.txt"
+    junk.write_text(junk.read_text() + "this line is no entry point\n")
+    leftover = site / "~shot_good-0.9.dist-info"
+    leftover.mkdir()
+    (leftover / "METADATA").write_text("Metadata-Version: 2.1\nName: kshot-good\nVersion: 0.9\n")
+    (leftover / "entry_points.txt").write_text("[kshot.tasks]\ngood = kshot_good:GoneTasks\n")
+
+
+GOOD = {"good", "good-learner", "manifestless", "aliased", "plain", "undecodable", "junk", "pretender"}
 
 
 class Observer:
@@ -88,6 +104,13 @@ class Observer:
         done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
+
+    def command(self, *words: str) -> tuple[int, str, str]:
+        """Run a command of kshot in such a process; return its exit code and what it printed, as it printed it."""
+        path = os.pathsep.join(filter(None, [str(self.site), os.environ.get("PYTHONPATH", "")]))
+        env = {**os.environ, "KSHOT_DISABLE": "", "PYTHONPATH": path}
+        done = subprocess.run([sys.executable, "-m", "kshot", *words], env=env, capture_output=True, check=False)
+        return done.returncode, done.stdout.decode(), done.stderr.decode()
 
 
 @pytest.fixture(scope="session")
@@ -128,10 +151,10 @@ def test_good_plugins_are_ok_beside_every_broken_one(listed: dict[str, Any], obs
         "tasks = registry.tasks('good', way=7)",
         "result = [sorted(failed), tasks.way, registry.tasks('fine').way]",
     )
-    refused = """aliased attributeless deviceless doubled exiting halved malformed needy newer older plain
+    refused = """attributeless deviceless doubled exiting halved malformed needy nested newer older
         raising slip stale twice"""
     assert set(refused.split()) <= set(result[0])
-    assert not {"good", "good-learner", "manifestless", "choosy", "hollow", "cpu"} & set(result[0])
+    assert not {*GOOD, "choosy", "hollow", "cpu"} & set(result[0])
     assert result[1:] == [7, 5]
 
 
@@ -231,12 +254,114 @@ def test_name_claimed_in_two_groups_of_one_distribution_is_refused(listed: dict[
     assert all("learners" in row[3] and "tasks" in row[3] for row in rows)
 
 
-def test_alias_is_as_unique_as_a_name(listed: dict[str, Any]) -> None:
-    """Otherwise aliases would circumvent the uniqueness of names."""
-    for name in ("aliased", "plain"):
-        found, reason = state(listed, name)
-        assert found == "duplicate"
-        assert reason.startswith("'plain' is claimed by")
+def test_name_beats_an_alias(listed: dict[str, Any], observe: Observer) -> None:
+    """Otherwise a stranger's alias would make another distribution's plugin unusable."""
+    for name in ("aliased", "plain", "pretender", "good-learner"):
+        assert state(listed, name) == ("ok", "")
+    found = observe(
+        "result = [registry.find(n).distribution for n in ('plain', 'aliased', 'good-learner', 'also-good')]",
+    )
+    assert found == ["kshot-plain", "kshot-aliased", "kshot-good", "kshot-pretender"]
+    assert observe("result = registry.find('pretender').aliases") == ["also-good"]
+
+
+def test_alias_of_two_plugins_is_refused_and_their_names_work(observe: Observer) -> None:
+    """The order of installation must not decide which one is meant."""
+    error, names = observe(
+        "from kshot.registry import Registry, Plugin",
+        "made = Registry()",
+        "made.plugins()",
+        "for one in ('one', 'two'):",
+        "    made._installed.append(Plugin(one, 'tasks', one, '1.0', 'kshot_good:GoodTasks', aliases=('both',)))",
+        "result = [error_of(made.tasks, 'both'), [made.load(one).__name__ for one in ('one', 'two')]]",
+    )
+    assert error["text"].startswith("'both' is an alias of tasks 'one' (one 1.0) and tasks 'two' (two 1.0)")
+    assert names == ["GoodTasks", "GoodTasks"]
+
+
+def test_what_pip_left_is_ignored_and_reported(listed: dict[str, Any], observe: Observer) -> None:
+    """A folder with a tilde has the entry points of an earlier version, and no code."""
+    assert state(listed, "good") == ("ok", "")
+    assert observe("result = [registry.find('good').version, registry.load('good').__name__]") == ["1.0", "GoodTasks"]
+    _, report, _ = observe.command("doctor")
+    assert "~shot_good-0.9.dist-info was left by an interrupted pip and is ignored; remove this folder" in report
+
+
+def test_nested_manifest_breaks_its_own_plugin_only(listed: dict[str, Any], observe: Observer) -> None:
+    """Reading it needs more recursion than Python allows."""
+    found, reason = state(listed, "nested")
+    assert found == "broken"
+    assert reason.endswith("plugin.toml: got values nested too deeply, expected at most lists of strings")
+    code, text, _ = observe.command("list")
+    assert code == 0
+    assert "nested too deeply" in text
+
+
+def test_damaged_entry_points_stop_neither_torch_nor_the_plugin(listed: dict[str, Any], observe: Observer) -> None:
+    """Torch reads the entry points of all distributions; the warning names the damaged ones."""
+    assert state(listed, "undecodable") == state(listed, "junk") == ("ok", "")
+    caught, built = observe(
+        "import warnings",
+        "with warnings.catch_warnings(record=True) as caught:",
+        "    warnings.simplefilter('always')",
+        "    import torch",
+        "result = [[str(w.message) for w in caught], type(registry.tasks('junk')).__name__]",
+    )
+    assert built == "Tasks"
+    [message] = caught
+    assert "kshot-undecodable 1.0: its entry_points.txt in " in message
+    assert "(line 3: got 'this line is no entry point', expected NAME = VALUE)" in message
+    assert "pip install --force-reinstall kshot-junk" in message
+    _, report, _ = observe.command("doctor")
+    assert "note: kshot-undecodable 1.0: its entry_points.txt" in report
+    assert "note: kshot-junk 1.0: its entry_points.txt" in report
+
+
+def test_import_that_meddles_is_named_and_undone(observe: Observer) -> None:
+    """Otherwise the results of all other plugins would depend on whether this one was imported."""
+    caught, same = observe(
+        "import random, warnings, numpy as np, torch",
+        "def now():",
+        "    flags = [torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled()]",
+        "    flags += [torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), random.getstate()]",
+        "    return str([*flags, np.random.get_state()[1].sum(), torch.get_rng_state().sum()])",
+        "before = now()",
+        "with warnings.catch_warnings(record=True) as caught:",
+        "    warnings.simplefilter('always')",
+        "    registry.load('meddling')",
+        "result = [[str(w.message) for w in caught], before == now()]",
+    )
+    assert same
+    [message] = caught
+    assert message.startswith("tasks 'meddling' (kshot-meddling 1.0): importing it changed the state of random, ")
+    for name in ("numpy.random", "random state", "default dtype", "default device", "gradient mode", "deterministic"):
+        assert name in message
+
+
+def test_import_that_closes_standard_output_is_named_and_undone(observe: Observer) -> None:
+    """Otherwise the result of a command would not be printed, or printing it would fail."""
+    code, text, errors = observe.command("info", "closing")
+    assert code == 0
+    assert "Tasks of no content." in text
+    assert "tasks 'closing' (kshot-closing 1.0): importing it changed " in errors
+    assert "standard output" in errors
+
+
+@pytest.mark.parametrize("words", [("list",), ("info", "escaping"), ("doctor",), ("check", "good-learner", "escaping")])
+def test_control_characters_of_a_plugin_are_not_printed(observe: Observer, words: tuple[str, ...]) -> None:
+    """A terminal would obey them: clear the screen, rename the window, or hide text."""
+    _, text, errors = observe.command(*words)
+    shown = text + errors
+    assert [c for c in shown if c in "\x1b\x07\u202e"] == []
+    expected = {"list": "Clears the screen\n", "info": "of an episode", "doctor": "plugins ok", "check": "cleared"}
+    assert expected[words[0]] in shown
+
+
+def test_name_with_letters_that_look_like_others_is_refused_and_escaped(listed: dict[str, Any]) -> None:
+    """A reader can't tell it from the plugin that it imitates."""
+    found, reason = state(listed, "g\u043eod")
+    assert found == "broken"
+    assert reason == "got the name 'g\\u043eod', expected lower-case letters, digits and hyphens"
 
 
 def test_builtin_can_not_be_overridden(listed: dict[str, Any], observe: Observer) -> None:

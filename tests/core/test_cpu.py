@@ -130,6 +130,11 @@ def test_threads_are_set_and_recorded():
         torch.set_num_threads(before)
     with pytest.raises(OptionError, match="got threads=0, expected at least 1"):
         Cpu(threads=0)
+    with pytest.raises(OptionError, match=r"got threads=1000000, expected at most .*, 4 for each processor"):
+        Cpu(threads=1_000_000)  # torch would crash the process
+    for wrong in (True, "2", 1.5):
+        with pytest.raises(OptionError, match=f"got threads={wrong!r}, expected a whole number, or None"):
+            Cpu(threads=wrong)
 
 
 def test_keeping_freed_memory_is_an_option_that_is_recorded():

@@ -123,3 +123,39 @@ def test_file_that_can_not_be_read_is_refused_by_name(tmp_path: Path) -> None:
         read(path)
     path.write_text("api_level = 1", encoding="utf-8")
     assert read(path) == Manifest()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("requires = " + "[" * 5000 + "]" * 5000, "got values nested too deeply"),
+        ("requires = " + "[" * 900 + "]" * 900, "nested too deeply|expected a list of strings"),
+        ("api_level = " + "1" * 5000, "got invalid TOML: "),
+        ("[tasks.x]\naliases = ['\\u0440rotonet']", "expected a list of strings|got the alias"),
+        ('[tasks.x]\naliases = ["\\u0440rotonet"]', r"got the alias '\\u0440rotonet', expected at most 64 letters"),
+        ('[tasks.x]\naliases = ["a b"]', "got the alias 'a b', expected at most 64 letters"),
+    ],
+)
+def test_hostile_manifest_is_refused_as_any_other(text: str, message: str) -> None:
+    """Whatever the reader raises must not reach the list of all plugins."""
+    head = "" if text.startswith("api_level") else "api_level = 1\n"
+    with pytest.raises(ManifestError, match=message):
+        parse(head + text)
+
+
+def test_texts_of_a_manifest_can_be_shown() -> None:
+    """Control characters are removed, and long texts are cut."""
+    text = f'api_level = 1\n[tasks.x]\nsummary = "\\u001b[31mred\\u202e {"x" * 9000}"\npaper = "\\u0007p"\n'
+    entry = parse(text).entries["tasks", "x"]
+    assert entry.summary.startswith("red xxx")
+    assert len(entry.summary) == 400
+    assert entry.paper == "p"
+
+
+def test_file_of_a_manifest_may_have_a_byte_order_mark_and_a_sensible_size(tmp_path: Path) -> None:
+    """Some editors write the mark."""
+    (tmp_path / "plugin.toml").write_bytes(b"\xef\xbb\xbfapi_level = 1\n")
+    assert read(tmp_path / "plugin.toml").api_level == 1
+    (tmp_path / "plugin.toml").write_bytes(b"#" * (2 << 20))
+    with pytest.raises(ManifestError, match=r"got a file of 2097152 bytes, expected at most"):
+        read(tmp_path / "plugin.toml")

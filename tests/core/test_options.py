@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from kshot.errors import OptionError
+from kshot.registry import Range
 from kshot.registry.options import Option, Raw, options_of, parse_literal, type_text, validate
 
 if TYPE_CHECKING:
@@ -321,3 +322,108 @@ def test_factory_without_options_says_so() -> None:
 def test_type_is_written_as_a_reader_would(annotation: Any, text: str) -> None:
     """Error messages have no module paths."""
     assert type_text(annotation) == text
+
+
+# -------------------- numbers that can't be meant, and numbers of numpy
+
+
+def ranged(
+    *,
+    width: Annotated[int, Range(1, 4096)] = 64,
+    rate: Annotated[float, Range(above=0, below=1)] = 0.5,
+    steps: Annotated[int, Range(0)] | None = None,
+    sizes: tuple[Annotated[int, Range(1)], ...] = (),
+    limit: Annotated[float, Range(infinite=True)] = 1.0,
+    most: float = float("inf"),
+    shape: int = 3,
+    either: int | float | tuple[int, int] = 3,
+    free: Any = None,
+    text: str = "",
+    root: Path | None = None,
+    names: dict[str, float] | None = None,
+) -> None: ...
+
+
+def in_range(**given: Any) -> dict[str, Any]:
+    return validate(ranged, given, who="it")
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("width", 0, "got 0, expected int from 1 to 4096"),
+        ("width", -3, "got -3, expected int from 1 to 4096"),
+        ("width", 10**9, "got 1000000000, expected int from 1 to 4096"),
+        ("width", 10**20, "got an int of 67 bits, expected one of at most 64"),
+        ("width", np.bool_(True), "got True (bool), expected int"),
+        ("width", b"3", "got b'3' (bytes), expected int"),
+        ("rate", 0, "got 0.0, expected float above 0 and below 1"),
+        ("rate", float("nan"), "got NaN, expected a number"),
+        ("rate", np.float32("nan"), "got NaN, expected a number"),
+        ("rate", 10**400, "got a number that is too large for a float, expected one of at most 1.8e308"),
+        ("steps", -1, "got -1 (int), expected int at least 0 | None"),
+        ("sizes", [3, 0], "got [3, 0], expected tuple[int at least 1, ...]; of an element: got 0, expected int at l"),
+        ("shape", 10**20, "got an int of 67 bits, expected one of at most 64"),
+        ("either", 10**20, "got an int of 67 bits, expected one of at most 64"),
+        ("either", float("nan"), "got NaN, expected a number"),
+        ("names", {"a": float("inf")}, "got {'a': inf}, expected dict[str, float] | None of finite numbers"),
+        ("text", b"a", "got b'a' (bytes), expected str"),
+        ("text", Path("a"), "got PosixPath('a') (PosixPath), expected str"),
+        ("root", b"a", "got b'a' (bytes), expected Path | None"),
+        ("root", "a\0b", "got 'a\\x00b', expected a path of characters that a file system takes (or None)"),
+    ],
+)
+def test_number_that_can_not_be_meant_is_refused(name: str, given: Any, message: str) -> None:
+    """It would end as torch's own error, as a crash of the process, or as a training that learns nothing."""
+    with pytest.raises(OptionError) as caught:
+        in_range(**{name: given})
+    assert str(caught.value).splitlines()[0].startswith(f"it: {name}: {message}")
+
+
+def test_infinity_is_taken_where_it_is_declared_or_the_default() -> None:
+    """It may mean that there is no limit."""
+    inf = float("inf")
+    assert in_range(limit=inf, most=inf) == {"limit": inf, "most": inf}
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "taken"),
+    [
+        ("width", np.uint8(3), 3),
+        ("width", np.array(3), 3),
+        ("rate", np.float16(0.25), 0.25),
+        ("sizes", np.array([1, 2]), (1, 2)),
+        ("sizes", [np.int32(4)], (4,)),
+        ("free", np.int64(3), 3),
+        ("text", np.str_("a"), "a"),
+        ("text", type("Text", (str,), {})("a"), "a"),
+        ("names", {np.str_("a"): np.float32(1)}, {"a": 1.0}),
+    ],
+)
+def test_values_of_numpy_and_subclasses_are_taken_as_plain_ones(name: str, given: Any, taken: Any) -> None:
+    """A run writes its options as JSON, which knows no other types."""
+    value = in_range(**{name: given})[name]
+    assert repr(value) == repr(taken)
+
+
+def test_numbers_of_numpy_keep_their_type_in_a_union() -> None:
+    """An int must not become the float that is named first."""
+
+    def factory(*, either: float | int = 1, choice: Literal["a", 2] = 2, flag: bool = False) -> None: ...
+
+    taken = validate(factory, {"either": np.int64(3), "choice": np.int64(2), "flag": np.True_}, who="it")
+    assert [repr(value) for value in taken.values()] == ["3", "2", "True"]
+    assert validate(factory, {"choice": np.str_("a")}, who="it") == {"choice": "a"}
+
+
+def test_number_of_thousands_of_digits_on_the_command_line_is_text() -> None:
+    """Python refuses to read it as a number."""
+    assert parse_literal("1" * 5000) == "1" * 5000
+
+
+def test_ranges_are_shown_with_the_options() -> None:
+    """``kshot info`` lists them."""
+    options = {option.name: str(option) for option in options_of(ranged)}
+    assert options["width"] == "width: int from 1 to 4096 = 64"
+    assert options["rate"] == "rate: float above 0 and below 1 = 0.5"
+    assert options["limit"] == "limit: float = 1.0"

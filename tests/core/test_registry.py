@@ -19,10 +19,12 @@ import pytest
 import torch
 
 import kshot.registry
+from kshot._distributions import problems
 from kshot.errors import OptionError, PluginError, UnknownPluginError
 from kshot.protocols import Learner, MemoryFactory, TaskDistribution
 from kshot.registry import Plugin, Registry
 from kshot.registry.options import Raw
+from kshot.registry.surroundings import kept
 from kshot.spec import Needs, TaskSpec
 
 SPEC = TaskSpec("classification", (1, 4, 4), way=5, shot=1, query=1)
@@ -549,3 +551,106 @@ def test_every_first_party_name_has_group_and_distribution() -> None:
         assert row["group"] in kshot.registry.GROUPS
         assert row["distribution"] == elsewhere.get(name, f"kshot-{name}")
         assert row["summary"]
+
+
+# -------------------- damaged distributions and texts
+
+
+def test_folder_that_pip_left_shadows_no_version(site: Path) -> None:
+    """An interrupted pip renames the folder of the old version to ``~andmade``; its entry points are stale."""
+    (site / "handmade_g.py").write_text("class New:\n    pass\n")
+    old = [("~andmade-g", "1.0", "Old"), ("~~ndmade-g", "1.1", "Old")]
+    for stem, version, name in (*old, ("handmade-g", "2.0", "New")):
+        info = distribution(site, stem, f"[kshot.tasks]\ng = handmade_g:{name}\n", version=version)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: handmade-g\nVersion: {version}\n")
+    plugin = handmade(Registry())["g"]
+    assert (plugin.version, plugin.state, Registry().load("g").__name__) == ("2.0", "ok", "New")
+    left = [text for text in problems() if str(site) in text]
+    assert len(left) == 2
+    assert "was left by an interrupted pip and is ignored" in left[0]
+
+
+def test_preparation_that_pip_left_is_not_registered(site: Path) -> None:
+    """What it names may be called for somebody else's run."""
+    distribution(site, "~andmade-h", "[kshot.preparations]\nh = handmade_h:prepare\n")
+    assert "handmade_h:prepare" not in kshot.registry.discovery.preparations()
+
+
+def test_complete_one_of_two_versions_in_a_folder_is_read(site: Path) -> None:
+    """An interrupted pip may have removed METADATA only; two complete versions are reported."""
+    (site / "handmade_i.py").write_text("class New:\n    pass\n")
+    distribution(site, "handmade-i", "[kshot.tasks]\ni = handmade_i:Old\n", version="1.0", metadata=False)
+    distribution(site, "handmade-i", "[kshot.tasks]\ni = handmade_i:New\n", version="2.0")
+    assert handmade(Registry())["i"].version == "2.0"
+    assert any("two versions of handmade-i, " in text for text in problems())
+
+
+def test_byte_order_mark_and_foreign_bytes_hide_no_plugin(site: Path) -> None:
+    """Some editors write the mark; the rest of the file is as good as any."""
+    (site / "handmade_j.py").write_text("class Tasks:\n    pass\n")
+    info = distribution(site, "handmade-j", "")
+    (info / "entry_points.txt").write_bytes("\ufeff[kshot.tasks]\nj = handmade_j:Tasks\n# caf".encode() + b"\xe9\n")
+    assert handmade(Registry())["j"].state == "ok"
+    assert any("entry_points.txt" in text and "can't be read" in text for text in problems())
+
+
+def test_texts_of_a_plugin_can_be_shown(site: Path) -> None:
+    """A terminal obeys control characters; a name of any length would fill it."""
+    (site / "handmade_k.py").write_text("raise ValueError('\\x1b[2Jgone\\r' + 'x' * 100_000)\n")
+    distribution(site, "handmade-k", f"[kshot.tasks]\nk = handmade_k:Tasks\n{'l' * 200} = handmade_k:Tasks\n")
+    made = Registry()
+    with pytest.raises(PluginError) as caught:
+        made.load("k")
+    reason = made.find("k").reason
+    assert [c for c in str(caught.value) + reason if c in "\x1b\r"] == []
+    assert len(str(caught.value)) < 1000
+    assert len(reason) < 30_000
+    assert handmade(made)["l" * 200].reason == "got a name of 200 letters, expected at most 64"
+
+
+def test_exception_without_a_message_is_shown(site: Path) -> None:
+    """A plugin's own exception may fail when its message is made."""
+    (site / "handmade_m.py").write_text(
+        "class Odd(Exception):\n    def __str__(self):\n        raise ValueError\nraise Odd\n"
+    )
+    distribution(site, "handmade-m", "[kshot.tasks]\nm = handmade_m:Tasks\n")
+    with pytest.raises(PluginError, match=r"raised Odd: \(its message can't be shown: ValueError\)"):
+        Registry().load("m")
+
+
+def test_options_that_need_too_much_memory_are_refused_with_their_values() -> None:
+    """torch's error names neither the plugin nor its options."""
+
+    def large(*, size: int = 1) -> Any:
+        return torch.empty(size)
+
+    made = Registry()
+    made.register(large, group="tasks")
+    for size in (1 << 60, 1 << 62):
+        with pytest.raises(OptionError, match=rf"got options that need more memory than there is \(size={size}\)"):
+            made.tasks("large", size=size)
+
+
+@pytest.mark.parametrize(
+    ("lines", "name"),
+    [
+        ("import random; random.seed(0)", "the state of random"),
+        ("import numpy; numpy.random.seed(0)", "the state of numpy.random"),
+        ("import numpy; numpy.seterr(all='raise')", "numpy's handling of errors"),
+        ("import torch; torch.manual_seed(3)", "torch's random state"),
+        ("import torch; torch.set_default_dtype(torch.float64)", "torch's default dtype"),
+        ("import torch; torch.set_grad_enabled(False)", "torch's gradient mode"),
+        ("import torch; torch.use_deterministic_algorithms(True)", "torch's deterministic algorithms"),
+        ("import torch; torch.set_float32_matmul_precision('medium')", "torch's precision of matrix products"),
+        ("import os; os.chdir('/')", "the working directory"),
+        ("import sys; sys.stdout = None", "standard output"),
+    ],
+)
+def test_import_that_changes_the_process_is_undone(site: Path, lines: str, name: str) -> None:
+    """The others would compute something else; the warning names the plugin and what it changed."""
+    (site / "handmade_n.py").write_text(f"{lines}\nclass Tasks:\n    pass\n")
+    distribution(site, "handmade-n", "[kshot.tasks]\nn = handmade_n:Tasks\n")
+    changed: list[str] = []
+    with kept(changed.extend), pytest.warns(UserWarning, match=rf"^tasks 'n' \(handmade-n 1.0\): importing .* {name}"):
+        Registry().load("n")
+    assert changed == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -16,6 +17,7 @@ from kshot.errors import DataError, MisfitError
 from kshot.functional import class_means, prototypical_logits
 from kshot.runs.trained import Trained, best_threshold
 from kshot.spec import TaskSpec
+from kshot.testing import sample_learner, sample_tasks
 
 
 class Nearest(nn.Module):
@@ -187,3 +189,12 @@ def test_inputs_are_those_of_the_training_or_refused() -> None:
     ):
         with pytest.raises(DataError, match=message):
             model.inputs(wrong)
+
+
+@pytest.mark.parametrize("raw", [["a.png", "b.png"], [Path("a.png")], "a.png", [b"a.png"]])
+def test_files_of_tasks_that_can_not_prepare_them_are_refused(raw):
+    """``kshot predict``, ``embed`` and ``verify`` give paths, whatever the tasks of the run are."""
+    spec = sample_tasks.classification().spec
+    model = kshot.Trained(sample_learner.NearestMean(spec), spec)
+    with pytest.raises(DataError, match=r"^inputs: got the file '.*', expected inputs as numbers: the tasks of this"):
+        model.inputs(raw)

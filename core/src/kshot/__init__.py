@@ -14,6 +14,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from kshot._distributions import BeforeTorch
+
 if TYPE_CHECKING:
     from kshot import control, episode, errors, functional, inner, kinds, nn, randomness, runs, sampling, testing
     from kshot._engine.cpu import Cpu
@@ -112,6 +114,9 @@ __all__ = [
     "tasks",
     "testing",
 ]
+
+
+BeforeTorch.install()
 
 
 def __getattr__(name: str) -> Any:

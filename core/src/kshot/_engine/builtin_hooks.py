@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from kshot._engine.hook_specs import hookimpl
 from kshot._engine.run_folder import write_atomically
+from kshot.errors import RunError
 
 if TYPE_CHECKING:
     from kshot._engine.result import Result
@@ -93,6 +95,9 @@ class MetricsLog:
 
     A line is ``{"iteration": outer steps taken, **metrics}``, or for an evaluation ``{"iteration": ..., "split": ...,
     **mean scores}``. No times are written, so that a resumed run writes the same bytes as an uninterrupted one.
+
+    Raises:
+        RunError: while training, if the file can't be written.
     """
 
     def __init__(self) -> None:
@@ -103,8 +108,9 @@ class MetricsLog:
         if engine.folder is None:
             return
         path = engine.folder.path / "metrics.jsonl"
-        cut_back(path, iteration)
-        self._file = path.open("ab", buffering=0)
+        with _failing(path):
+            cut_back(path, iteration)
+            self._file = path.open("ab", buffering=0)
 
     @hookimpl
     def iteration_end(self, engine: EngineView, iteration: int, metrics: Mapping[str, float]) -> None:
@@ -123,7 +129,20 @@ class MetricsLog:
 
     def _write(self, line: Mapping[str, Any]) -> None:
         if self._file is not None:
-            self._file.write(json.dumps(line).encode() + b"\n")
+            with _failing(Path(self._file.name)):
+                self._file.write(json.dumps(line).encode() + b"\n")
+
+
+@contextlib.contextmanager
+def _failing(path: Path) -> Iterator[None]:
+    """Raise RunError if the file of metrics can't be read or written inside the block."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"could not write {path}: {error}; the checkpoints are unchanged: free some space or make it writable, "
+            "then resume the run"
+        ) from error
 
 
 def cut_back(path: Path, iteration: int) -> None:

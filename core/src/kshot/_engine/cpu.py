@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import operator
+import os
 import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -60,7 +62,7 @@ class Cpu:
             3 times faster). It holds for the rest of the process, and has no effect on other platforms than Linux.
 
     Raises:
-        OptionError: ``threads`` is less than 1.
+        OptionError: ``threads`` is less than 1, or more than 4 for each processor.
 
     Example:
         >>> import kshot
@@ -78,14 +80,18 @@ class Cpu:
         threads: int | None = None,
         keep_freed_memory: bool = True,
     ) -> None:
-        if threads is not None and threads < 1:
-            raise OptionError(f"cpu: got threads={threads}, expected at least 1")
+        most = 4 * (os.cpu_count() or 1)  # torch starts all of them, and crashes the process if it can't
+        if isinstance(threads, bool) or not (threads is None or hasattr(threads, "__index__")):
+            raise OptionError(f"cpu: got threads={threads!r}, expected a whole number, or None")
+        if threads is not None and not 1 <= threads <= most:
+            bound = "at least 1" if threads < 1 else f"at most {most}, 4 for each processor"
+            raise OptionError(f"cpu: got threads={threads}, expected {bound}")
         self.device = torch.device("cpu")
         self.precision: str = "float32" if precision == "auto" and not has_bfloat16() else precision
         self.memory_format: str = memory_format
         self._chooses_format = memory_format == "auto"
         if threads is not None:
-            torch.set_num_threads(threads)
+            torch.set_num_threads(operator.index(threads))
         self.keep_freed_memory = keep_freed_memory and keep_freed_blocks()
 
     def place(self, x: T) -> T:

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import dis
+import io
 from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+
+from kshot._engine.hook_checks import check_hook, named_hooks
 from kshot._engine.hook_specs import manager
+from kshot._engine.run_folder import digest
 from kshot.errors import HookError, KshotError
 from kshot.registry import hook as build
 
@@ -19,32 +27,44 @@ class Hooks:
     Args:
         hooks: names of hook plugins, or objects; or {name: object}.
         engine: the engine, which each hook is given.
+
+    Raises:
+        OptionError: a hook would hear nothing or could not be called; the message names it, its method and argument.
     """
 
     def __init__(self, hooks: Sequence[Any] | Mapping[str, Any], engine: EngineView) -> None:
         self.calling = False  # whether a hook is being called now
         self._engine = engine
         self._manager = manager()
-        named = hooks.items() if isinstance(hooks, Mapping) else ((h if isinstance(h, str) else None, h) for h in hooks)
-        for name, hook in named:
-            self._manager.register(build(hook) if isinstance(hook, str) else hook, name or type(hook).__name__)
+        for name, given in named_hooks(hooks):
+            hook = build(given) if isinstance(given, str) else given
+            check_hook(name, hook)
+            self._manager.register(hook, name)
 
     def call(self, name: str, **arguments: Any) -> None:
         """Call every hook that implements ``name``.
 
         Raises:
-            HookError: a hook raised; the message names it. Errors of kshot itself propagate unchanged.
+            HookError: a hook raised, be it SystemExit; the message names it. Errors of kshot itself propagate, with a
+                note that names the hook, and so does KeyboardInterrupt, unless a hook raised it.
         """
-        caller = getattr(self._manager.hook, name)
+        if name == "run_start" and self._engine.folder is not None:
+            self.state()  # a state that can't be saved is refused now, and not at the first checkpoint
+        self._call(getattr(self._manager.hook, name), name, arguments)
+
+    def _call(self, caller: Any, name: str, arguments: Mapping[str, Any]) -> None:
         implementations = caller.get_hookimpls()
         if not implementations:
             return
         was_calling, self.calling = self.calling, True  # calls nest: a hook may evaluate
         try:
             caller(engine=self._engine, **arguments)
-        except KshotError:
+        except KshotError as error:
+            error.add_note(f"while hook {_raising(implementations, error)!r} was called at {name}")
             raise
-        except Exception as error:
+        except BaseException as error:  # SystemExit too: a hook that exits must not pass for a training that succeeded
+            if isinstance(error, KeyboardInterrupt) and not _raised_by(implementations, error):
+                raise
             who = _raising(implementations, error)
             raise HookError(f"hook {who!r} raised in {name}: {error!r}") from error
         finally:
@@ -55,35 +75,139 @@ class Hooks:
         return lambda done: self.call("evaluation_progress", done=done, episodes=episodes)
 
     def end(self, iteration: int, error: BaseException | None) -> None:
-        """Call ``run_end``. If training ended with an error, an error of a hook must not hide it and is dropped."""
-        try:
-            self.call("run_end", iteration=iteration, error=error)
-        except Exception:
-            if error is None:
-                raise
+        """Call ``run_end`` of every hook, also if that of another one raises, so that each releases its resources.
+
+        If training ended with an error, an error of a hook must not hide it and is dropped.
+        """
+        hooks = [hook for _, hook in self._listed()]
+        first: Exception | None = None
+        for hook in reversed(hooks):  # the last one that was given is called first, as at all other times
+            only = self._manager.subset_hook_caller("run_end", [other for other in hooks if other is not hook])
+            try:
+                self._call(only, "run_end", {"iteration": iteration, "error": error})
+            except Exception as raised:
+                first = first or raised
+        if first is not None and error is None:
+            raise first
+
+    def _listed(self) -> list[tuple[str, Any]]:
+        return [(name, hook) for name, hook in self._manager.list_name_plugin() if hook is not None]
 
     def named(self) -> dict[str, Any]:
         """Return the hooks by name."""
-        return {name: hook for name, hook in self._manager.list_name_plugin() if hook is not None}
+        return dict(self._listed())
 
     def state(self) -> dict[str, Any]:
-        """Return the states of the hooks that have one, by name."""
-        named = self._manager.list_name_plugin()
-        return {name: hook.state_dict() for name, hook in named if hook is not None and hasattr(hook, "state_dict")}
+        """Return the states of the hooks that have one, by name.
+
+        Raises:
+            HookError: a hook raised, or its state has a value that can't be read from a checkpoint.
+        """
+        states = {}
+        for name, hook in self._listed():
+            if hasattr(hook, "state_dict"):
+                try:
+                    state = hook.state_dict()
+                except Exception as error:
+                    raise HookError(f"hook {name!r} raised in state_dict: {error!r}") from error
+                states[name] = _plain(state)
+                if problem := _unreadable(states[name]):
+                    raise HookError(
+                        f"hook {name!r}: got a state that can't be saved: {problem}; expected tensors, numbers, "
+                        "strings, and lists, tuples and dicts of them"
+                    )
+        return states
 
     def load(self, states: Mapping[str, Any]) -> None:
-        """Restore the state of each hook that has one in ``states``."""
-        for name, hook in self._manager.list_name_plugin():
-            if hook is not None and hasattr(hook, "load_state_dict") and name in states:
-                hook.load_state_dict(states[name])
+        """Restore the state of each hook that has one in ``states``.
+
+        Raises:
+            HookError: a hook raised.
+        """
+        for name, hook in self._listed():
+            if hasattr(hook, "load_state_dict") and name in states:
+                try:
+                    hook.load_state_dict(states[name])
+                except KshotError:
+                    raise
+                except Exception as error:
+                    raise HookError(
+                        f"hook {name!r} raised in load_state_dict: {error!r}; resume with the hook that the run was "
+                        "made with, or without it"
+                    ) from error
+
+
+# -------------------- states
+
+
+def _plain(value: Any) -> Any:
+    """Return a state with numpy's numbers as Python's, which a checkpoint can store."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) is dict:
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_plain, value))
+    return value
+
+
+def _unreadable(state: Any) -> str | None:
+    """Return what in a state can't be read again, or None."""
+    try:
+        file = io.BytesIO()
+        torch.save(state, file)
+        file.seek(0)
+        if digest(torch.load(file, weights_only=True)) == digest(state):
+            return None
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    else:
+        reason = "it is read as something else"
+    return next(_strange(state, "state_dict()"), reason[:200])
+
+
+def _strange(value: Any, where: str) -> Any:
+    """Yield a description of each value in a state that is not plain."""
+    if type(value) is dict:
+        for key, item in value.items():
+            yield from _strange(item, f"{where}[{key!r}]")
+    elif type(value) in (list, tuple):
+        for i, item in enumerate(value):
+            yield from _strange(item, f"{where}[{i}]")
+    elif not (value is None or type(value) in (bool, int, float, str) or isinstance(value, torch.Tensor)):
+        yield f"{where} is a {type(value).__module__}.{type(value).__qualname__}"
+
+
+# -------------------- who raised
+
+
+def _frames(error: BaseException) -> list[TracebackType]:
+    frames, trace = [], error.__traceback__
+    while trace is not None:
+        frames.append(trace)
+        trace = trace.tb_next
+    return frames
 
 
 def _raising(implementations: Sequence[Any], error: BaseException) -> str:
     """Return the name of the hook whose function is in the traceback."""
-    codes = set()
-    trace = error.__traceback__
-    while trace is not None:
-        codes.add(trace.tb_frame.f_code)
-        trace = trace.tb_next
-    named = [i.plugin_name for i in implementations if getattr(i.function, "__code__", None) in codes]
-    return str(named[0]) if named else "unknown"
+    candidates = []
+    for trace in _frames(error):
+        for implementation in implementations:
+            if getattr(implementation.function, "__code__", None) is trace.tb_frame.f_code:
+                # Hooks of one class share their code; the object that the method was called on tells them apart.
+                first = trace.tb_frame.f_locals.get(next(iter(trace.tb_frame.f_code.co_varnames), ""))
+                candidates.append((first is not getattr(implementation.function, "__self__", None), implementation))
+    if not candidates:
+        return str(implementations[0].plugin_name) if len(implementations) == 1 else "unknown"
+    return str(min(candidates, key=lambda candidate: candidate[0])[1].plugin_name)
+
+
+def _raised_by(implementations: Sequence[Any], error: BaseException) -> bool:
+    """Return whether a hook's own code has a statement that raised the error, unlike Ctrl-C while a hook was called."""
+    frames = _frames(error)
+    codes = [getattr(implementation.function, "__code__", None) for implementation in implementations]
+    files = {code.co_filename for code in codes if code is not None}
+    last = frames[-1]
+    instruction = dis.opname[last.tb_frame.f_code.co_code[last.tb_lasti]]
+    return instruction == "RAISE_VARARGS" and last.tb_frame.f_code.co_filename in files

@@ -1,7 +1,9 @@
 """Define the hooks, which are called during a run. A hook plugin implements any of them with ``@kshot.hookimpl``.
 
 Hooks observe a run and change nothing in it. A hook with a state has the methods ``state_dict()`` and
-``load_state_dict()``; its state is stored in checkpoints under its name.
+``load_state_dict()``; its state is stored in checkpoints under its name, and consists of tensors, numbers, strings, and
+lists, tuples and dicts of them. An engine refuses a hook that would hear nothing: one without a decorated method, or
+with a method or an argument that is not listed below.
 
 Example of ``kshot.hookimpl``:
     >>> import kshot
@@ -19,9 +21,10 @@ Example of ``kshot.hookimpl``:
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
@@ -66,9 +69,23 @@ class Specs:
         """
 
 
+def is_property(hook: Any, attribute: str) -> bool:
+    """Return whether an attribute computes its value, such that looking at it may raise or take time."""
+    static = inspect.getattr_static(hook, attribute, None)
+    return hasattr(type(static), "__get__") and not callable(static) and not isinstance(static, classmethod)
+
+
+class _Manager(pluggy.PluginManager):
+    """Register hooks without evaluating their properties, which may raise before a run has begun."""
+
+    def parse_hookimpl_opts(self, plugin: Any, name: str) -> pluggy.HookimplOpts | None:
+        """Return how a method implements a hook, or None if it does not."""
+        return None if is_property(plugin, name) else super().parse_hookimpl_opts(plugin, name)
+
+
 def manager() -> pluggy.PluginManager:
     """Return a new pluggy plugin manager that knows these hooks."""
-    plugins = pluggy.PluginManager("kshot")
+    plugins = _Manager("kshot")
     plugins.add_hookspecs(Specs)
     return plugins
 

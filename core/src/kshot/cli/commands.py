@@ -57,7 +57,7 @@ def list_(json_: bool) -> None:
     if json_:
         print_json([show.plugin_dict(plugin) for plugin in listed])
     else:
-        click.echo(show.plugin_table(listed))
+        tell(show.plugin_table(listed))
 
 
 @main.command()
@@ -73,7 +73,7 @@ def info(name: str, json_: bool) -> None:
     if json_:
         print_json(show.info_dict(description, factory))
     else:
-        click.echo(show.info_text(description, factory))
+        tell(show.info_text(description, factory))
 
 
 @main.command()
@@ -90,7 +90,7 @@ def doctor(ctx: click.Context, json_: bool) -> None:
     if json_:
         print_json(report)
     else:
-        click.echo(show.doctor_text(report))
+        tell(show.doctor_text(report))
     ctx.exit(0 if report["ok"] else 4)
 
 

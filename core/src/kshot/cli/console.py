@@ -12,6 +12,7 @@ import click
 
 from kshot.cli.flags import FLAGS, split_flags
 from kshot.errors import KshotError
+from kshot.registry.conversion import printable
 from kshot.runs.launch import rank
 
 CHANGEABLE = ("learner", "tasks", "backend", "evaluate")
@@ -50,11 +51,18 @@ class Group(click.Group):
             notes = "".join(f"\n({note})" for note in getattr(error, "__notes__", ()))
             if rank() == 0 or not getattr(error, "everywhere", False):
                 who = f"rank {rank()}: " if rank() else ""
-                click.echo(f"kshot: {who}{error}{notes}", err=True)
+                click.echo(printable(f"kshot: {who}{error}{notes}"), err=True)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
             say("kshot: interrupted")
             ctx.exit(INTERRUPTED)
+        except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
+            raise
+        except Exception as error:  # of a plugin, whose message may have control characters
+            import traceback
+
+            click.echo(printable("".join(traceback.format_exception(error))), err=True, nl=False)
+            ctx.exit(1)
 
 
 @contextlib.contextmanager
@@ -106,10 +114,10 @@ def print_json(value: Any) -> None:
 def tell(text: str) -> None:
     """Print a line of the outcome on standard output, on rank 0 only."""
     if rank() == 0:
-        click.echo(text)
+        click.echo(printable(text))
 
 
 def say(text: str) -> None:
     """Print a message on standard error, on rank 0 only."""
     if rank() == 0:
-        click.echo(text, err=True)
+        click.echo(printable(text), err=True)

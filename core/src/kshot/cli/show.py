@@ -18,14 +18,16 @@ def plugin_dict(plugin: Plugin) -> dict[str, Any]:
 
 def plugin_table(plugins: Sequence[Plugin]) -> str:
     """Return a table with one line per plugin: name, group, kinds, state, summary; and the reason if it is not ok."""
+    from kshot.registry.manifest import shortened
+
     head = ("NAME", "GROUP", "KINDS", "STATE", "SUMMARY")
-    rows = [(p.name, p.group, ", ".join(p.kinds) or "-", p.state, p.summary) for p in plugins]
+    rows = [(shortened(p.name, 64), p.group, ", ".join(p.kinds) or "-", p.state, shortened(p.summary)) for p in plugins]
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(4)]
     lines = [_line(head, widths)]
     for plugin, row in zip(plugins, rows, strict=True):
         lines.append(_line(row, widths))
         if plugin.state != "ok":
-            lines.append(f"  {plugin.state}: {plugin.reason.partition(chr(10))[0]}")
+            lines.append(f"  {plugin.state}: {shortened(plugin.reason.partition(chr(10))[0])}")
     return "\n".join(lines)
 
 
@@ -141,21 +143,30 @@ def _json(value: Any) -> Any:
 
 
 def examine() -> dict[str, Any]:
-    """Import every plugin; return the installed software and the state of each plugin, as plain values."""
+    """Import every plugin; return the installed software and the state of each plugin, as plain values.
+
+    The notes are about distributions that are damaged or left over, and about what importing a plugin changed.
+    """
     import platform
+    import warnings
 
     import torch
 
     from kshot import registry
+    from kshot._distributions import problems
     from kshot._engine.cpu import has_bfloat16
     from kshot._engine.provenance import version
     from kshot.errors import KshotError
 
+    notes = problems()
     for plugin in registry.plugins():
         try:
-            registry.load(plugin.name, plugin.group)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always", UserWarning)
+                registry.load(plugin.name, plugin.group)
         except KshotError:
-            continue  # its state now says why
+            pass  # its state now says why
+        notes += [str(w.message) for w in caught if w.category is UserWarning and plugin.who in str(w.message)]
     plugins = registry.plugins()
     return {
         "ok": all(plugin.state == "ok" for plugin in plugins),
@@ -167,6 +178,7 @@ def examine() -> dict[str, Any]:
         "bfloat16": has_bfloat16(),
         "cuda": torch.cuda.is_available(),
         "plugins": [plugin_dict(plugin) for plugin in plugins],
+        "notes": notes,
     }
 
 
@@ -181,5 +193,6 @@ def doctor_text(report: dict[str, Any]) -> str:
     for plugin in bad:
         who = f"{plugin['name']} ({plugin['group']}, {plugin['distribution']} {plugin['version']})"
         lines.append(f"{who} is {plugin['state']}: {plugin['reason']}")
+    lines += [f"note: {note}" for note in report["notes"]]
     lines.append(f"{len(report['plugins']) - len(bad)} plugins ok, {len(bad)} not")
     return "\n".join(lines)

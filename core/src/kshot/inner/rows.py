@@ -19,6 +19,7 @@ class Rows:
         tasks: the number of all tasks. ``done`` of them have been added to ``joined``, a pytree of [tasks, ...].
 
     Example:
+        >>> import torch
         >>> rows = Rows(3)
         >>> rows.add({"loss": torch.tensor([1.0, 2.0])})
         >>> rows.add({"loss": torch.tensor([3.0])})

@@ -1,10 +1,10 @@
 """Find plugins by name and build their components, without importing other plugins.
 
 The functions here work on the registry of the process; ``Registry()`` creates another one. Reading order: ``plugin``
-(what is known of a plugin), ``manifest`` (the ``plugin.toml``), ``discovery`` (from entry points to plugins), ``names``
-(clashes and unknown names), ``conversion`` and ``options`` (typed options), ``building`` and ``ledger`` (components and
-how they were built), ``modules`` (networks named by an import path), ``registering`` (plugins of this process, as in a
-notebook), ``registry``.
+(what is known of a plugin), ``manifest`` (the ``plugin.toml``), ``discovery`` (from entry points to plugins),
+``names`` (clashes and unknown names), ``ranges``, ``conversion`` and ``options`` (typed options), ``building`` and
+``ledger`` (components and how they were built), ``modules`` (networks named by an import path), ``registering``
+(plugins of this process, as in a notebook), ``surroundings`` (what importing a plugin must not change), ``registry``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 from kshot.registry.ledger import Built
 from kshot.registry.manifest import API_LEVEL, GROUPS
 from kshot.registry.plugin import SINGULAR, Plugin, PluginInfo, State
+from kshot.registry.ranges import Range
 from kshot.registry.registry import Registry
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Built",
     "Plugin",
     "PluginInfo",
+    "Range",
     "Registry",
     "State",
     "backend",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 from kshot.errors import KshotError, MisfitError, OptionError, PluginError, RunError, Unavailable
-from kshot.registry.conversion import Raw, parse_literal
+from kshot.registry.conversion import Raw, parse_literal, shown
 from kshot.registry.ledger import Built, Ledger, plain, recall, remember
 from kshot.registry.modules import build_module, is_path, takes_module
 from kshot.registry.options import Option, options_of, takes_positional, validate
@@ -286,6 +286,11 @@ def _call(plugin: Plugin, factory: Factory, *args: Any, **options: Any) -> Any:
     except Unavailable as exc:
         raise Unavailable(f"{plugin.who} is unavailable: {exc}") from exc
     except Exception as exc:
+        if _is_out_of_memory(exc):
+            given = ", ".join(f"{name}={shown(value)}" for name, value in options.items())
+            raise OptionError(
+                f"{plugin.who}: got options that need more memory than there is ({given}), expected smaller ones"
+            ) from exc
         exc.add_note(f"while building {plugin.who}")
         raise
     missing = [member for member in MEMBERS.get(plugin.group, ()) if not hasattr(component, member)]
@@ -295,6 +300,14 @@ def _call(plugin: Plugin, factory: Factory, *args: Any, **options: Any) -> Any:
             f"{' and no '.join(missing)}; expected {A[plugin.group]}"
         )
     return component
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Return whether memory was refused, or a size is beyond what torch can count."""
+    texts = ("not enough memory", "can't allocate memory", "out of memory", "Storage size calculation overflowed")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+    )
 
 
 def checked_preparation(name: str, function: Factory, options: Mapping[str, Any]) -> tuple[Factory, dict[str, Any]]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import numbers
+import operator
+import os
 import re
 import types
 import typing
@@ -13,7 +16,19 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Raw", "WrongType", "convert", "did_you_mean", "nearest", "parse_literal", "type_text"]
+from kshot.registry.ranges import Range, range_of
+
+__all__ = [
+    "Raw",
+    "WrongType",
+    "check_finite",
+    "convert",
+    "did_you_mean",
+    "nearest",
+    "parse_literal",
+    "printable",
+    "type_text",
+]
 
 
 class Raw(str):
@@ -47,6 +62,21 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near!r}?" if near else ""
 
 
+# Terminals obey control characters, and some others reorder or hide the text around them.
+_SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
+
+
+def printable(text: str) -> str:
+    """Return text of a plugin without what a terminal would obey; newlines and tabs stay.
+
+    Example:
+        >>> printable("\\x1b[31mred\\x1b[0m\\r")
+        'red'
+    """
+    return _CONTROL.sub("", _SEQUENCE.sub("", text))
+
+
 # -------------------- text to values
 
 
@@ -72,7 +102,7 @@ def parse_literal(text: str) -> Any:
 
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # also a number of thousands of digits
         return text
     return value if _plain(value) else text
 
@@ -110,7 +140,8 @@ def type_text(annotation: Any) -> str:
     if origin in _UNIONS:
         return " | ".join(map(type_text, args))
     if origin is typing.Annotated:
-        return type_text(args[0])
+        limits = range_of(annotation.__metadata__)
+        return f"{type_text(args[0])} {limits}" if limits is not None and str(limits) else type_text(args[0])
     if args:
         return f"{type_text(origin)}[{', '.join(map(type_text, args))}]"
     return str(getattr(annotation, "__name__", annotation))
@@ -123,7 +154,8 @@ _SCALARS: dict[type, tuple[Any, str]] = {
     bool: (bool, "bool (true or false)"),
     int: (numbers.Integral, "int"),
     float: (numbers.Real, "float"),
-    Path: ((str, Path), "a path"),
+    str: (str, "str"),
+    Path: ((str, os.PathLike), "a path"),
 }
 _ORDERED = (list, tuple, range)
 _ANY_ORDER = (*_ORDERED, set, frozenset)
@@ -168,13 +200,14 @@ def convert(value: Any, annotation: Any) -> Any:
 
 
 def _convert(value: Any, annotation: Any) -> Any:
+    value = _of_numpy(value)
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     kind = origin or annotation
     is_class = inspect.isclass(kind)  # if not, it is a type variable or a name for type checkers: accept anything
     if annotation is Any:
         return value
     if origin is typing.Annotated:
-        return _convert(value, args[0])
+        return _ranged(value, args[0], range_of(annotation.__metadata__), annotation)
     if isinstance(annotation, typing.NewType):
         return _convert(value, annotation.__supertype__)
     if origin is typing.Literal:
@@ -188,7 +221,7 @@ def _convert(value: Any, annotation: Any) -> Any:
     if kind in _SCALARS:
         accepted, expected = _SCALARS[kind]
         a_bool = isinstance(value, bool) and kind is not bool
-        return kind(_checked(value, isinstance(value, accepted) and not a_bool, expected))
+        return _scalar(_checked(value, isinstance(value, accepted) and not a_bool, expected), kind)
     if kind in _CONTAINERS:
         return _container(value, annotation, kind, args)
     if kind is abc.Callable:
@@ -204,26 +237,106 @@ def _convert(value: Any, annotation: Any) -> Any:
     return _checked(value, fits, type_text(annotation))
 
 
+def _of_numpy(value: Any) -> Any:
+    """Return a number, boolean or string of numpy as Python's; numpy need not be imported for it."""
+    if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0 and hasattr(value, "dtype"):
+        return value.item()
+    return value
+
+
+def _scalar(value: Any, kind: Any) -> Any:
+    """Return a value of a fitting type as exactly ``kind``, if it is a number that can be meant.
+
+    Infinity passes here, as ``Range(infinite=True)`` and a default may allow it; see ``check_finite``.
+    """
+    if kind is str:
+        return str.__str__(value)  # of a subclass, such as numpy's or an enumeration's
+    if kind is int:
+        number = operator.index(value)
+        if not -(1 << 63) <= number < 1 << 64:
+            raise WrongType(f"got an int of {number.bit_length()} bits, expected one of at most 64")
+        return number
+    if kind is Path:
+        path = os.fspath(value)
+        if not isinstance(path, str) or "\0" in path:
+            raise WrongType(f"got {shown(value)}, expected a path of characters that a file system takes")
+        return Path(path)
+    try:
+        converted = kind(value)
+    except OverflowError:
+        raise WrongType("got a number that is too large for a float, expected one of at most 1.8e308") from None
+    if kind is float and math.isnan(converted):
+        raise WrongType("got NaN, expected a number")
+    return converted
+
+
+def _ranged(value: Any, annotation: Any, limits: Range | None, whole: Any) -> Any:
+    converted = _convert(value, annotation)
+    if limits is None or converted is None or not isinstance(converted, int | float):
+        return converted
+    if not limits.admits(converted):
+        raise WrongType(f"got {converted!r}, expected {type_text(whole)}")
+    return converted
+
+
+def check_finite(value: Any, annotation: Any, default: Any) -> None:
+    """Raise WrongType if an option has an infinite float that its annotation and its default do not allow.
+
+    Args:
+        value: the converted value; lists and mappings are searched.
+        annotation: the annotation of the option.
+        default: its default; an infinite one allows infinity.
+    """
+    if _has_infinity(value) and not _has_infinity(default) and not _allows_infinity(annotation):
+        raise WrongType(f"got {shown(value)}, expected {type_text(annotation)} of finite numbers")
+
+
+def _has_infinity(value: Any) -> bool:
+    if type(value) in (list, tuple, set, frozenset):
+        return any(map(_has_infinity, value))
+    if type(value) is dict:
+        return any(map(_has_infinity, value.values()))
+    return isinstance(value, float) and math.isinf(value)
+
+
+def _allows_infinity(annotation: Any) -> bool:
+    if annotation is Any:
+        return True
+    if typing.get_origin(annotation) is typing.Annotated:
+        limits = range_of(annotation.__metadata__)
+        if limits is not None and limits.infinite:
+            return True
+    return any(map(_allows_infinity, typing.get_args(annotation)))
+
+
+def shown(value: Any) -> str:
+    """Return a value as text for a message, of at most 80 characters."""
+    try:
+        text = printable(repr(value))
+    except Exception:  # a plugin's or user's own
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
 def _checked(value: Any, fits: bool, expected: str) -> Any:
     if fits:
         return value
-    text = repr(value)
-    text = text if len(text) <= 80 else text[:77] + "..."
-    raise WrongType(f"got {text} ({type(value).__name__}), expected {expected}")
+    raise WrongType(f"got {shown(value)} ({type(value).__name__}), expected {expected}")
 
 
 def _choice(value: Any, choices: tuple[Any, ...]) -> Any:
+    value = str.__str__(value) if isinstance(value, str) else value
     for choice in choices:
         if type(value) is type(choice) and value == choice:  # True is not 1
             return choice
     hint = did_you_mean(value, [c for c in choices if isinstance(c, str)]) if isinstance(value, str) else ""
-    raise WrongType(f"got {value!r}, expected one of {', '.join(map(repr, choices))}{hint}")
+    raise WrongType(f"got {shown(value)}, expected one of {', '.join(map(repr, choices))}{hint}")
 
 
 def _member(value: Any, annotation: Any, members: tuple[Any, ...]) -> Any:
     # A value that already has one of the types stays unchanged: 5 for `float | int`, 'a' for `Path | str`.
     if type(value) in members:
-        return value
+        return _convert(value, type(value))
     messages = []
     for member in members:
         try:
@@ -239,6 +352,8 @@ def _member(value: Any, annotation: Any, members: tuple[Any, ...]) -> Any:
 
 def _container(value: Any, annotation: Any, kind: Any, args: tuple[Any, ...]) -> Any:
     accepted, container = _CONTAINERS[kind]
+    if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 1 and container is not dict:
+        value = value.tolist()
     _checked(value, isinstance(value, accepted), type_text(annotation))
     fixed = kind is tuple and args and args[-1] is not Ellipsis
     if fixed:
@@ -250,4 +365,4 @@ def _container(value: Any, annotation: Any, kind: Any, args: tuple[Any, ...]) ->
         each = args if fixed else [args[0] if args else Any] * len(value)
         return container(convert(item, item_type) for item, item_type in zip(value, each, strict=True))
     except WrongType as exc:
-        raise WrongType(f"got {value!r}, expected {type_text(annotation)}; of an element: {exc}") from None
+        raise WrongType(f"got {shown(value)}, expected {type_text(annotation)}; of an element: {exc}") from None

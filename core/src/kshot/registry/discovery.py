@@ -12,8 +12,10 @@ from pathlib import Path
 
 from attrs import evolve
 
+from kshot._distributions import distributions, identity, read_text
+from kshot.registry.conversion import printable
 from kshot.registry.manifest import API_LEVEL, GROUPS, Entry, Manifest, ManifestError, read
-from kshot.registry.plugin import NAME, Plugin, State
+from kshot.registry.plugin import LONGEST, NAME, Plugin, State
 
 STALE = "stale entry point"
 _INSTALL_AS = {"sklearn": "scikit-learn", "PIL": "pillow", "cv2": "opencv-python", "yaml": "pyyaml"}
@@ -45,9 +47,9 @@ def installed() -> Iterator[tuple[Plugin, ManifestError | None]]:
     for plugin in _BUILTINS:
         yield evolve(plugin, version=version), None
     seen: set[str] = set()
-    for distribution in importlib.metadata.distributions():
+    for distribution in distributions():
         if lines := _entry_lines(distribution):
-            name, version = _identity(distribution)
+            name, version = map(printable, identity(distribution))
             normal = re.sub(r"[-_.]+", "-", name).lower()
             if normal not in seen:  # Python imports the code of the first one on sys.path
                 seen.add(normal)
@@ -63,7 +65,7 @@ def preparations() -> frozenset[str]:
         >>> "kshot.episode:as_inputs" in preparations()
         True
     """
-    lines = (line for distribution in importlib.metadata.distributions() for line in _entry_lines(distribution))
+    lines = (line for distribution in distributions() for line in _entry_lines(distribution))
     return _BUILTIN_PREPARATIONS | {target for group, _, target in lines if group == "preparations"}
 
 
@@ -97,6 +99,7 @@ def _plugins_of(name: str, version: str, lines: list[_Line]) -> Iterator[tuple[P
             f"plugin.toml describes it, but {name} {version} has no such entry point in kshot.{group}: "
             f"correct the name, or install {name} again if the entry point was added later"
         )
+        plugin_name = ascii(plugin_name)[1:-1][:LONGEST]  # it need not be a valid name
         yield Plugin(plugin_name, group, name, version, "", "broken", reason, entry.summary, entry.kinds), None
 
 
@@ -106,7 +109,10 @@ def _misnamed(plugin: Plugin) -> tuple[State, str] | None:
     if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", plugin.target):
         return "broken", f"got the entry point {plugin.target!r}, expected 'module:attribute'"
     if not re.fullmatch(NAME, plugin.name):
-        return "broken", f"got the name {plugin.name!r}, expected lower-case letters, digits and hyphens"
+        # Escape letters that look like others, such as a Cyrillic p.
+        return "broken", f"got the name {plugin.name!a}, expected lower-case letters, digits and hyphens"
+    if len(plugin.name) > LONGEST:
+        return "broken", f"got a name of {len(plugin.name)} letters, expected at most {LONGEST}"
     if module_spec(module) is None:
         owner = plugin.distribution
         return "broken", (
@@ -132,23 +138,15 @@ def _needs(manifest: Manifest, distribution: str) -> tuple[State, str]:
 # -------------------- reading files
 
 
-def _text(distribution: Distribution, *files: str) -> str:
-    """Return the text of the first of these files that is not empty, or an empty string."""
-    try:
-        return next(filter(None, map(distribution.read_text, files)), "")
-    except (OSError, UnicodeDecodeError):
-        return ""
-
-
 def _entry_lines(distribution: Distribution) -> list[_Line]:
     """Return the entry points of kshot's groups. The value of a malformed line is an empty string."""
     # Parse the file here instead of by importlib.metadata: most distributions are not plugins, and one malformed
     # line, for which importlib.metadata raises an exception, must affect one plugin only.
-    text = _text(distribution, "entry_points.txt")
+    text = read_text(distribution, "entry_points.txt")
     if "kshot." not in text:
         return []
     entries, group = [], ""
-    for line in map(str.strip, text.splitlines()):
+    for line in map(str.strip, map(printable, text.splitlines())):
         if line.startswith("[") and line.endswith("]"):
             group = line[1:-1].strip()
         elif line and line[0] not in "#;" and group.startswith("kshot.") and group[6:] in (*GROUPS, *_NOT_PLUGINS):
@@ -156,15 +154,6 @@ def _entry_lines(distribution: Distribution) -> list[_Line]:
             value = re.sub(r"\s*\[[^\]]*\]$", "", value)  # extras are ignored
             entries.append((group[6:], name, re.sub(r"\s*:\s*", ":", value)))
     return entries
-
-
-def _identity(distribution: Distribution) -> tuple[str, str]:
-    """Read name and version from the headers of METADATA, without parsing the long description below them."""
-    head = _text(distribution, "METADATA", "PKG-INFO").partition("\n\n")[0]
-    headers = dict(re.findall(r"^(Name|Version):[ \t]*(\S+)", head, re.MULTILINE))
-    folder = Path(str(getattr(distribution, "_path", "unknown"))).name  # if partly removed, only the folder has them
-    name, _, version = re.sub(r"\.(dist|egg)-info$", "", folder).partition("-")
-    return headers.get("Name", name), headers.get("Version", version)
 
 
 def _manifest(values: list[str]) -> Manifest:
@@ -182,7 +171,12 @@ def _manifest(values: list[str]) -> Manifest:
     package, _, file = values[0].partition(":")
     spec = module_spec(package)
     for place in (spec and spec.submodule_search_locations) or ():
-        if (path := Path(place, file)).is_file():
+        path = Path(place, file)
+        try:
+            there = path.is_file()
+        except (OSError, ValueError) as exc:  # a folder that can't be read, a name that is too long
+            raise ManifestError(f"{path}: can't be read: {exc}") from exc
+        if there:
             return read(path)
     relative = f"{package.replace('.', '/')}/{file}"
     raise ManifestError(f"{relative} does not exist, although an entry point in kshot.manifest names it")

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from kshot.errors import RunError
+from kshot.registry.conversion import printable
 from kshot.registry.plugin import Factory
+
+LARGEST = 20_000  # characters of a traceback
 
 HERE = Path(__file__).parent
 """The folder of the registry, whose own frames say nothing about a plugin."""
@@ -37,9 +40,19 @@ def import_preparation(target: str) -> Factory:
         ) from exc
 
 
+def text_of(exc: BaseException) -> str:
+    """Return the message of a plugin's exception as a terminal may show it, even if making the message fails."""
+    try:
+        return printable(str(exc))
+    except Exception as failure:
+        return f"(its message can't be shown: {type(failure).__name__})"
+
+
 def traceback_of(exc: BaseException) -> str:
     """Return the traceback as text, without the frames of this module before the plugin's own code."""
     frames = exc.__traceback__
     while frames is not None and Path(frames.tb_frame.f_code.co_filename).parent == HERE:
         frames = frames.tb_next
-    return "".join(traceback.format_exception(type(exc), exc, frames)).rstrip()
+    # A recursion without end has a thousand frames, and a message may have any length.
+    text = printable("".join(traceback.format_exception(type(exc), exc, frames, limit=-30))).rstrip()
+    return text if len(text) <= LARGEST else f"{text[: LARGEST // 2]}\n...\n{text[-LARGEST // 2 :]}"

@@ -73,6 +73,8 @@ def plain(ledger: Ledger, value: Any, name: str) -> tuple[Any, tuple[str, ...]]:
     """
     if (how := recall(ledger, value)) is not None:
         return how.plain(), tuple(f"{name}.{inner}" for inner in how.obstacles)
+    if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0 and hasattr(value, "dtype"):
+        value = value.item()  # a number of numpy, in an option of any type
     if value is None or isinstance(value, bool | int | float | str):
         return value, ()
     if isinstance(value, Path):

@@ -15,7 +15,7 @@ An example::
     summary = "Prototypical networks"  # one line
     kinds = ["classification"]         # the kinds of tasks that it learns or provides
     paper = "arXiv:1703.05175"
-    aliases = ["prototypical"]         # further names, as unique as the name itself
+    aliases = ["prototypical"]         # further names; a plugin's name beats another one's alias
 
 Every key of a table may be omitted. A key that is not listed here is refused, because it is probably misspelt. The
 keys of a manifest with another ``api_level`` are not checked, because this version of kshot does not know them.
@@ -31,13 +31,14 @@ from typing import Any
 from attrs import field, frozen
 
 from kshot.errors import PluginError
-from kshot.registry.options import did_you_mean
+from kshot.registry.conversion import did_you_mean, printable
 from kshot.spec import KIND_NAMES
 
 __all__ = ["API_LEVEL", "GROUPS", "Entry", "Manifest", "ManifestError", "parse", "read"]
 
 API_LEVEL = 1
 GROUPS = ("learners", "tasks", "memories", "backends", "hooks")
+LARGEST = 1 << 20  # bytes of a plugin.toml
 LIFECYCLES = ("stable", "incubating")
 
 
@@ -94,7 +95,9 @@ def read(path: Path) -> Manifest:
         ManifestError: the file can't be read or is not valid.
     """
     try:
-        text = path.read_bytes().decode("utf-8")
+        if (size := path.stat().st_size) > LARGEST:
+            raise ManifestError(f"{path}: got a file of {size} bytes, expected at most {LARGEST}")
+        text = path.read_bytes().decode("utf-8-sig")  # without a byte order mark
     except UnicodeDecodeError as exc:
         raise ManifestError(f"{path}: got bytes, expected UTF-8 text ({exc.reason} at byte {exc.start})") from exc
     except OSError as exc:
@@ -121,16 +124,19 @@ def parse(text: str, *, where: str = "plugin.toml") -> Manifest:
 
     try:
         document = tomllib.loads(text)
+        return _manifest(document)
     except tomllib.TOMLDecodeError as exc:
         line = re.search(r"at line (\d+)", str(exc))
         place = f"{where}, line {line.group(1) if line else len(text.splitlines())}"  # "at end of document"
-        raise ManifestError(f"{place}: got invalid TOML: {exc}") from exc
-    try:
-        return _manifest(document)
+        raise ManifestError(f"{place}: got invalid TOML: {printable(str(exc))}") from exc
     except _Refused as exc:
         line_number = _line_of(text, exc.table, exc.key)
         place = f"{where}, line {line_number}" if line_number else where
-        raise ManifestError(f"{place}: {exc}") from None
+        raise ManifestError(f"{place}: {shortened(printable(str(exc)))}") from None
+    except RecursionError:  # without the cause, whose traceback has a thousand lines
+        raise ManifestError(f"{where}: got values nested too deeply, expected at most lists of strings") from None
+    except ValueError as exc:  # such as a number of thousands of digits
+        raise ManifestError(f"{where}: got invalid TOML: {exc}") from exc
 
 
 class _Refused(Exception):
@@ -185,19 +191,29 @@ def _entry(group: str, name: str, table: dict[str, Any]) -> Entry:
         if kind not in KIND_NAMES:
             expected = f"{', '.join(KIND_NAMES)}{did_you_mean(kind, KIND_NAMES)}"
             raise _Refused(here, "kinds", f"[{group}.{name}]: got the kind {kind!r}, expected some of {expected}")
+    aliases = _strings(here, "aliases", table)
+    for alias in aliases:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", alias):
+            expected = "at most 64 letters, digits, hyphens, dots and underscores"
+            raise _Refused(here, "aliases", f"[{group}.{name}]: got the alias {alias!a}, expected {expected}")
     return Entry(
-        summary=" ".join(table.get("summary", "").split()),
+        summary=shortened(printable(" ".join(table.get("summary", "").split()))),
         kinds=kinds,
-        paper=table.get("paper", ""),
-        aliases=_strings(here, "aliases", table),
+        paper=printable(table.get("paper", "")),
+        aliases=aliases,
     )
+
+
+def shortened(text: str, most: int = 400) -> str:
+    """Return text of a plugin, cut to at most ``most`` characters."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def _strings(table: tuple[str, ...], key: str, values: dict[str, Any]) -> tuple[str, ...]:
     value = values.get(key, [])
     if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
         raise _Refused(table, key, f"{key}: got {value!r}, expected a list of strings")
-    return tuple(value)
+    return tuple(map(printable, value))
 
 
 def _summaries(document: dict[str, Any]) -> dict[tuple[str, str], Entry]:
@@ -207,7 +223,7 @@ def _summaries(document: dict[str, Any]) -> dict[tuple[str, str], Entry]:
         tables = document.get(group)
         for name, table in tables.items() if isinstance(tables, dict) else ():
             summary = table.get("summary") if isinstance(table, dict) else None
-            entries[group, name] = Entry(summary=summary if isinstance(summary, str) else "")
+            entries[group, name] = Entry(summary=shortened(printable(summary)) if isinstance(summary, str) else "")
     return entries
 
 

@@ -6,37 +6,53 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from attrs import evolve
+
 from kshot.registry.conversion import nearest
 from kshot.registry.plugin import SINGULAR, A, Plugin
 
 
 def claims(plugins: Iterable[Plugin]) -> dict[str, list[Plugin]]:
-    """Map each name and alias to the plugins that claim it; names must be unique across all groups."""
+    """Map each name to the plugins that have it; names must be unique across all groups."""
     claimed: dict[str, list[Plugin]] = {}
     for plugin in plugins:
-        for name in set(plugin.names):
-            claimed.setdefault(name, []).append(plugin)
+        claimed.setdefault(plugin.name, []).append(plugin)
     return claimed
+
+
+def without_taken_aliases(plugin: Plugin, claimed: Mapping[str, list[Plugin]]) -> Plugin:
+    """Return a plugin without the aliases that are names of plugins: a name beats an alias.
+
+    Otherwise a distribution could make another one's plugin unusable by an alias.
+    """
+    free = tuple(alias for alias in plugin.aliases if alias not in claimed)
+    return plugin if free == plugin.aliases else evolve(plugin, aliases=free)
+
+
+def alias_dispute(alias: str, claimants: Collection[Plugin]) -> str:
+    """Return why an alias can't be used and what to do, or an empty string if at most one plugin claims it."""
+    able = [p for p in claimants if p.state != "disabled"]
+    if len(able) < 2 or any(p.name == alias for p in able):
+        return ""
+    them = " and ".join(p.who for p in able)
+    return f"{alias!r} is an alias of {them}, expected one plugin: use the name of the one that you mean"
 
 
 def dispute(plugin: Plugin, claimed: Mapping[str, list[Plugin]]) -> str:
     """Return why a plugin can't have its name and what to do, or an empty string. Built-ins always keep their names."""
-    if plugin.builtin:
+    claimants = claimed.get(plugin.name, [])
+    if plugin.builtin or len(claimants) < 2:
         return ""
-    for name in plugin.names:
-        claimants = claimed[name]
-        if any(p.builtin for p in claimants):
-            return f"{name!r} is built into kshot and can't be overridden: {plugin.origin} must rename it"
-        if len(claimants) > 1:
-            them = " and ".join(f"{p.origin} ({p.group}, {p.target or 'plugin.toml'})" for p in claimants)
-            owners = sorted({p.distribution for p in claimants} - {""})
-            way_out = " or ".join(f"pip uninstall {owner}" for owner in owners)
-            if len(owners) > 1:
-                way_out += f", or KSHOT_DISABLE={owners[-1]}"
-            elif owners:
-                way_out = f"{owners[0]} must rename one of them"
-            return f"{name!r} is claimed by {them}: {way_out}"
-    return ""
+    if any(p.builtin for p in claimants):
+        return f"{plugin.name!r} is built into kshot and can't be overridden: {plugin.origin} must rename it"
+    them = " and ".join(f"{p.origin} ({p.group}, {p.target or 'plugin.toml'})" for p in claimants)
+    owners = sorted({p.distribution for p in claimants} - {""})
+    way_out = " or ".join(f"pip uninstall {owner}" for owner in owners)
+    if len(owners) > 1:
+        way_out += f", or KSHOT_DISABLE={owners[-1]}"
+    elif owners:
+        way_out = f"{owners[0]} must rename one of them"
+    return f"{plugin.name!r} is claimed by {them}: {way_out}"
 
 
 def unknown(name: str, group: str | None, elsewhere: Plugin | None, listed: Collection[Plugin]) -> str:
@@ -56,7 +72,7 @@ def unknown(name: str, group: str | None, elsewhere: Plugin | None, listed: Coll
     first_party = _first_party()
     if name in first_party:
         return head + _where(first_party[name], group, listed)
-    here = {known for p in listed if group in (None, p.group) for known in p.names}
+    here = {known for p in listed if group in (None, p.group) for known in p.names if known.isascii()}
     if near := nearest(name, here):
         return f"{head}; did you mean {near!r}?"
     ours = {known: row for known, row in first_party.items() if group in (None, row["group"])}

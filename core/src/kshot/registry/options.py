@@ -2,7 +2,8 @@
 
 A factory is a class or a function; its options are its keyword parameters. Each value is checked against the
 annotation of its parameter and converted to that type (a list to a tuple, an int to a float, if the annotation says
-so). A parameter without an annotation accepts anything. ``kshot.registry.conversion`` converts the values. Nothing
+so); numbers are finite, and in the range that ``kshot.registry.Range`` declares. A parameter without an annotation
+accepts anything. ``kshot.registry.conversion`` converts the values. Nothing
 here imports torch or a plugin.
 """
 
@@ -20,9 +21,20 @@ from typing import Any
 from attrs import frozen
 
 from kshot.errors import OptionError
-from kshot.registry.conversion import Raw, WrongType, convert, did_you_mean, parse_literal, type_text
+from kshot.registry.conversion import (
+    Raw,
+    WrongType,
+    check_finite,
+    convert,
+    did_you_mean,
+    parse_literal,
+    printable,
+    type_text,
+)
 
 __all__ = ["Option", "Raw", "did_you_mean", "options_of", "parse_literal", "table", "type_text", "validate"]
+
+LONGEST_DOC = 100_000  # characters of a docstring
 
 
 @frozen
@@ -60,7 +72,7 @@ class Option:
 def _default_text(value: Any) -> str:
     if inspect.isclass(value) or inspect.isroutine(value):
         return value.__qualname__
-    text = str(value) if isinstance(value, Path) else repr(value)
+    text = printable(str(value) if isinstance(value, Path) else repr(value))
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -85,9 +97,9 @@ def options_of(factory: Callable[..., Any], *, skip_positional: int = 0) -> tupl
     parameters = [p for p in _parameters(factory) if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     leading = [p for p in parameters if p.kind is not p.KEYWORD_ONLY][:skip_positional]
     namespace = _namespace(factory)
-    docs = inspect.getdoc(factory) or ""
+    docs = doc_of(factory)
     if inspect.isclass(factory):
-        docs += "\n" + (inspect.getdoc(factory.__init__) or "")
+        docs += "\n" + doc_of(factory.__init__)
     return tuple(
         Option(
             name=p.name,
@@ -99,6 +111,12 @@ def options_of(factory: Callable[..., Any], *, skip_positional: int = 0) -> tupl
         for p in parameters
         if p not in leading and p.kind is not p.POSITIONAL_ONLY
     )
+
+
+def doc_of(factory: Callable[..., Any]) -> str:
+    """Return the docstring of a factory as a terminal may show it; an empty string if it has none."""
+    doc = inspect.getdoc(factory)
+    return printable(doc)[:LONGEST_DOC] if isinstance(doc, str) else ""
 
 
 def takes_positional(factory: Callable[..., Any], count: int) -> bool:
@@ -191,6 +209,8 @@ def validate(
             continue
         try:
             result[name] = convert(value, options[name].annotation if name in options else Any)
+            if name in options:
+                check_finite(result[name], options[name].annotation, options[name].default)
         except WrongType as exc:
             wrong.append(f"{name}: {exc}")
     for option in options.values():

@@ -30,6 +30,7 @@ MEMBERS = {  # the members by which the group of a class is recognised; hooks ca
 LEADING = {"learners": 1}  # how many leading parameters of a factory are not options (a learner's spec)
 MEMORY_SIZES = ("slots", "width", "reads")
 NAME = r"[a-z0-9]+(-[a-z0-9]+)*"
+LONGEST = 64  # letters of a name
 
 
 @frozen

@@ -8,6 +8,7 @@ from typing import Any
 from kshot.errors import OptionError
 from kshot.registry.conversion import did_you_mean
 from kshot.registry.manifest import GROUPS
+from kshot.registry.options import doc_of
 from kshot.registry.plugin import MEMBERS, NAME, Plugin
 
 
@@ -45,7 +46,7 @@ def described(factory: Any, name: str | None = None, group: str | None = None) -
     if not re.fullmatch(NAME, name):
         raise OptionError(f"register: got the name {name!r}, expected lower-case letters, digits and hyphens")
     target = f"{getattr(factory, '__module__', '?')}:{getattr(factory, '__qualname__', own)}"
-    summary = (getattr(factory, "__doc__", None) or "").strip().partition("\n")[0]
+    summary = doc_of(factory).strip().partition("\n")[0]
     kinds = tuple(getattr(getattr(factory, "needs", None), "kinds", ()))
     return Plugin(name, group, "", "", target, summary=summary, kinds=kinds)
 

@@ -7,10 +7,12 @@ another one.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import os
 import typing
+import warnings
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from attrs import evolve
@@ -18,9 +20,10 @@ from attrs import evolve
 from kshot.errors import PluginError, Unavailable, UnknownPluginError
 from kshot.registry import names
 from kshot.registry.discovery import STALE, installed, preparations
-from kshot.registry.importing import import_factory, import_preparation, traceback_of
+from kshot.registry.importing import import_factory, import_preparation, text_of, traceback_of
 from kshot.registry.ledger import Built, Ledger, recall
-from kshot.registry.options import options_of
+from kshot.registry.manifest import shortened
+from kshot.registry.options import doc_of, options_of
 from kshot.registry.plugin import LEADING, MEMORY_SIZES, Factory, Key, Plugin, PluginInfo
 from kshot.registry.registering import described
 
@@ -74,9 +77,9 @@ class Registry:
             else self._tried.get(plugin.key, plugin)
             for plugin in (*self._installed, *self._registered.values())
         ]
-        # Plugins that claim the same name are refused, except a built-in one.
+        # Plugins that claim the same name are refused, except a built-in one. A name beats an alias.
         claims = names.claims(plugin for plugin in listed if plugin.state != "disabled")
-        judged = (self._judged(plugin, claims) for plugin in listed)
+        judged = (self._judged(names.without_taken_aliases(plugin, claims), claims) for plugin in listed)
         return tuple(sorted(judged, key=lambda plugin: (plugin.group, plugin.name, plugin.distribution)))
 
     def _judged(self, plugin: Plugin, claims: Mapping[str, list[Plugin]]) -> Plugin:
@@ -97,10 +100,13 @@ class Registry:
 
         Raises:
             UnknownPluginError: no plugin (of this group) has this name.
+            PluginError: it is an alias of several plugins.
         """
         listed = self.plugins()
         named = [p for p in listed if p.name == name] or [p for p in listed if name in p.aliases]
         fitting = [p for p in named if group in (None, p.group)]
+        if dispute := names.alias_dispute(name, fitting):
+            raise PluginError(dispute)
         if not fitting:
             raise UnknownPluginError(names.unknown(name, group, named[0] if named else None, listed))
         # If several plugins claim the name, prefer a built-in one, and then one that is not disabled.
@@ -127,7 +133,7 @@ class Registry:
                 evolve(o, required=False, default=None, doc=o.doc or doc) if o.name in MEMORY_SIZES else o
                 for o in options
             )
-        return PluginInfo(plugin, options, (getattr(factory, "__doc__", None) or "").strip())
+        return PluginInfo(plugin, options, doc_of(factory).strip())
 
     # -------------------- importing
 
@@ -153,19 +159,30 @@ class Registry:
         return plugin, self._loaded[plugin.key]
 
     def _imported(self, plugin: Plugin) -> Plugin:
-        """Import a plugin and return it in the state that results."""
+        """Import a plugin and return it in the state that results; warn if the import changed the process."""
+        from kshot.registry.surroundings import kept  # imported late, since listing imports no plugin
+
+        changed: list[str] = []
         try:
-            self._loaded[plugin.key] = import_factory(plugin.target)
+            with contextlib.nullcontext() if plugin.builtin else kept(changed.extend):
+                self._loaded[plugin.key] = import_factory(plugin.target)
         except KeyboardInterrupt:
             raise
         except BaseException as exc:  # SystemExit too: no plugin may end the process by being imported
             self._causes[plugin.key] = exc
             if isinstance(exc, Unavailable):
-                return evolve(plugin, state="unavailable", reason=str(exc))
+                return evolve(plugin, state="unavailable", reason=text_of(exc))
             if plugin.state != "ok":
                 return plugin
-            first = f"importing {plugin.target} raised {type(exc).__name__}: {exc}".splitlines()[0]
+            first = shortened(f"importing {plugin.target} raised {type(exc).__name__}: {text_of(exc)}".splitlines()[0])
             return evolve(plugin, state="broken", reason=f"{first}\n{traceback_of(exc)}")
+        finally:
+            if changed:
+                warnings.warn(
+                    f"{plugin.who}: importing it changed {', '.join(changed)}, expected no side effects; it was "
+                    "restored; tell the authors of the plugin",
+                    stacklevel=2,
+                )
         return evolve(plugin, state="ok", reason="")
 
     # -------------------- registering
@@ -208,7 +225,7 @@ class Registry:
         new = described(factory, name, group)
         for plugin in self.plugins():
             again = not plugin.distribution and plugin.target == new.target
-            if new.name in plugin.names and not again:
+            if new.name == plugin.name and not again:
                 own = new.target.rpartition(".")[2].rpartition(":")[2]
                 raise PluginError(
                     f"register: the name {new.name!r} is taken by {plugin.who}; register {own} with another name="

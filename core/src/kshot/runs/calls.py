@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kshot._engine.hook_checks import named_hooks
 from kshot.errors import OptionError
 from kshot.registry.modules import importing
 from kshot.runs.plan import Plan
@@ -100,8 +101,9 @@ def train(
     tables = layered(recipe, given, where="train")
     if iterations is not None:
         tables["engine"] = {**tables.get("engine", {}), "iterations": iterations}
-    names = [hook for hook in hooks if isinstance(hook, str)]
-    objects = {type(hook).__name__: hook for hook in hooks if not isinstance(hook, str)}
+    named = named_hooks(hooks)
+    names = [hook for _, hook in named if isinstance(hook, str)]
+    objects = {name: hook for name, hook in named if not isinstance(hook, str)}
     config = configure(tables, hooks=names)
     with importing(import_from):
         return train_plan(Plan.of(config), None if no_run else folder_of(config), quiet=quiet, hooks=objects)

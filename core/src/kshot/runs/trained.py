@@ -6,6 +6,7 @@ Letters: n examples, N classes, D embedding.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,7 @@ from attrs import frozen
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kshot import functional, registry
+from kshot import episode, functional, registry
 from kshot._engine import warm_start
 from kshot._engine.evaluation import BUDGET
 from kshot._engine.inputs import load_inputs
@@ -183,6 +184,8 @@ class Trained:
             DataError: they can't be read, have another shape than the learner was built for, or have values that are
                 not finite or outside the range that it was trained on.
         """
+        if getattr(self._prepare, "function", self._prepare) in (None, as_inputs, episode.as_inputs):
+            refuse_files(raw)
         x = as_inputs(self._prepare(raw) if self._prepare is not None else raw, "inputs")
         if tuple(x.shape[1:]) != tuple(self.spec.input_shape):
             raise DataError(
@@ -343,6 +346,18 @@ def verification_tasks(tasks: Pooled, split: str) -> ClassificationTasks:
             "threshold"
         )
     return ClassificationTasks({split: pool}, way=min(pool.classes, 20), shot=1, query=min(pool.fewest - 1, 5))
+
+
+def refuse_files(raw: Any) -> None:
+    """Raise DataError if raw examples are files, for tasks that don't say how files become inputs."""
+    first = raw
+    while isinstance(first, list | tuple) and first:
+        first = first[0]
+    if isinstance(first, str | bytes | os.PathLike):
+        raise DataError(
+            f"inputs: got the file {os.fsdecode(first)!r}, expected inputs as numbers: the tasks of this learner have "
+            "no prepare that reads files (kshot.protocols.Pooled); give arrays, or Trained(..., prepare=...)"
+        )
 
 
 def in_pieces(x: Tensor) -> tuple[Tensor, ...]:

@@ -178,3 +178,22 @@ class BackendSubject:
     def backend(self) -> Any:
         """The backend, built once."""
         return self.source.build()
+
+
+class HookSubject:
+    """A hook under test.
+
+    Args:
+        source: builds the hook.
+
+    Example:
+        >>> HookSubject(Source("hooks", "progress", {"seconds": 60})).build().seconds
+        60.0
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def build(self) -> Any:
+        """Build a new object of the hook, so that no rule sees what another one left in it."""
+        return self.source.build()

@@ -74,7 +74,7 @@ class Suite:
     """One component and the rules that it must keep; ``suite`` builds it.
 
     Attributes:
-        group: tasks, learners, memories or backends.
+        group: tasks, learners, memories, backends or hooks.
         expected_failures: names of rules, each with the reason why the component breaks it.
 
     Example:
@@ -140,6 +140,7 @@ class Suite:
                     "tasks": subjects.TasksSubject,
                     "memories": subjects.MemorySubject,
                     "backends": subjects.BackendSubject,
+                    "hooks": subjects.HookSubject,
                 }
                 self._subject = subject_types[self.group](self._source)
         return self._subject
@@ -194,6 +195,7 @@ def suite(
     tasks: Any = None,
     memory: Any = None,
     backend: Any = None,
+    hook: Any = None,
     options: Mapping[str, Any] | None = None,
     expected_failures: Mapping[str, str] | None = None,
 ) -> Suite:
@@ -206,6 +208,7 @@ def suite(
             ``{"name": ..., **options}``, or a list of them.
         memory: a plugin's name, a class, or a factory ``(slots, width, reads, **options)``.
         backend: a plugin's name, a class or factory, or a backend that is already built.
+        hook: a plugin's name, a class or a factory.
         options: options of the component.
         expected_failures: names of rules that the component is known to break, each with the reason.
 
@@ -218,12 +221,12 @@ def suite(
         >>> report.ok
         True
     """
-    given = {"learners": learner, "tasks": tasks, "memories": memory, "backends": backend}
+    given = {"learners": learner, "tasks": tasks, "memories": memory, "backends": backend, "hooks": hook}
     present = [group for group, value in given.items() if value is not None]
     if len(present) != 1 and present != ["learners", "tasks"]:
         raise OptionError(
-            f"suite: got {', '.join(present) or 'no component'}, expected one of learner=, tasks=, memory= and "
-            "backend= (or tasks= together with a learner, to try the learner on them)"
+            f"suite: got {', '.join(present) or 'no component'}, expected one of learner=, tasks=, memory=, "
+            "backend= and hook= (or tasks= together with a learner, to try the learner on them)"
         )
     from kshot.testing.source import Source
 

@@ -7,7 +7,7 @@ Some functions are written for one task, without the axis B; ``Lift`` runs them 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 import attrs
 import torch
@@ -20,6 +20,7 @@ from kshot.functional import full_precision
 from kshot.inner import State, check_descent, descend, keep_buffers
 from kshot.nn import NetworkChoice, Normalisation, evaluating
 from kshot.nn import network as build_network
+from kshot.registry import Range
 
 
 class MAML(nn.Module):
@@ -59,15 +60,15 @@ class MAML(nn.Module):
         spec: TaskSpec,
         *,
         network: NetworkChoice = "auto",
-        width: int = 64,
-        hidden: tuple[int, ...] = (40, 40),
+        width: Annotated[int, Range(1, 4096)] = 64,
+        hidden: tuple[Annotated[int, Range(1, 65536)], ...] = (40, 40),
         normalisation: Normalisation = "transductive",
         order: Literal["second", "first"] = "second",
-        inner_lr: float | None = None,
-        inner_steps: int = 1,
-        test_steps: int | None = None,
+        inner_lr: Annotated[float, Range(0)] | None = None,
+        inner_steps: Annotated[int, Range(0)] = 1,
+        test_steps: Annotated[int, Range(0)] | None = None,
         strategy: Literal["auto", "vmap", "loop"] = "auto",
-        chunk: int | None = None,
+        chunk: Annotated[int, Range(1)] | None = None,
     ) -> None:
         super().__init__()
         if inner_steps < 0 or (test_steps or 0) < 0:

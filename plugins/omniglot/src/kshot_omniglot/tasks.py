@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from kshot import ClassificationTasks, Pool
 from kshot.data.tables import cache_folder
 from kshot.errors import DataError
 from kshot.preparing import Preparation
+from kshot.registry import Range
 from kshot_omniglot import splits
 from kshot_omniglot.download import download as fetch
 from kshot_omniglot.embedded import ALPHABETS, Embedded
@@ -39,7 +40,7 @@ def omniglot(
     download: bool = False,
     protocol: Literal["auto", "vinyals", "lake", "embedded"] = "auto",
     rotations: bool | None = None,
-    size: int = 28,
+    size: Annotated[int, Range(1, 512)] = 28,
     cache: Path | str | None = None,
     workers: int | None = None,
     block: int = 1,

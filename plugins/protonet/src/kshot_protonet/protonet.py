@@ -5,6 +5,8 @@ Letters: B meta-batch, N way, S support size, n queries, D embedding, A length o
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import attrs
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,7 @@ from kshot.errors import DataError
 from kshot.functional import class_means, full_precision, prototypical_logits
 from kshot.nn import EncoderChoice, Normalisation, infer_output_shape
 from kshot.nn import encoder as build_encoder
+from kshot.registry import Range
 
 
 class ProtoNet(nn.Module):
@@ -60,7 +63,7 @@ class ProtoNet(nn.Module):
         spec: TaskSpec,
         *,
         encoder: EncoderChoice = "auto",
-        width: int = 64,
+        width: Annotated[int, Range(1, 4096)] = 64,
         normalisation: Normalisation = "inductive",
     ) -> None:
         super().__init__()

@@ -25,6 +25,7 @@ MODULES = {
     ),
     "memories": ("memories", "copies"),
     "backends": ("backends",),
+    "hooks": ("hooks",),
 }
 """The modules that have the rules of each group of components; the groups are those of the registry."""
 
@@ -67,7 +68,7 @@ class Rule:
 
     Attributes:
         name: in kebab case, unique within its group.
-        group: tasks, learners, memories or backends.
+        group: tasks, learners, memories, backends or hooks.
         check: takes the component under test (its subject) and raises an exception if the rule is broken.
         unless: takes the same; returns the reason why the rule does not apply to this component, or None if it does.
 
@@ -127,7 +128,7 @@ def named(check: Callable[..., Any]) -> str:
 
 
 def rules(group: str | None = None) -> tuple[Rule, ...]:
-    """Return the rules of a group (tasks, learners, memories, backends), or of all groups.
+    """Return the rules of a group (tasks, learners, memories, backends, hooks), or of all groups.
 
     Raises:
         OptionError: there is no such group.
