@@ -20,6 +20,7 @@ from kshot._engine.processes import everywhere
 from kshot._engine.stored import (
     Unfit,
     anything,
+    fields,
     finite,
     is_finite,
     list_of,
@@ -27,7 +28,6 @@ from kshot._engine.stored import (
     number,
     optional,
     plain,
-    record,
     tensor,
     text,
     whole,
@@ -36,19 +36,17 @@ from kshot.errors import KshotError, RunError
 
 ADVICE = "nothing was changed; use an earlier checkpoint of the run instead"
 
-BEST = record(
-    {"score": number, "iteration": whole(-1), "worse": whole(), "parameters": optional(mapping_of(tensor))}
-)
+BEST = fields({"score": number, "iteration": whole(-1), "worse": whole(), "parameters": optional(mapping_of(tensor))})
 """The best validation: the fields of ``kshot._engine.parameters.Best``."""
 
-IDENTITY = record({}, {"parameters": mapping_of(list_of(whole()))}, others=True)
+IDENTITY = fields({}, {"parameters": mapping_of(list_of(whole()))}, others=True)
 
-STATE = record(
+STATE = fields(
     {
         "iteration": whole(),
         "learner": mapping_of(tensor),
         "best": BEST,
-        "optimizer": optional(record({"state": anything, "param_groups": list_of(mapping_of(anything), 1)})),
+        "optimizer": optional(fields({"state": anything, "param_groups": list_of(mapping_of(anything), 1)})),
         "hooks": mapping_of(anything),
     },
     {  # the first checkpoints lack some of these
@@ -182,7 +180,7 @@ def _optimizer(state: Mapping[str, Any] | None, optimizer: torch.optim.Optimizer
     pattern = _pattern(optimizer)
     for index, entry in entries.items():
         key = f"optimizer.state.{index}"
-        record(dict.fromkeys(pattern, anything))(entry, key)
+        fields(dict.fromkeys(pattern, anything))(entry, key)
         for name, like in pattern.items():
             _entry(entry[name], like, parameters[index], f"{key}.{name}")
 

@@ -15,6 +15,9 @@ from torch.nn.modules.conv import _ConvNd
 from kshot.errors import OptionError
 from kshot.protocols import World
 
+MOST_THREADS = 1024
+"""Greatest number of threads: far more than that end the process when they are started."""
+
 T = TypeVar("T")
 
 
@@ -52,7 +55,7 @@ class Cpu:
             3 times faster). It holds for the rest of the process, and has no effect on other platforms than Linux.
 
     Raises:
-        OptionError: ``threads`` is less than 1.
+        OptionError: ``threads`` is less than 1 or greater than ``MOST_THREADS``.
 
     Example:
         >>> import kshot
@@ -70,8 +73,8 @@ class Cpu:
         threads: int | None = None,
         keep_freed_memory: bool = True,
     ) -> None:
-        if threads is not None and threads < 1:
-            raise OptionError(f"cpu: got threads={threads}, expected at least 1")
+        if threads is not None and not 1 <= threads <= MOST_THREADS:
+            raise OptionError(f"cpu: got threads={threads}, expected at least 1 and at most {MOST_THREADS}")
         self.device = torch.device("cpu")
         self.precision: str = "float32" if precision == "auto" and not has_bfloat16() else precision
         self.memory_format = memory_format

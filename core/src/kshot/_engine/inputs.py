@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from kshot._engine.run_folder import digest, matches, write_atomically
-from kshot._engine.stored import anything, fitting, list_of, number, optional, read_torch, record, text, whole
+from kshot._engine.stored import anything, fields, fitting, list_of, number, optional, read_torch, text, whole
 from kshot.errors import RunError
 from kshot.preparing import Preparation
 from kshot.protocols import Portable
@@ -33,7 +33,7 @@ def _count(value: Any, key: str) -> None:
 
 _SHAPE, _RANGE = list_of(whole(1, MOST)), optional(list_of(number, 2))
 
-SPEC = record(
+SPEC = fields(
     {"kind": text, "input_shape": _SHAPE},
     {
         "target_shape": _SHAPE,
@@ -49,7 +49,7 @@ SPEC = record(
 )
 """A stored ``TaskSpec``."""
 
-CONTENT = record({"format": text, "version": whole(), "spec": SPEC, "prepare": anything}, {"digest": text})
+CONTENT = fields({"format": text, "version": whole(), "spec": SPEC, "prepare": anything}, {"digest": text})
 
 
 def save_inputs(run: Path, tasks: Any) -> None:

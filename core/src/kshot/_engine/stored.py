@@ -157,7 +157,7 @@ def list_of(rule: Rule, least: int = 0) -> Rule:
     return check
 
 
-def record(required: Mapping[str, Rule], more: Mapping[str, Rule] | None = None, *, others: bool = False) -> Rule:
+def fields(required: Mapping[str, Rule], more: Mapping[str, Rule] | None = None, *, others: bool = False) -> Rule:
     """Return the rule for mappings with certain keys.
 
     Args:

@@ -28,7 +28,7 @@ from urllib.parse import unquote, urlparse
 
 from attrs import frozen
 
-from kshot.errors import OptionError, RunError
+from kshot.errors import KshotError, OptionError, RunError
 from kshot.registry.discovery import module_spec
 from kshot.registry.options import validate
 
@@ -76,10 +76,20 @@ def importing(import_from: str | Path | None, *, run: Path | None = None) -> Ite
     token = _REBUILDING.set(None if run is None else _Rebuilding(run.absolute(), folder))
     try:
         yield
+    except KshotError as error:
+        if run is not None and str(run) not in " ".join([str(error), *getattr(error, "__notes__", ())]):
+            error.add_note(f"in the run {run}")
+        raise
     finally:
         _REBUILDING.reset(token)
         if added:
             sys.path.remove(str(folder))
+
+
+def rebuilt_run() -> Path | None:
+    """Return the run folder that is being rebuilt (``importing(..., run=...)``), or None."""
+    rebuilding = _REBUILDING.get()
+    return None if rebuilding is None else rebuilding.run
 
 
 def build_module(path: str, options: Mapping[str, Any], spec: TaskSpec | None, *, who: str) -> nn.Module:

@@ -23,7 +23,6 @@ from kshot.checks import check, mismatches
 from kshot.errors import MisfitError, OptionError, RunError
 from kshot.registry.building import overlay
 from kshot.registry.modules import importing
-from kshot.registry.options import validate
 from kshot.runs.comparison import labels
 from kshot.runs.launch import launch
 from kshot.runs.plan import (
@@ -37,7 +36,7 @@ from kshot.runs.plan import (
     obstacles,
     record,
 )
-from kshot.runs.recipe import Config, EvaluateOptions, Table
+from kshot.runs.recipe import Config, EvaluateOptions, Table, checked_options
 from kshot.runs.run import Run
 from kshot.spec import Needs
 
@@ -312,7 +311,7 @@ def backend_text(backend: Any) -> str:
 
 
 def changed_plan(plan: Plan, changes: Mapping[str, Table]) -> Plan:
-    """Return a plan with the changes of an evaluation; tests that become equal are merged.
+    """Return a plan with the changes of an evaluation and without hooks; tests that become equal are merged.
 
     Raises:
         OptionError: an option is wrong.
@@ -328,5 +327,6 @@ def changed_plan(plan: Plan, changes: Mapping[str, Table]) -> Plan:
         tests=[test for test, _ in tests],
         test_learners=[own for _, own in tests],
         backend=overlay(plan.backend, changes.get("backend", {})),
-        evaluate=validate(EvaluateOptions, given, who="evaluate"),
+        evaluate=checked_options(EvaluateOptions, given, who="evaluate"),
+        hooks={},  # hooks may write files, which an evaluation does not
     )
