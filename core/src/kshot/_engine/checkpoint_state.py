@@ -190,6 +190,9 @@ def _group(theirs: Mapping[str, Any], mine: Mapping[str, Any], key: str, *, firs
     numbers = list(range(first, first + len(mine["params"])))
     if theirs.get("params") != numbers or not all(type(n) is int for n in theirs["params"]):
         raise Unfit(f"{key}.params", theirs.get("params"), f"the numbers of {len(numbers)} parameters from {first}")
+    # Switches that this version of torch has and another had not are set by torch; numbers are needed by every step.
+    if missing := [n for n, own in mine.items() if n not in theirs and (is_finite(own) or isinstance(own, tuple))]:
+        raise Unfit(key, theirs, f"values of {', '.join(missing)}")
     for name, value in theirs.items():
         own = mine.get(name)
         if name == "params":

@@ -294,4 +294,6 @@ def finite(value: Tensor) -> bool:
 
 def is_finite(value: Any) -> bool:
     """Return whether a value is a number other than NaN and infinity."""
-    return not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < GREATEST if isinstance(value, int) else math.isfinite(value)

@@ -32,6 +32,12 @@ _PLAIN = mapping_of(plain)
 _SEED = whole(-(2**63), 2**64 - 1)
 
 
+def _component(value: Any, key: str) -> None:
+    """Accept a description of a component: its name or class, and its options."""
+    fields({}, {"name": text, "class": text, "options": _PLAIN}, others=True)(value, key)
+    plain(value, key)
+
+
 def _kind(value: Any, key: str) -> None:
     if value not in KIND_NAMES:
         raise Unfit(key, value, f"one of {', '.join(KIND_NAMES)}")
@@ -54,7 +60,8 @@ RESULT = fields(
         "learner_seed": optional(_SEED),
         "shape": _PLAIN,
         **dict.fromkeys(("normalisation", "queries", "data"), text),
-        **dict.fromkeys(("learner", "tasks", "backend"), _PLAIN),
+        **dict.fromkeys(("learner", "tasks"), _component),
+        "backend": _PLAIN,
         "versions": mapping_of(text),
         "iteration": whole(),
         "perturbed": truth,

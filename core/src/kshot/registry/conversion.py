@@ -188,7 +188,7 @@ def _convert(value: Any, annotation: Any) -> Any:
     if kind in _SCALARS:
         accepted, expected = _SCALARS[kind]
         a_bool = isinstance(value, bool) and kind is not bool
-        return kind(_checked(value, isinstance(value, accepted) and not a_bool, expected))
+        return _bounded(kind, _checked(value, isinstance(value, accepted) and not a_bool, expected))
     if kind in _CONTAINERS:
         return _container(value, annotation, kind, args)
     if kind is abc.Callable:
@@ -210,6 +210,15 @@ def _checked(value: Any, fits: bool, expected: str) -> Any:
     text = repr(value)
     text = text if len(text) <= 80 else text[:77] + "..."
     raise WrongType(f"got {text} ({type(value).__name__}), expected {expected}")
+
+
+def _bounded(kind: Any, value: Any) -> Any:
+    """Return a value as a bool, int, float or path, if it is one that computations can take."""
+    if kind is int:
+        _checked(value, -(1 << 63) <= value < 1 << 64, "an int of at most 64 bits")
+    elif kind is float:  # NaN differs from itself; a longer int is no float
+        _checked(value, value == value and (isinstance(value, float) or abs(value) < 1 << 1000), "a number, not NaN")
+    return kind(value)
 
 
 def _choice(value: Any, choices: tuple[Any, ...]) -> Any:

@@ -108,7 +108,7 @@ def build_module(path: str, options: Mapping[str, Any], spec: TaskSpec | None, *
     from torch import nn
 
     if (rebuilding := _REBUILDING.get()) is not None:
-        _allow(path, who, rebuilding)
+        _allow(path, options, who, rebuilding)
     target = _import(path, who)
     if isinstance(target, nn.Module):
         if options:
@@ -170,7 +170,7 @@ def _described(target: Any) -> str:
     return f"the class {target.__qualname__}" if inspect.isclass(target) else f"a {type(target).__name__} object"
 
 
-def _allow(path: str, who: str, rebuilding: _Rebuilding) -> None:
+def _allow(path: str, options: Mapping[str, Any], who: str, rebuilding: _Rebuilding) -> None:
     """Warn that a path is about to be imported for a run folder; raise RunError if it must not be."""
     module = path.partition(":")[0]
     spec = module_spec(module)  # finds it without importing anything
@@ -181,7 +181,10 @@ def _allow(path: str, who: str, rebuilding: _Rebuilding) -> None:
             f"{rebuilding.run}: {who} is {path}, and {module} {place}; expected a module of an installed package, or "
             "of a folder that you trust and name (import_from, --import-from=FOLDER)"
         )
-    warnings.warn(f"importing {path} from {origin}, as {who} of the run {rebuilding.run} names it", stacklevel=4)
+    called = f"; it is called with {dict(options)}" if options else ""
+    warnings.warn(
+        f"importing {path} from {origin}, as {who} of the run {rebuilding.run} names it{called}", stacklevel=4
+    )
 
 
 def _may_import(origin: Path, rebuilding: _Rebuilding) -> bool:

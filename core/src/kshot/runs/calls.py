@@ -9,7 +9,7 @@ from typing import Any
 from kshot.errors import OptionError
 from kshot.registry.modules import importing
 from kshot.runs.plan import Plan
-from kshot.runs.recipe import configure, layered
+from kshot.runs.recipe import configure, layered, naming
 from kshot.runs.run import Run
 from kshot.runs.runner import evaluate_run, folder_of, resume_run, train_plan
 
@@ -102,7 +102,8 @@ def train(
         tables["engine"] = {**tables.get("engine", {}), "iterations": iterations}
     names = [hook for hook in hooks if isinstance(hook, str)]
     objects = {type(hook).__name__: hook for hook in hooks if not isinstance(hook, str)}
-    config = configure(tables, hooks=names)
+    with naming(recipe):
+        config = configure(tables, hooks=names)
     with importing(import_from):
         return train_plan(Plan.of(config), None if no_run else folder_of(config), quiet=quiet, hooks=objects)
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from attrs import field, frozen
 
+from kshot._engine.optimizer import Outer
 from kshot._engine.ranges import check_ranges, count
-from kshot.errors import OptionError
+from kshot.errors import KshotError, OptionError
 from kshot.randomness import as_seed
 from kshot.registry.building import overlay
 from kshot.registry.conversion import did_you_mean
@@ -210,6 +212,7 @@ def configure(tables: Mapping[str, Any], *, hooks: Iterable[str] = ()) -> Config
     Raises:
         OptionError: no learner or tasks are named, or an option of the engine or the evaluation is wrong.
     """
+    optimizer = checked_options(Outer, tables.get("optimizer", {}), who="optimizer")
     for section in ("learner", "tasks"):
         if "name" not in tables.get(section, {}):
             raise OptionError(f"no {section} named; expected LEARNER TASKS, or --recipe FILE.toml; see kshot list")
@@ -217,7 +220,8 @@ def configure(tables: Mapping[str, Any], *, hooks: Iterable[str] = ()) -> Config
     wanted = [*tables.get("hooks", []), *hooks]
     seed, own_seed = as_seed(tables.get("seed", 0)), tables.get("learner_seed")
     return Config(
-        **{name: tables.get(name, {}) for name in SECTIONS if name not in ("hook", "engine", "evaluate")},
+        **{name: tables.get(name, {}) for name in SECTIONS if name not in ("hook", "optimizer", "engine", "evaluate")},
+        optimizer=optimizer,
         engine=checked_options(EngineOptions, tables.get("engine", {}), who="engine"),
         evaluate=checked_options(EvaluateOptions, tables.get("evaluate", {}), who="evaluate"),
         hook={name: own.get(name, {}) for name in dict.fromkeys([*wanted, *own])},
@@ -228,6 +232,17 @@ def configure(tables: Mapping[str, Any], *, hooks: Iterable[str] = ()) -> Config
         init_from=_of_seed(tables.get("init_from"), seed),
         about={key: tables[key] for key in ABOUT if key in tables},
     )
+
+
+@contextlib.contextmanager
+def naming(recipe: str | Path | None) -> Iterator[None]:
+    """Say in errors inside the block that options may be those of a recipe."""
+    try:
+        yield
+    except KshotError as error:
+        if recipe is not None and str(recipe) not in str(error):
+            error.add_note(f"with the options of recipe {recipe}")
+        raise
 
 
 def checked_options(kind: Callable[..., Any], given: Mapping[str, Any], *, who: str) -> Table:
