@@ -157,8 +157,8 @@ def open_table(path: Path, *, name: str, version: int) -> Table | None:
     try:
         with open(path, "rb") as file:
             magic, length, digest = _HEAD.unpack(file.read(_HEAD.size))
-            text = file.read(length) if magic == MAGIC else b""
             size = os.fstat(file.fileno()).st_size
+            text = file.read(length) if magic == MAGIC and length <= size else b""
         if magic != MAGIC or hashlib.blake2b(text, digest_size=16).digest() != digest:
             log.warning("%s is damaged or of another format; it will be built again", path)
             return None
@@ -167,6 +167,8 @@ def open_table(path: Path, *, name: str, version: int) -> Table | None:
             log.info("%s is of %s, version %s; it will be built again", path, head["name"], head["version"])
             return None
         dtype, shape = np.dtype(head["dtype"]), tuple(head["shape"])
+        if dtype.hasobject:  # the bytes of the file would be used as addresses in memory
+            raise ValueError(f"got an array of {dtype}, expected numbers")
         offset = -(-(_HEAD.size + length) // _PAGE) * _PAGE  # the end of the head, rounded up to a page
         expected = offset + math.prod(shape) * dtype.itemsize
         if size != expected:
@@ -176,7 +178,7 @@ def open_table(path: Path, *, name: str, version: int) -> Table | None:
         x = np.memmap(path, dtype, "c", offset, shape)
     except FileNotFoundError:
         return None
-    except (OSError, struct.error, ValueError, KeyError, TypeError) as error:
+    except (OSError, struct.error, ValueError, KeyError, TypeError, RecursionError) as error:
         log.warning("%s can't be used (%s: %s); it will be built again", path, type(error).__name__, error)
         return None
     return Table(x, head["facts"], path)

@@ -217,7 +217,7 @@ def _bounded(kind: Any, value: Any) -> Any:
     if kind is int:
         _checked(value, -(1 << 63) <= value < 1 << 64, "an int of at most 64 bits")
     elif kind is float:  # NaN differs from itself; a longer int is no float
-        _checked(value, value == value and (isinstance(value, float) or abs(value) < 1 << 1000), "a number, not NaN")
+        _checked(value, value == value and (not isinstance(value, int) or abs(value) < 1 << 1000), "a number, not NaN")
     return kind(value)
 
 
@@ -232,7 +232,7 @@ def _choice(value: Any, choices: tuple[Any, ...]) -> Any:
 def _member(value: Any, annotation: Any, members: tuple[Any, ...]) -> Any:
     # A value that already has one of the types stays unchanged: 5 for `float | int`, 'a' for `Path | str`.
     if type(value) in members:
-        return value
+        return _bounded(type(value), value) if type(value) in (int, float) else value
     messages = []
     for member in members:
         try:
