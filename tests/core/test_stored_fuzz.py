@@ -10,6 +10,7 @@ import copy
 import json
 import math
 import random
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -161,6 +162,10 @@ def test_a_changed_config_is_used_rightly_or_refused(seed: int) -> None:
         )
         if i % 2:
             attempt(lambda: kshot.runs.evaluate(run, evaluate={"episodes": 2}, quiet=True), "run", label)
+        elif i % 4 == 0:
+            again = Path(shutil.copytree(run, f"run-{i}"))
+            if attempt(lambda again=again: Plan.of_run(again, RunFolder.open(again).config), "run", label):
+                attempt(lambda again=again: kshot.runs.resume(again, quiet=True), "run", label)
     assert 10 < accepted < 240
 
 

@@ -17,7 +17,8 @@ from kshot._engine.engine import Engine
 from kshot._engine.gradient import division
 from kshot._engine.processes import everywhere, first_then_rest, from_first
 from kshot._engine.recording import RESULT_FILE
-from kshot._engine.run_folder import RunFolder, refuse_used, write_json
+from kshot._engine.run_folder import CONFIG_FILE, RunFolder, refuse_used, write_json
+from kshot._engine.stored import fitting, mapping_of, plain
 from kshot._engine.warm_start import Inherited
 from kshot.checks import check, mismatches
 from kshot.errors import MisfitError, OptionError, RunError
@@ -26,6 +27,7 @@ from kshot.registry.modules import importing
 from kshot.runs.comparison import labels
 from kshot.runs.launch import launch
 from kshot.runs.plan import (
+    ADVICE,
     Parts,
     Plan,
     blame_own,
@@ -237,7 +239,11 @@ def _inherit(plan: Plan, engine: Engine, resumed: Path | None) -> Inherited | No
 def _begun_from(run: Path) -> Any:
     """Return the ``init_from`` in the config of a run without a checkpoint; None if it has a checkpoint."""
     folder = RunFolder.open(run)
-    return None if folder.checkpoints() else folder.config.get("init_from", {})
+    if folder.checkpoints():
+        return None
+    begun = folder.config.get("init_from", {})
+    fitting(begun, mapping_of(plain), run / CONFIG_FILE, "init_from", advice=ADVICE)
+    return begun
 
 
 def _finish(plan: Plan, parts: Parts, engine: Engine, run: Path | None) -> Run:
