@@ -185,7 +185,7 @@ def test_inputs_are_those_of_the_training_or_refused() -> None:
     for wrong, message in (
         ([[0.0, 255.0]], r"inputs: got values in \[0, 255\], expected them in \[0.0, 1.0\]"),
         ([[np.nan, 0.5]], "got 1 of 2 values that are NaN"),
-        ([["a", "b"]], "got values that are text"),
+        ([["a", "b"]], "got the file .a., expected inputs as numbers"),
     ):
         with pytest.raises(DataError, match=message):
             model.inputs(wrong)

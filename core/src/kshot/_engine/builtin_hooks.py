@@ -154,7 +154,7 @@ def cut_back(path: Path, iteration: int) -> None:
     for line in content.splitlines(keepends=True):
         try:
             keep = line.endswith(b"\n") and json.loads(line)["iteration"] <= iteration
-        except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
+        except (ValueError, KeyError, TypeError, RecursionError):  # not a line that this hook wrote
             keep = False
         if keep:
             kept.append(line)

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from kshot import registry
+from kshot._engine.checkpoint_state import check_loadable, check_resumable
 from kshot._engine.cpu import OneProcess
 from kshot._engine.door import Door, check_batching
 from kshot._engine.evaluation import Perturb, batches_of, evaluated, result_of, with_options
 from kshot._engine.gradient import MetaBatch
 from kshot._engine.hook_calls import Hooks
-from kshot._engine.identity import check_identity, check_parameters, identity_of, process_facts, warn_of_versions
+from kshot._engine.identity import identity_of, process_facts, warn_of_versions
 from kshot._engine.inputs import save_inputs
 from kshot._engine.optimizer import Outer, outer_of
 from kshot._engine.outer_step import OuterStep
@@ -321,15 +322,17 @@ class Engine:
                 tasks or another training, with other options. Nothing is overwritten.
         """
         path, state = from_first(self.backend.world, lambda: self._read(checkpoint))
+        if state is not None:  # check everything before anything is changed; the hooks have loaded their states then
+            check_resumable(path, state, self.identity, self.learner, self.optimizer, self._hooks)
+        if checkpoint is None and self._run is not None and self.backend.world.rank == 0:
+            self.folder = RunFolder(self._run)
         if state is None:
             return 0
-        check_identity(path, state.get("identity", {}), self.identity)
         if self.backend.world.rank == 0:
             warn_of_versions(path, state.get("versions", {}), versions(self.learner, self.tasks, self.backend))
         self._take(state)
         if self.optimizer is not None:
             self.optimizer.load_state_dict(state["optimizer"])
-        self._hooks.load(state["hooks"])
         return self.iteration
 
     def load(self, checkpoint: str | Path) -> int:
@@ -341,15 +344,13 @@ class Engine:
             RunError: the checkpoint is unusable, or of a learner with other parameters. Nothing is changed.
         """
         path, state = from_first(self.backend.world, lambda: (str(checkpoint), load_checkpoint(Path(checkpoint))))
-        mine = {"parameters": {name: list(t.shape) for name, t in self.learner.state_dict().items()}}
-        check_parameters(path, state.get("identity", {}), mine)
+        check_loadable(path, state, self.learner)
         self._take(state)
         self._evaluates_only = True
         return self.parameters_iteration
 
     def _take(self, state: Mapping[str, Any]) -> None:
-        self.iteration = state["iteration"]
-        self._iterations = state.get("iterations")
+        self.iteration, self._iterations = state["iteration"], state.get("iterations")
         self._parameters.load(state, self.iteration)
         self._results.clear()
 
@@ -358,8 +359,7 @@ class Engine:
         if checkpoint is None:
             if self._run is None:
                 raise RunError("resume: got no run folder, expected Engine(run=...) or resume(checkpoint=...)")
-            self.folder = RunFolder.open(self._run)
-            if (checkpoint := self.folder.newest()) is None:
+            if (checkpoint := RunFolder.open(self._run, writing=True).newest()) is None:
                 return str(self._run), None
         return str(checkpoint), load_checkpoint(Path(checkpoint))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import warnings
 from collections.abc import Mapping
@@ -54,7 +55,8 @@ def check_identity(path: str, theirs: Mapping[str, Any], mine: Mapping[str, Any]
     """Raise RunError if a checkpoint is of another training; the message lists every difference by name."""
     then = dict(theirs)
     if isinstance(then.get("tasks"), str):  # the first checkpoints have the spec as text
-        then["tasks"] = json.loads(then["tasks"])
+        with contextlib.suppress(ValueError, RecursionError):  # text that is no spec is reported as a difference
+            then["tasks"] = json.loads(then["tasks"])
     if not then.get("data"):  # the first checkpoints of tasks over arrays do not identify their data
         then["data"] = mine["data"]
     if differing := differences(then, mine, added=_ADDED):

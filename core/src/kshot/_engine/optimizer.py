@@ -11,6 +11,7 @@ import torch
 from attrs import frozen
 from torch import nn
 
+from kshot._engine.ranges import check_ranges, count, rate
 from kshot.errors import OptionError
 from kshot.spec import Training
 
@@ -42,14 +43,14 @@ class Outer:
     """
 
     name: Literal["adam", "adamw", "sgd", "rmsprop", "adagrad"] = "adam"
-    lr: float = 1e-3
+    lr: float = rate(1e-3)
     schedule: Literal["constant", "step", "linear", "cosine"] = "constant"
-    every: int = 2000
-    factor: float = 0.5
-    warmup: int = 0
-    clip: float | None = None
-    momentum: float = 0.0
-    weight_decay: float = 0.0
+    every: int = count(2000)
+    factor: float = rate(0.5)
+    warmup: int = count(0, least=0)
+    clip: float | None = rate(None, none=True)
+    momentum: float = rate(0.0, zero=True, below=1)
+    weight_decay: float = rate(0.0, zero=True)
 
     def __attrs_post_init__(self) -> None:
         if self.name not in OPTIMIZERS:
@@ -58,11 +59,7 @@ class Outer:
             raise OptionError(
                 f"optimizer.schedule: got {self.schedule!r}, expected 'constant', 'step', 'linear' or 'cosine'"
             )
-        for field in ("lr", "every", "factor"):
-            if not getattr(self, field) > 0:
-                raise OptionError(f"optimizer.{field}: got {getattr(self, field)}, expected a positive number")
-        if self.clip is not None and not self.clip > 0:
-            raise OptionError(f"optimizer.clip: got {self.clip}, expected a positive number or none")
+        check_ranges(self, "optimizer")
 
     @classmethod
     def of(cls, training: Training, **changed: Any) -> Outer:

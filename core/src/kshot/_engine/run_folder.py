@@ -1,7 +1,7 @@
 """Write and read the run folder, in which a training stores its configuration, metrics, checkpoints and results.
 
     runs/protonet-omniglot-0/
-        config.json          the configuration, and every automatic choice
+        config.json          the configuration, every automatic choice, and a digest of them
         metrics.jsonl        one line per iteration and per evaluation
         checkpoints/N.pt     the state after N outer steps; the newest few, loadable with ``weights_only=True``
         result.json          the results of the tests
@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
-import zipfile
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -26,10 +25,21 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from kshot._atomic import beside, writing
+from kshot._engine.stored import read_json, read_torch, shown
 from kshot.errors import RunError
 
 FORMAT = "kshot-checkpoint"
 VERSION = 1
+
+CONFIG_FILE = "config.json"
+
+LARGEST_CONFIG = 2**26
+"""Greatest size of config.json, in bytes."""
+
+EARLIER = "nothing was changed; resume from an earlier checkpoint of the run instead"
+
+_NUMBERED = re.compile(r"[0-9]{1,15}\.pt")
+"""The names of checkpoints; other digits than these, such as superscripts, are no numbers for ``int``."""
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -75,6 +85,11 @@ def digest(state: Any) -> str:
     return sha.hexdigest()
 
 
+def json_digest(value: Any) -> str:
+    """Return the SHA-256 digest of plain values, from their JSON with sorted keys and without spaces."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Write a checkpoint with its digest, atomically.
 
@@ -84,9 +99,17 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     Raises:
         RunError: the disk is full or can't be written; an earlier file is unchanged.
     """
-    body = dict(state)
+    body = pytree.tree_map(_dense, dict(state))
     checkpoint = {"format": FORMAT, "version": VERSION, "digest": digest(body), "state": body}
     write_atomically(path, lambda file: torch.save(checkpoint, file))
+
+
+def _dense(value: Any) -> Any:
+    """Return a tensor that shares one element among several as one without sharing, as readers refuse the former."""
+    if isinstance(value, Tensor) and value.layout is torch.strided:
+        shares = value.numel() * value.element_size() > value.untyped_storage().nbytes()
+        return value.contiguous() if shares else value
+    return value
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -97,31 +120,27 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise RunError(f"{path}: there is no such checkpoint; check the path")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        raise RunError(
-            f"{path}: got a file that is truncated, corrupt or not a checkpoint ({_first_line(error)}); "
-            "nothing was changed; resume from an earlier checkpoint of the run instead"
-        ) from error
+    checkpoint = read_torch(path, what="a checkpoint", advice=EARLIER)
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
         raise RunError(f"{path}: got a torch file that is not a kshot checkpoint; nothing was changed")
-    if not isinstance(checkpoint.get("version"), int) or checkpoint["version"] > VERSION:
+    version = checkpoint.get("version")
+    if type(version) is not int or version > VERSION:
         raise RunError(
-            f"{path}: got checkpoint format {checkpoint.get('version')}, expected at most {VERSION}; nothing was "
+            f"{path}: got checkpoint format {shown(version)}, expected at most {VERSION}; nothing was "
             "changed; install a newer kshot to read it: pip install -U kshot"
         )
     state = checkpoint.get("state")
-    if not isinstance(state, dict) or digest(state) != checkpoint.get("digest"):
-        raise RunError(
-            f"{path}: the file is corrupt: its content does not match its digest; nothing was changed; resume from an "
-            "earlier checkpoint of the run instead"
-        )
+    if not isinstance(state, dict) or not matches(state, checkpoint.get("digest")):
+        raise RunError(f"{path}: the file is corrupt: its content does not match its digest; {EARLIER}")
     return state
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def matches(state: Any, expected: Any) -> bool:
+    """Return whether stored values have the digest that was stored with them."""
+    try:
+        return bool(digest(state) == expected)
+    except Exception:  # of types that kshot doesn't write
+        return False
 
 
 def refuse_used(run: Path) -> None:
@@ -156,40 +175,55 @@ class RunFolder:
             folder.parent.mkdir(parents=True, exist_ok=True)
             temporary = beside(folder)
             (temporary / "checkpoints").mkdir(parents=True)
-            write_json(temporary / "config.json", config)
+            plain = json.loads(json.dumps(dict(config), default=str))
+            write_json(temporary / CONFIG_FILE, {**plain, "digest": json_digest(plain)})
             temporary.rename(folder)
         except OSError as error:
             raise RunError(f"could not create the run folder {folder}: {error}") from error
         return cls(folder)
 
     @classmethod
-    def open(cls, path: str | Path) -> RunFolder:
+    def open(cls, path: str | Path, *, writing: bool = False) -> RunFolder:
         """Open an existing run folder.
 
+        Args:
+            writing: whether the run is going on; then its files must lie in it, as old checkpoints are deleted.
+
         Raises:
-            RunError: it has no config.json.
+            RunError: it has no config.json, or a link leads out of it.
         """
         folder = Path(path)
-        if not (folder / "config.json").is_file():
+        if not (folder / CONFIG_FILE).is_file():
             raise RunError(f"{folder} is not a run folder: it has no config.json")
+        if writing:
+            for inner in (folder / "checkpoints", folder / "metrics.jsonl"):
+                if not inner.resolve().is_relative_to(folder.resolve()):
+                    raise RunError(
+                        f"{inner}: got a link to {inner.resolve()}, outside of the run folder, expected a part of it: "
+                        "resuming would write there; replace the link by what it leads to"
+                    )
         return cls(folder)
 
     @property
     def config(self) -> dict[str, Any]:
-        """The content of config.json.
+        """The content of config.json, without its digest.
 
         Raises:
-            RunError: the file can't be read.
+            RunError: the file can't be read, or was changed after it was written.
         """
-        try:
-            config: dict[str, Any] = json.loads((self.path / "config.json").read_text())
-        except (OSError, json.JSONDecodeError) as error:
-            raise RunError(f"{self.path / 'config.json'} can't be read: {error}") from error
+        path = self.path / CONFIG_FILE
+        config = read_json(path, most=LARGEST_CONFIG)
+        expected = config.pop("digest", None)  # absent in the first run folders
+        if expected is not None and json_digest(config) != expected:
+            raise RunError(
+                f"{path}: got a content that does not match its digest, so it is damaged or was changed; expected it "
+                'as it was written; if you changed it yourself, remove the line "digest"'
+            )
         return config
 
     def checkpoints(self) -> list[Path]:
         """Return the paths of all checkpoints, oldest first."""
-        paths = [p for p in (self.path / "checkpoints").glob("*.pt") if p.stem.isdigit()]
+        paths = [p for p in (self.path / "checkpoints").glob("*.pt") if _NUMBERED.fullmatch(p.name) and p.is_file()]
         return sorted(paths, key=lambda p: int(p.stem))
 
     def newest(self) -> Path | None:

@@ -10,6 +10,7 @@ import torch
 from attrs import frozen
 from torch import Tensor, nn
 
+from kshot._engine.checkpoint_state import check_state
 from kshot._engine.run_folder import RunFolder, digest, load_checkpoint
 from kshot.errors import RunError
 
@@ -72,6 +73,7 @@ def trained(run: str | Path) -> tuple[str, int, dict[str, Tensor]]:
             raise RunError(f"{path}: the run has no checkpoint to start from; finish it first: kshot resume {path}")
         path = newest
     state = load_checkpoint(path)
+    check_state(str(path), state)
     best = state["best"]
     if best["parameters"] is not None:
         return str(path), int(best["iteration"]), best["parameters"]

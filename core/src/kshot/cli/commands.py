@@ -254,7 +254,7 @@ def compare(runs: tuple[Path, ...], csv: Path | None, markdown: Path | None, jso
         tell(str(comparison))
 
 
-@main.command()
+@main.command(cls=RunCommand)
 @RUN
 @import_from_option
 @click.option(
@@ -282,7 +282,7 @@ def predict(run: Path, import_from: Path | None, support: Path, files: tuple[Pat
         say(f"note: {' and '.join(paths)} have the same bytes, but are examples of different classes")
 
 
-@main.command()
+@main.command(cls=RunCommand)
 @RUN
 @import_from_option
 @click.option("--output", type=PATH, required=True, metavar="FILE.npz", help="File to write.")
@@ -298,7 +298,7 @@ def embed(run: Path, import_from: Path | None, output: Path, files: tuple[Path, 
     tell(f"{output}: {number} embeddings of {size} numbers")
 
 
-@main.command()
+@main.command(cls=RunCommand)
 @RUN
 @import_from_option
 @click.option("--threshold", type=float, help="Greatest distance that counts as the same class.")

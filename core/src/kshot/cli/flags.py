@@ -37,13 +37,14 @@ def configured(
     Raises:
         OptionError: an option is unknown or has a wrong value, or no learner or tasks are named.
     """
-    from kshot.runs.recipe import configure, layered  # here, as listing plugins needs none of it
+    from kshot.runs.recipe import configure, layered, naming  # here, as listing plugins needs none of it
 
     tables = layered(recipe, given, where="train")
     put_flags(tables, flags)
     if iterations is not None:
         tables["engine"] = {**tables.get("engine", {}), "iterations": iterations}
-    return configure(tables, hooks=[name.strip() for name in hooks.split(",") if name.strip()])
+    with naming(recipe):
+        return configure(tables, hooks=[name.strip() for name in hooks.split(",") if name.strip()])
 
 
 def split_flags(args: list[str]) -> tuple[list[tuple[str, str]], list[str]]:

@@ -166,9 +166,10 @@ def open_table(path: Path, *, name: str, version: int, check: bool = True) -> Ta
     try:
         with open(path, "rb") as file:
             magic, length, digest = _HEAD.unpack(file.read(_HEAD.size))
-            text = file.read(length) if magic in (MAGIC, _WITHOUT_DIGEST) else b""
             stat = os.fstat(file.fileno())
-        if magic not in (MAGIC, _WITHOUT_DIGEST) or hashlib.blake2b(text, digest_size=16).digest() != digest:
+            known = magic in (MAGIC, _WITHOUT_DIGEST) and length <= stat.st_size
+            text = file.read(length) if known else b""
+        if not known or hashlib.blake2b(text, digest_size=16).digest() != digest:
             log.warning("%s is damaged or of another format; it will be built again", path)
             return None
         head = json.loads(text)
@@ -176,6 +177,8 @@ def open_table(path: Path, *, name: str, version: int, check: bool = True) -> Ta
             log.info("%s is of %s, version %s; it will be built again", path, head["name"], head["version"])
             return None
         dtype, shape = np.dtype(head["dtype"]), tuple(head["shape"])
+        if dtype.hasobject:  # the bytes of the file would be used as addresses in memory
+            raise ValueError(f"got an array of {dtype}, expected numbers")
         offset = -(-(_HEAD.size + length) // _PAGE) * _PAGE  # the end of the head, rounded up to a page
         end = offset + math.prod(shape) * dtype.itemsize
         expected = end + (_DIGEST().digest_size if magic == MAGIC else 0)
@@ -189,7 +192,7 @@ def open_table(path: Path, *, name: str, version: int, check: bool = True) -> Ta
         x = np.memmap(path, dtype, "c", offset, shape)
     except FileNotFoundError:
         return None
-    except (OSError, struct.error, ValueError, KeyError, TypeError) as error:
+    except (OSError, struct.error, ValueError, KeyError, TypeError, RecursionError) as error:
         log.warning("%s can't be used (%s: %s); it will be built again", path, type(error).__name__, error)
         return None
     return Table(x, head["facts"], path)

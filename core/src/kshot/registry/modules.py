@@ -28,7 +28,7 @@ from urllib.parse import unquote, urlparse
 
 from attrs import frozen
 
-from kshot.errors import OptionError, RunError
+from kshot.errors import KshotError, OptionError, RunError
 from kshot.registry.discovery import module_spec
 from kshot.registry.options import validate
 
@@ -76,10 +76,20 @@ def importing(import_from: str | Path | None, *, run: Path | None = None) -> Ite
     token = _REBUILDING.set(None if run is None else _Rebuilding(run.absolute(), folder))
     try:
         yield
+    except KshotError as error:
+        if run is not None and str(run) not in " ".join([str(error), *getattr(error, "__notes__", ())]):
+            error.add_note(f"in the run {run}")
+        raise
     finally:
         _REBUILDING.reset(token)
         if added:
             sys.path.remove(str(folder))
+
+
+def rebuilt_run() -> Path | None:
+    """Return the run folder that is being rebuilt (``importing(..., run=...)``), or None."""
+    rebuilding = _REBUILDING.get()
+    return None if rebuilding is None else rebuilding.run
 
 
 def build_module(path: str, options: Mapping[str, Any], spec: TaskSpec | None, *, who: str) -> nn.Module:
@@ -98,7 +108,7 @@ def build_module(path: str, options: Mapping[str, Any], spec: TaskSpec | None, *
     from torch import nn
 
     if (rebuilding := _REBUILDING.get()) is not None:
-        _allow(path, who, rebuilding)
+        _allow(path, options, who, rebuilding)
     target = _import(path, who)
     if isinstance(target, nn.Module):
         if options:
@@ -160,7 +170,7 @@ def _described(target: Any) -> str:
     return f"the class {target.__qualname__}" if inspect.isclass(target) else f"a {type(target).__name__} object"
 
 
-def _allow(path: str, who: str, rebuilding: _Rebuilding) -> None:
+def _allow(path: str, options: Mapping[str, Any], who: str, rebuilding: _Rebuilding) -> None:
     """Warn that a path is about to be imported for a run folder; raise RunError if it must not be."""
     module = path.partition(":")[0]
     spec = module_spec(module)  # finds it without importing anything
@@ -171,7 +181,10 @@ def _allow(path: str, who: str, rebuilding: _Rebuilding) -> None:
             f"{rebuilding.run}: {who} is {path}, and {module} {place}; expected a module of an installed package, or "
             "of a folder that you trust and name (import_from, --import-from=FOLDER)"
         )
-    warnings.warn(f"importing {path} from {origin}, as {who} of the run {rebuilding.run} names it", stacklevel=4)
+    called = f"; it is called with {dict(options)}" if options else ""
+    warnings.warn(
+        f"importing {path} from {origin}, as {who} of the run {rebuilding.run} names it{called}", stacklevel=4
+    )
 
 
 def _may_import(origin: Path, rebuilding: _Rebuilding) -> bool:

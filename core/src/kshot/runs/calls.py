@@ -10,7 +10,7 @@ from kshot._engine.hook_checks import named_hooks
 from kshot.errors import OptionError
 from kshot.registry.modules import importing
 from kshot.runs.plan import Plan
-from kshot.runs.recipe import configure, layered
+from kshot.runs.recipe import configure, layered, naming
 from kshot.runs.run import Run
 from kshot.runs.runner import evaluate_run, folder_of, resume_run, train_plan
 
@@ -104,7 +104,8 @@ def train(
     named = named_hooks(hooks)
     names = [hook for _, hook in named if isinstance(hook, str)]
     objects = {name: hook for name, hook in named if not isinstance(hook, str)}
-    config = configure(tables, hooks=names)
+    with naming(recipe):
+        config = configure(tables, hooks=names)
     with importing(import_from):
         return train_plan(Plan.of(config), None if no_run else folder_of(config), quiet=quiet, hooks=objects)
 

@@ -20,9 +20,12 @@ from numpy.typing import NDArray
 
 from kshot._engine.recording import RESULT_FILE
 from kshot._engine.result import Difference, Result
-from kshot._engine.run_folder import RunFolder
+from kshot._engine.run_folder import CONFIG_FILE, RunFolder
+from kshot._engine.stored import fitting
+from kshot._engine.stored_results import read_results
 from kshot.errors import DataError, RunError
 from kshot.kinds import KINDS
+from kshot.runs.plan import ADVICE, PLAN, SEED
 from kshot.runs.recipe import Table
 
 PRINTED = ("way", "shot")
@@ -243,19 +246,17 @@ def compare(*runs: Any) -> Comparison:
 def _source(run: Any) -> _Source:
     """Read a run folder, a file of results, or a run in memory."""
     if hasattr(run, "results") and hasattr(run, "engine"):
-        plan = {} if run.folder is None else RunFolder.open(run.folder).config
-        return _as_source(str(run.folder or "run"), plan, run.results)
+        recorded = {} if run.folder is None else RunFolder.open(run.folder).config
+        return _as_source(str(run.folder or "run"), recorded, run.results)
     path = Path(run)
     folder, file = (path, path / RESULT_FILE) if path.is_dir() else (None, path)
     config = {} if folder is None else RunFolder.open(folder).config
     if folder is not None and not file.is_file():
         raise RunError(f"{folder} has no result yet; expected a tested run: kshot resume {folder}")
-    try:
-        text = file.read_text(encoding="utf-8")
-        tests = len(json.loads(text)["results"])
-        results = tuple(Result.from_json(text, test=i) for i in range(tests))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{file}: can't be read as results of kshot ({type(error).__name__}: {error})") from error
+    if plan := config.get("plan") or config.get("cli"):
+        fitting(plan, PLAN, path / CONFIG_FILE, "plan", advice=ADVICE)
+    fitting(config.get("seed", 0), SEED, path / CONFIG_FILE, "seed", advice=ADVICE)
+    results = read_results(file)
     return _as_source(str(path), config, results)
 
 

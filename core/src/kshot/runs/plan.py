@@ -14,15 +14,46 @@ from attrs import field, frozen
 from kshot import registry
 from kshot._engine.optimizer import Outer
 from kshot._engine.recording import obstacles_of, settled
-from kshot.errors import DataError, OptionError, RunError
+from kshot._engine.run_folder import CONFIG_FILE
+from kshot._engine.stored import fields, fitting, list_of, mapping_of, optional, plain, text, whole
+from kshot.errors import DataError, KshotError, OptionError, RunError
 from kshot.protocols import Pooled
 from kshot.registry.building import overlay
-from kshot.registry.options import options_of, validate
+from kshot.registry.modules import rebuilt_run
+from kshot.registry.options import options_of
 from kshot.runs.launch import processes
-from kshot.runs.recipe import Config, Table
+from kshot.runs.recipe import Config, EngineOptions, EvaluateOptions, Table, checked_options
 from kshot.spec import Training
 
 log = logging.getLogger("kshot.runs")
+
+
+ADVICE = "correct it, or take the run folder from where it was made"
+
+_OPTIONS = mapping_of(plain)
+
+
+def _component(value: Any, key: str) -> None:
+    """Accept the name of a component and plain options."""
+    fields({"name": text}, others=True)(value, key)
+    plain(value, key)
+
+
+SEED = whole(-(2**63), 2**64 - 1)
+
+PLAN = fields(
+    {"learner": _component, "training": _component, "tests": list_of(_component, 1)},
+    {
+        **dict.fromkeys(("own", "optimizer", "engine", "evaluate", "about"), _OPTIONS),
+        "backend": _component,
+        "hooks": mapping_of(_OPTIONS),
+        "seed": SEED,
+        "test_learners": list_of(_OPTIONS),
+        "init_from": optional(text),
+        "learner_seed": optional(SEED),
+    },
+)
+"""A stored plan, see ``Plan``."""
 
 
 def _tuple(tables: Iterable[Table]) -> tuple[Table, ...]:
@@ -92,7 +123,7 @@ class Plan:
             tests=[overlay(config.tasks, {n: v for n, v in test.items() if n != "learner"}) for test in wanted],
             test_learners=[dict(test.get("learner", {})) for test in wanted],
             own=own if str(config.training.get("name", config.tasks["name"])) == str(config.tasks["name"]) else {},
-            optimizer=validate(Outer, config.optimizer, who="optimizer"),
+            optimizer=checked_options(Outer, config.optimizer, who="optimizer"),
             engine=config.engine,
             backend={"name": "cpu", **config.backend},
             evaluate=config.evaluate,
@@ -111,17 +142,26 @@ class Plan:
             RunError: it has no plan; the message lists the arguments that prevent building the run again.
         """
         plan = config.get("plan", config.get("cli"))  # "cli" in the first run folders, which only commands could build
-        where = run / "config.json"
+        where = run / CONFIG_FILE
         if not isinstance(plan, Mapping):
-            lines = "".join(f"\n  - {obstacle}" for obstacle in config.get("obstacles") or ["it names no parts"])
+            reasons = config.get("obstacles") or ["it names no parts"]
+            fitting(reasons, list_of(text), where, "obstacles", advice=ADVICE)
+            lines = "".join(f"\n  - {obstacle}" for obstacle in reasons)
             raise RunError(
                 f"{where}: this run can't be built again from its folder:{lines}\nUntil then use it where its parts "
                 "are: Engine(learner, tasks, run=...), engine.resume(), and kshot.Trained(learner, spec)"
             )
-        try:
-            return cls(**plan)
-        except TypeError as error:
-            raise RunError(f"{where}: got a plan that this kshot can't read ({error}), expected its fields") from error
+        fitting(plan, PLAN, where, "plan", advice=ADVICE)
+        # The options of plugins are checked when they are built; those of the engine can be checked here.
+        for name, kind in (("optimizer", Outer), ("engine", EngineOptions), ("evaluate", EvaluateOptions)):
+            try:
+                checked_options(kind, plan.get(name, {}), who=name)
+            except OptionError as error:
+                raise RunError(f"{where}: plan.{error}; {ADVICE}") from error
+        if len(plan.get("test_learners", plan["tests"])) != len(plan["tests"]):
+            expected = f"a list of {len(plan['tests'])}, one for each test"
+            raise RunError(f"{where}: plan.test_learners: got another number than of tests, expected {expected}")
+        return cls(**plan)
 
 
 @frozen
@@ -156,6 +196,8 @@ def build_tasks(plan: Plan, *, new: bool = False) -> tuple[Plan, Any, tuple[Any,
         known.append((options, component("tasks", options)))
         return known[-1][1]
 
+    if (run := rebuilt_run()) is not None and (named := list(paths_of(plan))):
+        log.info("note: %s names these paths: %s", run / CONFIG_FILE, ", ".join(named))
     tests = tuple(once(options) for options in plan.tests)
     if new:
         plan = within(plan, tests[0])
@@ -208,7 +250,10 @@ def build(plan: Plan, training: Any, tests: Iterable[Any], backend: Any) -> Part
         PluginError, OptionError, DataError: a component can't be built.
         MisfitError: the learner's class doesn't fit the tasks.
     """
-    hooks = {name: registry.hook(name, **options) for name, options in plan.hooks.items()}
+    hooks = {}
+    for name, options in plan.hooks.items():
+        with building(f"hook {name!r}"):
+            hooks[name] = registry.hook(name, **options)
     learner = build_learner(plan, training.spec)
     backend.place(learner)  # may settle what the backend chooses, such as the precision, which a run records
     return Parts(learner, training, tuple(tests), backend, hooks)
@@ -217,7 +262,8 @@ def build(plan: Plan, training: Any, tests: Iterable[Any], backend: Any) -> Part
 def build_learner(plan: Plan, spec: Any) -> Any:
     """Build the learner of a plan, as it was initialised, for tasks of this spec."""
     seed = plan.seed if plan.learner_seed is None else plan.learner_seed
-    return registry.learner(str(plan.learner["name"]), spec, seed=seed, **without_name(plan.learner))
+    with building(f"learner {plan.learner['name']!r}"):
+        return registry.learner(str(plan.learner["name"]), spec, seed=seed, **without_name(plan.learner))
 
 
 def record(plan: Plan, parts: Parts) -> dict[str, Any]:
@@ -245,7 +291,47 @@ def obstacles(parts: Parts) -> list[str]:
 
 def component(group: str, options: Table) -> Any:
     """Build tasks or a backend from ``{"name": ..., **options}``."""
-    return getattr(registry, group)(str(options["name"]), **without_name(options))
+    with building(f"{group} {options['name']!r}"):
+        return getattr(registry, group)(str(options["name"]), **without_name(options))
+
+
+@contextlib.contextmanager
+def building(who: str) -> Iterator[None]:
+    """Report what a factory raises on a wrong value as an error of kshot, which names the run that is rebuilt, if any.
+
+    Args:
+        who: the component in words.
+
+    Raises:
+        RunError: the factory raised, and a run is being rebuilt.
+        OptionError: the factory raised for options that the user gave.
+    """
+    run = rebuilt_run()
+    try:
+        yield
+    except KshotError:
+        raise
+    except (ValueError, TypeError, ArithmeticError, RuntimeError, LookupError, MemoryError) as error:
+        reason = f"got options with which it raised {type(error).__name__}: {error or 'no reason'}"
+        if run is not None:
+            raise RunError(f"{run / CONFIG_FILE}: {who}: {reason}, expected options that it takes") from error
+        raise OptionError(
+            f"{who}: {reason}, expected options that it takes; KSHOT_DEBUG=1 shows where it was raised"
+        ) from error
+
+
+def paths_of(plan: Plan) -> Iterator[str]:
+    """Yield ``tasks.root = /data/pictures`` for each path among the options of a plan's tasks, hooks and start."""
+    tables = [("training", "tasks", plan.training)]
+    tables += [("tasks", "tasks", test) for test in plan.tests if test != plan.training]
+    tables += [(f"hook.{name}", "hooks", {"name": name, **options}) for name, options in plan.hooks.items()]
+    for section, group, table in tables:
+        for option in options_of(registry.load(str(table["name"]), group)):
+            value = table.get(option.name)
+            if value is not None and "Path" in option.type:
+                yield f"{section}.{option.name} = {value}"
+    if plan.init_from is not None:
+        yield f"init_from = {plan.init_from}"
 
 
 def without_name(options: Mapping[str, Any]) -> Table:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from attrs import field, frozen
 
-from kshot.errors import OptionError
+from kshot._engine.optimizer import Outer
+from kshot._engine.ranges import check_ranges, count
+from kshot.errors import KshotError, OptionError
+from kshot.randomness import as_seed
 from kshot.registry.building import overlay
 from kshot.registry.conversion import did_you_mean
 from kshot.registry.options import validate
@@ -44,18 +48,24 @@ class EngineOptions:
         patience: stop after this many validations in a row that were not better.
         checkpoint_every: outer steps between checkpoints.
         keep: number of newest checkpoints to keep.
+
+    Raises:
+        OptionError: numbers are out of their ranges.
     """
 
-    meta_batch: int | None = None
-    chunk: int | None = None
-    iterations: int | None = None
+    meta_batch: int | None = count(None)
+    chunk: int | None = count(None)
+    iterations: int | None = count(None, least=0)
     split: str = "train"
-    validate_every: int | None = None
-    validation_episodes: int = 200
+    validate_every: int | None = count(None)
+    validation_episodes: int = count(200)
     validation_split: str = "val"
-    patience: int | None = None
-    checkpoint_every: int = 500
-    keep: int = 2
+    patience: int | None = count(None)
+    checkpoint_every: int = count(500)
+    keep: int = count(2)
+
+    def __attrs_post_init__(self) -> None:
+        check_ranges(self, "engine")
 
 
 @frozen
@@ -66,11 +76,17 @@ class EvaluateOptions:
         episodes: number of episodes.
         split: the split to evaluate on.
         batch: number of episodes computed at once; by default what fits the caches.
+
+    Raises:
+        OptionError: numbers are out of their ranges.
     """
 
-    episodes: int = 600
+    episodes: int = count(600)
     split: str = "test"
-    batch: int | None = None
+    batch: int | None = count(None)
+
+    def __attrs_post_init__(self) -> None:
+        check_ranges(self, "evaluate")
 
 
 @frozen
@@ -116,7 +132,9 @@ def read_recipe(path: str | Path) -> Table:
         return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise OptionError(f"recipe {path} can't be read: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise OptionError(f"recipe {path}: got tables or lists nested too deeply, expected a few levels") from None
+    except ValueError as error:  # not TOML, not UTF-8, or a number of too many digits
         raise OptionError(f"recipe {path} is not TOML: {error}") from error
 
 
@@ -194,24 +212,52 @@ def configure(tables: Mapping[str, Any], *, hooks: Iterable[str] = ()) -> Config
     Raises:
         OptionError: no learner or tasks are named, or an option of the engine or the evaluation is wrong.
     """
+    optimizer = checked_options(Outer, tables.get("optimizer", {}), who="optimizer")
     for section in ("learner", "tasks"):
         if "name" not in tables.get(section, {}):
             raise OptionError(f"no {section} named; expected LEARNER TASKS, or --recipe FILE.toml; see kshot list")
     own = {name: dict(options) for name, options in tables.get("hook", {}).items()}
     wanted = [*tables.get("hooks", []), *hooks]
-    seed = int(tables.get("seed", 0))
+    seed, own_seed = as_seed(tables.get("seed", 0)), tables.get("learner_seed")
     return Config(
-        **{name: tables.get(name, {}) for name in SECTIONS if name not in ("hook", "engine", "evaluate")},
-        engine=validate(EngineOptions, tables.get("engine", {}), who="engine"),
-        evaluate=validate(EvaluateOptions, tables.get("evaluate", {}), who="evaluate"),
+        **{name: tables.get(name, {}) for name in SECTIONS if name not in ("hook", "optimizer", "engine", "evaluate")},
+        optimizer=optimizer,
+        engine=checked_options(EngineOptions, tables.get("engine", {}), who="engine"),
+        evaluate=checked_options(EvaluateOptions, tables.get("evaluate", {}), who="evaluate"),
         hook={name: own.get(name, {}) for name in dict.fromkeys([*wanted, *own])},
         test=tuple(tables.get("test", ())),
         seed=seed,
-        learner_seed=tables.get("learner_seed"),
+        learner_seed=None if own_seed is None else as_seed(own_seed, "learner_seed"),
         run=_of_seed(tables.get("run"), seed),
         init_from=_of_seed(tables.get("init_from"), seed),
         about={key: tables[key] for key in ABOUT if key in tables},
     )
+
+
+@contextlib.contextmanager
+def naming(recipe: str | Path | None) -> Iterator[None]:
+    """Say in errors inside the block that options may be those of a recipe."""
+    try:
+        yield
+    except KshotError as error:
+        if recipe is not None and str(recipe) not in str(error):
+            error.add_note(f"with the options of recipe {recipe}")
+        raise
+
+
+def checked_options(kind: Callable[..., Any], given: Mapping[str, Any], *, who: str) -> Table:
+    """Return options converted to their types, after checking that they are in their ranges.
+
+    Args:
+        kind: ``EngineOptions``, ``EvaluateOptions`` or ``kshot.Outer``.
+        given: some of its options.
+
+    Raises:
+        OptionError: an option is unknown, or has a wrong type or value.
+    """
+    values = validate(kind, given, who=who)
+    kind(**values)
+    return values
 
 
 def layered(recipe: str | Path | None, given: Mapping[str, Any], *, where: str) -> Table:

@@ -17,16 +17,17 @@ from kshot._engine.engine import Engine
 from kshot._engine.gradient import division
 from kshot._engine.processes import everywhere, first_then_rest, from_first
 from kshot._engine.recording import RESULT_FILE
-from kshot._engine.run_folder import RunFolder, refuse_used, write_json
+from kshot._engine.run_folder import CONFIG_FILE, RunFolder, refuse_used, write_json
+from kshot._engine.stored import fitting, mapping_of, plain
 from kshot._engine.warm_start import Inherited
 from kshot.checks import check, mismatches
 from kshot.errors import MisfitError, OptionError, RunError
 from kshot.registry.building import overlay
 from kshot.registry.modules import importing
-from kshot.registry.options import validate
 from kshot.runs.comparison import labels
 from kshot.runs.launch import launch
 from kshot.runs.plan import (
+    ADVICE,
     Parts,
     Plan,
     blame_own,
@@ -37,7 +38,7 @@ from kshot.runs.plan import (
     obstacles,
     record,
 )
-from kshot.runs.recipe import Config, EvaluateOptions, Table
+from kshot.runs.recipe import Config, EvaluateOptions, Table, checked_options
 from kshot.runs.run import Run
 from kshot.spec import Needs
 
@@ -238,7 +239,11 @@ def _inherit(plan: Plan, engine: Engine, resumed: Path | None) -> Inherited | No
 def _begun_from(run: Path) -> Any:
     """Return the ``init_from`` in the config of a run without a checkpoint; None if it has a checkpoint."""
     folder = RunFolder.open(run)
-    return None if folder.checkpoints() else folder.config.get("init_from", {})
+    if folder.checkpoints():
+        return None
+    begun = folder.config.get("init_from", {})
+    fitting(begun, mapping_of(plain), run / CONFIG_FILE, "init_from", advice=ADVICE)
+    return begun
 
 
 def _finish(plan: Plan, parts: Parts, engine: Engine, run: Path | None) -> Run:
@@ -312,7 +317,7 @@ def backend_text(backend: Any) -> str:
 
 
 def changed_plan(plan: Plan, changes: Mapping[str, Table]) -> Plan:
-    """Return a plan with the changes of an evaluation; tests that become equal are merged.
+    """Return a plan with the changes of an evaluation and without hooks; tests that become equal are merged.
 
     Raises:
         OptionError: an option is wrong.
@@ -328,5 +333,6 @@ def changed_plan(plan: Plan, changes: Mapping[str, Table]) -> Plan:
         tests=[test for test, _ in tests],
         test_learners=[own for _, own in tests],
         backend=overlay(plan.backend, changes.get("backend", {})),
-        evaluate=validate(EvaluateOptions, given, who="evaluate"),
+        evaluate=checked_options(EvaluateOptions, given, who="evaluate"),
+        hooks={},  # hooks may write files, which an evaluation does not
     )

@@ -6,6 +6,7 @@ Letters: n examples, N classes, D embedding.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
@@ -21,9 +22,10 @@ from torch import Tensor
 
 from kshot import episode, functional, registry
 from kshot._engine import warm_start
+from kshot._engine.checkpoint_state import check_tensors
 from kshot._engine.evaluation import BUDGET
 from kshot._engine.inputs import load_inputs
-from kshot._engine.run_folder import RunFolder, digest
+from kshot._engine.run_folder import CONFIG_FILE, RunFolder, digest
 from kshot.arrays import as_inputs
 from kshot.episode import Support
 from kshot.errors import DataError, MisfitError
@@ -31,9 +33,11 @@ from kshot.functional import full_precision
 from kshot.nn import evaluating
 from kshot.protocols import Backend, Compares, Embeds, Pooled
 from kshot.registry.modules import importing
-from kshot.runs.plan import Plan, build_learner, component
+from kshot.runs.plan import Plan, build_learner, component, paths_of
 from kshot.sampling import ClassificationTasks
 from kshot.spec import TaskSpec
+
+log = logging.getLogger("kshot.runs")
 
 Prepare = Callable[[Any], Tensor]
 """A function from raw examples (paths, images, arrays) to inputs [n, *input]; see ``kshot.protocols.Pooled``."""
@@ -150,7 +154,7 @@ class Trained:
         """
         folder = Path(run)
         plan = Plan.of_run(folder, RunFolder.open(folder).config)
-        _, _, parameters = warm_start.trained(run)
+        checkpoint, _, parameters = warm_start.trained(run)
 
         def tasks() -> Any:
             with importing(import_from, run=folder):
@@ -161,11 +165,14 @@ class Trained:
         if (stored := load_inputs(folder)) is not None:
             spec, prepare = stored
         else:
+            if named := list(paths_of(plan)):
+                log.info("note: %s names these paths: %s", folder / CONFIG_FILE, ", ".join(named))
             rebuilt = tasks()
             spec, prepare = rebuilt.spec, rebuilt.prepare if isinstance(rebuilt, Pooled) else None
         with importing(import_from, run=folder):
             learner = build_learner(plan, spec)
             backend = component("backend", plan.backend) if backend is None else backend
+        check_tensors(checkpoint, parameters, learner)
         learner.load_state_dict(parameters)
         return cls(learner, spec, prepare=prepare, backend=backend, tasks=tasks)
 
