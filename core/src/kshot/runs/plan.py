@@ -206,7 +206,7 @@ def build_tasks(plan: Plan, *, new: bool = False) -> tuple[Plan, Any, tuple[Any,
 
 
 def within(plan: Plan, tasks: Any) -> Plan:
-    """Return the plan with the learner's own way and queries limited to the size of the split to train on.
+    """Return the plan with the learner's default way and queries limited to the size of the split to train on.
 
     A learner that prefers to train on 30 classes at once can train on a folder of 18. Options that the user asked for
     are not changed, and are refused if the data are too few.
