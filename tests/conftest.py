@@ -40,9 +40,11 @@ def restored() -> Iterator[None]:
     from kshot.registry import default
 
     registered, loaded = dict(default._registered), dict(default._loaded)
-    with torch.random.fork_rng(devices=[]):
-        yield
-    default._registered, default._loaded = registered, {**default._loaded, **loaded}
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        default._registered, default._loaded = registered, {**default._loaded, **loaded}
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def _plugins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     before = dict(registry.default._registered)
     kshot.register(sample_learner.NearestMean, name="sample-learner")
-    kshot.register(recorded_tasks, name="sample-tasks", group="tasks")
+    kshot.register(recorded_tasks, name="recorded-tasks", group="tasks")
     kshot.register(Recorded, name="recorded", group="hooks")
     yield
     registry.default._registered = before
@@ -64,7 +64,7 @@ def _plugins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run of somebody else, with a hook and with paths."""
-    tasks = {"name": "sample-tasks", "root": str(tmp_path)}
+    tasks = {"name": "recorded-tasks", "root": str(tmp_path)}
     few = {"iterations": 2, "evaluate": {"episodes": 2}, "quiet": True}
     kshot.runs.train("sample-learner", tasks, hooks=["recorded"], run="run", **few)
     BUILT.clear()
@@ -423,7 +423,7 @@ def test_s12_threads_are_limited(run: Path) -> None:
 def test_s13_a_recipe_is_refused_before_anything_is_computed(line: str, told: str) -> None:
     """Every message names the recipe; all ranges of one section are in one message."""
     recipe = Path("recipe.toml")
-    head = 'learner = "sample-learner"\ntasks = "sample-tasks"\n'
+    head = 'learner = "sample-learner"\ntasks = "recorded-tasks"\n'
     recipe.write_text(f"{line}\n{head}" if "[" not in line.partition("\n")[0][:1] else f"{head}{line}\n")
     with pytest.raises(OptionError) as caught:
         kshot.runs.train(recipe=recipe, run="run", quiet=True)
@@ -435,19 +435,19 @@ def test_s13_a_recipe_is_refused_before_anything_is_computed(line: str, told: st
 
 def test_s13_reading_a_recipe_imports_nothing() -> None:
     """Plugins are imported when they are built."""
-    Path("recipe.toml").write_text('learner = "nothing"\ntasks = "sample-tasks"\n')
+    Path("recipe.toml").write_text('learner = "nothing"\ntasks = "recorded-tasks"\n')
     assert configure(layered("recipe.toml", {}, where="train")).learner == {"name": "nothing"}
     assert BUILT == []
 
 
 def test_s14_a_recipe_writes_to_a_new_folder_only() -> None:
     """Other braces are part of the name."""
-    tables = {"learner": "sample-learner", "tasks": "sample-tasks", "run": "{seed}-{0.__class__}", "seed": 3}
+    tables = {"learner": "sample-learner", "tasks": "recorded-tasks", "run": "{seed}-{0.__class__}", "seed": 3}
     assert configure(layered(None, tables, where="train")).run == "3-{0.__class__}"
     Path("mine").mkdir()
     Path("mine", "file").touch()
     with pytest.raises(RunError, match="is not empty"):
-        kshot.runs.train("sample-learner", "sample-tasks", run="mine", quiet=True)
+        kshot.runs.train("sample-learner", "recorded-tasks", run="mine", quiet=True)
 
 
 def test_s15_listing_imports_no_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -457,9 +457,9 @@ def test_s15_listing_imports_no_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     listed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert listed.strip() == "[]"
-    monkeypatch.setenv("KSHOT_DISABLE", "sample-tasks")
+    monkeypatch.setenv("KSHOT_DISABLE", "recorded-tasks")
     with pytest.raises(PluginError, match="KSHOT_DISABLE"):
-        kshot.tasks("sample-tasks")
+        kshot.tasks("recorded-tasks")
 
 
 def test_s16_no_tasks_have_an_address_among_their_options() -> None:
