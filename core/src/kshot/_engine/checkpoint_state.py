@@ -32,7 +32,7 @@ from kshot._engine.stored import (
     text,
     whole,
 )
-from kshot.errors import KshotError, RunError
+from kshot.errors import HookError, KshotError, RunError
 
 ADVICE = "nothing was changed; use an earlier checkpoint of the run instead"
 
@@ -242,7 +242,7 @@ def _load_hooks(path: str, states: Mapping[str, Any], hooks: Hooks) -> None:
         hooks.load(states)
     except Exception as error:
         hooks.load(before)
-        if isinstance(error, KshotError):
+        if isinstance(error, KshotError) and not isinstance(error, HookError):
             raise
         raise RunError(
             f"{path}: hooks: got a state that a hook can't load ({type(error).__name__}: {error}), expected what it "
