@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from kshot.cli.console import CHANGEABLE, EPILOG, INTERRUPTED, Group, RunCommand, SectionCommand, print_json, say, tell
+from kshot.cli.console import (
+    CHANGEABLE,
+    EPILOG,
+    INTERRUPTED,
+    Group,
+    RunCommand,
+    SectionCommand,
+    discard,
+    print_json,
+    say,
+    tell,
+)
 from kshot.cli.flags import FLAGS
 from kshot.errors import MisfitError
 from kshot.runs.launch import processes
@@ -33,7 +45,8 @@ Options of plugins and of the engine have the same names as in Python
                            momentum, weight_decay
   --engine.NAME=VALUE      meta_batch, chunk, iterations, split,
                            validate_every, validation_episodes,
-                           validation_split, patience, checkpoint_every, keep
+                           validation_split, patience, checkpoint_every,
+                           checkpoint_seconds, keep
   --backend.NAME=VALUE     options of the backend, e.g. precision
   --evaluate.NAME=VALUE    episodes, split, batch
   --hook.NAME.OPTION=VALUE options of an extra hook
@@ -384,10 +397,17 @@ def finish(ctx: click.Context, work: Callable[[], Run], run: Path | None, json_:
         how = "torchrun ... -m kshot" if processes() > 1 else "kshot"
         say(f"\nkshot: interrupted; continue with: {how} resume {run}" if begun else "\nkshot: interrupted")
         ctx.exit(INTERRUPTED)
-    if json_ is not None:
-        tell_outcome(outcome, json_)
-    if outcome.folder is not None and json_ is False:
-        tell(f"run: {outcome.folder}")
+    try:
+        if json_ is not None:
+            tell_outcome(outcome, json_)
+        if outcome.folder is not None and json_ is False:
+            tell(f"run: {outcome.folder}")
+    except OSError as error:
+        # The result is on the disk, and more seeds may follow: a reader that has gone must not end them.
+        if outcome.folder is None:
+            raise
+        discard(sys.stdout)
+        say(f"kshot: standard output can't be written ({error}); the result is in {outcome.folder / 'result.json'}")
     return outcome
 
 

@@ -43,6 +43,7 @@ class EngineOptions:
         validation_split: the split to validate on.
         patience: stop after this many validations in a row that were not better.
         checkpoint_every: outer steps between checkpoints.
+        checkpoint_seconds: time after which a checkpoint is written in any case; none for no limit.
         keep: number of newest checkpoints to keep.
     """
 
@@ -55,6 +56,7 @@ class EngineOptions:
     validation_split: str = "val"
     patience: int | None = None
     checkpoint_every: int = 500
+    checkpoint_seconds: float | None = 60.0
     keep: int = 2
 
 

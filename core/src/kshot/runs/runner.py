@@ -18,6 +18,7 @@ from kshot._engine.gradient import division
 from kshot._engine.processes import everywhere, first_then_rest, from_first
 from kshot._engine.recording import RESULT_FILE
 from kshot._engine.run_folder import RunFolder, refuse_used, write_json
+from kshot._engine.states import shapes
 from kshot._engine.warm_start import Inherited
 from kshot.checks import check, mismatches
 from kshot.errors import MisfitError, OptionError, RunError
@@ -142,17 +143,13 @@ def variants(plan: Plan, parts: Parts) -> list[Any]:
     learners = []
     for options in plan.test_learners:
         learner = registry.rebuild(parts.learner, parts.training.spec, **options) if options else parts.learner
-        if _shapes(learner) != _shapes(parts.learner):
+        if shapes(learner.state_dict()) != shapes(parts.learner.state_dict()):
             raise OptionError(
                 f"test.learner: got {listed(options)}, which makes a learner with other parameters than the "
                 "trained one; expected options that change how it adapts, not what it has learned"
             )
         learners.append(learner)
     return learners
-
-
-def _shapes(learner: Any) -> dict[str, Any]:
-    return {name: tensor.shape for name, tensor in learner.state_dict().items()}
 
 
 def preflight(plan: Plan, parts: Parts, engine: Engine) -> None:
