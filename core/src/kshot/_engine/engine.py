@@ -1,7 +1,7 @@
 """Train and evaluate a learner on episodes; the loops are in ``training_loop`` and ``evaluation``.
 
-With several processes each has an engine, and all call the same methods in the same order. Every rank trains on its
-share of a meta-batch and evaluates its share of the episodes. Only rank 0 has hooks and a run folder, and reads files.
+Each of several processes has an engine, and all call the same methods in the same order. A rank trains on its share of
+a meta-batch and evaluates its share of the episodes. Rank 0 alone has hooks and a run folder, and reads files.
 """
 
 from __future__ import annotations
@@ -150,8 +150,8 @@ class Engine:
         too, with a new state of the optimizer. Modules that you set to evaluation mode while the learner was in
         training mode stay in it, and so do modules whose parameters are all frozen.
 
-        With a run folder, one process and the usual handling of signals, Ctrl-C and SIGTERM end training after the
-        present iteration, and its state is saved; a second one ends it at once.
+        With a run folder and one process, Ctrl-C and SIGTERM end training after the present iteration, and its state
+        is saved; a second one ends it at once.
 
         Args:
             iterations: number of outer steps in all; by default the learner's own.
@@ -176,8 +176,7 @@ class Engine:
             TrainingError: a metric or a gradient is not finite, or the learner broke its protocol; names iteration
                 and episodes.
             HookError: a hook raised.
-            RunError: the run folder is not empty or in use, the disk is full, or a state could not be read again;
-                earlier checkpoints are untouched.
+            RunError: the run folder is in use or not empty, or a state can't be stored; earlier ones are untouched.
         """
         total = self.training.iterations if iterations is None else iterations
         options = TrainingOptions(
@@ -201,9 +200,9 @@ class Engine:
         self._loop.settle(episodes)
         self._agree("train", self.learner, self.tasks, train=options.to_dict())
         self._open_folder(options.to_dict())
+        self._iterations = total
         alone = nullcontext() if self.folder is None else only_training(self.folder.path)
         with alone, Stop(self.folder is not None and self.backend.world.size == 1) as stop:
-            self._iterations = total
             metrics = self._loop.run(options, stop)
         self._parameters.stand_on_best(self.iteration)
         from_first(self.backend.world, lambda: None)  # no rank leaves before the last checkpoint is on the disk
@@ -221,7 +220,7 @@ class Engine:
 
     @property
     def writes(self) -> bool:
-        """Whether this training has a run folder, which rank 0 writes to."""
+        """Whether this training has a run folder."""
         return self._run is not None
 
     @property
@@ -281,7 +280,7 @@ class Engine:
         return result
 
     def enter(self, tasks: TaskDistribution, split: str, size: int) -> Episode:
-        """Return the first ``size`` episodes of a split; the first time they are checked. See ``Door.enter``."""
+        """Return the first ``size`` episodes of a split, checked the first time; see ``Door.enter``."""
         return self._door.enter(tasks, split, size)
 
     def _agree(self, call: str, learner: Any, tasks: TaskDistribution, **more: Any) -> None:

@@ -202,10 +202,11 @@ def _begin(plan: Plan, parts: Parts, run: Path | None, *, quiet: bool, resuming:
     inherited = _inherit(plan, engine, run if resuming else None)
     done = engine.resume() if resuming else 0
     if not quiet:
-        log.info("%s%s", announcement(plan, parts, engine), f"; continuing after iteration {done}" if resuming else "")
+        where = f"; continuing from iteration {done}" if done else "; no checkpoint yet, so training starts again"
+        log.info("%s%s", announcement(plan, parts, engine), where if resuming else "")
         if inherited is not None:
             log.info("%s", inherited)
-    return _finish(plan, parts, engine, run)
+    return _finish(plan, parts, engine, run, quiet=quiet)
 
 
 def _inherit(plan: Plan, engine: Engine, resumed: Path | None) -> Inherited | None:
@@ -238,14 +239,18 @@ def _begun_from(run: Path) -> Any:
     return None if folder.checkpoints() else folder.config.get("init_from", {})
 
 
-def _finish(plan: Plan, parts: Parts, engine: Engine, run: Path | None) -> Run:
+def _finish(plan: Plan, parts: Parts, engine: Engine, run: Path | None, *, quiet: bool) -> Run:
     """Train to the end, test, and write result.json; if nothing was left to train, an earlier one is kept."""
     began = engine.iteration
     started = time.perf_counter()
     engine.train(**{name: value for name, value in plan.engine.items() if name not in ENGINE})
-    outcome = _evaluate_tests(plan, parts, engine, run, {"training": time.perf_counter() - started})
+    trained = engine.iteration > began
+    wall = {"training": time.perf_counter() - started} if trained else {}
+    if not trained and not quiet:
+        log.info("nothing was left to train after iteration %d; the run is only tested", engine.iteration)
+    outcome = _evaluate_tests(plan, parts, engine, run, wall)
     path = None if run is None else run / RESULT_FILE
-    if path is not None and outcome.rank == 0 and (engine.iteration > began or not path.exists()):
+    if path is not None and outcome.rank == 0 and (trained or not path.exists()):
         write_json(path, {**outcome.to_dict(episodes=True), "trained_from": began})
     return outcome
 
