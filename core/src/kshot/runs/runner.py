@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from kshot._engine.gradient import division
 from kshot._engine.processes import everywhere, first_then_rest, from_first
 from kshot._engine.recording import RESULT_FILE
 from kshot._engine.run_folder import RunFolder, refuse_used, write_json
+from kshot._engine.run_lock import only_training
 from kshot._engine.states import shapes
 from kshot._engine.warm_start import Inherited
 from kshot.checks import check, mismatches
@@ -86,7 +87,9 @@ def resume_run(folder: Path, *, quiet: bool, import_from: str | Path | None) -> 
         backend = build_backend(plan)
         plan, training, tests = first_then_rest(backend.world, lambda: build_tasks(plan))
         parts = build(plan, training, tests, backend)
-        return _begin(plan, parts, folder, quiet=quiet, resuming=True, hooks={})
+        # The lock is taken before the checkpoint is read: another training might write a newer one meanwhile.
+        with nullcontext() if backend.world.rank else only_training(folder):
+            return _begin(plan, parts, folder, quiet=quiet, resuming=True, hooks={})
 
 
 def evaluate_run(folder: Path, changes: Mapping[str, Table], *, quiet: bool, import_from: str | Path | None) -> Run:
