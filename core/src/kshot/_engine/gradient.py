@@ -74,7 +74,9 @@ def check_finite_gradient(
     norms = torch._foreach_norm([g for g in dense if g.numel()], math.inf)
     if not norms or bool(torch.stack([norm.float() for norm in norms]).isfinite().all()):
         return
-    bad = [n for n, p in learner.named_parameters() if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
+    bad = [
+        n for n, p in learner.named_parameters() if p.grad is not None and not bool(p.grad.to_dense().isfinite().all())
+    ]
     shown = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
     _clear(parameters)
     raise everywhere(

@@ -32,24 +32,31 @@ class OuterStep:
         self.learner, self.outer = learner, outer
         self.parameters: list[nn.Parameter] = [p for p in learner.parameters() if p.requires_grad]
         self.optimizer = outer.make(self.parameters) if self.parameters else None
+        self._known = list(learner.parameters())  # trained or not
         self._gradient = MetaGradient(learner, self.parameters, backend)
 
-    def settle(self) -> list[str]:
-        """Train the parameters that require a gradient now, and return the names of those that did not before.
+    def settle(self) -> tuple[list[str], bool]:
+        """Train the parameters that require a gradient now.
 
         Parameters may have been unfrozen, frozen or replaced since. Those that stay keep their state of the optimizer,
         and new ones begin with none.
+
+        Returns:
+            The names of parameters that were not trained before, and whether any parameter is a new object.
         """
         present = [p for p in self.learner.parameters() if p.requires_grad]
-        before = {id(p) for p in self.parameters}
+        before, known = {id(p) for p in self.parameters}, {id(p) for p in self._known}
+        replaced = any(id(p) not in known for p in self.learner.parameters())
+        self._known = list(self.learner.parameters())
         if [id(p) for p in present] == [id(p) for p in self.parameters]:
-            return []
+            return [], replaced
         state = {} if self.optimizer is None else self.optimizer.state
         self.parameters[:] = present  # in place, as the engine and the meta-gradient share this list
         self.optimizer = self.outer.make(present) if present else None
         if self.optimizer is not None:
             self.optimizer.state.update({p: state[p] for p in present if p in state})
-        return [name for name, p in self.learner.named_parameters() if p.requires_grad and id(p) not in before]
+        named = self.learner.named_parameters()
+        return [name for name, p in named if p.requires_grad and id(p) not in before], replaced
 
     def load(self, state: Mapping[str, Any] | None, path: str) -> None:
         """Load the state of the optimizer from a checkpoint.

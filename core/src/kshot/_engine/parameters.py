@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from kshot._engine.processes import everywhere
-from kshot._engine.states import copied, equal, shapes, storable_parameters
+from kshot._engine.states import copied, equal, storable_parameters
 from kshot.errors import TrainingError
 
 
@@ -89,12 +89,13 @@ class Parameters:
             if present.keys() == best.keys() and all(equal(value, best[name]) for name, value in present.items()):
                 self.learner.load_state_dict(last)
         self._last = None
-        # Best parameters of modules that the learner no longer has can't be restored; validation begins anew.
-        if best is not None and shapes(best) != shapes(self.learner.state_dict()):
-            self.best, self._before_closing = Best(), None
         # Forget a validation that only the end of the earlier call had asked for.
         if self._before_closing is not None:
             self.best, self._before_closing = self._before_closing, None
+
+    def forget_best(self) -> None:
+        """Forget the validations so far, because modules of the learner were replaced."""
+        self.best, self._before_closing = Best(), None
 
     def state(self) -> dict[str, Any]:
         """Return the state for a checkpoint: the last outer step's parameters, and the best ones.

@@ -44,9 +44,13 @@ class TrainingLoop:
             MisfitError: the predictions have another shape than the tasks' targets.
         """
         engine = self.engine
-        if joined := self.step.settle():
+        joined, replaced = self.step.settle()
+        if joined:
             log.info("from iteration %d on these are trained too: %s", engine.iteration + 1, ", ".join(joined))
-            vars(engine).pop("identity", None)  # the shapes of the parameters may be others
+        if replaced:
+            # The best parameters are of another network, and the shapes may be others.
+            self.parameters.forget_best()
+            vars(engine).pop("identity", None)
             self._tried = False
         if not self._tried:
             check_predictions(engine.learner, engine.tasks.spec, episodes, engine.backend)
