@@ -18,6 +18,7 @@ from kshot.episode import Episode, slice_tasks
 from kshot.errors import MisfitError, TrainingError
 from kshot.kinds import expect_shape
 from kshot.protocols import Backend
+from kshot.randomness import seeded
 from kshot.spec import TaskSpec
 
 
@@ -70,7 +71,8 @@ def _unchanged(learner: Any, backend: Backend) -> Iterator[None]:
     python, numpy = random.getstate(), np.random.get_state()
     device = torch.device(backend.device)
     try:
-        with evaluating(learner), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        cuda = [device] if device.type == "cuda" else []
+        with evaluating(learner), seeded("trial"), torch.random.fork_rng(devices=cuda, enabled=bool(cuda)):
             yield
     finally:
         random.setstate(python)
