@@ -69,14 +69,16 @@ def check_finite_gradient(
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
         return
-    # One number for each parameter, its largest absolute value, and one look at all of them together.
+    # One norm for each parameter, and one look at all of them together.
     dense = [g.coalesce().values() if g.layout == torch.sparse_coo else g for g in gradients]
-    norms = torch._foreach_norm([g for g in dense if g.numel()], math.inf)
+    norms = torch._foreach_norm([g for g in dense if g.numel()])
     if not norms or bool(torch.stack([norm.float() for norm in norms]).isfinite().all()):
         return
-    bad = [
-        n for n, p in learner.named_parameters() if p.grad is not None and not bool(p.grad.to_dense().isfinite().all())
-    ]
+    # A norm may be infinite because squares of finite numbers overflow, so the numbers decide.
+    named = [(name, p.grad) for name, p in learner.named_parameters() if p.grad is not None]
+    bad = [name for name, gradient in named if not bool(gradient.to_dense().isfinite().all())]
+    if not bad:
+        return
     shown = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
     _clear(parameters)
     raise everywhere(
