@@ -140,7 +140,7 @@ class NeedsTraining(Losses):
         (NeedsTraining, "serves-a-second-run", "hook 'under test' raised in evaluation_end"),
         (Exits, "serves-a-second-run", "hook 'under test' raised in run_end: SystemExit"),
         (Forgets, "state-round-trips", "got another state after resuming, expected the one that was saved"),
-        (Arrays, "state-round-trips", r"got a state that can't be saved: .*'losses'\] is a numpy.ndarray"),
+        (Arrays, "state-round-trips", r"'losses'\]: got numpy.ndarray"),
     ],
 )
 def test_broken_hook_is_rejected_by_the_name_of_the_rule(hook: Any, rule: str, message: str) -> None:

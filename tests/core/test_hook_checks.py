@@ -197,7 +197,7 @@ def eval_plain(value: Any) -> Any:
 @pytest.mark.parametrize("value", [np.ones(2), Path("x"), deque([1]), Counter(), lambda: None])
 def test_state_that_can_not_be_read_again_is_refused_before_training(value: Any, tmp_path: Path) -> None:
     """Otherwise the run would be lost: it could not be resumed."""
-    message = r"^hook 'Stateful': got a state that can't be saved: state_dict\(\)\['value'\]"
+    message = r"^hook 'Stateful'\['value'\]: got "
     with pytest.raises(HookError, match=message):
         engine([Stateful(value)], run=tmp_path / "run").train(2)
     engine([Stateful(value)]).train(1)  # nothing is saved without a run folder
@@ -276,5 +276,5 @@ def test_metrics_that_can_not_be_written_name_the_file(tmp_path: Path) -> None:
         def run_start(self, engine: Any) -> None:
             (engine.folder.path / "metrics.jsonl").mkdir()
 
-    with pytest.raises(RunError, match=r"^could not write .*metrics.jsonl: .*; the checkpoints are unchanged"):
+    with pytest.raises(RunError, match=r"^could not open .*metrics.jsonl: "):
         engine(["metrics", Obstacle()], run=tmp_path / "run").train(1)

@@ -165,7 +165,7 @@ def test_a_restarted_launch_goes_on_with_its_own_run(monkeypatch: pytest.MonkeyP
     (tmp_path / "run" / "result.json").unlink()
     again = cli("train", *FEW, run, *often)
     assert again.exit_code == 0, again.output
-    assert "continuing after iteration 4" in again.stderr
+    assert "continuing from iteration 4" in again.stderr
     ends = [load_checkpoint(tmp_path / name / "checkpoints" / "00000006.pt")["learner"] for name in ("run", "whole")]
     assert farthest(*ends) == 0
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()

@@ -145,8 +145,12 @@ def check_episode(episode: Episode, spec: TaskSpec, who: str) -> None:
     if spec.kind == "classification":
         check_class_labels(episode, who)
     elif spec.kind == "regression":
+        _check_targets(support.y, support.x, spec, f"{who}: support.y")
+        _check_targets(query.y, query.x, spec, f"{who}: query.y")
         check_finite(support.y, f"{who}: support.y")
         check_finite(query.y, f"{who}: query.y")
+    elif spec.kind == "sequence":
+        _check_targets(query.y, query.x, spec, f"{who}: query.y")
     elif spec.kind == "control":
         for name, source in (("support", support.source), ("query", query.source)):
             if not isinstance(source, Environment):
@@ -175,6 +179,18 @@ def _check_inputs(x: Tensor, spec: TaskSpec, B: int, who: str) -> None:
                 f"{who}: got values in [{low:.4g}, {high:.4g}], expected them in the spec's input_range "
                 f"{list(spec.input_range)}; scale the inputs or correct the spec"
             )
+
+
+def _check_targets(y: Tensor, x: Tensor, spec: TaskSpec, who: str) -> None:
+    """Raise DataError unless targets are [B, n, *target] beside inputs [B, n, *input], by the spec's target_shape."""
+    expected = (*x.shape[:2], *spec.target_shape)
+    if tuple(y.shape) != expected:
+        raise DataError(
+            f"{who}: got shape {tuple(y.shape)}, expected {expected} beside inputs of shape {tuple(x.shape)} by the "
+            f"spec's target_shape {spec.target_shape}; reshape the targets or correct the spec"
+        )
+    if spec.kind == "regression" and not y.is_floating_point():
+        raise DataError(f"{who}: got {y.dtype}, expected torch.float32; convert the targets when sampling")
 
 
 def check_class_labels(episode: Episode, who: str) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -309,11 +310,15 @@ def generator(key: Tensor | int, purpose: str, device: torch.device | str = "cpu
     return source
 
 
+_global_generator = threading.RLock()
+
+
 @contextmanager
 def seeded(*parts: int | str) -> Iterator[None]:
     """Run torch's global CPU generator from a seed that is a hash of ``parts``; restore its state afterwards.
 
-    For code that can't be passed a generator, such as dropout and the initialisation of modules.
+    For code that can't be passed a generator, such as dropout and the initialisation of modules. Threads wait for one
+    another, as they have this generator in common.
 
     Example:
         >>> with seeded("example", 0):
@@ -326,9 +331,10 @@ def seeded(*parts: int | str) -> Iterator[None]:
     for part in parts:
         value = purpose_key(part) if isinstance(part, str) else operator.index(part) & _MASK
         word = mix_one(((word + int(_GOLDEN)) & _MASK) ^ value)
-    state = torch.default_generator.get_state()
-    torch.default_generator.manual_seed(word & 0x7FFF_FFFF_FFFF_FFFF)
-    try:
-        yield
-    finally:
-        torch.default_generator.set_state(state)
+    with _global_generator:
+        state = torch.default_generator.get_state()
+        torch.default_generator.manual_seed(word & 0x7FFF_FFFF_FFFF_FFFF)
+        try:
+            yield
+        finally:
+            torch.default_generator.set_state(state)

@@ -278,7 +278,7 @@ def test_a_killed_worker_is_survived_by_a_restart_from_the_last_checkpoint(tmp_p
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "killed").exists(), "nothing was killed"
     assert "exitcode: -9" in ended.stderr
-    assert "continuing after iteration 2" in ended.stderr
+    assert "continuing from iteration 2" in ended.stderr
     assert len(ended.stdout.splitlines()) == 3
     assert farthest(parameters(tmp_path / "run"), parameters(place / "undisturbed")) == 0
     log = "metrics.jsonl"

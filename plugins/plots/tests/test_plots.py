@@ -20,13 +20,13 @@ def result(kind: str, **scores) -> Result:
 
 
 def test_a_curve_is_the_mean_over_episodes_with_its_interval():
-    """Two episodes with 1 and 3 have the mean 2 and the half width 1.96 sqrt(2) / sqrt(2)."""
+    """Two episodes with 1 and 3 have the mean 2 and the half width 12.706 sqrt(2) / sqrt(2), by Student's t."""
     figure = curves({"a": result("objective", loss=[1, 3], curve=[[1, 10], [3, 10]])}, "curve")
     (axes,) = figure.axes
     assert axes.lines[0].get_ydata().tolist() == [2, 10]
     assert axes.lines[0].get_xdata().tolist() == [1, 2]
     band = axes.collections[0].get_paths()[0].vertices[:, 1]
-    assert (band.min(), band.max()) == pytest.approx((2 - 1.96, 10.0))
+    assert (band.min(), band.max()) == pytest.approx((2 - 12.7062047, 2 + 12.7062047))
     assert axes.get_yscale() == "log"
     assert axes.get_ylabel() == "loss"
 

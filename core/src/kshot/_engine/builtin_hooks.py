@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from kshot._engine.hook_specs import hookimpl
-from kshot._engine.run_folder import write_atomically
+from kshot._engine.run_folder import advice, write_atomically
 from kshot.errors import RunError
 
 if TYPE_CHECKING:
@@ -21,8 +21,13 @@ if TYPE_CHECKING:
     from kshot.protocols import EngineView
 
 
+log = logging.getLogger("kshot.runs")
+
+
 class Progress:
     """Show a progress bar on standard error, or print lines if standard error is not a terminal.
+
+    What can't be shown does not end the training: if standard error is closed, full or gone, the rest is not shown.
 
     Args:
         seconds: least number of seconds between two lines, if standard error is not a terminal.
@@ -32,50 +37,74 @@ class Progress:
         self.seconds = seconds
         self._bar: Any = None
         self._shown = 0.0
+        self._gone = False  # whether showing has failed
 
     @hookimpl
     def run_start(self, engine: EngineView, iteration: int, iterations: int) -> None:
-        self._open(iterations, "training", iteration)
+        self._try(lambda: self._open(iterations, "training", iteration))
 
     @hookimpl
     def iteration_end(self, engine: EngineView, iteration: int, metrics: Mapping[str, float]) -> None:
+        if self._bar is not None:
+            self._try(lambda: self._show(iteration, metrics))
+
+    @hookimpl
+    def evaluation_progress(self, engine: EngineView, done: int, episodes: int) -> None:
+        self._try(lambda: self._show_evaluation(done, episodes))
+
+    @hookimpl
+    def evaluation_end(self, engine: EngineView, iteration: int, result: Result) -> None:
+        if self._bar is not None and self._bar.label == "evaluating":
+            self._try(self._close)
+
+    @hookimpl
+    def run_end(self, engine: EngineView, iteration: int, error: BaseException | None) -> None:
+        self._try(lambda: self._end(error))
+
+    def _try(self, show: Callable[[], None]) -> None:
+        """Call ``show``, unless showing has failed before; log the first failure, and raise none."""
+        if self._gone:
+            return
+        try:
+            show()
+        except (OSError, ValueError) as error:  # ValueError: the file is closed
+            self._gone, self._bar = True, None
+            log.warning("progress: standard error can't be written (%s), so no more progress is shown", error)
+
+    def _show(self, iteration: int, metrics: Mapping[str, float]) -> None:
         # Update a terminal at most ten times per second.
-        now = time.monotonic()
-        if self._bar is None or (now - self._shown < (0.1 if self._terminal else self.seconds)):
+        now, terminal = time.monotonic(), self._terminal
+        if now - self._shown < (0.1 if terminal else self.seconds):
             return
         self._shown = now
         text = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        if self._terminal:
+        if terminal:
             self._bar.current_item = text
             self._bar.update(iteration - self._bar.pos)
         else:
             print(f"iteration {iteration} of {self._bar.length}  {text}", file=sys.stderr, flush=True)
 
-    @hookimpl
-    def evaluation_progress(self, engine: EngineView, done: int, episodes: int) -> None:
-        if sys.stderr.isatty() and self._bar is None:
+    def _show_evaluation(self, done: int, episodes: int) -> None:
+        if self._terminal and self._bar is None:
             self._open(episodes, "evaluating", 0)
         if self._terminal and self._bar is not None and self._bar.label == "evaluating":
             self._bar.update(done - self._bar.pos)
 
-    @hookimpl
-    def evaluation_end(self, engine: EngineView, iteration: int, result: Result) -> None:
-        if self._bar is not None and self._bar.label == "evaluating":
-            self._close()
-
-    @hookimpl
-    def run_end(self, engine: EngineView, iteration: int, error: BaseException | None) -> None:
+    def _end(self, error: BaseException | None) -> None:
         if self._terminal and self._bar is not None and error is None:
             self._bar.update(self._bar.length - self._bar.pos)
         self._close()
 
     @property
     def _terminal(self) -> bool:
-        return sys.stderr.isatty()
+        return sys.stderr is not None and sys.stderr.isatty()
 
     def _open(self, length: int, label: str, at: int) -> None:
         import click
 
+        if sys.stderr is None:  # closed before Python was started
+            self._gone = True
+            return
         self._bar = click.progressbar(
             length=length, label=label, file=sys.stderr, show_pos=True, item_show_func=lambda item: item or ""
         )
@@ -108,11 +137,14 @@ class MetricsLog:
         if engine.folder is None:
             return
         path = engine.folder.path / "metrics.jsonl"
-        with _failing(path):
+        try:
             cut_back(path, iteration)
             self._file = path.open("ab", buffering=0)
+        except OSError as error:
+            raise RunError(f"could not open {path}: {error}; {advice(error)}, then resume the run") from error
 
-    @hookimpl
+    # First of all hooks: a line must not be missing because another hook has stopped the run.
+    @hookimpl(tryfirst=True)
     def iteration_end(self, engine: EngineView, iteration: int, metrics: Mapping[str, float]) -> None:
         self._write({"iteration": iteration, **metrics})
 
@@ -128,21 +160,18 @@ class MetricsLog:
             self._file = None
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        if self._file is not None:
-            with _failing(Path(self._file.name)):
-                self._file.write(json.dumps(line).encode() + b"\n")
-
-
-@contextlib.contextmanager
-def _failing(path: Path) -> Iterator[None]:
-    """Raise RunError if the file of metrics can't be read or written inside the block."""
-    try:
-        yield
-    except OSError as error:
-        raise RunError(
-            f"could not write {path}: {error}; the checkpoints are unchanged: free some space or make it writable, "
-            "then resume the run"
-        ) from error
+        if self._file is None:
+            return
+        content = json.dumps(line).encode() + b"\n"
+        try:
+            # A file without a buffer may write less than it is given, when the disk is nearly full.
+            while content:
+                content = content[self._file.write(content) or 0 :]
+        except OSError as error:
+            raise RunError(
+                f"could not write {self._file.name}: {error}; earlier lines and checkpoints are unchanged: "
+                f"{advice(error)}, then resume the run"
+            ) from error
 
 
 def cut_back(path: Path, iteration: int) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from kshot._engine.hook_calls import Hooks
 from kshot._engine.identity import check_identity, check_parameters
 from kshot._engine.processes import everywhere
+from kshot._engine.states import shapes
 from kshot._engine.stored import (
     Unfit,
     anything,
@@ -36,7 +37,17 @@ from kshot.errors import HookError, KshotError, RunError
 
 ADVICE = "nothing was changed; use an earlier checkpoint of the run instead"
 
-BEST = fields({"score": number, "iteration": whole(-1), "worse": whole(), "parameters": optional(mapping_of(tensor))})
+
+
+def parameter(value: Any, key: str) -> None:
+    """Accept a tensor, or what a module adds to its ``state_dict`` by ``get_extra_state``."""
+    if isinstance(value, Tensor) or not key.endswith("_extra_state"):
+        tensor(value, key)
+
+
+BEST = fields(
+    {"score": number, "iteration": whole(-1), "worse": whole(), "parameters": optional(mapping_of(parameter))}
+)
 """The best validation: the fields of ``kshot._engine.parameters.Best``."""
 
 IDENTITY = fields({}, {"parameters": mapping_of(list_of(whole()))}, others=True)
@@ -44,7 +55,7 @@ IDENTITY = fields({}, {"parameters": mapping_of(list_of(whole()))}, others=True)
 STATE = fields(
     {
         "iteration": whole(),
-        "learner": mapping_of(tensor),
+        "learner": mapping_of(parameter),
         "best": BEST,
         "optimizer": optional(fields({"state": anything, "param_groups": list_of(mapping_of(anything), 1)})),
         "hooks": mapping_of(anything),
@@ -68,7 +79,7 @@ def check_state(path: str, state: Mapping[str, Any]) -> None:
 def check_loadable(path: str, state: Mapping[str, Any], learner: nn.Module) -> None:
     """Raise RunError if the parameters in a checkpoint can't all be loaded into this learner; nothing is changed."""
     check_state(path, state)
-    mine = {"parameters": {name: list(value.shape) for name, value in learner.state_dict().items()}}
+    mine = {"parameters": shapes(learner.state_dict())}
     check_parameters(path, state.get("identity", mine), mine)
     _fitting(path, _both, state, learner)
 
@@ -114,10 +125,10 @@ def _form(state: Mapping[str, Any]) -> None:
     plain(state.get("identity"), "identity")
     # The parts of one checkpoint agree with each other, as they were taken from one learner.
     learner = state["learner"]
-    shapes = {name: list(value.shape) for name, value in learner.items()}
-    recorded = state.get("identity", {}).get("parameters", shapes)
-    for name in dict.fromkeys([*shapes, *recorded]):
-        if list(recorded.get(name, ())) != shapes.get(name):
+    stored = shapes(learner)
+    recorded = state.get("identity", {}).get("parameters", stored)
+    for name in dict.fromkeys([*stored, *recorded]):
+        if list(recorded.get(name, ())) != stored.get(name):
             raise Unfit(f"learner.{name}", learner.get(name), f"the shape {recorded.get(name)} of its identity")
     for name in ("best", "before_closing"):
         if (best := state.get(name)) is None:
@@ -137,13 +148,17 @@ def _both(state: Mapping[str, Any], learner: nn.Module) -> None:
             _tensors(best["parameters"], learner, f"{name}.parameters")
 
 
-def _same_tensors(theirs: Mapping[str, Tensor], mine: Mapping[str, Tensor], key: str) -> None:
+def _same_tensors(theirs: Mapping[str, Any], mine: Mapping[str, Any], key: str) -> None:
     """Raise Unfit if tensors have other names, shapes or kinds of numbers."""
     for name in dict.fromkeys([*mine, *theirs]):
         if name not in theirs or name not in mine:
             expected = "no such tensor" if name in theirs else "a tensor"
             raise Unfit(f"{key}.{name}", theirs.get(name), expected)
         got, own = theirs[name], mine[name]
+        if not isinstance(got, Tensor) and not isinstance(own, Tensor):
+            continue  # extra state, which only its module understands
+        if not isinstance(got, Tensor) or not isinstance(own, Tensor):
+            raise Unfit(f"{key}.{name}", got, "a tensor" if isinstance(own, Tensor) else "extra state of its module")
         if got.shape != own.shape or _kind(got) != _kind(own):
             raise Unfit(f"{key}.{name}", got, f"{list(own.shape)} of {str(own.dtype).removeprefix('torch.')}")
 

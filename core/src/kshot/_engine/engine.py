@@ -1,40 +1,44 @@
-"""Train and evaluate a learner on episodes; this module has the only loops over episodes.
+"""Train and evaluate a learner on episodes; the loops are in ``training_loop`` and ``evaluation``.
 
-With several processes each has an engine, and all call the same methods in the same order. Every rank trains on its
-share of a meta-batch and evaluates its share of the episodes. Only rank 0 has hooks and a run folder, and reads files.
-"""
+Each of several processes has an engine, and all call the same methods in the same order. Every rank takes its share of
+the episodes. Rank 0 alone has hooks and a run folder, and reads files."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from kshot import registry
 from kshot._engine.checkpoint_state import check_loadable, check_resumable
 from kshot._engine.cpu import OneProcess
 from kshot._engine.door import Door, check_batching
 from kshot._engine.evaluation import Perturb, batches_of, evaluated, result_of, with_options
-from kshot._engine.gradient import MetaBatch
 from kshot._engine.hook_calls import Hooks
 from kshot._engine.identity import identity_of, process_facts, warn_of_versions
 from kshot._engine.inputs import save_inputs
+from kshot._engine.interruption import Stop
+from kshot._engine.modes import to_evaluation
 from kshot._engine.optimizer import Outer, outer_of
 from kshot._engine.outer_step import OuterStep
-from kshot._engine.parameters import Best, Parameters, check_finite_parameters
+from kshot._engine.parameters import Best, Parameters
 from kshot._engine.processes import agree, from_first
 from kshot._engine.provenance import initial_seed, versions
 from kshot._engine.recording import Results, config_of
 from kshot._engine.result import Result
 from kshot._engine.run_folder import RunFolder, load_checkpoint, save_checkpoint
+from kshot._engine.run_lock import only_training
+from kshot._engine.training_loop import TrainingLoop
 from kshot._engine.training_options import TrainingOptions, check_total
 from kshot._engine.warm_start import Inherited, inherit, trained
 from kshot.checks import check
 from kshot.episode import Episode
 from kshot.errors import OptionError, RunError
-from kshot.kinds import KINDS
 from kshot.protocols import Backend, TaskDistribution
 from kshot.randomness import as_seed
 from kshot.spec import Training
@@ -107,10 +111,10 @@ class Engine:
         check(learner, self.evaluation_tasks, self.backend, built_for=tasks.spec)
         check_batching(learner, tasks.spec, self.meta_batch, self.chunk)
         self.learner: Any = self.backend.place(learner)
-        self.learner.eval()
+        to_evaluation(self.learner)
         self.outer = outer_of(optimizer, self.training)
         self._step = OuterStep(self.learner, self.outer, self.backend)
-        self.parameters, self.optimizer = self._step.parameters, self._step.optimizer
+        self.parameters = self._step.parameters
         self.seed = (initial_seed(learner) or 0) if seed is None else as_seed(seed, "Engine")
         self.iteration = 0
         self.folder: RunFolder | None = None
@@ -120,6 +124,7 @@ class Engine:
         self._results = Results()
         self._door = Door()
         self._hooks = Hooks(() if self.backend.world.rank else hooks, self)
+        self._loop = TrainingLoop(self, self._step, self._parameters, self._hooks, self._results)
         self._run, self._config = None if run is None else Path(run), dict(config or {})
 
     # --- Training ----------------------------------------------------------------------------------------------------
@@ -134,12 +139,18 @@ class Engine:
         validation_split: str = "val",
         patience: int | None = None,
         checkpoint_every: int = 500,
+        checkpoint_seconds: float | None = 60.0,
         keep: int = 2,
     ) -> Mapping[str, float]:
         """Take outer steps until ``iterations`` have been taken in all.
 
         Training continues from the last outer step, also after an earlier call or ``resume``: ``train(8); train(16)``
-        gives the same as ``train(16)``, bit for bit.
+        gives the same as ``train(16)``, bit for bit. Parameters that were unfrozen or replaced in between are trained
+        too, with a new state of the optimizer. Modules that you set to evaluation mode while the learner was in
+        training mode stay in it, and so do modules whose parameters are all frozen.
+
+        With a run folder and one process, Ctrl-C and SIGTERM end training after the present iteration, and its state
+        is saved; a second one ends it at once.
 
         Args:
             iterations: number of outer steps in all; by default the learner's own.
@@ -150,6 +161,7 @@ class Engine:
             validation_split: the split to validate on; never the test split.
             patience: stop after this many validations in a row that were not better.
             checkpoint_every: outer steps between checkpoints, if there is a run folder.
+            checkpoint_seconds: time after which a checkpoint is written in any case; None for no limit.
             keep: number of newest checkpoints to keep.
 
         Returns:
@@ -157,59 +169,58 @@ class Engine:
 
         Raises:
             DataError: the first episode is malformed.
-            MisfitError: the processes do not agree on what to train, on what, or how; before any compute.
+            MisfitError: the learner's predictions don't have the shape of the tasks' targets, or the processes do not
+                agree on what to train, on what, or how; before any compute.
             OptionError: ``iterations`` differs from an earlier call's under a schedule that depends on it.
-            TrainingError: a metric is not finite, or the learner broke its protocol; names iteration and episodes.
+            TrainingError: a metric or a gradient is not finite, or the learner broke its protocol; names iteration
+                and episodes.
             HookError: a hook raised.
-            RunError: the run folder is not empty, or the disk is full; earlier checkpoints are untouched.
+            RunError: the run folder is in use or not empty, or a state can't be stored; earlier ones are untouched.
         """
         total = self.training.iterations if iterations is None else iterations
         options = TrainingOptions(
-            total, split, validate_every, validation_episodes, validation_split, patience, checkpoint_every, keep
-        ).to_dict()
+            total,
+            split,
+            validate_every,
+            validation_episodes,
+            validation_split,
+            patience,
+            checkpoint_every,
+            keep,
+            checkpoint_seconds,
+        )
         if self._evaluates_only:
             raise RunError("train: got an engine that load() made ready to evaluate only; use resume() to train on")
         check_total(self.outer, self._iterations, total)
-        self.enter(self.tasks, split, self.meta_batch)
+        episodes = self.enter(self.tasks, split, self.meta_batch)
         if validate_every is not None:
             self.enter(self.evaluation_tasks, validation_split, 1)
         self._parameters.return_to_last()
-        self._agree("train", self.learner, self.tasks, train=options)
-        self._open_folder(options)
+        self._loop.settle(episodes)
+        self._agree("train", self.learner, self.tasks, train=options.to_dict())
+        self._open_folder(options.to_dict())
         self._iterations = total
-        metrics: dict[str, float] = {}
-        error: BaseException | None = None
-        self._hooks.call("run_start", iteration=self.iteration, iterations=total)
-        try:
-            self.learner.train()
-            while self.iteration < total and not self.best.worse_than(patience):
-                # Iteration t trains on the episodes tB .. tB + B - 1, so that resuming is a number.
-                indices = range(self.iteration * self.meta_batch, (self.iteration + 1) * self.meta_batch)
-                batch = MetaBatch(self.tasks, split, indices, self.chunk, (self.seed, self.iteration))
-                metrics = self._step.take(batch, self.iteration, total)
-                self.iteration += 1
-                self._results.clear()
-                self._hooks.call("iteration_end", iteration=self.iteration, metrics=metrics)
-                last = self.iteration == total
-                if validate_every is not None and (self.iteration % validate_every == 0 or last):
-                    self._validate(validation_split, validation_episodes, closing=self.iteration % validate_every != 0)
-                    last = last or self.best.worse_than(patience)
-                if last or self.iteration % checkpoint_every == 0:
-                    self._checkpoint(keep)
-        except BaseException as raised:
-            error = raised
-            raise
-        finally:
-            self.learner.eval()
-            self._hooks.end(self.iteration, error)
+        alone = nullcontext() if self.folder is None else only_training(self.folder.path)
+        with alone, Stop(self.folder is not None and self.backend.world.size == 1) as stop:
+            metrics = self._loop.run(options, stop)
         self._parameters.stand_on_best(self.iteration)
         from_first(self.backend.world, lambda: None)  # no rank leaves before the last checkpoint is on the disk
         return metrics
 
     @property
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        """The torch optimizer over the trained parameters; None if there are none."""
+        return self._step.optimizer
+
+    @property
     def best(self) -> Best:
         """The best validation so far, which decides about early stopping and the final parameters."""
         return self._parameters.best
+
+    @property
+    def writes(self) -> bool:
+        """Whether this training has a run folder."""
+        return self._run is not None
 
     @property
     def parameters_iteration(self) -> int:
@@ -267,14 +278,8 @@ class Engine:
         self._hooks.call("evaluation_end", iteration=self.iteration, result=result)
         return result
 
-    def _validate(self, split: str, episodes: int, *, closing: bool) -> None:
-        result = self.evaluate(episodes, split=split, write=False)
-        score = result.mean if KINDS[result.kind].higher_is_better else -result.mean
-        self._parameters.validated(score, self.iteration, closing=closing)
-        self.learner.train()
-
     def enter(self, tasks: TaskDistribution, split: str, size: int) -> Episode:
-        """Return the first ``size`` episodes of a split; the first time they are checked. See ``Door.enter``."""
+        """Return the first ``size`` episodes of a split, checked the first time; see ``Door.enter``."""
         return self._door.enter(tasks, split, size)
 
     def _agree(self, call: str, learner: Any, tasks: TaskDistribution, **more: Any) -> None:
@@ -293,7 +298,11 @@ class Engine:
         )
 
     def state(self) -> dict[str, Any]:
-        """Return everything the next outer step needs, and the best parameters: tensors and plain containers."""
+        """Return everything the next outer step needs, and the best parameters: tensors and plain containers.
+
+        Raises:
+            RunError: the state of a hook or module could not be read again.
+        """
         return {
             "identity": self.identity,
             "versions": versions(self.learner, self.tasks, self.backend),
@@ -322,6 +331,7 @@ class Engine:
                 tasks or another training, with other options. Nothing is overwritten.
         """
         path, state = from_first(self.backend.world, lambda: self._read(checkpoint))
+        self._step.settle()
         if state is not None:  # check everything before anything is changed; the hooks have loaded their states then
             check_resumable(path, state, self.identity, self.learner, self.optimizer, self._hooks)
         if checkpoint is None and self._run is not None and self.backend.world.rank == 0:
@@ -330,9 +340,8 @@ class Engine:
             return 0
         if self.backend.world.rank == 0:
             warn_of_versions(path, state.get("versions", {}), versions(self.learner, self.tasks, self.backend))
+        self._step.load(state["optimizer"], path)
         self._take(state)
-        if self.optimizer is not None:
-            self.optimizer.load_state_dict(state["optimizer"])
         return self.iteration
 
     def load(self, checkpoint: str | Path) -> int:
@@ -388,13 +397,3 @@ class Engine:
         config = config_of(self, self._hooks.named(), self.outer, options)
         self.folder = RunFolder.create(self._run, {**config, **self._config})
         save_inputs(self._run, self.tasks)
-
-    def _checkpoint(self, keep: int) -> None:
-        """Write a checkpoint, unless a parameter is not finite."""
-        if self._run is None:
-            return
-        check_finite_parameters(self.parameters, self.iteration)
-        if self.folder is None:
-            return
-        path = self.folder.save(self.iteration, self.state(), keep)
-        self._hooks.call("checkpoint_saved", iteration=self.iteration, path=path)

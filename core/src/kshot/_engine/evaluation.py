@@ -16,10 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kshot._engine.modes import evaluating
 from kshot._engine.processes import exchange
 from kshot._engine.provenance import describe, initial_seed, versions
 from kshot._engine.result import Result
 from kshot.episode import Episode, Examples, Predictor
+from kshot.errors import TrainingError
 from kshot.kinds import KINDS
 from kshot.nn.dependence import check_queries
 from kshot.protocols import Backend, EngineView, TaskDistribution, World
@@ -57,9 +59,27 @@ def score_episodes(
             # 2. Perturb the queries, for example adversarially, if asked.
             if perturb is not None:
                 episode = attrs.evolve(episode, query=perturb(predictor, episode.query))
-            # 3. Predict and score.
-            scores = score(predictor, episode)
+            # 3. Predict and score. NaN would be scored too: as the first class, or left out of the mean.
+            tabular = tasks.spec.kind in ("classification", "regression", "sequence")
+            checked = _without_nan(predictor, split, indices) if tabular else predictor
+            scores = score(checked, episode)
         yield indices[-1] + 1, {name: values.detach().double().cpu() for name, values in scores.items()}
+
+
+def _without_nan(predictor: Predictor, split: str, indices: range) -> Predictor:
+    """Return a predictor that raises TrainingError if a prediction is NaN."""
+
+    def checked(x: Tensor) -> Tensor:
+        predictions = predictor(x)
+        if bool(predictions.isnan().any()):
+            raise TrainingError(
+                f"the predictor: got NaN predictions on episodes {indices[0]}..{indices[-1]} of split {split!r}, "
+                "expected numbers; the learner has diverged, or divides by 0 on these episodes: lower the learning "
+                "rates, or look at tasks.sample(split, indices)"
+            )
+        return predictions
+
+    return checked
 
 
 def evaluated(
@@ -81,14 +101,10 @@ def evaluated(
         For each score its values [B, ...] on every batch, in the order of the batches.
     """
     own: list[dict[str, Tensor]] = []  # scores of the batches r, r + size, r + 2 size, ... of rank r
-    was_training = learner.training
-    learner.eval()
-    try:
+    with evaluating(learner):
         for done, scores in score_episodes(learner, tasks, split, batches[world.rank :: world.size], backend, perturb):
             own.append(scores)
             progress(done)
-    finally:
-        learner.train(was_training)
     # Put the batches back in order: batch i is number i // size of rank i % size.
     shares = exchange(world, own)
     rows: dict[str, list[Tensor]] = {}

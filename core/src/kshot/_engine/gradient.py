@@ -8,7 +8,10 @@ processes into the mean of the whole meta-batch, so that the division does not c
   every rank computes all of them, and only rank 0's figures are summed.
 - **Running statistics** (floating-point buffers): every chunk starts from the values before the meta-batch, and
   afterwards each has moved by the weighted mean of the chunks' moves: s' = s + sum_c (B_c / B) (s_c - s).
-- **Counters and flags** (integer and boolean buffers) take the value that the first chunk gave them.
+- **Counters and flags** (integer and boolean buffers) take the value that the first chunk gave them. Sparse
+  buffers are left alone, as a constant matrix of a graph is.
+- **Chance**: a learner that draws from torch's global generator, as dropout does, computes one episode at a time,
+  seeded by its number. Otherwise the numbers drawn for an episode would depend on the others in its chunk.
 """
 
 from __future__ import annotations
@@ -52,11 +55,44 @@ def check_finite_metrics(metrics: Mapping[str, float], iteration: int, batch: Me
     if bad := [name for name, value in metrics.items() if not math.isfinite(value)]:
         raise everywhere(
             TrainingError(
-                f"iteration {iteration + 1}: {', '.join(f'{name} is {metrics[name]}' for name in bad)} on episodes "
-                f"{batch.indices[0]}..{batch.indices[-1]} of split {batch.split!r}; lower the learning rate, clip "
+                f"iteration {iteration + 1}: {', '.join(f'{name} is {metrics[name]}' for name in bad)} on "
+                f"{_episodes(batch)}; lower the learning rate, clip "
                 "gradients (optimizer.clip), or look at these episodes: tasks.sample(split, indices)"
             )
         )
+
+
+def check_finite_gradient(
+    learner: nn.Module, parameters: Sequence[nn.Parameter], iteration: int, batch: MetaBatch
+) -> None:
+    """Raise TrainingError if a number in ``.grad`` is NaN or infinite; the message names iteration and episodes."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return
+    # One norm for each parameter, and one look at all of them together.
+    dense = [g.coalesce().values() if g.layout == torch.sparse_coo else g for g in gradients]
+    norms = torch._foreach_norm([g for g in dense if g.numel()])
+    if not norms or bool(torch.stack([norm.float() for norm in norms]).isfinite().all()):
+        return
+    # A norm may be infinite because squares of finite numbers overflow, so the numbers decide.
+    named = [(name, p.grad) for name, p in learner.named_parameters() if p.grad is not None]
+    bad = [name for name, gradient in named if not bool(gradient.to_dense().isfinite().all())]
+    if not bad:
+        return
+    shown = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
+    _clear(parameters)
+    raise everywhere(
+        TrainingError(
+            f"iteration {iteration + 1}: the gradient of {shown} is NaN or infinite on {_episodes(batch)}, though the "
+            "metrics are finite; expected finite numbers; no step was taken and the parameters are unchanged; lower "
+            "the learning rate, or look for the slope of a square root or a logarithm at 0 "
+            "(torch.autograd.set_detect_anomaly)"
+        )
+    )
+
+
+def _episodes(batch: MetaBatch) -> str:
+    return f"episodes {batch.indices[0]}..{batch.indices[-1]} of split {batch.split!r}"
 
 
 def division(needs: Needs, meta_batch: int, size: int) -> str:
@@ -83,6 +119,8 @@ class MetaGradient:
         self.learner, self.parameters, self.backend = learner, parameters, backend
         # Names of the metrics, in the same order on every rank; empty until the learner has returned metrics once.
         self._names: tuple[str, ...] = ()
+        # Whether the learner was seen to draw from torch's global generator.
+        self._draws = False
 
     def steps(self, batch: MetaBatch) -> Iterator[Mapping[str, float]]:
         """For each outer step on this meta-batch, put its mean gradient into ``.grad`` and yield its metrics.
@@ -93,12 +131,32 @@ class MetaGradient:
         Raises:
             TrainingError: the learner returned no scalars, or took more outer steps on some episodes than on others.
         """
+        # Whether the learner draws random numbers is seen when it does. Then its gradient of several episodes is
+        # dropped, before any other process has seen it, and they are computed one at a time, now and from now on.
+        separable = batch.chunk > 1 and not self.learner.needs.couples_tasks
+        if separable and not self._draws:
+            start = {name: b.detach().clone() for name, b in self.learner.named_buffers()}
+            try:
+                yield from self._steps(batch, batch.chunk, watched=True)
+                return
+            except _Draws:
+                self._draws = True
+                for name, b in self.learner.named_buffers():
+                    b.detach().copy_(start[name])
+        yield from self._steps(batch, 1 if separable else batch.chunk, watched=False)
+
+    def _steps(self, batch: MetaBatch, size: int, *, watched: bool) -> Iterator[Mapping[str, float]]:
+        """Do what ``steps`` does, in chunks of ``size`` episodes.
+
+        Args:
+            watched: whether to raise ``_Draws`` if the learner draws random numbers for several episodes at once.
+        """
         # 1. Divide the meta-batch over ranks, and this rank's share into chunks.
         world = self.backend.world
         computes_all = world.size == 1 or self.learner.needs.couples_tasks
         share = batch.indices if computes_all else batch.indices[world.rank :: world.size]
-        chunks = [share[i : i + batch.chunk] for i in range(0, len(share), batch.chunk)]
-        outputs = [self._outputs(batch, chunk) for chunk in chunks]
+        chunks = [share[i : i + size] for i in range(0, len(share), size)]
+        outputs = [self._outputs(batch, chunk, watched=watched and len(chunk) > 1) for chunk in chunks]
 
         # One chunk in one process: the learner's own .grad is the mean already.
         if world.size == 1 and len(chunks) == 1:
@@ -133,17 +191,24 @@ class MetaGradient:
             yield mean.finish()
             more = mean.more > 0
 
-    def _outputs(self, batch: MetaBatch, chunk: Sequence[int]) -> Iterator[tuple[Metrics, bool]]:
-        """Yield for each outer step on a chunk the learner's metrics, and whether another step may follow."""
+    def _outputs(self, batch: MetaBatch, chunk: Sequence[int], *, watched: bool) -> Iterator[tuple[Metrics, bool]]:
+        """Yield for each outer step on a chunk the learner's metrics, and whether another step may follow.
+
+        Args:
+            watched: whether to raise ``_Draws`` if the learner draws random numbers in the first step.
+        """
         episodes = self.backend.place(batch.tasks.sample(batch.split, chunk))
         output: Any = None
         for step in itertools.count():
             # Dropout and the like are drawn from (seed, iteration, first episode, step), whatever was drawn before.
             with seeded("training", *batch.seed, chunk[0], step), self.backend.autocast():
+                before = torch.get_rng_state() if watched and step == 0 else None
                 if step == 0:
                     output = self.learner.meta_gradient(episodes)
                 several = isinstance(output, Iterator)
                 metrics = next(output, None) if several else output
+                if before is not None and not torch.equal(before, torch.get_rng_state()):
+                    raise _Draws
             if metrics is None and step and several:
                 return
             if not isinstance(metrics, Mapping):
@@ -201,6 +266,10 @@ class MetaGradient:
         mean.metrics = {name: (total, weight) for name, total, weight in each if weight}
 
 
+class _Draws(Exception):
+    """Report that a learner drew random numbers for several episodes at once."""
+
+
 class _Mean:
     """Accumulate the weighted mean of gradients, metrics and buffers over the chunks of a meta-batch.
 
@@ -224,7 +293,7 @@ class _Mean:
 
     def buffers(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the present buffers by name; they are looked up anew, as a learner may have assigned new tensors."""
-        return ((name, b.detach()) for name, b in self.learner.named_buffers())
+        return ((name, b.detach()) for name, b in self.learner.named_buffers() if b.layout == torch.strided)
 
     def begin(self) -> None:
         """Prepare for a chunk: clear the gradients, and restore the buffers from before the meta-batch."""

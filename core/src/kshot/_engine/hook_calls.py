@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import dis
-import io
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-
 from kshot._engine.hook_checks import check_hook, named_hooks
 from kshot._engine.hook_specs import manager
-from kshot._engine.run_folder import digest
-from kshot.errors import HookError, KshotError
+from kshot._engine.states import storable
+from kshot.errors import HookError, KshotError, RunError
 from kshot.registry import hook as build
 
 if TYPE_CHECKING:
@@ -110,12 +106,10 @@ class Hooks:
                     state = hook.state_dict()
                 except Exception as error:
                     raise HookError(f"hook {name!r} raised in state_dict: {error!r}") from error
-                states[name] = _plain(state)
-                if problem := _unreadable(states[name]):
-                    raise HookError(
-                        f"hook {name!r}: got a state that can't be saved: {problem}; expected tensors, numbers, "
-                        "strings, and lists, tuples and dicts of them"
-                    )
+                try:
+                    states[name] = storable(state, f"hook {name!r}")
+                except RunError as error:
+                    raise HookError(str(error)) from error
         return states
 
     def load(self, states: Mapping[str, Any]) -> None:
@@ -135,47 +129,6 @@ class Hooks:
                         f"hook {name!r} raised in load_state_dict: {error!r}; resume with the hook that the run was "
                         "made with, or without it"
                     ) from error
-
-
-# -------------------- states
-
-
-def _plain(value: Any) -> Any:
-    """Return a state with numpy's numbers as Python's, which a checkpoint can store."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if type(value) is dict:
-        return {_plain(key): _plain(item) for key, item in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(map(_plain, value))
-    return value
-
-
-def _unreadable(state: Any) -> str | None:
-    """Return what in a state can't be read again, or None."""
-    try:
-        file = io.BytesIO()
-        torch.save(state, file)
-        file.seek(0)
-        if digest(torch.load(file, weights_only=True)) == digest(state):
-            return None
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    else:
-        reason = "it is read as something else"
-    return next(_strange(state, "state_dict()"), reason[:200])
-
-
-def _strange(value: Any, where: str) -> Any:
-    """Yield a description of each value in a state that is not plain."""
-    if type(value) is dict:
-        for key, item in value.items():
-            yield from _strange(item, f"{where}[{key!r}]")
-    elif type(value) in (list, tuple):
-        for i, item in enumerate(value):
-            yield from _strange(item, f"{where}[{i}]")
-    elif not (value is None or type(value) in (bool, int, float, str) or isinstance(value, torch.Tensor)):
-        yield f"{where} is a {type(value).__module__}.{type(value).__qualname__}"
 
 
 # -------------------- who raised

@@ -14,6 +14,7 @@ from kshot._engine.optimizer import Outer
 from kshot._engine.processes import everywhere
 from kshot._engine.provenance import as_json, describe, differences, initial_seed, learner_facts, tasks_facts, versions
 from kshot._engine.run_folder import digest
+from kshot._engine.states import shapes
 from kshot.errors import RunError
 from kshot.protocols import EngineView, TaskDistribution
 
@@ -39,7 +40,7 @@ def identity_of(
         "learner": type(learner).__name__,
         "learner_options": learner_facts(learner),
         "learner_seed": initial_seed(learner),
-        "parameters": {name: list(tensor.shape) for name, tensor in learner.state_dict().items()},
+        "parameters": shapes(learner.state_dict()),
         "tasks": trained_on["spec"],
         "tasks_seed": trained_on["seed"],
         "tasks_options": trained_on.get("options", {}),

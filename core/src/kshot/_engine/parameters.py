@@ -8,9 +8,10 @@ from typing import Any
 
 import attrs
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from kshot._engine.processes import everywhere
+from kshot._engine.states import copied, equal, storable_parameters
 from kshot.errors import TrainingError
 
 
@@ -28,7 +29,7 @@ class Best:
     score: float = math.nan
     iteration: int = -1
     worse: int = 0
-    parameters: dict[str, Tensor] | None = None
+    parameters: dict[str, Any] | None = None
 
     def worse_than(self, patience: int | None) -> bool:
         """Return whether training stops now: ``patience`` validations in a row were not better."""
@@ -49,7 +50,7 @@ class Parameters:
     def __init__(self, learner: nn.Module) -> None:
         self.learner = learner
         self.best = Best()
-        self._last: dict[str, Tensor] | None = None  # of the last outer step, while the learner has the best ones
+        self._last: dict[str, Any] | None = None  # of the last outer step, while the learner has the best ones
         self._before_closing: Best | None = None  # before a validation that only the end of a training called for
 
     def iteration(self, last: int) -> int:
@@ -83,21 +84,30 @@ class Parameters:
         best, last = self.best.parameters, self._last
         if best is not None and last is not None:
             # Parameters that differ from the best ones were loaded by the user; training continues from them.
+            # The same is true of modules that were replaced by others of another shape.
             present = self.learner.state_dict()
-            if all(torch.equal(tensor, best[name]) for name, tensor in present.items()):
+            if present.keys() == best.keys() and all(equal(value, best[name]) for name, value in present.items()):
                 self.learner.load_state_dict(last)
         self._last = None
         # Forget a validation that only the end of the earlier call had asked for.
         if self._before_closing is not None:
             self.best, self._before_closing = self._before_closing, None
 
+    def forget_best(self) -> None:
+        """Forget the validations so far, because modules of the learner were replaced."""
+        self.best, self._before_closing = Best(), None
+
     def state(self) -> dict[str, Any]:
-        """Return the state for a checkpoint: the last outer step's parameters, and the best ones."""
-        closing = self._before_closing
+        """Return the state for a checkpoint: the last outer step's parameters, and the best ones.
+
+        Raises:
+            RunError: a module's extra state could not be read again.
+        """
+        learner = self.learner.state_dict() if self._last is None else dict(self._last)
         return {
-            "learner": self.learner.state_dict() if self._last is None else self._last,
-            "best": attrs.asdict(self.best, recurse=False),
-            "before_closing": None if closing is None else attrs.asdict(closing, recurse=False),
+            "learner": storable_parameters(learner),
+            "best": _stored(self.best),
+            "before_closing": None if self._before_closing is None else _stored(self._before_closing),
         }
 
     def load(self, state: Mapping[str, Any], iteration: int) -> None:
@@ -113,7 +123,7 @@ class Parameters:
 def check_finite_parameters(parameters: Sequence[nn.Parameter], iteration: int) -> None:
     """Raise TrainingError if a parameter is NaN or infinite, before a checkpoint of it is written."""
     # A sum is finite only if all its terms are: one number to look at per parameter.
-    if not all(bool(torch.isfinite(p.sum())) for p in parameters):
+    if not all(bool(torch.isfinite(p.detach().sum())) for p in parameters):
         raise everywhere(
             TrainingError(
                 f"iteration {iteration}: a parameter is NaN or infinite; no checkpoint was written and the last good "
@@ -122,5 +132,12 @@ def check_finite_parameters(parameters: Sequence[nn.Parameter], iteration: int) 
         )
 
 
-def _copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in state.items()}
+def _copy(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: copied(value) for name, value in state.items()}
+
+
+def _stored(best: Best) -> dict[str, Any]:
+    fields = attrs.asdict(best, recurse=False)
+    if best.parameters is not None:
+        fields["parameters"] = storable_parameters(dict(best.parameters))
+    return fields

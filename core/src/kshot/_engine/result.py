@@ -23,8 +23,8 @@ class Difference:
         score: name of the score that is compared.
         kind: kind of the tasks.
         mean: mean difference, in units of the score.
-        interval: half the width of the 95 % interval of the paired difference, 1.96 s / sqrt(n), where s is the
-            standard deviation over episodes.
+        interval: half the width of the 95 % t interval of the paired difference, t s / sqrt(n), where s is the standard
+            deviation over episodes.
         episodes: number of episodes (n).
     """
 
@@ -74,7 +74,7 @@ class Result:
     Example:
         >>> result = Result({"accuracy": np.array([0.5, 1.0, 0.75])}, kind="classification", split="test")
         >>> print(result)
-        75.00 ± 28.29 % accuracy (3 episodes, test)
+        75.00 ± 62.10 % accuracy (3 episodes, test)
         >>> Result.from_json(result.to_json()).mean
         0.75
     """
@@ -114,7 +114,7 @@ class Result:
 
     @property
     def interval(self) -> float:
-        """Half the width of the 95 % interval of the headline score: 1.96 s / sqrt(n)."""
+        """Half the width of the 95 % t interval of the headline score: t s / sqrt(n)."""
         return float(self.intervals(self.headline))
 
     def means(self, name: str) -> NDArray[np.float64]:
@@ -122,15 +122,16 @@ class Result:
         return np.asarray(np.nanmean(self.scores[name], axis=0))
 
     def intervals(self, name: str) -> NDArray[np.float64]:
-        """Return half the width of the 95 % interval of the score ``name``: 1.96 s / sqrt(n).
+        """Return half the width of the 95 % t interval of the score ``name``: t s / sqrt(n).
 
-        s is the standard deviation over episodes with divisor n - 1; the interval of a single episode is NaN.
+        s is the standard deviation over episodes with divisor n - 1, and t the 97.5 % quantile of Student's t with
+        n - 1 degrees of freedom: 1.964 for 600 episodes, 4.303 for 3. The interval of a single episode is NaN.
         """
         values = np.asarray(self.scores[name], np.float64)
         if len(values) < 2:
             return np.full(values.shape[1:], np.nan)
         with np.errstate(invalid="ignore"):  # infinite scores, of a diverged optimizer, give NaN
-            return np.asarray(1.96 * values.std(axis=0, ddof=1) / math.sqrt(len(values)))
+            return np.asarray(_t(len(values)) * values.std(axis=0, ddof=1) / math.sqrt(len(values)))
 
     def minus(self, other: Result) -> Difference:
         """Return this result's headline score minus the other's, paired by episode.
@@ -149,8 +150,9 @@ class Result:
             )
         gaps = np.asarray(self.scores[self.headline], np.float64) - np.asarray(other.scores[self.headline], np.float64)
         gaps = gaps[~np.isnan(gaps)]
-        interval = 1.96 * gaps.std(ddof=1) / math.sqrt(len(gaps)) if len(gaps) > 1 else math.nan
-        return Difference(self.headline, self.kind, float(gaps.mean()), float(interval), len(gaps))
+        n = len(gaps)
+        interval = _t(n) * gaps.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
+        return Difference(self.headline, self.kind, float(gaps.mean()), float(interval), n)
 
     def other_episodes(self, other: Result) -> dict[str, tuple[Any, Any]]:
         """Return the fields in which the episodes of two results differ, {name: (this one's, the other's)}.
@@ -225,6 +227,13 @@ class Result:
         if KINDS[self.kind].percent:
             return f"{100 * self.mean:.2f} ± {100 * self.interval:.2f} % {self.headline} ({about})"
         return f"{self.mean:.4g} ± {self.interval:.2g} {self.headline} ({about})"
+
+
+def _t(n: int) -> float:
+    """Return the factor of the 95 % interval of a mean of n values: the 97.5 % quantile of Student's t."""
+    from scipy.special import stdtrit  # much faster to import than scipy.stats
+
+    return float(stdtrit(n - 1, 0.975))
 
 
 def _chosen(results: list[Any], test: int | None) -> Any:

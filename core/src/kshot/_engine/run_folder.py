@@ -13,6 +13,7 @@ a file that exists is complete.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
@@ -56,9 +57,23 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             write(file)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
         raise RunError(
-            f"could not write {path}: {error}; what was there before is unchanged: free some space, then resume the "
+            f"could not write {path}: {error}; what was there before is unchanged: {advice(error)}, then resume the "
             "run or try again"
         ) from error
+
+
+def advice(error: Exception) -> str:
+    """Return what to do about a file that can't be written, as part of a sentence."""
+    number = getattr(error, "errno", None)
+    if number in (errno.EACCES, errno.EPERM):
+        return "give yourself permission to write there, or choose another folder"
+    if number == errno.EROFS:
+        return "choose a folder on a file system that can be written"
+    if number == errno.EDQUOT:
+        return "remove files of yours, as your quota is used up"
+    if number in (errno.ENOENT, errno.ENOTDIR):
+        return "put the folder back, as it was removed or renamed"
+    return "free some space"
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -79,6 +94,7 @@ def digest(state: Any) -> str:
     for leaf in leaves:
         if isinstance(leaf, Tensor):
             sha.update(f"{leaf.dtype}{tuple(leaf.shape)}".encode())
+            leaf = leaf if leaf.layout == torch.strided else leaf.to_dense()
             sha.update(leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         else:
             sha.update(repr(leaf).encode())
@@ -179,7 +195,9 @@ class RunFolder:
             write_json(temporary / CONFIG_FILE, {**plain, "digest": json_digest(plain)})
             temporary.rename(folder)
         except OSError as error:
-            raise RunError(f"could not create the run folder {folder}: {error}") from error
+            raise RunError(
+                f"could not create the run folder {folder}: {error}; {advice(error)}, then try again"
+            ) from error
         return cls(folder)
 
     @classmethod

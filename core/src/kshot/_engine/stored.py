@@ -272,6 +272,10 @@ def _limit(value: Any, size: int) -> None:
 
 def _limit_tensor(item: Tensor, size: int) -> None:
     usual = type(item) in (Tensor, nn.Parameter) and not vars(item) and item.device.type == "cpu"
+    if usual and item.layout is torch.sparse_coo:  # as buffers of a learner may be; only their elements are stored
+        _limit_tensor(item._indices(), size)
+        _limit_tensor(item._values(), size)
+        return
     if not usual or item.layout is not torch.strided or item.is_quantized or item.is_conj() or item.is_neg():
         raise ValueError("an unusual tensor")
     if item.numel() * item.element_size() > size:
@@ -289,6 +293,8 @@ def _check_attributes(item: OrderedDict[Any, Any]) -> None:
 
 def finite(value: Tensor) -> bool:
     """Return whether all elements of a tensor are finite numbers."""
+    if value.layout is torch.sparse_coo:
+        value = value._values()
     return not (value.is_floating_point() or value.is_complex()) or bool(torch.isfinite(value).all())
 
 

@@ -27,6 +27,7 @@ class TrainingOptions:
     patience: int | None
     checkpoint_every: int
     keep: int
+    checkpoint_seconds: float | None = 60.0
 
     def __attrs_post_init__(self) -> None:
         names = ("validate_every", "patience", "validation_episodes", "checkpoint_every", "keep")
@@ -34,6 +35,11 @@ class TrainingOptions:
         if self.iterations < 0 or any(n is not None and n < 1 for n in counts.values()):
             given = ", ".join(f"{name} {value}" for name, value in {"iterations": self.iterations, **counts}.items())
             raise OptionError(f"train: got {given}, expected positive numbers")
+        if self.checkpoint_seconds is not None and not self.checkpoint_seconds > 0:
+            raise OptionError(
+                f"train: got checkpoint_seconds {self.checkpoint_seconds}, expected a positive number, or none to "
+                "write no checkpoints by time"
+            )
         if self.patience is not None and self.validate_every is None:
             raise OptionError("train: got patience without validate_every, expected both: say how often to validate")
         if self.validate_every is not None and self.validation_split == "test":

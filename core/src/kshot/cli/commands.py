@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from kshot.cli.console import CHANGEABLE, EPILOG, INTERRUPTED, Group, RunCommand, SectionCommand, print_json, say, tell
+from kshot.cli.console import CHANGEABLE, EPILOG, Group, RunCommand, SectionCommand, print_json, say, tell
 from kshot.cli.flags import FLAGS
 from kshot.cli.options import (
     EVALUATE_HELP,
@@ -21,8 +20,8 @@ from kshot.cli.options import (
     quiet_flag,
     with_configuration,
 )
+from kshot.cli.outcomes import finish, tell_outcome
 from kshot.errors import MisfitError
-from kshot.runs.launch import processes
 
 if TYPE_CHECKING:
     from kshot.runs.recipe import Config
@@ -332,33 +331,3 @@ def verify(run: Path, import_from: Path | None, a: Path, b: Path, threshold: flo
             f"note: the run was trained on split {at['trained_on']!r}, which may have these classes; then the "
             "threshold is too small: give one with --threshold, or train on split 'train'"
         )
-
-
-def finish(ctx: click.Context, work: Callable[[], Run], run: Path | None, json_: bool | None) -> Run:
-    """Run a training, print its outcome and return it; after Ctrl-C, print how to resume it.
-
-    Args:
-        work: trains and returns the run.
-        run: the run folder, or None.
-        json_: whether to print JSON; None prints nothing.
-    """
-    try:
-        outcome = work()
-    except KeyboardInterrupt:
-        begun = run is not None and (run / "config.json").is_file()
-        how = "torchrun ... -m kshot" if processes() > 1 else "kshot"
-        say(f"\nkshot: interrupted; continue with: {how} resume {run}" if begun else "\nkshot: interrupted")
-        ctx.exit(INTERRUPTED)
-    if json_ is not None:
-        tell_outcome(outcome, json_)
-    if outcome.folder is not None and json_ is False:
-        tell(f"run: {outcome.folder}")
-    return outcome
-
-
-def tell_outcome(outcome: Run, json_: bool) -> None:
-    """Print the results of a run, as JSON or as text."""
-    if json_:
-        print_json(outcome.to_dict(episodes=False))
-    else:
-        tell(str(outcome))

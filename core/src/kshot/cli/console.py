@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -40,6 +41,7 @@ class Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
+        replace_closed()
         try:
             with plain_warnings():
                 return super().invoke(ctx)
@@ -51,7 +53,8 @@ class Group(click.Group):
             notes = "".join(f"\n({note})" for note in getattr(error, "__notes__", ()))
             if rank() == 0 or not getattr(error, "everywhere", False):
                 who = f"rank {rank()}: " if rank() else ""
-                click.echo(printable(f"kshot: {who}{error}{notes}"), err=True)
+                with contextlib.suppress(OSError, ValueError):
+                    click.echo(printable(f"kshot: {who}{error}{notes}"), err=True)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
             say("kshot: interrupted")
@@ -61,8 +64,11 @@ class Group(click.Group):
         except Exception as error:  # of a plugin, whose message may have control characters
             import traceback
 
-            click.echo(printable("".join(traceback.format_exception(error))), err=True, nl=False)
+            with contextlib.suppress(OSError, ValueError):
+                click.echo(printable("".join(traceback.format_exception(error))), err=True, nl=False)
             ctx.exit(1)
+        finally:
+            flush_or_discard(sys.stderr)
 
 
 @contextlib.contextmanager
@@ -118,6 +124,33 @@ def tell(text: str) -> None:
 
 
 def say(text: str) -> None:
-    """Print a message on standard error, on rank 0 only."""
+    """Print a message on standard error, on rank 0 only; if that is closed, full or gone, the message is lost."""
     if rank() == 0:
-        click.echo(printable(text), err=True)
+        with contextlib.suppress(OSError, ValueError):
+            click.echo(printable(text), err=True)
+
+
+def replace_closed() -> None:
+    """Replace standard output and standard error, where they were closed before Python started, by the null device.
+
+    Otherwise a file of the run would take the place of standard error, and everything that is written there.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+
+
+def discard(stream: Any) -> None:
+    """Let a stream that can't be written lose what it has not written yet, so that Python's end does not fail on it."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+
+
+def flush_or_discard(stream: Any) -> None:
+    """Flush a stream, or let it lose what it can't write."""
+    try:
+        stream.flush()
+    except (OSError, ValueError):
+        discard(stream)

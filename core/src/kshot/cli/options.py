@@ -57,6 +57,7 @@ kshot info NAME lists the options of a plugin.
       patience              stop after so many validations without a better
                             score [default: none, never]
       checkpoint_every      iterations between checkpoints [default: 500]
+      checkpoint_seconds    time after which one is written anyway [default: 60]
       keep                  newest checkpoints to keep [default: 2]
 
 \b

@@ -12,7 +12,7 @@ from typing import Any
 from attrs import field, frozen
 
 from kshot._engine.optimizer import Outer
-from kshot._engine.ranges import check_ranges, count
+from kshot._engine.ranges import check_ranges, count, rate
 from kshot.errors import KshotError, OptionError
 from kshot.randomness import as_seed
 from kshot.registry.building import overlay
@@ -47,6 +47,7 @@ class EngineOptions:
         validation_split: the split to validate on.
         patience: stop after this many validations in a row that were not better.
         checkpoint_every: outer steps between checkpoints.
+        checkpoint_seconds: time after which a checkpoint is written in any case; none for no limit.
         keep: number of newest checkpoints to keep.
 
     Raises:
@@ -62,6 +63,7 @@ class EngineOptions:
     validation_split: str = "val"
     patience: int | None = count(None)
     checkpoint_every: int = count(500)
+    checkpoint_seconds: float | None = rate(60.0, none=True)
     keep: int = count(2)
 
     def __attrs_post_init__(self) -> None:

@@ -22,7 +22,8 @@ class Run:
     Attributes:
         results: one result for each test.
         labels: a name for each test; empty if there is only one.
-        wall: durations of training and of evaluation in this process, in seconds.
+        wall: durations of training and of evaluation in this process, in seconds; without training if nothing was left
+            to train.
         iterations: number of outer steps taken in all.
         folder: the run folder; None if nothing was written.
         rank: rank of this process; only rank 0 writes.

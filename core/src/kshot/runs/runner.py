@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from kshot._engine.gradient import division
 from kshot._engine.processes import everywhere, first_then_rest, from_first
 from kshot._engine.recording import RESULT_FILE
 from kshot._engine.run_folder import CONFIG_FILE, RunFolder, refuse_used, write_json
+from kshot._engine.run_lock import only_training
+from kshot._engine.states import shapes
 from kshot._engine.stored import fitting, mapping_of, plain
 from kshot._engine.warm_start import Inherited
 from kshot.checks import check, mismatches
@@ -86,7 +88,9 @@ def resume_run(folder: Path, *, quiet: bool, import_from: str | Path | None) -> 
         backend = build_backend(plan)
         plan, training, tests = first_then_rest(backend.world, lambda: build_tasks(plan))
         parts = build(plan, training, tests, backend)
-        return _begin(plan, parts, folder, quiet=quiet, resuming=True, hooks={})
+        # The lock is taken before the checkpoint is read: another training might write a newer one meanwhile.
+        with nullcontext() if backend.world.rank else only_training(folder):
+            return _begin(plan, parts, folder, quiet=quiet, resuming=True, hooks={})
 
 
 def evaluate_run(folder: Path, changes: Mapping[str, Table], *, quiet: bool, import_from: str | Path | None) -> Run:
@@ -143,17 +147,13 @@ def variants(plan: Plan, parts: Parts) -> list[Any]:
     learners = []
     for options in plan.test_learners:
         learner = registry.rebuild(parts.learner, parts.training.spec, **options) if options else parts.learner
-        if _shapes(learner) != _shapes(parts.learner):
+        if shapes(learner.state_dict()) != shapes(parts.learner.state_dict()):
             raise OptionError(
                 f"test.learner: got {listed(options)}, which makes a learner with other parameters than the "
                 "trained one; expected options that change how it adapts, not what it has learned"
             )
         learners.append(learner)
     return learners
-
-
-def _shapes(learner: Any) -> dict[str, Any]:
-    return {name: tensor.shape for name, tensor in learner.state_dict().items()}
 
 
 def preflight(plan: Plan, parts: Parts, engine: Engine) -> None:
@@ -206,10 +206,11 @@ def _begin(plan: Plan, parts: Parts, run: Path | None, *, quiet: bool, resuming:
     inherited = _inherit(plan, engine, run if resuming else None)
     done = engine.resume() if resuming else 0
     if not quiet:
-        log.info("%s%s", announcement(plan, parts, engine), f"; continuing after iteration {done}" if resuming else "")
+        where = f"; continuing from iteration {done}" if done else "; no checkpoint yet, so training starts again"
+        log.info("%s%s", announcement(plan, parts, engine), where if resuming else "")
         if inherited is not None:
             log.info("%s", inherited)
-    return _finish(plan, parts, engine, run)
+    return _finish(plan, parts, engine, run, quiet=quiet)
 
 
 def _inherit(plan: Plan, engine: Engine, resumed: Path | None) -> Inherited | None:
@@ -246,14 +247,18 @@ def _begun_from(run: Path) -> Any:
     return begun
 
 
-def _finish(plan: Plan, parts: Parts, engine: Engine, run: Path | None) -> Run:
+def _finish(plan: Plan, parts: Parts, engine: Engine, run: Path | None, *, quiet: bool) -> Run:
     """Train to the end, test, and write result.json; if nothing was left to train, an earlier one is kept."""
     began = engine.iteration
     started = time.perf_counter()
     engine.train(**{name: value for name, value in plan.engine.items() if name not in ENGINE})
-    outcome = _evaluate_tests(plan, parts, engine, run, {"training": time.perf_counter() - started})
+    trained = engine.iteration > began
+    wall = {"training": time.perf_counter() - started} if trained else {}
+    if not trained and not quiet:
+        log.info("nothing was left to train after iteration %d; the run is only tested", engine.iteration)
+    outcome = _evaluate_tests(plan, parts, engine, run, wall)
     path = None if run is None else run / RESULT_FILE
-    if path is not None and outcome.rank == 0 and (engine.iteration > began or not path.exists()):
+    if path is not None and outcome.rank == 0 and (trained or not path.exists()):
         write_json(path, {**outcome.to_dict(episodes=True), "trained_from": began})
     return outcome
 
