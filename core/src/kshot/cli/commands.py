@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kshot.cli.console import CHANGEABLE, EPILOG, Group, RunCommand, SectionCommand, print_json, say, tell
-from kshot.cli.flags import FLAGS
+from kshot.cli.console import CHANGEABLE, EPILOG, FLAGS, Group, RunCommand, SectionCommand, print_json, say, tell
 from kshot.cli.options import (
     EVALUATE_HELP,
     PATH,
@@ -20,7 +19,6 @@ from kshot.cli.options import (
     quiet_flag,
     with_configuration,
 )
-from kshot.cli.outcomes import finish, tell_outcome
 from kshot.errors import MisfitError
 
 if TYPE_CHECKING:
@@ -137,6 +135,8 @@ def train(
 
     The configuration, the checkpoints and the result are written to a run folder.
     """
+    from kshot.cli.outcomes import finish
+
     if run is not None and no_run:
         raise click.UsageError("got --run and --no-run, expected at most one of them")
     if seeds is not None and given["seed"] is not None:
@@ -159,6 +159,7 @@ def train_each(
     ctx: click.Context, seeds: str, run: str | None, no_run: bool, quiet: bool, json_: bool, given: dict[str, Any]
 ) -> None:
     """Train once for each seed, and print the result of each run and the mean over seeds."""
+    from kshot.cli.outcomes import finish
     from kshot.registry.modules import importing
     from kshot.runs.calls import check_seeds
     from kshot.runs.comparison import over_seeds
@@ -195,6 +196,7 @@ def resume(ctx: click.Context, run: Path, import_from: Path | None, quiet: bool,
 
     RUN is the run folder. After the training, the learner is tested, as kshot train does.
     """
+    from kshot.cli.outcomes import finish
     from kshot.runs import resume as do
 
     finish(ctx, lambda: do(run, quiet=quiet, import_from=import_from), run, json_)
@@ -216,6 +218,7 @@ def evaluate(
     """
     from kshot._engine.run_folder import write_json
     from kshot.cli.flags import put_flags
+    from kshot.cli.outcomes import tell_outcome
     from kshot.runs.recipe import Table
     from kshot.runs.runner import evaluate_run
 

@@ -11,10 +11,12 @@ from typing import Any
 
 import click
 
-from kshot.cli.flags import FLAGS, split_flags
 from kshot.errors import KshotError
 from kshot.registry.conversion import printable
 from kshot.runs.launch import rank
+
+FLAGS = "kshot.flags"
+"""Key of the section flags in ``click.Context.meta``; the value is [(dotted path, text)]."""
 
 CHANGEABLE = ("learner", "tasks", "backend", "evaluate")
 """Sections whose options ``kshot evaluate`` can change."""
@@ -105,6 +107,8 @@ class SectionCommand(RunCommand):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Keep the section flags for the command, and let click parse the rest."""
+        from kshot.cli.flags import split_flags
+
         flags, rest = split_flags(args)
         ctx.meta[FLAGS] = flags
         return super().parse_args(ctx, rest)

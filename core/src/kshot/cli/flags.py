@@ -13,9 +13,6 @@ if TYPE_CHECKING:
     from kshot.registry.options import Raw
     from kshot.runs.recipe import Config, Table
 
-FLAGS = "kshot.flags"
-"""Key of the section flags in ``click.Context.meta``; the value is [(dotted path, text)]."""
-
 _FLAG = re.compile(r"--([A-Za-z_][\w-]*(?:\.[\w-]+)+)(?:=(.*))?", re.DOTALL)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import Distribution
 from pathlib import Path
@@ -40,6 +41,7 @@ def installed() -> Iterator[tuple[Plugin, ManifestError | None]]:
 
     Each comes with the exception that caused this state, or None.
     """
+    _top_spec.cache_clear()  # something may have been installed since the last listing
     try:
         version = importlib.metadata.distribution("kshot").version
     except importlib.metadata.PackageNotFoundError:  # run from a source tree
@@ -113,7 +115,7 @@ def _misnamed(plugin: Plugin) -> tuple[State, str] | None:
         return "broken", f"got the name {plugin.name!a}, expected lower-case letters, digits and hyphens"
     if len(plugin.name) > LONGEST:
         return "broken", f"got a name of {len(plugin.name)} letters, expected at most {LONGEST}"
-    if module_spec(module) is None:
+    if _module_spec(module, _top_spec) is None:
         owner = plugin.distribution
         return "broken", (
             f"{STALE}: the module {module} does not exist, although {owner} is installed; it may be only partly "
@@ -128,7 +130,7 @@ def _needs(manifest: Manifest, distribution: str) -> tuple[State, str]:
         update = "kshot" if manifest.api_level > API_LEVEL else distribution
         speaks = f"needs API level {manifest.api_level}, this kshot speaks {API_LEVEL}"
         return "incompatible", f"{speaks}: pip install -U {update}"
-    missing = [name for name in manifest.requires if module_spec(name) is None]
+    missing = [name for name in manifest.requires if _module_spec(name, _top_spec) is None]
     if missing:
         install = " ".join(_INSTALL_AS.get(top, top) for top in (name.split(".")[0] for name in missing))
         return "unavailable", f"needs {', '.join(missing)}, not installed: pip install {install}"
@@ -169,7 +171,7 @@ def _manifest(values: list[str]) -> Manifest:
     if not re.fullmatch(r"[\w.]+:[\w.-]+", values[0]):
         raise ManifestError(f"kshot.manifest: got the entry point {values[0]!r}, expected 'package:plugin.toml'")
     package, _, file = values[0].partition(":")
-    spec = module_spec(package)
+    spec = _module_spec(package, _top_spec)
     for place in (spec and spec.submodule_search_locations) or ():
         path = Path(place, file)
         try:
@@ -182,11 +184,21 @@ def _manifest(values: list[str]) -> Manifest:
     raise ManifestError(f"{relative} does not exist, although an entry point in kshot.manifest names it")
 
 
+@lru_cache
+def _top_spec(package: str) -> ModuleSpec | None:
+    """Find a package; one listing of the plugins asks for each several times, and every search reads many folders."""
+    return importlib.util.find_spec(package)
+
+
 def module_spec(module: str) -> ModuleSpec | None:
     """Find a module without importing anything, not even its parent packages; return None if it does not exist."""
+    return _module_spec(module, importlib.util.find_spec)
+
+
+def _module_spec(module: str, find: Callable[[str], ModuleSpec | None]) -> ModuleSpec | None:
     top, *rest = module.split(".")
     try:
-        spec = importlib.util.find_spec(top)
+        spec = find(top)
         for name in rest:
             if spec is None or spec.submodule_search_locations is None:
                 return None

@@ -97,7 +97,7 @@ def read(path: Path) -> Manifest:
     try:
         if (size := path.stat().st_size) > LARGEST:
             raise ManifestError(f"{path}: got a file of {size} bytes, expected at most {LARGEST}")
-        text = path.read_bytes().decode("utf-8-sig")  # without a byte order mark
+        text = path.read_bytes().decode().removeprefix("\ufeff")  # without a byte order mark
     except UnicodeDecodeError as exc:
         raise ManifestError(f"{path}: got bytes, expected UTF-8 text ({exc.reason} at byte {exc.start})") from exc
     except OSError as exc:

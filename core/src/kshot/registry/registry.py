@@ -20,12 +20,10 @@ from attrs import evolve
 from kshot.errors import PluginError, Unavailable, UnknownPluginError
 from kshot.registry import names
 from kshot.registry.discovery import STALE, installed, preparations
-from kshot.registry.importing import import_factory, import_preparation, text_of, traceback_of
 from kshot.registry.ledger import Built, Ledger, recall
 from kshot.registry.manifest import shortened
 from kshot.registry.options import doc_of, options_of
 from kshot.registry.plugin import LEADING, MEMORY_SIZES, Factory, Key, Plugin, PluginInfo
-from kshot.registry.registering import described
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -160,6 +158,7 @@ class Registry:
 
     def _imported(self, plugin: Plugin) -> Plugin:
         """Import a plugin and return it in the state that results; warn if the import changed the process."""
+        from kshot.registry.importing import import_factory, text_of, traceback_of  # here, as listing imports none
         from kshot.registry.surroundings import kept  # imported late, since listing imports no plugin
 
         changed: list[str] = []
@@ -222,6 +221,8 @@ class Registry:
         """
         if factory is None:
             return lambda decorated: self.register(decorated, name=name, group=group)
+        from kshot.registry.registering import described  # here, as listing registers nothing
+
         new = described(factory, name, group)
         for plugin in self.plugins():
             again = not plugin.distribution and plugin.target == new.target
@@ -253,6 +254,7 @@ class Registry:
         """
         from kshot.preparing import Preparation
         from kshot.registry.building import checked_preparation
+        from kshot.registry.importing import import_preparation
 
         installed = preparations()
         return Preparation.from_dict(
