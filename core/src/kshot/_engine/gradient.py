@@ -10,8 +10,8 @@ processes into the mean of the whole meta-batch, so that the division does not c
   afterwards each has moved by the weighted mean of the chunks' moves: s' = s + sum_c (B_c / B) (s_c - s).
 - **Counters and flags** (integer and boolean buffers) take the value that the first chunk gave them. Sparse
   buffers are left alone, as a constant matrix of a graph is.
-- **Chance**: a learner that draws from torch's global generator, as dropout does, computes one episode at a time,
-  seeded by its number. Otherwise the numbers drawn for an episode would depend on the others in its chunk.
+- **Random numbers**: a learner that draws from torch's global generator, as dropout does, computes one episode at a
+  time, seeded by its number. Otherwise the numbers drawn for an episode would depend on the others in its chunk.
 """
 
 from __future__ import annotations
@@ -69,12 +69,12 @@ def check_finite_gradient(
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
         return
-    # One norm for each parameter, and one look at all of them together.
+    # Compute one norm for each parameter, and check all of them at once.
     dense = [g.coalesce().values() if g.layout == torch.sparse_coo else g for g in gradients]
     norms = torch._foreach_norm([g for g in dense if g.numel()])
     if not norms or bool(torch.stack([norm.float() for norm in norms]).isfinite().all()):
         return
-    # A norm may be infinite because squares of finite numbers overflow, so the numbers decide.
+    # A norm may be infinite because squares of finite numbers overflow, so check the numbers themselves.
     named = [(name, p.grad) for name, p in learner.named_parameters() if p.grad is not None]
     bad = [name for name, gradient in named if not bool(gradient.to_dense().isfinite().all())]
     if not bad:
@@ -131,8 +131,8 @@ class MetaGradient:
         Raises:
             TrainingError: the learner returned no scalars, or took more outer steps on some episodes than on others.
         """
-        # Whether the learner draws random numbers is seen when it does. Then its gradient of several episodes is
-        # dropped, before any other process has seen it, and they are computed one at a time, now and from now on.
+        # That a learner draws random numbers is known only once it has done so. Its gradient of several episodes is
+        # then discarded before another process gets it, and from now on episodes are computed one at a time.
         separable = batch.chunk > 1 and not self.learner.needs.couples_tasks
         if separable and not self._draws:
             start = {name: b.detach().clone() for name, b in self.learner.named_buffers()}
@@ -187,7 +187,7 @@ class MetaGradient:
                 )
             if mean.ended:
                 return
-            # 5. Write the mean into .grad; whoever iterates over this takes the optimizer's step before we go on.
+            # 5. Write the mean into .grad. The caller takes the optimizer's step before it asks for the next mean.
             yield mean.finish()
             more = mean.more > 0
 
@@ -250,7 +250,7 @@ class MetaGradient:
             flat = torch.cat([*flat_tensors, torch.tensor(tail, dtype=dtype, device=device)])
             with meeting(world):
                 flat = world.all_reduce(flat)
-            # Take the sums apart again.
+            # Split the sums again.
             *summed, end = torch.split(flat, [*(t.numel() for t in tensors), len(tail)])
             n, tail = len(has_gradient), end.real.tolist()
             stepped, ended, more, ranks_with_unknown = (round(number) for number in tail[n : n + 4])

@@ -56,7 +56,7 @@ def folder_of(config: Config) -> Path:
 
 
 def rebuilding(folder: Path, import_from: str | Path | None) -> AbstractContextManager[None]:
-    """Import paths in a run folder from installed packages or ``import_from`` only, inside the block."""
+    """Let import paths in a run folder name only installed packages or ``import_from``, inside the block."""
     return importing(import_from, run=folder)
 
 
