@@ -38,7 +38,6 @@ from kshot.errors import HookError, KshotError, RunError
 ADVICE = "nothing was changed; use an earlier checkpoint of the run instead"
 
 
-
 def parameter(value: Any, key: str) -> None:
     """Accept a tensor, or what a module adds to its ``state_dict`` by ``get_extra_state``."""
     if isinstance(value, Tensor) or not key.endswith("_extra_state"):
