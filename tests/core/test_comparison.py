@@ -42,5 +42,5 @@ def test_each_test_is_compared_with_the_first_on_the_same_episodes() -> None:
     found = compare_tests(results, ["a", "b", "c", "", "e", "f"])
     assert [(c.test, c.against) for c in found] == [("c", "a"), ("test 4", "b"), ("e", "a"), ("f", "a")]
     assert [c.difference.mean for c in found] == pytest.approx([0.15, 0.1, -0.1, 0.05])
-    assert str(found[0]) == "c against a: +15.00 ± 9.80 points of accuracy (2 paired episodes)"
+    assert str(found[0]) == "c against a: +15.00 ± 63.53 points of accuracy (2 paired episodes)"
     assert compare_tests(results[:2], ["a", "b"]) == ()
