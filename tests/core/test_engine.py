@@ -229,7 +229,7 @@ def test_early_stopping_keeps_the_best_validated_parameters():
     ("call", "error", "message"),
     [
         (lambda: Engine(NearestMean(), blobs(), meta_batch=0), OptionError, "got meta_batch=0"),
-        (lambda: Engine(NearestMean(), blobs(), optimizer="adamax"), OptionError, "expected one of adam"),
+        (lambda: Engine(NearestMean(), blobs(), optimizer="adamax"), OptionError, "expected one of 'adam'"),
         (
             lambda: Engine(NearestMean(), blobs(), optimizer={"rate": 1}),
             OptionError,

@@ -165,7 +165,7 @@ def test_a_folder_with_anything_in_it_is_refused_and_left_alone() -> None:
         (["protonet", "toy", "--tasks.wya=3"], 2, "wya: unknown option; did you mean 'way'?"),
         (["protonet", "toy", "--training.wya=3"], 2, "wya: unknown option; did you mean 'way'?"),
         (["protonet", "toy", "--engine.iteration=3"], 2, "iteration: unknown option; did you mean 'iterations'?"),
-        (["protonet", "toy", "--engine.meta_batch=0"], 2, "engine.meta_batch: got 0, expected a whole number >= 1"),
+        (["protonet", "toy", "--engine.meta_batch=0"], 2, "engine: meta_batch: got 0 (int), expected int from 1"),
         (["protonet", "toy", "--optimizer.lr=fast"], 2, "lr: got 'fast' (str), expected float"),
         (["protonet", "toy", "--optimizer=adan"], 2, "name: got 'adan', expected one of 'adam', 'adamw'"),
         (["protonet", "toy", "--evaluate.episode=3"], 2, "episode: unknown option; did you mean 'episodes'?"),

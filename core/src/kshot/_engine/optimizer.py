@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import attrs
 import torch
 from attrs import frozen
 from torch import nn
 
-from kshot._engine.ranges import check_ranges, count, rate
 from kshot.errors import OptionError
+from kshot.registry.options import validate
+from kshot.registry.ranges import Count, CountOrZero, Positive, Range
 from kshot.spec import Training
 
 OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD", "rmsprop": "RMSprop", "adagrad": "Adagrad"}
@@ -43,23 +44,17 @@ class Outer:
     """
 
     name: Literal["adam", "adamw", "sgd", "rmsprop", "adagrad"] = "adam"
-    lr: float = rate(1e-3)
+    lr: Positive = 1e-3
     schedule: Literal["constant", "step", "linear", "cosine"] = "constant"
-    every: int = count(2000)
-    factor: float = rate(0.5)
-    warmup: int = count(0, least=0)
-    clip: float | None = rate(None, none=True)
-    momentum: float = rate(0.0, zero=True, below=1)
-    weight_decay: float = rate(0.0, zero=True)
+    every: Count = 2000
+    factor: Positive = 0.5
+    warmup: CountOrZero = 0
+    clip: Positive | None = None
+    momentum: Annotated[float, Range(0, below=1)] = 0.0
+    weight_decay: Annotated[float, Range(0)] = 0.0
 
     def __attrs_post_init__(self) -> None:
-        if self.name not in OPTIMIZERS:
-            raise OptionError(f"optimizer.name: got {self.name!r}, expected one of {', '.join(OPTIMIZERS)}")
-        if self.schedule not in ("constant", "step", "linear", "cosine"):
-            raise OptionError(
-                f"optimizer.schedule: got {self.schedule!r}, expected 'constant', 'step', 'linear' or 'cosine'"
-            )
-        check_ranges(self, "optimizer")
+        validate(type(self), self.to_dict(), who="optimizer")
 
     @classmethod
     def of(cls, training: Training, **changed: Any) -> Outer:

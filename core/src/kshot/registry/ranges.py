@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from attrs import frozen
+
+MOST = 2**31 - 1
+"""Greatest count of anything: products of counts then fit into 64 bits."""
 
 
 @frozen
@@ -60,6 +63,16 @@ class Range:
             and (self.above is None or number > self.above)
             and (self.below is None or number < self.below)
         )
+
+
+Count = Annotated[int, Range(1, MOST)]
+"""The type of an option that counts something, of which there is at least one."""
+
+CountOrZero = Annotated[int, Range(0, MOST)]
+"""The type of an option that counts something, of which there may be none."""
+
+Positive = Annotated[float, Range(above=0)]
+"""The type of an option such as a learning rate or a time."""
 
 
 def range_of(metadata: tuple[Any, ...]) -> Range | None:

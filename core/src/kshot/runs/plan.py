@@ -20,9 +20,9 @@ from kshot.errors import DataError, KshotError, OptionError, RunError
 from kshot.protocols import Pooled
 from kshot.registry.building import overlay
 from kshot.registry.modules import rebuilt_run
-from kshot.registry.options import options_of
+from kshot.registry.options import options_of, validate
 from kshot.runs.launch import processes
-from kshot.runs.recipe import Config, EngineOptions, EvaluateOptions, Table, checked_options
+from kshot.runs.recipe import Config, EngineOptions, EvaluateOptions, Table
 from kshot.spec import Training
 
 log = logging.getLogger("kshot.runs")
@@ -123,7 +123,7 @@ class Plan:
             tests=[overlay(config.tasks, {n: v for n, v in test.items() if n != "learner"}) for test in wanted],
             test_learners=[dict(test.get("learner", {})) for test in wanted],
             own=own if str(config.training.get("name", config.tasks["name"])) == str(config.tasks["name"]) else {},
-            optimizer=checked_options(Outer, config.optimizer, who="optimizer"),
+            optimizer=validate(Outer, config.optimizer, who="optimizer"),
             engine=config.engine,
             backend={"name": "cpu", **config.backend},
             evaluate=config.evaluate,
@@ -155,9 +155,9 @@ class Plan:
         # The options of plugins are checked when they are built; those of the engine can be checked here.
         for name, kind in (("optimizer", Outer), ("engine", EngineOptions), ("evaluate", EvaluateOptions)):
             try:
-                checked_options(kind, plan.get(name, {}), who=name)
+                validate(kind, plan.get(name, {}), who=name)
             except OptionError as error:
-                raise RunError(f"{where}: plan.{error}; {ADVICE}") from error
+                raise RunError(f"{where}: plan.{str(error).splitlines()[0]}; {ADVICE}") from error
         if len(plan.get("test_learners", plan["tests"])) != len(plan["tests"]):
             expected = f"a list of {len(plan['tests'])}, one for each test"
             raise RunError(f"{where}: plan.test_learners: got another number than of tests, expected {expected}")

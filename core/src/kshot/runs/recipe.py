@@ -5,19 +5,19 @@ from __future__ import annotations
 import contextlib
 import copy
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from attrs import field, frozen
 
 from kshot._engine.optimizer import Outer
-from kshot._engine.ranges import check_ranges, count, rate
 from kshot.errors import KshotError, OptionError
 from kshot.randomness import as_seed
 from kshot.registry.building import overlay
 from kshot.registry.conversion import did_you_mean
 from kshot.registry.options import validate
+from kshot.registry.ranges import Count, CountOrZero, Positive
 
 SECTIONS = ("learner", "tasks", "training", "optimizer", "engine", "backend", "evaluate", "hook")
 """Tables of a recipe, and sections of the flags ``--section.name=value``."""
@@ -49,25 +49,19 @@ class EngineOptions:
         checkpoint_every: outer steps between checkpoints.
         checkpoint_seconds: time after which a checkpoint is written in any case; none for no limit.
         keep: number of newest checkpoints to keep.
-
-    Raises:
-        OptionError: numbers are out of their ranges.
     """
 
-    meta_batch: int | None = count(None)
-    chunk: int | None = count(None)
-    iterations: int | None = count(None, least=0)
+    meta_batch: Count | None = None
+    chunk: Count | None = None
+    iterations: CountOrZero | None = None
     split: str = "train"
-    validate_every: int | None = count(None)
-    validation_episodes: int = count(200)
+    validate_every: Count | None = None
+    validation_episodes: Count = 200
     validation_split: str = "val"
-    patience: int | None = count(None)
-    checkpoint_every: int = count(500)
-    checkpoint_seconds: float | None = rate(60.0, none=True)
-    keep: int = count(2)
-
-    def __attrs_post_init__(self) -> None:
-        check_ranges(self, "engine")
+    patience: Count | None = None
+    checkpoint_every: Count = 500
+    checkpoint_seconds: Positive | None = 60.0
+    keep: Count = 2
 
 
 @frozen
@@ -78,17 +72,11 @@ class EvaluateOptions:
         episodes: number of episodes.
         split: the split to evaluate on.
         batch: number of episodes computed at once; by default what fits the caches.
-
-    Raises:
-        OptionError: numbers are out of their ranges.
     """
 
-    episodes: int = count(600)
+    episodes: Count = 600
     split: str = "test"
-    batch: int | None = count(None)
-
-    def __attrs_post_init__(self) -> None:
-        check_ranges(self, "evaluate")
+    batch: Count | None = None
 
 
 @frozen
@@ -214,7 +202,7 @@ def configure(tables: Mapping[str, Any], *, hooks: Iterable[str] = ()) -> Config
     Raises:
         OptionError: no learner or tasks are named, or an option of the engine or the evaluation is wrong.
     """
-    optimizer = checked_options(Outer, tables.get("optimizer", {}), who="optimizer")
+    optimizer = validate(Outer, tables.get("optimizer", {}), who="optimizer")
     for section in ("learner", "tasks"):
         if "name" not in tables.get(section, {}):
             raise OptionError(f"no {section} named; expected LEARNER TASKS, or --recipe FILE.toml; see kshot list")
@@ -224,8 +212,8 @@ def configure(tables: Mapping[str, Any], *, hooks: Iterable[str] = ()) -> Config
     return Config(
         **{name: tables.get(name, {}) for name in SECTIONS if name not in ("hook", "optimizer", "engine", "evaluate")},
         optimizer=optimizer,
-        engine=checked_options(EngineOptions, tables.get("engine", {}), who="engine"),
-        evaluate=checked_options(EvaluateOptions, tables.get("evaluate", {}), who="evaluate"),
+        engine=validate(EngineOptions, tables.get("engine", {}), who="engine"),
+        evaluate=validate(EvaluateOptions, tables.get("evaluate", {}), who="evaluate"),
         hook={name: own.get(name, {}) for name in dict.fromkeys([*wanted, *own])},
         test=tuple(tables.get("test", ())),
         seed=seed,
@@ -245,21 +233,6 @@ def naming(recipe: str | Path | None) -> Iterator[None]:
         if recipe is not None and str(recipe) not in str(error):
             error.add_note(f"with the options of recipe {recipe}")
         raise
-
-
-def checked_options(kind: Callable[..., Any], given: Mapping[str, Any], *, who: str) -> Table:
-    """Return options converted to their types, after checking that they are in their ranges.
-
-    Args:
-        kind: ``EngineOptions``, ``EvaluateOptions`` or ``kshot.Outer``.
-        given: some of its options.
-
-    Raises:
-        OptionError: an option is unknown, or has a wrong type or value.
-    """
-    values = validate(kind, given, who=who)
-    kind(**values)
-    return values
 
 
 def layered(recipe: str | Path | None, given: Mapping[str, Any], *, where: str) -> Table:

@@ -26,6 +26,7 @@ from kshot.checks import check, mismatches
 from kshot.errors import MisfitError, OptionError, RunError
 from kshot.registry.building import overlay
 from kshot.registry.modules import importing
+from kshot.registry.options import validate
 from kshot.runs.comparison import labels
 from kshot.runs.launch import launch
 from kshot.runs.plan import (
@@ -40,7 +41,7 @@ from kshot.runs.plan import (
     obstacles,
     record,
 )
-from kshot.runs.recipe import Config, EvaluateOptions, Table, checked_options
+from kshot.runs.recipe import Config, EvaluateOptions, Table
 from kshot.runs.run import Run
 from kshot.spec import Needs
 
@@ -338,6 +339,6 @@ def changed_plan(plan: Plan, changes: Mapping[str, Table]) -> Plan:
         tests=[test for test, _ in tests],
         test_learners=[own for _, own in tests],
         backend=overlay(plan.backend, changes.get("backend", {})),
-        evaluate=checked_options(EvaluateOptions, given, who="evaluate"),
+        evaluate=validate(EvaluateOptions, given, who="evaluate"),
         hooks={},  # hooks may write files, which an evaluation does not
     )
