@@ -4,6 +4,7 @@ by the rule's name.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -89,13 +90,17 @@ class HalfSteps(SpoiltObjectives):
         return attrs.evolve(episode, query=attrs.evolve(episode.query, x=episode.query.x + 0.5))
 
 
+def shifted(shift: Tensor, point: Any, data: Any) -> Tensor:
+    """Return the sample tasks' function times a constant; unlike a lambda, this can be pickled."""
+    return shift * sample_tasks.quadratic(point, data)
+
+
 class OtherFunctions(SpoiltObjectives):
     """The function has a constant from torch's global generator, which is in no tensor of the episode."""
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__(seed)
-        shift = torch.rand(()) + 1
-        self.function = lambda point, data: shift * sample_tasks.quadratic(point, data)
+        self.function = functools.partial(shifted, torch.rand(()) + 1)
 
 
 # Rule, broken tasks, and the other rules that they break inevitably.
@@ -207,8 +212,8 @@ class OneUnroll(LearnedRate):
         for _ in range(2):
             source = attrs.evolve(episodes.query.source, initial=self.point.detach().clone())
             points = self.descend(source, 2, create_graph=True)
-            self.point = points[:, -1]
-            loss = source.loss(self.point).mean()
+            self.point = points[:, -1].detach()  # a copy of the learner can't hold a graph
+            loss = source.loss(points[:, -1]).mean()
             loss.backward()
             yield {"loss": loss.detach()}
 

@@ -110,7 +110,7 @@ def test_the_plugin_imports_nothing_until_a_suite_is_there() -> None:
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True, timeout=120
     )
     loaded = [m for m in done.stdout.split() if not m.startswith("attr")]  # pytest itself may use attrs
-    assert loaded == ["kshot", "kshot.testing", "kshot.testing.pytest_plugin"]
+    assert loaded == ["kshot", "kshot._distributions", "kshot.testing", "kshot.testing.pytest_plugin"]
 
 
 def test_every_rule_is_stated() -> None:
