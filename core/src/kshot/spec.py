@@ -5,20 +5,17 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal, SupportsIndex, get_args
+from typing import Any, Literal, SupportsIndex
 
 import attrs
 from attrs import frozen
 
+from kshot._kind_names import KIND_NAMES as KIND_NAMES
+from kshot._kind_names import KindName as KindName
 from kshot.errors import DataError
 
 Count = int | tuple[int, int]
 """A number, or a range (least, greatest) from which each block of episodes draws."""
-
-KindName = Literal["classification", "regression", "sequence", "control", "objective"]
-"""The names of the kinds of tasks: the one list, from which all others are derived. ``kshot.kinds`` has the scorers."""
-
-KIND_NAMES: tuple[KindName, ...] = get_args(KindName)
 
 PROVISIONS: tuple[str, ...] = ("unlabelled", "semantics", "external", "identities", "stream")
 """What tasks may provide beyond examples, see ``TaskSpec.provides``."""

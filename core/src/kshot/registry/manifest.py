@@ -30,9 +30,9 @@ from typing import Any
 
 from attrs import field, frozen
 
+from kshot._kind_names import KIND_NAMES
 from kshot.errors import PluginError
 from kshot.registry.conversion import did_you_mean, printable
-from kshot.spec import KIND_NAMES
 
 __all__ = ["API_LEVEL", "GROUPS", "Entry", "Manifest", "ManifestError", "parse", "read"]
 
