@@ -160,7 +160,8 @@ def test_plugins_import_names_that_the_core_has(plugin: Path, root: Path) -> Non
 
 LAYERS = {
     "kshot.errors": set(),
-    "kshot.spec": {"kshot.errors", "attrs"},
+    "kshot._kind_names": set(),
+    "kshot.spec": {"kshot._kind_names", "kshot.errors", "attrs"},
     "kshot.arrays": {"kshot.errors", "numpy", "torch"},
     "kshot.pytrees": {"attrs", "torch"},
     "kshot.sources": {"kshot.arrays", "kshot.errors", "kshot.pytrees", "attrs", "torch"},
