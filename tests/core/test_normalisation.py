@@ -12,8 +12,9 @@ from kshot import ClassificationTasks, Engine, Needs, Pool
 from kshot.errors import DataError, MisfitError, OptionError
 from kshot.functional import class_means, prototypical_logits
 from kshot.nn import Encoder, Network
-from kshot.nn.dependence import depends_on_batch
+from kshot.nn.dependence import check_queries, depends_on_batch
 from kshot.nn.normalisation import folded, with_statistics_of
+from kshot.testing import sample_learner, sample_tasks
 
 # --- Folding ------------------------------------------------------------------------------------------------------
 
@@ -309,3 +310,22 @@ def test_statistics_of_one_support_are_those_of_the_layer():
     net(torch.randn(5, 2) + 9)
     x = torch.randn(6, 2)
     torch.testing.assert_close(with_statistics_of(net, x)[1]["running_mean"], x.mean(0))
+
+
+def test_trying_a_net_or_a_learner_seeds_no_other_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``torch.manual_seed`` would reseed every accelerator, and nothing would restore the others."""
+
+    class Centred(nn.Module):
+        def forward(self, x):
+            return x - x.mean(0)
+
+    def refused(seed: int) -> None:
+        raise AssertionError("all devices were seeded")
+
+    tasks = sample_tasks.classification()
+    learner = sample_learner.NearestMean(tasks.spec)
+    state = torch.get_rng_state()
+    monkeypatch.setattr(torch, "manual_seed", refused)
+    assert depends_on_batch(Centred(), (3,), training=False)
+    check_queries(learner, tasks.sample("test", [0]), "classification")
+    assert torch.equal(state, torch.get_rng_state())

@@ -7,9 +7,10 @@ or a ``Network`` is built around it, and a learner once, before an engine evalua
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import attrs
@@ -21,6 +22,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from kshot.episode import Episode, map_tensors
 from kshot.errors import MisfitError
 from kshot.nn.normalisation import batch_norms, evaluating, is_plain
+from kshot.randomness import seeded
 
 INDEPENDENT = (
     nn.Sequential, nn.Identity, nn.Flatten, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MaxPool1d, nn.MaxPool2d,
@@ -58,14 +60,14 @@ def depends_on_batch(net: nn.Module, input_shape: tuple[int, ...], *, training: 
     x = torch.randn(4, *input_shape, generator=torch.Generator().manual_seed(0)).to(like)
 
     def outputs(examples: Tensor, seed: int) -> Any:
-        torch.manual_seed(seed)
-        return functional_call(net, {name: b.clone() for name, b in net.named_buffers()}, (examples,))
+        with _drawing_from(seed, x.device):
+            return functional_call(net, {name: b.clone() for name, b in net.named_buffers()}, (examples,))
 
     try:
         net.train(training)
         for m in batch_norms(net) + [m for m in net.modules() if isinstance(m, _DropoutNd)]:
             m.training = False if training else m.training
-        with torch.no_grad(), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+        with torch.no_grad():
             together, again, fewer = outputs(x, 0), outputs(x, 1), outputs(x[:2], 0)
             if not isinstance(together, Tensor) or len(together) != len(x) or not torch.equal(together, again):
                 return False
@@ -75,6 +77,18 @@ def depends_on_batch(net: nn.Module, input_shape: tuple[int, ...], *, training: 
     finally:
         for m, mode in modes:
             m.training = mode
+
+
+@contextlib.contextmanager
+def _drawing_from(seed: int, device: torch.device) -> Iterator[None]:
+    """Draw random numbers from ``seed`` inside the block, on the CPU and on ``device``; restore both afterwards."""
+    # torch.manual_seed would also reseed all other accelerators, which nothing here restores.
+    cuda = device.type == "cuda"
+    with seeded("dependence", seed), torch.random.fork_rng(devices=[device] if cuda else [], enabled=cuda):
+        if cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
 
 
 def differ(a: Tensor, b: Tensor) -> bool:
@@ -120,17 +134,12 @@ def check_queries(learner: Any, episodes: Episode, kind: str) -> None:
     x = first.query.x
 
     def predicted(inputs: Tensor, predict: Callable[[Tensor], Tensor], seed: int) -> Tensor:
-        torch.manual_seed(seed)
-        return predict(inputs)
+        with _drawing_from(seed, x.device):
+            return predict(inputs)
 
-    device = x.device
-    with (
-        torch.no_grad(),
-        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-        torch.autocast(device.type, enabled=False),
-        evaluating(learner),
-    ):
-        predict = learner.adapt(first.for_adapting("independent"))
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False), evaluating(learner):
+        with _drawing_from(0, x.device):
+            predict = learner.adapt(first.for_adapting("independent"))
         together = predicted(x, predict, 0)
         try:
             depends = differ(together[:, :1], predicted(x[:, :1], predict, 0))
