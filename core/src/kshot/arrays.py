@@ -3,7 +3,7 @@
 Every place that accepts arrays from a user calls these functions, so that the same input means the same everywhere.
 They accept anything that ``numpy.asarray`` reads as real numbers, whatever its byte order, strides and precision, and
 tensors on any device. They raise ``DataError`` for all else: text, complex numbers, ragged lists, masked values, NaN.
-No result carries the graph of a tensor that was passed in.
+All results are detached from the autograd graphs of the tensors that were passed in.
 
 Letters: n examples, N classes.
 """
@@ -32,8 +32,8 @@ def as_inputs(x: ArrayLike | Tensor, who: str = "inputs", *, copy: bool = False)
     Args:
         x: real numbers of any type and byte order; a tensor stays on its device.
         who: what the numbers are, for messages.
-        copy: whether the result must have memory of its own. If False, a float32 array or tensor that can be written
-            to is not copied, and the result changes with it.
+        copy: whether the result must be a copy. If False, a float32 array or tensor that can be written to is not
+            copied, and the result changes with it.
 
     Raises:
         DataError: ``x`` is not an array of real numbers, or a number is NaN or infinite in float32.
@@ -92,7 +92,7 @@ def as_table(x: ArrayLike | Tensor, who: str = "examples", *, copy: bool = True)
 def as_labels(
     y: ArrayLike | Tensor, who: str = "labels", *, way: int | None = None, examples: int | None = None
 ) -> Tensor:
-    """Return class numbers ``y`` [n] as int64 in memory of their own, after checking that they are exactly 0..N-1.
+    """Return class numbers ``y`` [n] as int64 in new memory, after checking that they are exactly 0..N-1.
 
     Whole numbers of any type are accepted, and booleans as 0 and 1.
 

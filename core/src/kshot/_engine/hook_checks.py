@@ -1,7 +1,7 @@
 """Check hooks when an engine is made: a hook that could hear nothing, or could not be called, is refused by name.
 
 pluggy calls only methods that are decorated with ``kshot.hookimpl``, by their exact names, and passes only arguments
-without defaults. Whatever it would pass over in silence, or refuse with an error of its own, is found here.
+without defaults. A method that pluggy would ignore, or refuse without naming the hook, is refused here.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ EPISODES = ("kind", "split", "tasks_seed", "shape", "tasks", "data", "episodes")
 
 @frozen(eq=False)
 class Result:
-    """Store the scores of an evaluation, one row per episode, and how they came about.
+    """Store the scores of an evaluation, one row per episode, and the settings that produced them.
 
     Attributes:
         scores: {name: float64 array [episodes, ...]}, the headline score first; further axes are curves.

@@ -11,11 +11,12 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from kshot.data.files import named
 from kshot.errors import DataError
 
 
 class Decoded(Sequence[NDArray[Any]]):
-    """Represent files as a sequence of arrays, decoded by threads a few files ahead of whoever iterates.
+    """Represent files as a sequence of arrays, decoded by threads, a few files ahead of the iteration.
 
     It can be given as ``kshot.data.tables.Made.parts``, so that a table is written while its files are decoded.
 
@@ -50,15 +51,8 @@ class Decoded(Sequence[NDArray[Any]]):
 
     def _decode_one(self, path: Path) -> NDArray[Any]:
         """Return the array of a file. Whatever ``decode`` raises becomes a DataError that names the file."""
-        try:
+        with named(path):
             return self._decode(path)
-        except (DataError, MemoryError):
-            raise
-        except Exception as error:  # on damaged or odd bytes, each decoder raises something else
-            raise DataError(
-                f"{path}: got a file that can't be decoded ({type(error).__name__}: {error}), expected one that can; "
-                "fix or remove it"
-            ) from error
 
     def __iter__(self) -> Iterator[NDArray[Any]]:
         failures: list[DataError] = []

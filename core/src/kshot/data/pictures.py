@@ -6,9 +6,9 @@ What becomes of a picture then (grey, cropped, smaller) is the plugin's business
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from kshot.data.files import check_regular
+from kshot.data.files import check_regular, named
 from kshot.errors import DataError
 
 Shape = tuple[int, int, int]
@@ -55,7 +55,7 @@ def read(path: Path, *, least: int | None = None) -> Image.Image:
         DataError: the file can't be read, or its values have no known range. The message names it.
     """
     check_regular(path, "an image")
-    with named(path):
+    with named_picture(path):
         with Image.open(path, formats=sorted(set(formats().values()))) as image:
             if least is not None:
                 image.draft(None, (2 * least,) * 2)
@@ -78,33 +78,24 @@ def decode(
         DataError: the file can't be read, or its picture can't be converted. The message names the file.
     """
     image = read(path, least=least)
-    with named(path):
+    with named_picture(path):
         return made(image)
 
 
-@contextlib.contextmanager
-def named(name: Path | str) -> Iterator[None]:
+def named_picture(name: Path | str) -> AbstractContextManager[None]:
     """Turn whatever reading or converting a picture raises into a ``DataError`` that names the picture.
 
     Args:
         name: the file, or where the picture is from.
 
     Example:
-        >>> with named("a.png"):
+        >>> with named_picture("a.png"):
         ...     raise ValueError("cut off")
         Traceback (most recent call last):
         kshot.errors.DataError: a.png: got a file that can't be read as an image (ValueError: cut off), expected an \
 image; fix or remove it
     """
-    try:
-        yield
-    except (DataError, MemoryError):
-        raise
-    except Exception as error:  # on damaged or odd bytes, each decoder raises something else
-        raise DataError(
-            f"{name}: got a file that can't be read as an image ({type(error).__name__}: {error}), expected an image; "
-            "fix or remove it"
-        ) from error
+    return named(name, "can't be read as an image", "an image")
 
 
 def opaque(image: Image.Image, name: str = "image") -> Image.Image:
@@ -170,7 +161,7 @@ def inputs(raw: Any, made: Callable[[Image.Image], NDArray[np.uint8]], shape: Sh
         return _scaled([decode(Path(raw), made, least=max(shape[1:]))])
     if isinstance(raw, Image.Image):
         # An image that was opened and not loaded yet is decoded only here.
-        with named(getattr(raw, "filename", "") or f"{who}: image"):
+        with named_picture(getattr(raw, "filename", "") or f"{who}: image"):
             return _scaled([made(opaque(ImageOps.exif_transpose(raw)))])
     if isinstance(raw, Tensor | np.ndarray):
         values = raw.detach().cpu().numpy() if isinstance(raw, Tensor) else raw

@@ -199,7 +199,7 @@ def open_table(path: Path, *, name: str, version: int, check: bool = True) -> Ta
 
 
 def _is_right(path: Path, stat: os.stat_result, offset: int, end: int) -> bool:
-    """Return whether the array at ``offset`` to ``end`` of a file has its digest, read only if nobody knows."""
+    """Return whether the array at ``offset`` to ``end`` of a file has its digest; it is read once for each change."""
     noted = path.with_name(path.name + ".checked")
     # A user can set the time of modification but not the time of change, which Windows doesn't have.
     state = f"{stat.st_ino} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}".encode()

@@ -103,8 +103,8 @@ def descend(
         data: passed on to ``loss``.
         lr: one rate, or one for each parameter by name (a scalar or of the parameter's shape; it may be learned).
         steps: the number of steps, at least 0.
-        second_order: whether theta' carries the graph of its own gradients, which MAML's exact meta-gradient needs.
-            Without it the gradients are constants (first-order MAML) and cost no memory.
+        second_order: whether autograd can differentiate through the inner gradients, as exact MAML needs. Without
+            it the gradients are constants (first-order MAML) and cost no memory.
 
     Returns:
         The adapted state, and the loss before each step [steps], without a graph. See ``check_descent``.

@@ -21,7 +21,7 @@ class Range:
         most: the greatest number, or None.
         above: a number that the option must be greater than, or None.
         below: a number that the option must be less than, or None.
-        infinite: whether infinity is a value of its own, such as "no limit"; otherwise floats are finite.
+        infinite: whether infinity is allowed, for instance to mean "no limit"; otherwise floats are finite.
 
     Example:
         >>> from typing import Annotated

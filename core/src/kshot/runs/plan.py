@@ -215,7 +215,7 @@ def within(plan: Plan, tasks: Any) -> Plan:
     if not plan.own.keys() & {"way", "query"} or not isinstance(tasks, Pooled) or split not in spec.splits:
         return plan
     pool, shot = tasks.pool(split), plan.training.get("shot", spec.shot)
-    most = {"way": max(2, pool.classes)}  # of a single class nothing is told apart; the tasks refuse that
+    most = {"way": max(2, pool.classes)}  # a single class can't be classified, and the tasks refuse it
     if isinstance(shot, int):
         most["query"] = max(1, pool.fewest - shot)
     fewer = {n: most[n] for n, value in plan.own.items() if isinstance(value, int) and value > most.get(n, value)}

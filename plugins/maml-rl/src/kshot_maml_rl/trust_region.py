@@ -167,6 +167,6 @@ def outer_step(learner: Any, batches: Any, judged: Any, played: State, *, radius
     for p, change in zip(parameters.values(), at(offset).values(), strict=True):
         p.grad = -change if p.grad is None else p.grad - change
     moved = bool(offset.any())
-    # The first trial is the longest step; a search that failed made every further trial in vain.
+    # The first trial is the longest step. Each further trial is a backtrack, also if none was accepted.
     counts = {"step_taken": float(moved), "backtracks": float(max(0, trials - 1))}
     return {"loss": before, **{name: torch.tensor(count) for name, count in counts.items()}}
