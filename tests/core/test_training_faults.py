@@ -297,6 +297,19 @@ def test_a_user_changes_the_modes_by_putting_the_learner_into_training_mode():
     assert learner.net[1].training
 
 
+def test_episodes_and_iterations_draw_different_numbers():
+    """One dropout mask for a whole meta-batch, or for all iterations, would not average out."""
+    drawn = []
+
+    class Drawing(Prototypes):
+        def meta_gradient(self, episodes):
+            drawn.append(tuple(torch.rand(4).tolist()))
+            return super().meta_gradient(episodes)
+
+    Engine(Drawing(nn.Linear(6, 4)), blobs(), meta_batch=3, chunk=1, hooks=()).train(2)
+    assert len(drawn) == len(set(drawn)) == 6
+
+
 @pytest.mark.parametrize("norm", [False, True])
 def test_dropout_does_not_depend_on_the_chunks(norm):
     """Each episode has its own mask, so every division of a meta-batch gives the same parameters, to rounding."""
