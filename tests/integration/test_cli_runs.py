@@ -382,8 +382,10 @@ def test_a_killed_run_resumes_to_the_bits_of_an_unbroken_one() -> None:
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not Path("killed/result.json").exists(), "it was over before it could be killed"
+    newest = max(int(path.stem) for path in Path("killed/checkpoints").glob("[0-9]*.pt"))
     resumed = cli("resume", "killed", "--json", "--quiet")
     assert resumed.exit_code == 0, resumed.output
+    assert json.loads(Path("killed/result.json").read_text())["trained_from"] == newest > 0
     unbroken = train("--engine.checkpoint_every=5", "--json", run="unbroken", iterations=400)
     assert same_parameters("killed", "unbroken")
     assert Path("killed/metrics.jsonl").read_bytes() == Path("unbroken/metrics.jsonl").read_bytes()
