@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -46,15 +46,19 @@ def support_and_query_disjoint(subject: TasksSubject) -> None:
                     )
 
 
-def _unknown_unlabelled(subject: TasksSubject) -> str | None:
-    if "unlabelled" not in subject.spec.provides:
-        return "they provide no unlabelled examples"
-    origin = subject.tasks.sample(subject.spec.splits[0], [0]).origin
-    known = origin is not None and origin.unlabelled_ids is not None
-    return None if known else "their unlabelled examples have no identities"
+def _unless_unlabelled(field: str, otherwise: str) -> Callable[[TasksSubject], str | None]:
+    """Return a test that says why a rule does not apply: no unlabelled examples, or no such field in the origin."""
+
+    def reason(subject: TasksSubject) -> str | None:
+        if "unlabelled" not in subject.spec.provides:
+            return "they provide no unlabelled examples"
+        origin = subject.tasks.sample(subject.spec.splits[0], [0]).origin
+        return None if getattr(origin, field, None) is not None else otherwise
+
+    return reason
 
 
-@tasks_rule(_unknown_unlabelled)
+@tasks_rule(_unless_unlabelled("unlabelled_ids", "their unlabelled examples have no identities"))
 def unlabelled_disjoint(subject: TasksSubject) -> None:
     """If unlabelled examples have identities, none of them is in the episode's support or query, and none occurs
     twice.
@@ -89,15 +93,9 @@ def _check_no_overlap(origin: Origin, split: str) -> None:
                 )
 
 
-def _unknown_truth(subject: TasksSubject) -> str | None:
-    if "unlabelled" not in subject.spec.provides:
-        return "they provide no unlabelled examples"
-    origin = subject.tasks.sample(subject.spec.splits[0], [0]).origin
-    known = origin is not None and origin.unlabelled_y is not None
-    return None if known else "the origin does not say which classes their unlabelled examples belong to"
-
-
-@tasks_rule(_unknown_truth)
+@tasks_rule(
+    _unless_unlabelled("unlabelled_y", "the origin does not say which classes their unlabelled examples belong to")
+)
 def unlabelled_shuffled(subject: TasksSubject) -> None:
     """If the origin gives the labels of unlabelled examples, their order does not reveal these labels. Over 400
     episodes, each label (and -1, for examples of other classes) occurs in each place as often as its share requires,
