@@ -1,6 +1,6 @@
 """Every state and error of a plugin, with real distributions that are built from ``plugins/`` and installed by pip.
 
-Each observation is made in a process of its own, in which all of them are installed together.
+Each observation is made in a separate process, in which all of them are installed together.
 """
 
 from __future__ import annotations

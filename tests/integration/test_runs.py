@@ -139,7 +139,7 @@ def test_an_engine_made_by_name_can_be_used_by_every_command() -> None:
 
 
 def test_two_seeds_are_told_apart() -> None:
-    """The initialisation may have a seed of its own."""
+    """The initialisation may have a separate seed."""
     few = {"iterations": 2, "evaluate": {"episodes": 3}, "quiet": True}
     kshot.runs.train("protonet", "toy", seed=1, learner_seed=5, run="both", **few)
     config = RunFolder.open("both").config

@@ -172,7 +172,7 @@ def _unknown(head: bytes, size: int) -> tuple[int, bytes] | None:
         if kind == b"ds64":
             sizes = at + 16
         if kind == wanted:
-            empty = length == (8 if wanted == b"SSND" else 0)  # an SSND begins with 8 bytes of its own
+            empty = length == (8 if wanted == b"SSND" else 0)  # an SSND begins with 8 bytes that are no samples
             start = at + (16 if wanted == b"SSND" else 8)
             if head[:4] == b"RF64" and sizes > 0:
                 empty = head[sizes : sizes + 8] == bytes(8)

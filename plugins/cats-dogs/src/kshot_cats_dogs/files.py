@@ -87,7 +87,7 @@ def read(place: Path) -> list[Clip]:
         raise DataError(
             f"{place}: got {len(_FOLDER_OF) - len(missing)} of {len(_FOLDER_OF)} recordings, without "
             f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}, expected Cats/cat_1.wav to "
-            "Sub_dogs/dog_barking_83.wav; fetch the rest, or use kshot-audiofolder for recordings of your own"
+            "Sub_dogs/dog_barking_83.wav; fetch the rest, or use kshot-audiofolder for your own recordings"
         )
     return [Clip(f"{_FOLDER_OF[n]}/{n}", wav(files[n], f"{place}: {n}")) for n in _FOLDER_OF]
 

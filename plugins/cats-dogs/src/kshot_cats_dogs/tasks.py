@@ -118,7 +118,7 @@ def choose(root: Path | str | None, download: bool, cache: Path | str | None) ->
     """
     if root is not None and download:
         raise DataError(
-            "cats-dogs: got both root and download, expected one of them; give root to use files of your own, or "
+            "cats-dogs: got both root and download, expected one of them; give root to use your own files, or "
             "download alone"
         )
     folder = cache_folder("cats-dogs", cache)

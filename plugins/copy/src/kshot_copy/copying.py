@@ -14,7 +14,7 @@ from kshot_copy.sequences import episode, expect_at_least, place, random_bits, s
 class Copy:
     """Tasks to reproduce a sequence of random bit vectors after a delimiter, without further input.
 
-    With ``length`` vectors the sequence has T = 2 * length + 1 steps. The delimiter has an input channel of its own,
+    With ``length`` vectors the sequence has T = 2 * length + 1 steps. The delimiter has a separate input channel,
     the last one. The last ``length`` steps are scored.
 
     Args:

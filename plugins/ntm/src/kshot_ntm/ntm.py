@@ -97,7 +97,7 @@ class NTM(nn.Module):
     Args:
         spec: the specification of the tasks: sequences of labels (``way``) or of bits (``target_shape``).
         memory: the factory of the memory; by default ``ntm-memory`` with 128 slots of width 20 and one read head.
-        controller: ``feedforward`` (no state) or ``lstm`` (with a state of its own).
+        controller: ``feedforward`` (no state) or ``lstm`` (with a state).
         hidden: number of units of the controller (D).
 
     Raises:

@@ -131,7 +131,7 @@ def choose(root: Path | str | None, download: bool, protocol: str, folder: Path)
         return "embedded", Embedded()
     if root is not None and download:
         raise DataError(
-            "omniglot: got both root and download, expected one of them; give root to use files of your own, or "
+            "omniglot: got both root and download, expected one of them; give root to use your own files, or "
             "download alone"
         )
     real: Protocol = "lake" if protocol == "lake" else "vinyals"

@@ -54,7 +54,7 @@ def _grey(data: bytes, name: str) -> NDArray[np.uint8]:
         mode, (width, height) = form
         raise DataError(
             f"{name}: got {width} x {height} pixels of mode {mode}, expected {WIDTH} x {HEIGHT} grey ones (L); to use "
-            "pictures of your own, make tasks of them with kshot.ClassificationTasks"
+            "your own pictures, make tasks of them with kshot.ClassificationTasks"
         )
     return pixels
 

@@ -111,7 +111,7 @@ def choose(root: Path | str | None, download: bool, cache: Path | str | None) ->
     """
     if root is not None and download:
         raise DataError(
-            "orl-faces: got both root and download, expected one of them; give root to use files of your own, or "
+            "orl-faces: got both root and download, expected one of them; give root to use your own files, or "
             "download alone"
         )
     folder = cache_folder("orl-faces", cache)
