@@ -22,9 +22,14 @@ def distributions() -> Iterator[Distribution]:
     Of two versions in one folder, one whose files are complete comes first, because pip removes METADATA with the
     code of the old version.
     """
-    listed = [distribution for distribution in importlib.metadata.distributions() if not _is_leftover(distribution)]
-    places = {str(place): i for i, place in reversed(list(enumerate(map(_place, listed))))}
-    yield from sorted(listed, key=lambda d: (places[str(_place(d))], not _is_complete(d)))
+    versions: dict[tuple[str, str], list[Distribution]] = {}  # by the folder that they are in, and by name
+    for distribution in importlib.metadata.distributions():
+        folder = _folder(distribution)
+        if not _is_leftover(folder):
+            name = folder.name.partition("-")[0].lower().replace(".", "_")
+            versions.setdefault((str(folder.parent), name), []).append(distribution)
+    for several in versions.values():
+        yield from sorted(several, key=lambda d: not _is_complete(d)) if len(several) > 1 else several
 
 
 def read_text(distribution: Distribution, *files: str) -> str:
@@ -62,7 +67,7 @@ def problems() -> list[str]:
     seen: dict[tuple[str, str], str] = {}
     for distribution in importlib.metadata.distributions():
         folder = _folder(distribution)
-        if _is_leftover(distribution):
+        if _is_leftover(folder):
             sentences.append(f"{folder} was left by an interrupted pip and is ignored; remove this folder")
             continue
         if reason := _unreadable(distribution):
@@ -105,13 +110,9 @@ def _folder(distribution: Distribution) -> Path:
     return Path(str(getattr(distribution, "_path", "unknown")))
 
 
-def _place(distribution: Distribution) -> Path:
-    return _folder(distribution).parent
-
-
-def _is_leftover(distribution: Distribution) -> bool:
+def _is_leftover(folder: Path) -> bool:
     """Return whether pip renamed the folder to remove it: ``~name-1.0.dist-info``, or ``-name`` by early versions."""
-    return _folder(distribution).name[:1] in ("~", "-")
+    return folder.name[:1] in ("~", "-")
 
 
 def _is_complete(distribution: Distribution) -> bool:

@@ -62,9 +62,10 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near!r}?" if near else ""
 
 
-# Terminals obey control characters, and some others reorder or hide the text around them.
-_SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
+# Terminals obey control characters, and some others reorder or hide the text around them. These patterns are compiled
+# when they are first needed, because most text is printable.
+_SEQUENCE = r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?"
+_CONTROL = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]"
 
 
 def printable(text: str) -> str:
@@ -74,7 +75,9 @@ def printable(text: str) -> str:
         >>> printable("\\x1b[31mred\\x1b[0m\\r")
         'red'
     """
-    return _CONTROL.sub("", _SEQUENCE.sub("", text))
+    if text.replace("\n", "").replace("\t", "").isprintable():
+        return text
+    return re.sub(_CONTROL, "", re.sub(_SEQUENCE, "", text))
 
 
 # -------------------- text to values

@@ -82,20 +82,23 @@ def _plugins_of(name: str, version: str, lines: list[_Line]) -> Iterator[tuple[P
         if group in _NOT_PLUGINS:
             continue
         entry = entries.pop((group, plugin_name), Entry())
+        misnamed = _misnamed(plugin_name, target, name)
+        state, reason = misnamed or (problem and ("broken", str(problem))) or _needs(manifest, name)
         plugin = Plugin(
             name=plugin_name,
             group=group,
             distribution=name,
             version=version,
             target=target,
+            state=state,
+            reason=reason,
             summary=entry.summary,
             kinds=entry.kinds,
             lifecycle=manifest.lifecycle,
             api_level=manifest.api_level,
             aliases=entry.aliases,
         )
-        state, reason = _misnamed(plugin) or (problem and ("broken", str(problem))) or _needs(manifest, name)
-        yield evolve(plugin, state=state, reason=reason), problem if reason == str(problem) else None
+        yield plugin, problem if reason == str(problem) else None
     for (group, plugin_name), entry in entries.items() if manifest.api_level == API_LEVEL else ():
         reason = (
             f"plugin.toml describes it, but {name} {version} has no such entry point in kshot.{group}: "
@@ -105,18 +108,17 @@ def _plugins_of(name: str, version: str, lines: list[_Line]) -> Iterator[tuple[P
         yield Plugin(plugin_name, group, name, version, "", "broken", reason, entry.summary, entry.kinds), None
 
 
-def _misnamed(plugin: Plugin) -> tuple[State, str] | None:
-    """Return the state and the reason if the entry point itself is wrong, or None."""
-    module = plugin.target.partition(":")[0]
-    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", plugin.target):
-        return "broken", f"got the entry point {plugin.target!r}, expected 'module:attribute'"
-    if not re.fullmatch(NAME, plugin.name):
+def _misnamed(name: str, target: str, owner: str) -> tuple[State, str] | None:
+    """Return the state and the reason if an entry point of the distribution ``owner`` is itself wrong, or None."""
+    module = target.partition(":")[0]
+    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", target):
+        return "broken", f"got the entry point {target!r}, expected 'module:attribute'"
+    if not re.fullmatch(NAME, name):
         # Escape letters that look like others, such as a Cyrillic p.
-        return "broken", f"got the name {plugin.name!a}, expected lower-case letters, digits and hyphens"
-    if len(plugin.name) > LONGEST:
-        return "broken", f"got a name of {len(plugin.name)} letters, expected at most {LONGEST}"
+        return "broken", f"got the name {name!a}, expected lower-case letters, digits and hyphens"
+    if len(name) > LONGEST:
+        return "broken", f"got a name of {len(name)} letters, expected at most {LONGEST}"
     if _module_spec(module, _top_spec) is None:
-        owner = plugin.distribution
         return "broken", (
             f"{STALE}: the module {module} does not exist, although {owner} is installed; it may be only partly "
             f"removed: pip install --force-reinstall {owner}, or pip uninstall {owner}"
