@@ -2,6 +2,7 @@
 
 import json
 import math
+import types
 from itertools import permutations
 from pathlib import Path
 
@@ -117,6 +118,23 @@ def test_seeded_leaves_the_global_generator_as_it_was():
     with r.seeded("a", 2):
         assert not torch.equal(torch.rand(3), first)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("index", [None, 1])
+def test_seeded_seeds_the_generator_of_its_device_too(index: int | None, monkeypatch: pytest.MonkeyPatch):
+    """An accelerator draws dropout from a generator of its own; those of other devices are left alone."""
+    own = [torch.Generator().manual_seed(5) for _ in range(2)]
+    module = types.SimpleNamespace(default_generators=own, current_device=lambda: 1)
+    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+    before = [each.get_state() for each in own]
+    drawn = []
+    for seed in (1, 1, 2):
+        with r.seeded("a", seed, device=torch.device("cuda", index)):
+            drawn.append(torch.rand(3, generator=own[1]))
+            assert torch.equal(own[0].get_state(), before[0])
+        assert torch.equal(own[1].get_state(), before[1])
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
 
 
 def test_whole_numbers_of_numpy_seed_like_pythons():

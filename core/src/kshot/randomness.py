@@ -313,12 +313,32 @@ def generator(key: Tensor | int, purpose: str, device: torch.device | str = "cpu
 _global_generator = threading.RLock()
 
 
+def global_generators(device: torch.device | None = None) -> list[torch.Generator]:
+    """Return torch's global generators of the CPU and of a device, if that has one of its own.
+
+    Example:
+        >>> len(global_generators(torch.device("cpu")))
+        1
+    """
+    generators = [torch.default_generator]
+    if device is not None and device.type != "cpu":
+        module = torch.get_device_module(device)
+        # Empty before the first use of the device, on which nothing can be drawn until then.
+        if own := getattr(module, "default_generators", ()):
+            generators.append(own[module.current_device() if device.index is None else device.index])
+    return generators
+
+
 @contextmanager
-def seeded(*parts: int | str) -> Iterator[None]:
-    """Run torch's global CPU generator from a seed that is a hash of ``parts``; restore its state afterwards.
+def seeded(*parts: int | str, device: torch.device | None = None) -> Iterator[None]:
+    """Run torch's global generators from a seed that is a hash of ``parts``; restore their states afterwards.
 
     For code that can't be passed a generator, such as dropout and the initialisation of modules. Threads wait for one
-    another, as they have this generator in common.
+    another, as they have these generators in common.
+
+    Args:
+        parts: what the seed depends on.
+        device: whose generator is seeded too, beside the CPU's; other devices are left alone.
 
     Example:
         >>> with seeded("example", 0):
@@ -332,9 +352,11 @@ def seeded(*parts: int | str) -> Iterator[None]:
         value = purpose_key(part) if isinstance(part, str) else operator.index(part) & _MASK
         word = mix_one(((word + int(_GOLDEN)) & _MASK) ^ value)
     with _global_generator:
-        state = torch.default_generator.get_state()
-        torch.default_generator.manual_seed(word & 0x7FFF_FFFF_FFFF_FFFF)
+        states = [(each, each.get_state()) for each in global_generators(device)]
+        for each, _ in states:
+            each.manual_seed(word & 0x7FFF_FFFF_FFFF_FFFF)
         try:
             yield
         finally:
-            torch.default_generator.set_state(state)
+            for each, state in states:
+                each.set_state(state)

@@ -33,8 +33,8 @@ class NearestMean(nn.Module):
     Args:
         spec: the spec of the tasks.
         width: length of the embedding.
-        fails: the failure of rank 1 from iteration 3 on: '' for none, ``raises``, ``killed`` or ``stuck``. It happens
-            once: a file of that name in the current folder records it.
+        fails: the failure of rank 1 from iteration 3 on: '' for none, ``raises``, ``killed``, ``stuck``, or ``asked``,
+            which is a signal to stop. It happens once: a file of that name in the current folder records it.
     """
 
     needs = Needs(kinds=("classification",), variable_way=True)
@@ -77,7 +77,10 @@ def fail(how: str) -> None:
         raise LookupError("no such thing on this rank")
     if how == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(600)
+    if how == "asked":
+        os.kill(os.getpid(), signal.SIGTERM)
+    else:
+        time.sleep(600)
 
 
 class Pseudo(NearestMean):

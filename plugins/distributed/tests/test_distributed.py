@@ -286,6 +286,20 @@ def test_a_killed_worker_is_survived_by_a_restart_from_the_last_checkpoint(tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("done")
+def test_processes_that_are_asked_to_stop_save_the_same_iteration(tmp_path: Path, place: Path) -> None:
+    """The signal reaches one rank only. All stop after the same iteration, and the run continues to the same bits."""
+    rarely = [*at_work.UNDISTURBED, "--run=run", "--engine.checkpoint_every=1000"]
+    ended = torchrun(tmp_path, "kshot", *rarely, "--learner.fails=asked", "--quiet")
+    assert ended.returncode != 0
+    assert "exitcode: 143" in ended.stderr or "exitcode  : 143" in ended.stderr, ended.stderr
+    assert [p.name for p in (tmp_path / "run/checkpoints").glob("*.pt")] == ["00000004.pt"]
+    again = torchrun(tmp_path, "kshot", "resume", "run", "--quiet")
+    assert again.returncode == 0, again.stderr
+    assert farthest(parameters(tmp_path / "run"), parameters(place / "undisturbed")) == 0
+
+
+@pytest.mark.slow
 def test_a_rank_that_raises_is_named_and_takes_the_others_with_it(tmp_path: Path) -> None:
     """They end within seconds, not after a timeout of half an hour."""
     ended = torchrun(tmp_path, "kshot", *at_work.UNDISTURBED, "--run=run", "--learner.fails=raises", "--quiet")

@@ -201,7 +201,7 @@ class Engine:
         self._open_folder(options.to_dict())
         self._iterations = total
         alone = nullcontext() if self.folder is None else only_training(self.folder.path)
-        with alone, Stop(self.folder is not None and self.backend.world.size == 1) as stop:
+        with alone, Stop(self.folder is not None or self.backend.world.size > 1) as stop:
             metrics = self._loop.run(options, stop)
         self._parameters.stand_on_best(self.iteration)
         from_first(self.backend.world, lambda: None)  # no rank leaves before the last checkpoint is on the disk

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from kshot._engine.processes import everywhere, exchange, meeting
 from kshot.errors import TrainingError
 from kshot.protocols import Backend, Metrics, TaskDistribution, World
-from kshot.randomness import seeded
+from kshot.randomness import global_generators, seeded
 from kshot.spec import Needs
 
 
@@ -41,6 +41,7 @@ class MetaBatch:
         tasks, split, indices: the episodes, of all processes together; B = len(indices).
         chunk: the largest number of episodes that are computed at once.
         seed: (engine seed, iteration), from which dropout and the like are reseeded.
+        stop: whether this process was asked to stop after this meta-batch.
     """
 
     tasks: TaskDistribution
@@ -48,6 +49,7 @@ class MetaBatch:
     indices: Sequence[int]
     chunk: int
     seed: tuple[int, int]
+    stop: bool = False
 
 
 def check_finite_metrics(metrics: Mapping[str, float], iteration: int, batch: MetaBatch) -> None:
@@ -113,10 +115,14 @@ class MetaGradient:
         learner: the learner, on the backend's device.
         parameters: its trained parameters.
         backend: where to compute, and with which other processes.
+
+    Attributes:
+        stop: whether any process was asked to stop after the last meta-batch; the same on every rank.
     """
 
     def __init__(self, learner: Any, parameters: Sequence[nn.Parameter], backend: Backend) -> None:
         self.learner, self.parameters, self.backend = learner, parameters, backend
+        self.stop = False
         # Names of the metrics, in the same order on every rank; empty until the learner has returned metrics once.
         self._names: tuple[str, ...] = ()
         # Whether the learner was seen to draw from torch's global generator.
@@ -133,6 +139,7 @@ class MetaGradient:
         """
         # That a learner draws random numbers is known only once it has done so. Its gradient of several episodes is
         # then discarded before another process gets it, and from now on episodes are computed one at a time.
+        self.stop = batch.stop
         separable = batch.chunk > 1 and not self.learner.needs.couples_tasks
         if separable and not self._draws:
             start = {name: b.detach().clone() for name, b in self.learner.named_buffers()}
@@ -175,7 +182,7 @@ class MetaGradient:
                 mean.add(next(output, None), len(chunk) / len(batch.indices))
             # 3. Add the ranks' weighted sums. If tasks are coupled, all ranks have the same, and rank 0's count once.
             if world.size > 1:
-                self._sum(mean, world, counts=not computes_all or world.rank == 0)
+                self._sum(mean, world, counts=not computes_all or world.rank == 0, stop=batch.stop)
             # 4. Every chunk must take the same number of outer steps, otherwise there is no common gradient.
             if mean.ended and mean.stepped:
                 raise everywhere(
@@ -198,16 +205,18 @@ class MetaGradient:
             watched: whether to raise ``_Draws`` if the learner draws random numbers in the first step.
         """
         episodes = self.backend.place(batch.tasks.sample(batch.split, chunk))
+        device = torch.device(self.backend.device)
         output: Any = None
         for step in itertools.count():
             # Dropout and the like are drawn from (seed, iteration, first episode, step), whatever was drawn before.
-            with seeded("training", *batch.seed, chunk[0], step), self.backend.autocast():
-                before = torch.get_rng_state() if watched and step == 0 else None
+            with seeded("training", *batch.seed, chunk[0], step, device=device), self.backend.autocast():
+                before = [each.get_state() for each in global_generators(device)] if watched and step == 0 else []
                 if step == 0:
                     output = self.learner.meta_gradient(episodes)
                 several = isinstance(output, Iterator)
                 metrics = next(output, None) if several else output
-                if before is not None and not torch.equal(before, torch.get_rng_state()):
+                after = [each.get_state() for each in global_generators(device)] if before else []
+                if not all(map(torch.equal, before, after)):
                     raise _Draws
             if metrics is None and step and several:
                 return
@@ -220,15 +229,17 @@ class MetaGradient:
             if not several:
                 return
 
-    def _sum(self, mean: _Mean, world: World, *, counts: bool) -> None:
+    def _sum(self, mean: _Mean, world: World, *, counts: bool, stop: bool) -> None:
         """Replace this rank's weighted sums by those over all ranks, with one all_reduce of one flat tensor.
 
         The flat tensor holds the gradients and the moves of the buffers; then for each parameter whether this rank
         has a gradient; then four numbers about the progress of the ranks; then for each known metric its sum and its
-        weight. If a rank has a metric whose name the others don't know, all exchange the names and sum again.
+        weight; last, whether this rank was asked to stop. If a rank has a metric whose name the others don't know, all
+        exchange the names and sum again.
 
         Args:
             counts: whether this rank's figures are among those that are summed.
+            stop: whether this rank was asked to stop.
         """
         metrics = mean.metrics if counts else {}
         tensors = mean.tensors(counts, first=world.rank == 0)
@@ -245,6 +256,7 @@ class MetaGradient:
             # Pad to a constant length: the order in which ranks are summed depends on the length, and a resumed run,
             # which knows no names at first, would differ in its last bits from an unbroken one.
             figures += [0.0] * (16 - len(figures) % 16)
+            figures[-1] = float(stop)  # there is at least one number of padding
             progress = [float(mean.stepped), float(mean.ended), float(mean.more), float(unknown)]
             tail = [*has_gradient, *progress, *figures]
             flat = torch.cat([*flat_tensors, torch.tensor(tail, dtype=dtype, device=device)])
@@ -260,6 +272,7 @@ class MetaGradient:
             names_of_ranks = exchange(world, list(metrics))
             self._names = tuple(dict.fromkeys([*self._names, *(name for names in names_of_ranks for name in names)]))
         mean.stepped, mean.ended, mean.more = stepped, ended, more
+        self.stop = tail[-1] > 0
         mean.take(summed, tail[:n])
         sums, weights = tail[n + 4 :: 2], tail[n + 5 :: 2]
         each = zip(self._names, sums, weights, strict=False)  # the padding has no names

@@ -8,6 +8,9 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
+TOGETHER = 1.0
+"""Seconds within which several signals are one: a launcher forwards what the terminal has sent to all processes."""
+
 SHARE = 20
 """Time between two checkpoints that are due by time, in durations of writing one: at most 5 % is spent on writing."""
 
@@ -42,8 +45,8 @@ class Schedule:
 class Stop:
     """Delay Ctrl-C and SIGTERM until the end of an iteration, within a ``with`` block.
 
-    A checkpoint of a half-taken step would not continue as the unbroken training does. The second signal acts at once.
-    Signals are only taken over in the main thread, and only if nobody else handles them.
+    A checkpoint of a half-taken step would not continue as the unbroken training does. A second signal, at least a
+    second later, acts at once. Signals are only taken over in the main thread, and only if nobody else handles them.
 
     Args:
         active: whether to take the signals over.
@@ -51,6 +54,7 @@ class Stop:
 
     def __init__(self, active: bool) -> None:
         self.signal: int | None = None
+        self._first = 0.0
         self._active = active and threading.current_thread() is threading.main_thread()
         self._before: dict[int, Any] = {}
 
@@ -69,12 +73,13 @@ class Stop:
             signal.signal(number, handler)
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        if self.signal is None:
+            self.signal, self._first = number, time.monotonic()
+        elif time.monotonic() - self._first >= TOGETHER:
             self.act("")
-        self.signal = number
 
     def act(self, message: str) -> None:
-        """Stop as the signal asks, if there was one.
+        """Stop as the signal asks; if only another process got one, as after SIGTERM.
 
         Raises:
             KeyboardInterrupt: after Ctrl-C, with the message.
@@ -82,5 +87,4 @@ class Stop:
         """
         if self.signal == signal.SIGINT:
             raise KeyboardInterrupt(message)
-        if self.signal is not None:
-            raise SystemExit(128 + self.signal)
+        raise SystemExit(128 + (self.signal or signal.SIGTERM))

@@ -26,6 +26,7 @@ class OuterStep:
     Attributes:
         parameters: the learner's parameters that require a gradient.
         optimizer: the torch optimizer over these parameters; None if there are none.
+        gradient: computes the meta-gradients.
     """
 
     def __init__(self, learner: Any, outer: Outer, backend: Backend) -> None:
@@ -33,7 +34,7 @@ class OuterStep:
         self.parameters: list[nn.Parameter] = [p for p in learner.parameters() if p.requires_grad]
         self.optimizer = outer.make(self.parameters) if self.parameters else None
         self._known = list(learner.parameters())  # trained or not
-        self._gradient = MetaGradient(learner, self.parameters, backend)
+        self.gradient = MetaGradient(learner, self.parameters, backend)
 
     def settle(self) -> tuple[list[str], bool]:
         """Train the parameters that require a gradient now.
@@ -96,7 +97,7 @@ class OuterStep:
                 group["lr"] = self.outer.rate(iteration, iterations)
         metrics: Mapping[str, float] = {}
         # 2. Compute the mean meta-gradient over chunks and processes; .grad is the same on every rank afterwards.
-        for metrics in self._gradient.steps(batch):
+        for metrics in self.gradient.steps(batch):
             check_finite_metrics(metrics, iteration, batch)
             if self.optimizer is not None:
                 # 3. Refuse a gradient that would ruin the parameters, then scale it to a norm of at most ``clip``.

@@ -73,7 +73,8 @@ class TrainingLoop:
             while engine.iteration < total and not self.parameters.best.worse_than(options.patience):
                 # 1. Take a step. Iteration t trains on the episodes tB .. tB + B - 1, so that resuming is a number.
                 indices = range(engine.iteration * engine.meta_batch, (engine.iteration + 1) * engine.meta_batch)
-                batch = MetaBatch(engine.tasks, options.split, indices, engine.chunk, (engine.seed, engine.iteration))
+                seed = engine.seed, engine.iteration
+                batch = MetaBatch(engine.tasks, options.split, indices, engine.chunk, seed, stop.signal is not None)
                 metrics = self.step.take(batch, engine.iteration, total)
                 engine.iteration += 1
                 self.results.clear()
@@ -90,11 +91,15 @@ class TrainingLoop:
                 if validates:
                     self._validate(options, closing=engine.iteration % (every or 1) != 0)
                     last = last or self.parameters.best.worse_than(options.patience)
-                # 4. Save. By time, and when asked to stop, that is due only where one can write: on rank 0.
-                asked = engine.folder is not None and (stop.signal is not None or schedule.overdue())
-                if last or asked or schedule.due(engine.iteration):
+                # 4. Save. By time, and when asked to stop, that is due only where one can write: on rank 0. Several
+                #    processes stop together, after the first iteration whose sums tell all of them that one was asked.
+                alone = engine.backend.world.size == 1
+                stops = stop.signal is not None if alone or last else self.step.gradient.stop
+                extra = engine.folder is not None and (stops or schedule.overdue())
+                if last or extra or schedule.due(engine.iteration):
                     self._checkpoint(schedule, last=last)
-                stop.act(f"after iteration {engine.iteration}; the state is saved; continue with resume")
+                if stops:
+                    stop.act(f"after iteration {engine.iteration}; the state is saved; continue with resume")
         except BaseException as raised:
             error = raised
             raise

@@ -71,8 +71,7 @@ def _unchanged(learner: Any, backend: Backend) -> Iterator[None]:
     python, numpy = random.getstate(), np.random.get_state()
     device = torch.device(backend.device)
     try:
-        cuda = [device] if device.type == "cuda" else []
-        with evaluating(learner), seeded("trial"), torch.random.fork_rng(devices=cuda, enabled=bool(cuda)):
+        with evaluating(learner), seeded("trial", device=device):
             yield
     finally:
         random.setstate(python)

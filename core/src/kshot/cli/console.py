@@ -67,7 +67,9 @@ class Group(click.Group):
             import traceback
 
             with contextlib.suppress(OSError, ValueError):
-                click.echo(printable("".join(traceback.format_exception(error))), err=True, nl=False)
+                text = printable("".join(traceback.format_exception(error)))
+                prefix = f"[rank{rank()}]: " if rank() else ""  # as torch marks the tracebacks of several processes
+                click.echo("".join(f"{prefix}{line}" for line in text.splitlines(keepends=True)), err=True, nl=False)
             ctx.exit(1)
         finally:
             flush_or_discard(sys.stderr)

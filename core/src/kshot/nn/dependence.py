@@ -7,10 +7,9 @@ or a ``Network`` is built around it, and a learner once, before an engine evalua
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -60,7 +59,7 @@ def depends_on_batch(net: nn.Module, input_shape: tuple[int, ...], *, training: 
     x = torch.randn(4, *input_shape, generator=torch.Generator().manual_seed(0)).to(like)
 
     def outputs(examples: Tensor, seed: int) -> Any:
-        with _drawing_from(seed, x.device):
+        with seeded("dependence", seed, device=x.device):
             return functional_call(net, {name: b.clone() for name, b in net.named_buffers()}, (examples,))
 
     try:
@@ -77,18 +76,6 @@ def depends_on_batch(net: nn.Module, input_shape: tuple[int, ...], *, training: 
     finally:
         for m, mode in modes:
             m.training = mode
-
-
-@contextlib.contextmanager
-def _drawing_from(seed: int, device: torch.device) -> Iterator[None]:
-    """Draw random numbers from ``seed`` inside the block, on the CPU and on ``device``; restore both afterwards."""
-    # torch.manual_seed would also reseed all other accelerators, which nothing here restores.
-    cuda = device.type == "cuda"
-    with seeded("dependence", seed), torch.random.fork_rng(devices=[device] if cuda else [], enabled=cuda):
-        if cuda:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield
 
 
 def differ(a: Tensor, b: Tensor) -> bool:
@@ -134,11 +121,11 @@ def check_queries(learner: Any, episodes: Episode, kind: str) -> None:
     x = first.query.x
 
     def predicted(inputs: Tensor, predict: Callable[[Tensor], Tensor], seed: int) -> Tensor:
-        with _drawing_from(seed, x.device):
+        with seeded("dependence", seed, device=x.device):
             return predict(inputs)
 
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False), evaluating(learner):
-        with _drawing_from(0, x.device):
+        with seeded("dependence", 0, device=x.device):
             predict = learner.adapt(first.for_adapting("independent"))
         together = predicted(x, predict, 0)
         try:
