@@ -77,13 +77,13 @@ class Learner(Protocol):
 class Memory(Protocol):
     """An external memory: an ``nn.Module``. Made by ``factory(slots, width, reads, **options)``.
 
-    ``interface`` [B, interface_size] is the controller's output, any real numbers; the memory decides how it is cut
-    into keys, gates and so on, and squashed. ``state`` is any pytree of tensors that begin with B. Reads before the
+    ``interface`` [B, interface_size] is the controller's output, any real numbers. The memory cuts it into keys, gates
+    and so on, and maps each to its own range. ``state`` is any pytree of tensors that begin with B. Reads before the
     first step are zeros. If the state has the fields (of a named tuple) or keys (of a dict) ``read_weights``
     [B, R, M] and ``write_weights`` [B, *, M], learners can trace them and plots can draw them.
 
     Example:
-        >>> class LastInput(torch.nn.Module):  # a memory of one row, which each step replaces
+        >>> class LastInput(torch.nn.Module):  # a memory of one slot, which each step replaces
         ...     interface_size = read_size = 4
         ...     def initial_state(self, batch_size):
         ...         return torch.zeros(batch_size, 4)
@@ -150,7 +150,7 @@ class Backend(Protocol):
     world: World
 
     def place(self, x: T) -> T:
-        """Return a module, tensor or value of tensors on the device in its memory format; move modules in place."""
+        """Return a module, tensor or pytree on the device, in the backend's memory format; move modules in place."""
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context of the precision in which ``meta_gradient`` and ``adapt`` run."""
@@ -169,7 +169,7 @@ class EngineView(Protocol):
         backend: the device and precision that it computes with.
         meta_batch: tasks per outer step (B).
         chunk: the most tasks computed at once.
-        seed: of training.
+        seed: the seed of training.
         iteration: outer steps taken.
         folder: the run folder, whose ``path`` is a directory; None if nothing is written.
     """
@@ -201,12 +201,12 @@ class EngineView(Protocol):
 
 @runtime_checkable
 class PerTask(Protocol):
-    """A learner whose meta-gradient is a sum over tasks: for wrappers that weigh tasks, such as gradient agreement.
+    """A learner whose meta-gradient is a mean over tasks: for wrappers that weigh tasks, such as gradient agreement.
 
-    The gradient of ``losses[b]`` is what ``meta_gradient`` adds for task b alone, and the gradient of their mean what
-    it adds for all, with the same random draws and the same update of running statistics. So a wrapper differentiates
-    a function of the losses and needs to know nothing of the method. If the meta-gradient is not the gradient of a
-    loss (Reptile), the learner returns losses whose gradient it is.
+    The gradient of ``losses[b]`` is what ``meta_gradient`` adds for task b alone. The gradient of their mean is what
+    it adds for all tasks, with the same random draws and the same update of running statistics. So a wrapper
+    differentiates a function of the losses and needs to know nothing of the method. If the meta-gradient is not the
+    gradient of a loss (Reptile), the learner returns losses whose gradient it is.
     """
 
     def task_losses(self, episodes: Episode) -> tuple[Tensor, Mapping[str, Tensor]]:

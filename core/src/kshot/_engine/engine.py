@@ -1,7 +1,7 @@
 """Train and evaluate a learner on episodes; the loops are in ``training_loop`` and ``evaluation``.
 
-Each of several processes has an engine, and all call the same methods in the same order. Every rank takes its share of
-the episodes. Rank 0 alone has hooks and a run folder, and reads files."""
+If several processes train together, each has an engine, and all call the same methods in the same order. Every rank
+takes its share of the episodes. Only rank 0 has hooks and a run folder, and reads files."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Engine:
     - It trains on ``tasks`` as they are. The task options that a method prefers while training
       (``learner.training_defaults.tasks``, such as 30-way with 1 query) are not applied; to train that way, pass such
       tasks, and the tasks of the test as ``validate_on``. The method's other training defaults are applied.
-    - It does not validate unless asked, does not evaluate after training, and writes to no folder unless given one.
+    - It does not evaluate after training, and writes to no folder unless given one.
 
     **Which parameters the learner has.** Between two calls it has the best validated parameters, or those of the last
     outer step if there was no validation. ``evaluate`` scores these and reports their iteration. A second ``train``, or
@@ -63,7 +63,7 @@ class Engine:
         learner: the learner, see ``kshot.protocols.Learner``.
         tasks: the tasks to train on.
         meta_batch: tasks per outer step (B); by default the learner's own (``learner.training_defaults``), else 1.
-        chunk: largest number of tasks computed at once; gradients of the chunks are accumulated to the same mean.
+        chunk: largest number of tasks computed at once. The gradients of the chunks add up to that of the meta-batch.
         optimizer: an ``Outer``, its fields, a name, or None for the learner's own.
         backend: where to compute; None is the CPU.
         hooks: hook plugins, by name or as objects; {name: object} gives names to objects. Only rank 0 has them.
@@ -119,7 +119,7 @@ class Engine:
         self.iteration = 0
         self.folder: RunFolder | None = None
         self._parameters = Parameters(self.learner)
-        self._iterations: int | None = None  # in all, as the last call of train asked
+        self._iterations: int | None = None  # the total that the last call of train asked for
         self._evaluates_only = False
         self._results = Results()
         self._door = Door()
@@ -169,13 +169,13 @@ class Engine:
 
         Raises:
             DataError: the first episode is malformed.
-            MisfitError: the learner's predictions don't have the shape of the tasks' targets, or the processes do not
-                agree on what to train, on what, or how; before any compute.
+            MisfitError: the learner's predictions don't have the shape of the tasks' targets, or the processes have
+                different learners, tasks or options; before the first outer step.
             OptionError: ``iterations`` differs from an earlier call's under a schedule that depends on it.
             TrainingError: a metric or a gradient is not finite, or the learner broke its protocol; names iteration
                 and episodes.
             HookError: a hook raised.
-            RunError: the run folder is in use or not empty, or a state can't be stored; earlier ones are untouched.
+            RunError: the run folder is in use or not empty, or a state can't be stored; earlier checkpoints stay.
         """
         total = self.training.iterations if iterations is None else iterations
         options = TrainingOptions(
@@ -243,14 +243,14 @@ class Engine:
         """Adapt to each of the first ``episodes`` episodes of ``split`` and score the predictions on its queries.
 
         In a run with a folder, the results of the present parameters are written to its result.json. Several processes
-        share the batches of episodes, and each returns the result of all. A hook evaluates alone, on rank 0.
+        share the batches of episodes, and each returns the result of all. If a hook calls this, rank 0 evaluates alone.
 
         Args:
             tasks: other tasks than at construction (another way or shot, longer sequences); checked again.
             learner_options: other options of the learner, such as more inner steps; the parameters stay. For
                 learners that were made by ``kshot.learner``.
             perturb: (predictor, query examples) -> the examples to predict instead.
-            batch: episodes at once; by default what fits the caches.
+            batch: episodes at once; by default as many as fit into the caches of a processor, at most 64.
             write: whether the result goes into the run folder.
 
         Raises:
@@ -283,7 +283,7 @@ class Engine:
         return self._door.enter(tasks, split, size)
 
     def _agree(self, call: str, learner: Any, tasks: TaskDistribution, **more: Any) -> None:
-        """Raise MisfitError if the ranks are not at the same call, or do not have the same of anything."""
+        """Raise MisfitError if the ranks make different calls, or have different components, options or versions."""
         if self.backend.world.size == 1:
             return
         agree(self.backend.world, {"call": call, **process_facts(self, self.outer, learner, tasks), **more})
@@ -327,12 +327,12 @@ class Engine:
         at 0. A run may be resumed with another number of processes.
 
         Raises:
-            RunError: there is no run, or the checkpoint is truncated, corrupt, newer, or of another learner, other
-                tasks or another training, with other options. Nothing is overwritten.
+            RunError: there is no run; or the checkpoint is damaged, was written by a newer kshot, or is of another
+                learner, other tasks or a training with other options. Nothing is overwritten.
         """
         path, state = from_first(self.backend.world, lambda: self._read(checkpoint))
         self._step.settle()
-        if state is not None:  # check everything before anything is changed; the hooks have loaded their states then
+        if state is not None:  # check everything first; hooks check their states by loading them
             check_resumable(path, state, self.identity, self.learner, self.optimizer, self._hooks)
         if checkpoint is None and self._run is not None and self.backend.world.rank == 0:
             self.folder = RunFolder(self._run)
@@ -373,7 +373,7 @@ class Engine:
         return str(checkpoint), load_checkpoint(Path(checkpoint))
 
     def init_from(self, run: str | Path) -> Inherited:
-        """Start from the parameters of another run, the best validated ones or else the last, not from its state.
+        """Start a new training from the parameters of another run: the best validated ones, or else the last.
 
         Copies the tensors that match by name and shape, and reports the rest, which stay as initialised: a second stage
         of training may have new components. The run folder's config records the report.

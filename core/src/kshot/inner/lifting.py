@@ -169,7 +169,7 @@ class Lift:
         self._chosen: dict[Any, Choice] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what is copied and pickled: not the choices, whose keys are code and which are made again alike."""
+        """Return the attributes to copy or pickle: not the choices, whose keys (code) can't be pickled."""
         return {**vars(self), "_chosen": {}}
 
     def map(self, function: Callable[..., Any], state: State, *values: Any) -> Any:
@@ -274,8 +274,8 @@ class Lift:
         """Choose between vmap and the loop for tasks of these shapes, by the cost of the first task."""
         if self.strategy == "loop":
             return LOOP
-        # Operations with large results use all of a CPU already for one task. Then vmap is not faster, and needs more
-        # memory.
+        # One task whose operations have large results already uses all of a CPU. Then vmap is not faster, and needs
+        # more memory.
         cost = cost_of(function, *_task(state, dims, values, 0))
         heavy = cost.bytes / max(1, cost.operations) > LOOP_ABOVE
         chunk = self.chunk or max(1, CHUNK_BYTES // max(1, cost.bytes))
@@ -311,7 +311,7 @@ def _vmapped(function: Callable[..., Any], state: State, dims: int | None, value
     """Run the function by vmap for the tasks ``first``, ..., ``last - 1``.
 
     Args:
-        dims: 0 if the parameters begin with B, None if the tasks share them (as ``in_dims`` of vmap).
+        dims: the ``in_dims`` of vmap for the parameters: 0 if they begin with B, None if the tasks share them.
 
     Returns:
         The results, in which every tensor begins with the number of these tasks, ``last - first``.
@@ -364,7 +364,7 @@ def _concatenate(chunks: list[Any]) -> Any:
 
 
 def _code(function: Any) -> Any:
-    """Return the code of a function, a method, a partial or a callable object, the same at every call of it."""
+    """Return the code of a callable: the same for every new partial or bound method of the same function."""
     while isinstance(function, functools.partial):
         function = function.func
     return getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", type(function))

@@ -1,4 +1,4 @@
-"""Convert images of any form to ``[C, h, w]`` bytes: both those of a folder and those to be predicted."""
+"""Convert images to arrays [C, h, w] of bytes: the images of a folder, and images to be predicted."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ VERSION = 1
 
 @frozen
 class Form:
-    """Store the form to which images are brought.
+    """Store the form into which images are converted.
 
     Attributes:
         mode: ``L`` (grey, C = 1) or ``RGB`` (C = 3).
         size: height and width in pixels.
-        fit: what to do with an image of another shape: ``squeeze`` it, ``crop`` its middle, or ``pad`` it with white.
+        fit: what to do with an image of other proportions: ``squeeze`` it, ``crop`` its middle, or ``pad`` it (white).
 
     Example:
         >>> form = Form("RGB", (4, 6), "pad")
@@ -46,7 +46,7 @@ class Form:
         return (len(self.mode), *self.size)
 
     def decode(self, path: Path) -> NDArray[np.uint8]:
-        """Return the image in a file (of an animation, the first) as [1, C, h, w].
+        """Return the image in a file, or the first image of an animation, as [1, C, h, w].
 
         Raises:
             DataError: it can't be read, or its values have no known range. The message names it.
@@ -76,7 +76,7 @@ def prepare(raw: Any, form: Form) -> Tensor:
 
     Args:
         raw: paths, images, uint8 arrays, or a sequence of these, see ``kshot.data.pictures.inputs``.
-        form: the form to which to bring them.
+        form: the form into which to convert them.
 
     Raises:
         DataError: a file is missing or is not an image, or an array has another shape or type. The message names it.

@@ -36,24 +36,24 @@ def imagefolder(
     workers: int | None = None,
     block: int = 1,
 ) -> FolderTasks:
-    """Make tasks of classifying a user's own images: ``root`` has a folder for each class, named after the class.
+    """Make classification tasks from your own images: ``root`` has a folder for each class, named after the class.
 
     Inputs are [C, height, width] within [0, 1]. Files are decoded once, when the first episode is asked for, into a
     table in the cache. ``prepare`` brings other images into the same form without decoding the folder.
 
     Args:
         way, shot, query, seed, block: see ``kshot.ClassificationTasks``. Classes may have different numbers of images,
-            each at least shot + query. By default way is 5, or as many classes as the smallest split has; query is 5,
-            or as many images as the smallest class leaves after the shots.
+            each at least shot + query. By default way is 5, or fewer if the smallest split has fewer classes; query is
+            5, or fewer if the smallest class has fewer images besides the shots.
         root: the folder of class folders, see ``kshot.data.folders.scan``.
         size: pixels per side, or height and width.
         mode: 'RGB' (C = 3) or 'L' (grey, C = 1).
-        fit: what to do with an image of another shape: 'squeeze' it, 'crop' its middle, or 'pad' it with white.
-        split: shares of train, val and test; or lists of class names: a folder with train.txt, val.txt and test.txt
-            (one name per line), or a mapping from a split to names or to such a file.
+        fit: what to do with an image of other proportions: 'squeeze' it, 'crop' its middle, or 'pad' it with white.
+        split: the shares of train, val and test. Or the class names of each split: a folder with train.txt, val.txt
+            and test.txt (one name per line), or a mapping from a split to its names or to such a file.
         split_by: 'class', so that the classes of val and test are new ones; or 'example', for folders of few classes:
             every split has all classes, and each class's images are divided.
-        split_seed: another seed gives another division by shares.
+        split_seed: the seed of the random division by shares.
         cache: kshot's cache folder; by default KSHOT_CACHE, or the system's.
         workers: number of threads that decode; by default one for each processor, at most 8.
 

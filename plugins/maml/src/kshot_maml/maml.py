@@ -81,7 +81,7 @@ class MAML(nn.Module):
         self.inner_lr = paper_rate(spec) if inner_lr is None else inner_lr
         self.inner_steps, self.test_steps = inner_steps, inner_steps if test_steps is None else test_steps
         self.lift = Lift(strategy, chunk)
-        # With ``support``, the query loss treats batch statistics of the support as constants, so it is not exact.
+        # With ``support``, batch statistics of the support count as constants, so the gradient is not exact.
         constants = self.net.has_batch_norm and normalisation == "support"
         self.needs = attrs.evolve(
             type(self).needs, queries=self.net.queries, exact_gradient=self.second_order and not constants
@@ -171,7 +171,7 @@ class MAML(nn.Module):
 
 
 def paper_rate(spec: TaskSpec) -> float:
-    """Return alpha by appendix A.1: 0.4 for 5-way and 0.1 for 20-way Omniglot, 0.01 for sinusoids.
+    """Return alpha of the paper: 0.4 for 5-way and 0.1 for 20-way Omniglot (appendix A.1), 0.01 for sinusoids (5.1).
 
     Example:
         >>> paper_rate(TaskSpec(kind="classification", input_shape=(4,), way=5, shot=1, query=5))
@@ -183,9 +183,9 @@ def paper_rate(spec: TaskSpec) -> float:
 
 
 def paper_training(spec: TaskSpec) -> Training:
-    """Return the default training: meta-batches of the paper (appendix A), but fewer iterations than its 60,000.
+    """Return the default training: the authors' meta-batches, but far fewer iterations than their 60,000 or more.
 
-    25 tasks are the paper's for sinusoids. 16 tasks are the paper's for 20-way Omniglot; it takes 32 for 5-way.
+    For sinusoids their code has 25 tasks. For Omniglot the paper has 16 tasks in 20-way and 32 in 5-way; here it is 16.
 
     Example:
         >>> paper_training(TaskSpec(kind="classification", input_shape=(4,), way=5, shot=1, query=5)).meta_batch
