@@ -122,7 +122,7 @@ def _actions(spec: TaskSpec) -> str:
 
 
 def check_episode(episode: Episode, spec: TaskSpec, who: str) -> None:
-    """Check that a meta-batch is what the spec says and can be computed with; the engine calls it once per batch.
+    """Check that a meta-batch is what the spec says and can be computed with; the engine calls it once per split.
 
     Args:
         episode: a meta-batch.

@@ -1,4 +1,4 @@
-"""A view of classification tasks that degrades a known part of the examples."""
+"""A view of classification tasks that degrades a share of the examples and records which."""
 
 from kshot_degraded.view import Degraded
 

@@ -1,4 +1,4 @@
-"""Tasks in which a known part of the examples is degraded, as Fort did with Omniglot (1708.02735, section 5).
+"""Tasks in which a recorded share of the examples is degraded, as Fort did with Omniglot (1708.02735, section 5).
 
 Letters: B meta-batch, N way, K shot, Q queries per class, S = N K, U unlabelled examples.
 """
