@@ -16,12 +16,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from kshot.inner.guards import Untraceable
 
 aten = torch.ops.aten
-_UNCHANGED = (aten.alias.default, aten.view.default, aten._unsafe_view.default, aten.expand.default)
+_VIEWS = (aten.alias.default, aten.view.default, aten._unsafe_view.default, aten.expand.default, aten.detach.default)
+_DECIDING = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 Flat = Callable[..., Sequence[Tensor]]
 
 
@@ -46,18 +49,11 @@ def trace(function: Flat, inputs: Sequence[Tensor], outer: Sequence[Tensor] = ()
         >>> graph(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))
         [tensor([4., 6.]), tensor([3., 8.])]
     """
-    try:
-        graph = make_fx(lambda *tensors: list(function(*tensors)))(*inputs)
-    except Untraceable:
-        raise
-    except Exception as error:
-        raise Untraceable(_first_line(error)) from error
-    _take_in(graph, outer)
-    for node in graph.graph.nodes:
-        tags = getattr(node.target, "tags", ())
-        if torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags:
-            raise Untraceable(f"{node.target} decides by the numbers in a tensor")
-    _simplify(graph)
+    # Each input is a new tensor object, so that two inputs that are one object remain two.
+    inputs = [t.detach() for t in inputs]
+    with _Recorder(inputs, outer) as recorder:
+        outputs = function(*inputs)
+        graph: fx.GraphModule = recorder.finish(outputs)
     return graph
 
 
@@ -84,42 +80,53 @@ def interpreter(graph: fx.GraphModule) -> Callable[..., Sequence[Tensor]]:
         return graph
 
 
-def _take_in(graph: fx.GraphModule, outer: Sequence[Tensor]) -> None:
-    """Turn the constants of the graph that are ``outer`` tensors into inputs, which follow the other inputs."""
-    nodes = graph.graph.nodes
-    last = [node for node in nodes if node.op == "placeholder"][-1]
-    places = {}
-    for i, tensor in enumerate(outer):
-        with graph.graph.inserting_after(last):
-            last = places[id(tensor)] = graph.graph.placeholder(f"outer_{i}")
-    for node in list(nodes):
-        if node.op == "get_attr":
-            constant = operator.attrgetter(node.target)(graph)
-            if (place := places.get(id(constant))) is not None:
-                node.replace_all_uses_with(place)
-                graph.graph.erase_node(node)
-            elif isinstance(constant, Tensor) and constant.requires_grad:
+class _Recorder(TorchDispatchMode):
+    """Record the operations inside as the nodes of a graph."""
+
+    def __init__(self, inputs: Sequence[Tensor], outer: Sequence[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.root, self.graph = torch.nn.Module(), fx.Graph()
+        # The node that computes a tensor, by the identity of the tensor, which may be freed in the meantime.
+        self.nodes: Any = WeakIdKeyDictionary()
+        for i, t in enumerate([*inputs, *outer]):
+            self.nodes[t] = self.graph.placeholder(f"input_{i}")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(tag in func.tags for tag in _DECIDING):
+            raise Untraceable(f"{func} decides by the numbers in a tensor")
+        kwargs = kwargs or {}
+        # The arguments are looked up before the operation, which may write to them.
+        arguments, named = pytree.tree_map_only(Tensor, self._node, (args, kwargs))
+        results = func(*args, **kwargs)
+        if func is aten.lift_fresh.default:  # a constant, of which every run needs a copy of its own
+            func = aten.clone.default
+        node = self.graph.call_function(func, arguments, named)
+        if isinstance(results, Tensor):
+            same = func in _VIEWS and _alike(results, args[0])
+            self.nodes[results] = arguments[0] if same else node
+        elif isinstance(results, tuple | list):
+            for i, result in enumerate(results):
+                if isinstance(result, Tensor):
+                    self.nodes[result] = self.graph.call_function(operator.getitem, (node, i))
+        return results
+
+    def _node(self, tensor: Tensor) -> fx.Node:
+        node: fx.Node | None = self.nodes.get(tensor)
+        if node is None:  # a tensor from outside, which is kept by reference
+            if tensor.requires_grad:
                 raise Untraceable("it uses a parameter that belongs neither to its state nor to its object")
-    graph.recompile()
+            name = f"constant_{len(list(self.root.buffers()))}"
+            self.root.register_buffer(name, tensor)
+            node = self.nodes[tensor] = self.graph.get_attr(name)
+        return node
+
+    def finish(self, outputs: Sequence[Tensor]) -> fx.GraphModule:
+        """Return the graph that computes these outputs, without the operations whose result nobody uses."""
+        self.graph.output([self._node(t) for t in outputs])
+        self.graph.eliminate_dead_code()
+        return fx.GraphModule(self.root, self.graph)
 
 
-def _simplify(graph: fx.GraphModule) -> None:
-    """Remove operations whose result nobody uses, and those that return their argument unchanged."""
-    graph.graph.eliminate_dead_code()
-    for node in list(graph.graph.nodes):
-        if node.target in _UNCHANGED:
-            before, after = (n.meta.get("tensor_meta") for n in (node.args[0], node))
-            if before is not None and after is not None and _alike(before, after):
-                node.replace_all_uses_with(node.args[0])
-                graph.graph.erase_node(node)
-    for node in graph.graph.nodes:
-        node.meta.clear()
-    graph.recompile()
-
-
-def _alike(a: Any, b: Any) -> bool:
-    return bool(a.shape == b.shape and a.stride == b.stride and a.dtype == b.dtype)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+def _alike(a: Tensor, b: Any) -> bool:
+    """Return whether a view has the shape of what it shows."""
+    return isinstance(b, Tensor) and a.shape == b.shape and a.stride() == b.stride() and a.dtype == b.dtype
