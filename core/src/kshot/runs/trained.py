@@ -188,8 +188,8 @@ class Trained:
         becomes 1.
 
         Raises:
-            DataError: they can't be read, have another shape than the learner was built for, or have values that are
-                not finite or outside the range that it was trained on.
+            DataError: there are none, they can't be read, have another shape than the learner was built for, or have
+                values that are not finite or outside the range that it was trained on.
         """
         if getattr(self._prepare, "function", self._prepare) in (None, as_inputs, episode.as_inputs):
             refuse_files(raw)
@@ -199,6 +199,8 @@ class Trained:
                 f"inputs: got shape {list(x.shape)}, expected [n, {', '.join(map(str, self.spec.input_shape))}], with "
                 "examples as the learner was trained on; reshape them, or pass Trained(prepare=tasks.prepare)"
             )
+        if not len(x):
+            raise DataError("inputs: got no examples, expected at least one; give some")
         if self.spec.input_range is not None and x.numel():
             low, high = float(x.min()), float(x.max())
             least, greatest = self.spec.input_range
