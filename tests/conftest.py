@@ -113,6 +113,7 @@ class Trials:
         right: Callable[[Any], object] | None = None,
         *,
         named: str = "",
+        must: bool = False,
         others: tuple[type[Exception], ...] = (),
         may_write: bool = False,
     ) -> bool:
@@ -124,6 +125,7 @@ class Trials:
             right: checks what came of it; it raises AssertionError, or returns False, if it is wrong. None if no value
                 is right, so that the input must be refused.
             named: what a refusal must contain, such as the name of the file.
+            must: whether the input has to be accepted.
             others: further types of errors that are a refusal, such as ValueError for scikit-learn.
             may_write: whether a refusal may leave files, such as those of a cache.
         """
@@ -136,6 +138,8 @@ class Trials:
                 value = work()
         except (KshotError, *others) as error:
             self.refused += 1
+            if must:
+                self.faults.append(f"{label}: refused, expected to be accepted: {error!s:.300}")
             message = " ".join([str(error), *getattr(error, "__notes__", ())])
             if isinstance(error, KshotError):
                 lacking = [word for word in ("got|can't", "expected", named) if not re.search(word, message)]
