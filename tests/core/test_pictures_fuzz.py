@@ -59,7 +59,7 @@ def picture(mode: str, size: tuple[int, int]) -> Image.Image:
     height, width = size
     ramp = (np.add.outer(np.arange(height), np.arange(width)) * 9 % 256).astype(np.uint8)
     if mode in ("I;16", "I"):
-        return Image.fromarray((ramp.astype(np.uint16) * 257)) if mode == "I;16" else Image.fromarray(ramp.astype("i4"))
+        return Image.fromarray(ramp.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(ramp.astype("i4"))
     if mode == "F":
         return Image.fromarray((ramp / 255).astype(np.float32))
     if mode == "LAB":
@@ -283,18 +283,49 @@ def odd() -> Iterator[tuple[str, Path, bool]]:
     ):
         Path(name).write_bytes(whole)
         yield "a name", Path(name), True
-    texts = [b"", b"\0", b"text", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"<svg/>", b"%PDF-1.4", b"PK\x03\x04",
-             b"\x89PNG\r\n\x1a\n", b"GIF89a", b"\xff\xd8\xff", b"RIFF\0\0\0\0WEBPVP8 ", b"II*\0", b"MM\0*", b"BM", b"P6\n",
-             b"8BPS", b"\0\0\x01\0", b"DDS ", b"icns", b"BLP2", b"qoif", b"GRIB", b"\x89HDF\r\n\x1a\n", b"\xd7\xcd\xc6\x9a",
-             b"\0\0\0\x0cjP  \r\n\x87\n", b"\0\0\0\x18ftypavif"]  # fmt: skip
+    texts = [
+        b"",
+        b"\0",
+        b"text",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        b"<svg/>",
+        b"%PDF-1.4",
+        b"PK\x03\x04",
+        b"\x89PNG\r\n\x1a\n",
+        b"GIF89a",
+        b"\xff\xd8\xff",
+        b"RIFF\0\0\0\0WEBPVP8 ",
+        b"II*\0",
+        b"MM\0*",
+        b"BM",
+        b"P6\n",
+        b"8BPS",
+        b"\0\0\x01\0",
+        b"DDS ",
+        b"icns",
+        b"BLP2",
+        b"qoif",
+        b"GRIB",
+        b"\x89HDF\r\n\x1a\n",
+        b"\xd7\xcd\xc6\x9a",
+        b"\0\0\0\x0cjP  \r\n\x87\n",
+        b"\0\0\0\x18ftypavif",
+    ]
     for i, text in enumerate(texts):
         path = Path(f"text{i}.png")
         path.write_bytes(text + b"\x01" * (i % 3 * 40))
         yield f"text {text!r}", path, False
     Path("folder.png").mkdir()
     os.mkfifo("pipe.png")
-    for name, target in (("nowhere.png", "none"), ("itself.png", "itself.png"), ("zero.png", "/dev/zero"), ("null.png", "/dev/null"),
-                         ("topipe.png", "pipe.png"), ("tofolder.png", "."), ("random.png", "/dev/urandom")):  # fmt: skip
+    for name, target in (
+        ("nowhere.png", "none"),
+        ("itself.png", "itself.png"),
+        ("zero.png", "/dev/zero"),
+        ("null.png", "/dev/null"),
+        ("topipe.png", "pipe.png"),
+        ("tofolder.png", "."),
+        ("random.png", "/dev/urandom"),
+    ):
         os.symlink(target, name)
         yield "a link", Path(name), False
     yield "a folder", Path("folder.png"), False
