@@ -20,7 +20,7 @@ import torch
 
 import kshot.registry
 from kshot._distributions import problems
-from kshot.errors import OptionError, PluginError, UnknownPluginError
+from kshot.errors import DataError, OptionError, PluginError, UnknownPluginError
 from kshot.protocols import Learner, MemoryFactory, TaskDistribution
 from kshot.registry import Plugin, Registry
 from kshot.registry.options import Raw
@@ -629,6 +629,20 @@ def test_options_that_need_too_much_memory_are_refused_with_their_values() -> No
     for size in (1 << 60, 1 << 62):
         with pytest.raises(OptionError, match=rf"got options that need more memory than there is \(size={size}\)"):
             made.tasks("large", size=size)
+
+
+def test_a_path_that_the_system_refuses_is_an_option_that_is_wrong() -> None:
+    """A name can be too long, and a folder above it can be unreadable."""
+
+    def tasks(*, root: Path) -> Any:
+        return root.stat()
+
+    registry = Registry()
+    registry.register(tasks, name="my-tasks", group="tasks")
+    with pytest.raises(
+        DataError, match=r"^tasks 'my-tasks' .*: got a path 'x+\.\.\. that can't be used \(File name too long\)"
+    ):
+        registry.tasks("my-tasks", root="x" * 5000)
 
 
 @pytest.mark.parametrize(

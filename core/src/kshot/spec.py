@@ -227,7 +227,7 @@ def _check_choice(who: str, name: str, value: Any, choices: Sequence[str]) -> No
         raise DataError(f"{who}: got {name} {value!r}, expected one of {', '.join(choices)}")
 
 
-def _check_choices(who: str, name: str, values: Any, sort: type, choices: Sequence[str]) -> None:
+def _check_choices(who: str, name: str, values: Any, sort: Any, choices: Sequence[str]) -> None:
     """Raise DataError unless values, a tuple or a set as ``sort`` says, are some of these names."""
     if type(values) is not sort or not all(isinstance(value, str) and value in choices for value in values):
         shown = sorted(map(str, values)) if type(values) is frozenset else values
