@@ -146,7 +146,8 @@ class Trials:
                 self.faults.append(f"{label}: refused, expected to be accepted: {error!s:.300}")
             message = " ".join([str(error), *getattr(error, "__notes__", ())])
             if isinstance(error, KshotError):
-                lacking = [word for word in ("got|can't", "expected", named) if not re.search(word, message)]
+                wanted = ("got|can't", "expected|invalid TOML", named)
+                lacking = [word for word in wanted if not re.search(word, message)]
                 if lacking or len(message) > 6000:
                     self.faults.append(f"{label}: lacks {lacking}: {type(error).__name__}: {message:.300}")
             if before is not None and (left := _files(self.folder)) != before:

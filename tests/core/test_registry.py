@@ -419,6 +419,15 @@ def handmade(registry: Registry) -> dict[str, Plugin]:
     return {p.name: p for p in registry.plugins() if "handmade" in p.distribution}
 
 
+@pytest.mark.parametrize("line", ["Name: \x1b[2J", "Name: \u202e", "Name:", "Name: a b"])
+def test_a_name_that_is_none_is_taken_from_the_folder(site: Path, line: str) -> None:
+    """A list must name the distribution of a plugin that is broken."""
+    info = distribution(site, "handmade-odd", "[kshot.tasks]\nodd = handmade_absent:Tasks\n")
+    (info / "METADATA").write_text(f"{line}\nVersion: 1.0\n")
+    (plugin,) = handmade(Registry()).values()
+    assert (plugin.distribution, plugin.version, plugin.state) == ("handmade_odd", "1.0", "broken")
+
+
 def test_malformed_line_of_entry_points_costs_one_plugin_only(site: Path) -> None:
     """importlib.metadata would raise an exception for the entire file."""
     (site / "handmade_a.py").write_text("class Tasks:\n    pass\n")

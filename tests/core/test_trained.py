@@ -207,3 +207,13 @@ def test_no_examples_are_refused() -> None:
     for support, queries in (({"a": one, "b": one}, one[:0]), ({"a": one, "b": one[:0]}, one)):
         with pytest.raises(DataError, match=r"^inputs: got no examples, expected at least one"):
             model.predict(support, queries)
+
+
+def test_predictions_that_are_nan_are_refused() -> None:
+    """Distances of very large inputs overflow: the difference of two infinite ones is no number."""
+    spec = sample_tasks.classification().spec
+    model, one = kshot.Trained(sample_learner.NearestMean(spec), spec), torch.ones(1, 6)
+    with pytest.raises(
+        DataError, match=r"^predict: got predictions that are NaN for 1 of 2 examples, expected numbers"
+    ):
+        model.predict({"a": one, "b": -one}, torch.cat([one, 1e38 * one]))

@@ -23,7 +23,7 @@ from kshot.cli import main
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
-INPUTS = {"options": (4, 260), "recipes": (2, 250)}
+INPUTS = {"options": (4, 210), "recipes": (2, 250)}
 """How many seeds each test has, and how many inputs for each seed."""
 
 WORDS = (
