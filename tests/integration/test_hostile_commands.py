@@ -26,7 +26,8 @@ class Theirs:
 
 def arrays():
     \"\"\"Tasks of an array with a NaN.\"\"\"
-    return kshot.ClassificationTasks({"train": kshot.Pool.of(numpy.full((4, 3), numpy.nan), [0, 0, 1, 1])}, way=2, query=1)
+    pool = kshot.Pool.of(numpy.full((4, 3), numpy.nan), [0, 0, 1, 1])
+    return kshot.ClassificationTasks({"train": pool}, way=2, query=1)
 
 def specs():
     \"\"\"Tasks whose spec has a negative length.\"\"\"

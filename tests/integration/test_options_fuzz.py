@@ -174,7 +174,7 @@ def write_data() -> None:
 def options() -> Iterator[tuple[str, str, str, str]]:
     """Yield a learner, tasks, the section of the component, and an option of it, for all components."""
     for plugin in registry.plugins():
-        if plugin.state != "ok" or plugin.builtin and plugin.group == "hooks":
+        if plugin.state != "ok" or (plugin.builtin and plugin.group == "hooks"):
             continue
         for option in registry.info(plugin.name).options:
             if option.name in LOUD or (plugin.name, option.name) in SLOW:
@@ -196,8 +196,20 @@ def options() -> Iterator[tuple[str, str, str, str]]:
 
 
 SHARED = {
-    "engine": ("meta_batch", "chunk", "iterations", "split", "validate_every", "validation_episodes", "validation_split",
-               "patience", "checkpoint_every", "checkpoint_seconds", "keep", "unknown"),
+    "engine": (
+        "meta_batch",
+        "chunk",
+        "iterations",
+        "split",
+        "validate_every",
+        "validation_episodes",
+        "validation_split",
+        "patience",
+        "checkpoint_every",
+        "checkpoint_seconds",
+        "keep",
+        "unknown",
+    ),
     "evaluate": ("episodes", "split", "batch"),
     "optimizer": ("name", "lr", "schedule", "every", "factor", "warmup", "clip", "weight_decay", "momentum"),
     "training": ("way", "shot", "query", "name"),
@@ -205,7 +217,7 @@ SHARED = {
     "tasks": ("name", "way.x"),
     "hook": ("x", "plots.x.y"),
     "nonsense": ("x",),
-}  # fmt: skip
+}
 """Options that are not of plugins."""
 
 
@@ -299,13 +311,55 @@ shot = 1
 """
 
 LINES = (
-    b"x = 1", b"[x]", b"[learner]", b"learner = []", b"tasks = 3", b"seed = -1", b"seed = 1.0", b"seed = 99999999999999999999", b"seed = true",
-    b"run = 5", b'run = ""', b'run = "/proc/x"', b'run = "{seed}{x}"', b"hooks = 3", b"hooks = [3]", b'hooks = ["nothing"]', b"[hook.nothing]",
-    b"[[test]]", b"test = 1", b"[test]", b"[[test.x]]", b"[test.learner.x.y]", b"init_from = 'nowhere'", b"init_from = 3", b"learner_seed = 'x'",
-    b"title = 3", b"a.b.c.d = 1", b"way = [2, 5]", b"way = [5, 2]", b"name = 5", b"name = ''", b'name = "os:system"', b"x = " + b"[" * 5000,
-    b"x = " + b"{a=" * 3000, b"a" + b".a" * 5000 + b" = 1", b"x = " + b"9" * 5000, b"\xff\xfe", b"\x00", b"\xef\xbb\xbf", b"\r", b'x = """', b"x = '\x1b'",
-    b"x = 1\nx = 2", b"[learner.memory]", b"backend = 'gpu'", b"[backend]\nthreads = -1", b"[backend]\nthreads = 9999", b"[evaluate]\nepisodes = 0",
-)  # fmt: skip
+    b"x = 1",
+    b"[x]",
+    b"[learner]",
+    b"learner = []",
+    b"tasks = 3",
+    b"seed = -1",
+    b"seed = 1.0",
+    b"seed = 99999999999999999999",
+    b"seed = true",
+    b"run = 5",
+    b'run = ""',
+    b'run = "/proc/x"',
+    b'run = "{seed}{x}"',
+    b"hooks = 3",
+    b"hooks = [3]",
+    b'hooks = ["nothing"]',
+    b"[hook.nothing]",
+    b"[[test]]",
+    b"test = 1",
+    b"[test]",
+    b"[[test.x]]",
+    b"[test.learner.x.y]",
+    b"init_from = 'nowhere'",
+    b"init_from = 3",
+    b"learner_seed = 'x'",
+    b"title = 3",
+    b"a.b.c.d = 1",
+    b"way = [2, 5]",
+    b"way = [5, 2]",
+    b"name = 5",
+    b"name = ''",
+    b'name = "os:system"',
+    b"x = " + b"[" * 5000,
+    b"x = " + b"{a=" * 3000,
+    b"a" + b".a" * 5000 + b" = 1",
+    b"x = " + b"9" * 5000,
+    b"\xff\xfe",
+    b"\x00",
+    b"\xef\xbb\xbf",
+    b"\r",
+    b'x = """',
+    b"x = '\x1b'",
+    b"x = 1\nx = 2",
+    b"[learner.memory]",
+    b"backend = 'gpu'",
+    b"[backend]\nthreads = -1",
+    b"[backend]\nthreads = 9999",
+    b"[evaluate]\nepisodes = 0",
+)
 
 
 @pytest.mark.parametrize("seed", range(INPUTS["recipes"][0]))

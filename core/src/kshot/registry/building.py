@@ -294,8 +294,8 @@ def _call(plugin: Plugin, factory: Factory, *args: Any, **options: Any) -> Any:
         if isinstance(exc, OSError):  # a path of its options is too long, or in a folder that can't be read
             path = "" if exc.filename is None else f" {shown(exc.filename)}"
             raise DataError(
-                f"{plugin.who}: got a path{path} that can't be used ({exc.strerror or exc}), expected a readable file or "
-                "folder; correct the option"
+                f"{plugin.who}: got a path{path} that can't be used ({exc.strerror or exc}), expected a readable file "
+                "or folder; correct the option"
             ) from exc
         exc.add_note(f"while building {plugin.who}")
         raise

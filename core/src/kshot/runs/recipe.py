@@ -247,7 +247,8 @@ def configure(tables: Mapping[str, Any], *, hooks: Iterable[str] = ()) -> Config
     hooks_of = tables.get("hook", {})
     if wrong := [name for name, options in hooks_of.items() if not _is_table(options)]:  # of flags
         raise OptionError(
-            f"hook.{wrong[0]}: got {shown(hooks_of[wrong[0]])}, expected options of the hook, --hook.{wrong[0]}.NAME=VALUE"
+            f"hook.{wrong[0]}: got {shown(hooks_of[wrong[0]])}, expected options of the hook, "
+            f"--hook.{wrong[0]}.NAME=VALUE"
         )
     own = {name: dict(options) for name, options in hooks_of.items()}
     wanted = [*tables.get("hooks", []), *hooks]
