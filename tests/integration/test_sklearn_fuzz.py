@@ -153,7 +153,7 @@ def test_a_classifier_predicts_as_for_plain_inputs(seed: int, trials: Any) -> No
             y_name, (y, y_good) = draw.choice(sorted(labels().items(), key=lambda item: item[0]))
         if which == 2:
             q_name, (q, q_good) = draw.choice(sorted(forms().items(), key=lambda item: item[0]))
-        # Any number of examples may be predicted, and float64, which the classifier without a learner uses, takes 1e300.
+        # Any number of examples may be predicted, and the classifier without a learner takes 1e300.
         free = {"fewer"} | ({"too large"} if trained is None else set())
 
         def work(x: Any = x, y: Any = y, q: Any = q, trained: Any = trained) -> Any:
