@@ -343,3 +343,14 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.wav")
     with pytest.raises(DataError, match=r"x\.wav: got a named pipe, expected a sound"):
         prepare(tmp_path / "x.wav", FORM)
+
+
+@pytest.mark.parametrize("subtype", ["GSM610", "G721_32", "NMS_ADPCM_16"])
+@pytest.mark.parametrize("crop", ["start", "centre"])
+def test_a_file_whose_decoder_can_not_seek_is_read(tmp_path: Path, subtype: str, crop: str) -> None:
+    """Telephones and dictating machines write such files."""
+    path = tmp_path / "a.wav"
+    soundfile.write(path, 0.5 * np.sin(np.arange(4000) * np.arange(4000) / 9000), 8000, subtype)
+    samples, rate = soundfile.read(path, dtype="float32")
+    form = Form(8000, 0.2, crop, "repeat", "mel", 5, 10, 0.025, 0.01, 0.0, None, "clip")
+    np.testing.assert_allclose(form.decode(path), form.of_samples(samples, rate, "plain"), atol=1e-4)

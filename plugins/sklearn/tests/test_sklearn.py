@@ -238,3 +238,21 @@ def test_a_run_made_in_python_is_a_classifier(tmp_path: Path) -> None:
     expected = FewShotClassifier(run.trained()).fit(examples, list("aabbcc"))
     assert np.array_equal(classifier.predict_proba(examples), expected.predict_proba(examples))
     sys.modules.pop("classifiernets")
+
+
+def test_values_that_are_no_usual_numbers_are_refused() -> None:
+    """Dates would be taken as nanoseconds, and the distances of very large numbers are NaN."""
+    X, y = np.arange(8.0).reshape(4, 2), [0, 1, 0, 1]
+    with pytest.raises(ValueError, match="got dates or times"):
+        FewShotClassifier().fit(X.astype("M8[s]"), y)
+    with pytest.raises(ValueError, match=r"got predictions that are NaN for \d of 4 examples"):
+        FewShotClassifier().fit(X * 1e300, y).predict(X * 1e300)
+    with pytest.raises(ValueError, match="got a tensor that is no array"):
+        FewShotClassifier().fit(torch.zeros(4, 2, device="meta"), y)
+
+
+def test_a_tensor_with_a_graph_is_taken_as_its_numbers() -> None:
+    """The result of a network is one."""
+    X, y = torch.arange(8.0).reshape(4, 2), [0, 1, 0, 1]
+    plain = FewShotClassifier().fit(X.numpy(), y).predict_proba(X.numpy())
+    np.testing.assert_array_equal(FewShotClassifier().fit(X.requires_grad_() * 1, y).predict_proba(X * 1), plain)
