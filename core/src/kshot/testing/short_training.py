@@ -15,10 +15,10 @@ from kshot.episode import Episode
 from kshot.testing.cases import Case
 from kshot.testing.outer_steps import clear, outer_steps
 
-LOOKS = (0, 10, 40, 150)
+LOOKS = (0, 10, 40, 150, 400)
 """Numbers of meta-batches after which a learner is judged; training ends as soon as it uses the support."""
 
-EPISODES = 60
+EPISODES = 100
 """Number of episodes on which it is judged."""
 
 FIRST = 10_000
@@ -69,7 +69,7 @@ def _log_error(predictions: Tensor, y: Tensor) -> Tensor:
 
 
 def short_training(case: Case) -> tuple[Any, Judgement]:
-    """Train a learner with Adam until it uses the support, for at most 150 meta-batches of a few tasks.
+    """Train a learner with Adam until it uses the support, for at most 400 meta-batches of a few tasks.
 
     Returns:
         The learner and its last judgement.

@@ -27,7 +27,7 @@ from kshot.errors import KshotError
 from kshot.registry.surroundings import kept
 from kshot.spec import Needs, TaskSpec
 from kshot.testing import sample_tasks
-from kshot.testing.rulebook.process import seed_all
+from kshot.testing.rulebook.process import seed_all, states
 from kshot.testing.rulebook.rule import Rule, add, always, broken, named
 from kshot.testing.sample_learner import NearestMean
 from kshot.testing.subjects import HookSubject
@@ -155,16 +155,20 @@ def changes_nothing(subject: HookSubject) -> None:
             engine = trained(engine_of(hooks, run=folder / "run"))
             mode = engine.learner.training, [p.requires_grad for p in engine.learner.parameters()]
             scores = engine.evaluate(3).scores
-            facts: dict[str, Any] = {"parameters": digest(dict(engine.learner.state_dict())), "mode": mode}
-            facts["metrics that other hooks hear"] = [other.heard for other in others]
+            facts: dict[str, Any] = {"parameters of the learner": digest(dict(engine.learner.state_dict()))}
+            facts["modes of the learner"] = mode
+            facts["metrics for other hooks"] = [other.heard for other in others]
             facts["scores"] = digest({name: torch.as_tensor(score) for name, score in scores.items()})
-            observed.append((facts, changed))
-    (plain, plain_changes), (with_hook, changes) = observed
-    if more := [name for name in changes if name not in plain_changes]:
-        broken(f"got changes of {', '.join(more)}, expected none")
+            observed.append((facts, states(), changed))
+    (plain, plain_states, plain_changes), (with_hook, ends, changes) = observed
+    # The generators were seeded above, so their states are compared with those after a training without the hook.
+    more = [name for name in changes if name not in plain_changes and "random" not in name]
+    more += [f"the state of {name}" for name, state in ends.items() if state != plain_states[name]]
+    if more:
+        broken(f"got changes of {', '.join(more)}, expected none; draw from a generator of your own")
     for name, value in plain.items():
         if with_hook[name] != value:
-            broken(f"got other {name} of the learner than without the hook, expected the same; copy what you change")
+            broken(f"got other {name} than without the hook, expected the same; copy what you change")
 
 
 @hook_rule()

@@ -55,8 +55,8 @@ def _discrete(case: Case) -> str | None:
 
 @learner_rule(_discrete)
 def training_changes_predictions(case: Case) -> None:
-    """If ``meta_gradient`` gives a gradient that is not 0, three outer steps change the predictions: ``adapt`` uses what
-    is trained.
+    """If ``meta_gradient`` gives a gradient that is not 0, three outer steps change the predictions: ``adapt`` uses
+    what is trained.
     """
     learner = case.build()
     gradient(learner, case.episode(split=case.training))
@@ -104,7 +104,7 @@ def _trained(subject: LearnerSubject, case: Case) -> tuple[Any, Judgement]:
 def learns_from_the_support(subject: LearnerSubject) -> None:
     """After a short training on easy tasks, a learner predicts better than without the support: classes of separable
     blobs better than chance, and points of lines better than the mean of the support's targets, by at least four
-    standard errors over 60 episodes. Breaking this rule gives a warning only, because a method may need more training.
+    standard errors over 100 episodes. Breaking this rule gives a warning only, because a method may need more training.
     """
     for case in _tables(subject):
         _, judged = _trained(subject, case)

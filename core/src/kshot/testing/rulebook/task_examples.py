@@ -29,7 +29,8 @@ def _no_identities(subject: TasksSubject) -> str | None:
 def support_and_query_disjoint(subject: TasksSubject) -> None:
     """No example is both in the support and in the query of an episode. This is checked by identities, and in
     classification also by contents, which show an overlap that missing or wrong identities hide: inputs of queries are
-    those of the support, bit for bit, no more often than duplicates among queries explain, or at most in 2 % of queries.
+    those of the support, bit for bit, no more often than duplicates among queries explain, or in at most 2 % of
+    queries.
     """
     for split in subject.spec.splits:
         repeats = Repeats("support")
