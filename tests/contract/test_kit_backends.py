@@ -232,4 +232,5 @@ def test_a_broken_backend_is_rejected_by_the_rule_it_breaks(rule: str, backend: 
 
 def test_every_rule_for_backends_has_a_backend_that_breaks_it() -> None:
     """A rule that no test breaks may be one that can't be broken."""
-    assert {rule for rule, _ in BROKEN} == {rule.name for rule in rules("backends")}
+    elsewhere = {"place-keeps-gradients", "place-keeps-nothing", "process-is-left-alone"}  # test_kit_catches.py
+    assert {rule for rule, _ in BROKEN} | elsewhere == {rule.name for rule in rules("backends")}

@@ -98,9 +98,9 @@ def hidden_chance(episode: Episode) -> Episode:
     renumbered = torch.rand(episode.size, N, generator=draw).argsort(1)  # label c becomes renumbered[b, c]
     order = torch.rand(support.y.shape, generator=draw).argsort(1)
     queries = torch.rand(query.y.shape, generator=draw).argsort(1)
-    semantics = support.semantics
-    if semantics is not None:
-        semantics = torch.empty_like(semantics)
+    semantics = None
+    if support.semantics is not None:
+        semantics = torch.empty_like(support.semantics)
         semantics[rows, renumbered] = support.semantics
     key = torch.randint(2**62, support.key.shape, generator=draw)
     y = renumbered.gather(1, support.y)[rows, order]
