@@ -78,7 +78,7 @@ def test_an_advice_is_a_warning(pytester: pytest.Pytester) -> None:
         conformance = suite(learner=Farthest)
         known = suite(learner=Farthest, expected_failures={"learns-from-the-support": "it needs more training"})
     """
-    result = ran(pytester, text, "-k", "learns-from-the-support")
+    result = ran(pytester, text, "-k", "learns-from-the-support", "-W", "always::UserWarning")
     result.assert_outcomes(passed=1, xfailed=1, warnings=1, deselected=2 * len(rules("learners")) - 2)
     result.stdout.fnmatch_lines(
         ["*learner Farthest breaks learns-from-the-support: on classification: got an accuracy*"]

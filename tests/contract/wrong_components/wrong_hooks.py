@@ -136,15 +136,6 @@ class NeedsAccuracy(Losses):
 
 
 @caught_by("serves-any-training")
-class NeedsLoss(Losses):
-    """Reads the metric loss, which a learner need not return."""
-
-    @kshot.hookimpl
-    def iteration_end(self, metrics: Any) -> None:
-        self.losses.append(metrics["loss"])
-
-
-@caught_by("serves-any-training")
 class NeedsValidation(Losses):
     """Reports the best validation at the end, also if there was none."""
 

@@ -23,6 +23,9 @@ caught_by = partial(shelf.caught_by, group="learner")
 survives = partial(shelf.survives, group="learner")
 right = partial(shelf.right, group="learner")
 Predict = Callable[[Tensor], Tensor]
+MORE_TRAINING = (
+    "It uses the support, and right methods too (MAML) are worse than the mean of its targets after a short training."
+)
 
 
 @right()
@@ -279,7 +282,7 @@ class IgnoresSupportOfLines(Ridge):
         return lambda x: self.of(x) @ weights
 
 
-@caught_by("learns-from-the-support")
+@survives(MORE_TRAINING)
 class Standardised(Ridge):
     """Standardises targets by those of the support, and forgets to undo it in its predictions."""
 
@@ -288,7 +291,7 @@ class Standardised(Ridge):
         return super().adapt(attrs.evolve(support, y=(support.y - mean) / scale))
 
 
-@caught_by("learns-from-the-support")
+@survives(MORE_TRAINING)
 class Broadcast(GradientStep):
     """Subtracts targets [n] from predictions [n, 1], which gives all pairs of them, so that it learns their mean."""
 

@@ -33,7 +33,7 @@ class Judgement:
 
     Attributes:
         margin: the mean over episodes. In classification, accuracy minus chance; in regression, the logarithm of the
-            ratio of two mean squared errors: that of the mean of the support's targets, and the learner's.
+            ratio of two mean squared errors: with the support of another task, and with the right one.
         errors: ``margin`` in standard errors.
 
     Example:
@@ -58,9 +58,11 @@ def judge(case: Case, learner: Any, change: Change = lambda episode: episode) ->
     if case.kind == "classification":
         margins = (predictions.argmax(-1) == y).double().mean(1) - 1 / (episode.support.way or 1)
     else:
-        simple = episode.support.y.mean(1, keepdim=True)
-        margins = _log_error(simple, y) - _log_error(predictions, y)
-    spread = max(float(margins.std()) / math.sqrt(len(margins)), 1e-9)
+        support = episode.support
+        others = attrs.evolve(support, x=support.x.roll(1, 0), y=support.y.roll(1, 0))
+        elsewhere = case.predict(learner, attrs.evolve(episode, support=others), x)
+        margins = _log_error(elsewhere, y) - _log_error(predictions, y)
+    spread = max(float(margins.std()) / math.sqrt(len(margins)), 1e-3)
     return Judgement(float(margins.mean()), float(margins.mean()) / spread)
 
 

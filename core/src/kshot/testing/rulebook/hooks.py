@@ -191,7 +191,7 @@ def serves_a_second_run(subject: HookSubject) -> None:
 
 
 class _Mean(nn.Module):
-    """Learn regression by adding a learned constant to the mean of the support's targets; the metric is ``error``."""
+    """Learn regression by adding a learned constant to the mean of the support's targets."""
 
     needs = Needs(kinds=("regression",))
 
@@ -206,7 +206,7 @@ class _Mean(nn.Module):
     def meta_gradient(self, episodes: Episode) -> dict[str, Tensor]:
         error = (self.predictions(episodes.support, episodes.query.x) - episodes.query.y).square().mean()
         error.backward()
-        return {"error": error.detach()}
+        return {"loss": error.detach()}
 
     def adapt(self, support: Support) -> Predictor:
         return lambda x: self.predictions(support, x)
@@ -214,8 +214,8 @@ class _Mean(nn.Module):
 
 @hook_rule()
 def serves_any_training(subject: HookSubject) -> None:
-    """A hook works in a training of any kind of tasks, whatever the names of metrics and scores, here of regression
-    with the metric ``error``, and in one without validation and without checkpoints.
+    """A hook works in a training of any kind of tasks, whatever the names of the scores, here of regression, and in
+    one without validation and without checkpoints.
     """
     with somewhere() as folder:
         tasks = sample_tasks.Lines()
