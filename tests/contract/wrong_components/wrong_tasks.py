@@ -310,7 +310,7 @@ class SortedLabels(View):
         return with_origin(episode, classes=np.sort(episode.origin.classes, 1))
 
 
-@caught_by("origin-is-true")
+@caught_by("classes-differ")
 class ClassTwice(View):
     """Draws the classes of an episode with replacement, so that two labels may stand for one class."""
 
@@ -324,7 +324,7 @@ class ClassTwice(View):
         return with_origin(with_support(episode, x=x), classes=classes)
 
 
-@caught_by("origin-is-true")
+@caught_by("labels-uniform")
 class WrongClasses(View):
     """Names the classes of an episode in sorted order, whatever their labels."""
 

@@ -21,8 +21,8 @@ from kshot.testing.cases import Case, block_of
 from kshot.testing.rulebook.rule import broken
 from kshot.testing.source import Source
 
-Labels = tuple[NDArray[np.int64], NDArray[np.int64], int, "Origin | None"]
-"""Labels of queries [B, n] and of the support [B, S], the way, and the origin."""
+Labels = tuple[NDArray[np.int64], int, "Origin | None"]
+"""Labels of queries [B, n], the way, and the origin."""
 
 
 class TasksSubject:
@@ -63,7 +63,7 @@ class TasksSubject:
         """Return what the first ``episodes`` episodes of the first split say of labels, without their inputs."""
         if self._labels is None:
             self._labels = [
-                (e.query.y.numpy().copy(), e.support.y.numpy().copy(), e.support.way or 0, e.origin)
+                (e.query.y.numpy().copy(), e.support.way or 0, e.origin)
                 for e in self.many(self.spec.splits[0], episodes)
             ]
         return self._labels

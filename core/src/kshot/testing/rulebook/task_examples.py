@@ -253,7 +253,7 @@ def labels_uniform(subject: TasksSubject) -> None:
     """
     # For each way N, how often the class of each rank (row) got each label (column).
     tables: dict[int, np.ndarray[Any, Any]] = {}
-    for _, _, _, origin in subject.labels(EPISODES):
+    for _, _, origin in subject.labels(EPISODES):
         assert origin is not None
         assert origin.classes is not None
         for classes in origin.classes:
