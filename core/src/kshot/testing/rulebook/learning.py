@@ -80,6 +80,8 @@ def training_changes_predictions(case: Case) -> None:
 def _no_table(subject: LearnerSubject) -> str | None:
     if subject.given:
         return "it is tried on given tasks, of which it is not known how easy they are"
+    if any("sequence" in case.needs.kinds for case in subject.cases):
+        return "it also learns sequences, so it reads a support step by step, which takes more than a short training"
     if not _tables(subject):
         kinds = dict.fromkeys(case.kind for case in subject.cases)
         return f"it learns {', '.join(kinds)}, and is tried on no table of examples of one shape"

@@ -71,9 +71,9 @@ def _check_means(subject: TasksSubject, split: str, part: str) -> None:
         excess = total.abs() - bound[:, None]
         if bool((excess > 0).any()):
             feature, label = divmod(int(excess.argmax()), N)
-            away, most = float(total[feature, label]) / episodes, float(bound[feature]) / episodes
+            found, most = float(total[feature, label]) / episodes, float(bound[feature]) / episodes
             broken(
-                f"split {split!r}: got a difference of {away:.3g} between the {part} inputs' number {feature} for "
+                f"split {split!r}: got a difference of {found:.3g} between the {part} inputs' number {feature} for "
                 f"label {label} and for all labels, on average over {episodes} episodes, expected at most {most:.3g}; "
                 "remove what depends on the label from the inputs, and assign labels at random"
             )
