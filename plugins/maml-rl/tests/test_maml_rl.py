@@ -565,6 +565,17 @@ def test_the_deviation_may_stay_out_of_the_inner_steps():
         assert learner.net["log_std"].grad.abs().sum() > 0
 
 
+def test_training_makes_the_inner_steps_whatever_the_test_steps_are():
+    """``test_steps`` changes neither the returns that training reports nor the meta-gradient."""
+    t = sample_tasks.Points()
+    seen = []
+    for test_steps in (1, 3):
+        learner = kshot.learner("maml-rl", t.spec, seed=0, hidden=(4,), inner_steps=1, test_steps=test_steps)
+        metrics = next(iter(learner.meta_gradient(t.sample("train", [0, 1]))))
+        seen.append([*map(float, metrics.values()), *flat(p.grad for p in learner.parameters()).tolist()])
+    assert seen[0] == seen[1]
+
+
 def test_more_updates_than_the_budget_are_refused_before_any_compute():
     """``check`` refuses it with both numbers, also if only the test needs more."""
     t = sample_tasks.Points(rollouts=2)
