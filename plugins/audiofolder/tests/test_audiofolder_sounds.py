@@ -338,6 +338,14 @@ def test_whole_numbers_are_samples_of_their_type(dtype: str, scale: int) -> None
         prepare(((wave * scale).astype(np.int64), 16000), form)
 
 
+def test_unsigned_bytes_have_their_zero_at_128() -> None:
+    """A WAV of 8 bits has such samples."""
+    form = attrs.evolve(FORM, features="mel", normalise="none")
+    wave = np.round(0.5 * tone(440, 16000) * 128) / 128
+    samples = (128 + 128 * wave).astype(np.uint8)
+    assert torch.allclose(prepare((samples, 16000), form), prepare((wave, 16000), form), atol=1e-4)
+
+
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     """Opening it waits for somebody who writes."""
     os.mkfifo(tmp_path / "x.wav")

@@ -171,7 +171,7 @@ def test_workers_decode_what_one_process_decodes(small: Callable[..., Path], unp
     alone = decode_all(job, 28, 1)
     assert alone.shape == (24, 28, 28)
     assert len(np.unique(alone.reshape(24, -1), axis=0)) == 24
-    for workers in (2, 3):
+    for workers in (2, 5):  # five have unequal shares
         assert np.array_equal(decode_all(job, 28, workers), alone)
 
 

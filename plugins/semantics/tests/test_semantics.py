@@ -335,6 +335,15 @@ def test_no_drawing_that_describes_a_class_is_ever_shown() -> None:
         assert sorted(v.pool("test").table()[0].tolist()) == shown.tolist()
 
 
+def test_a_hash_of_the_rows_chooses_the_drawings_that_describe() -> None:
+    """The five rows with the least hashes are chosen, wherever in its class a row stands."""
+    of = shapes()
+    shown = Semantics(of, "drawings", described=5, query=7).pool("val").table()[0]
+    for rows in of.pool("val").rows:
+        chosen = sorted(rows.tolist(), key=lambda row: int(episode_keys(0, "semantics/set aside", [row])[0]))[:5]
+        assert np.setdiff1d(rows, shown).tolist() == sorted(chosen)
+
+
 def test_a_class_is_described_alike_in_every_split_that_has_it() -> None:
     """Drawings are set aside by their rows, so that trainval does not show what describes a class in train."""
     whole = shapes().pool("train")
