@@ -134,7 +134,11 @@ class NeedsTraining(Losses):
         (Undecorated, "engine-takes-it", "got the method iteration_end without its decorator"),
         (HearsOnce, "heard-at-the-right-times", "iteration_end: got 1 calls, expected 4"),
         (Nudges, "changes-nothing", "got other parameters of the learner than without the hook"),
-        (Draws, "changes-nothing", "got changes of the state of random, the state of numpy.random, torch's random st"),
+        (
+            Draws,
+            "changes-nothing",
+            "got changes of the state of torch's generator, the state of numpy's generator, the state of Python's gene",
+        ),
         (WritesHere, "works-without-a-run-folder", "got losses.txt in the working directory"),
         (OnlyOnce, "serves-a-second-run", "hook 'under test' raised in run_start"),
         (NeedsTraining, "serves-a-second-run", "hook 'under test' raised in evaluation_end"),

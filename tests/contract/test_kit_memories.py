@@ -183,7 +183,7 @@ BROKEN: list[tuple[str, Any, set[str]]] = [
     ("sizes-are-true", Growing, set()),
     ("batch-equals-singles", Mixing, set()),
     ("copies-read-alike", Unpicklable, set()),
-    ("fresh-initial-state", Remembering, {"batch-equals-singles", "deterministic"}),
+    ("fresh-initial-state", Remembering, {"batch-equals-singles", "deterministic", "gradients-flow"}),
     ("deterministic", RandomReads, {"state-round-trips", "batch-equals-singles", "copies-read-alike"}),
     ("gradients-flow", Detached, {"stays-finite"}),
     ("stays-finite", Overflowing, set()),
@@ -223,4 +223,5 @@ def test_a_broken_memory_is_rejected_by_the_rule_it_breaks(rule: str, memory: An
 def test_every_rule_for_memories_has_a_memory_that_breaks_it() -> None:
     """A rule that no test breaks may be one that can't be broken."""
     tested = {getattr(case, "values", case)[0] for case in BROKEN}
-    assert tested == {rule.name for rule in rules("memories")}
+    elsewhere = {"process-is-left-alone"}  # test_kit_catches.py
+    assert tested | elsewhere == {rule.name for rule in rules("memories")}

@@ -65,6 +65,26 @@ def test_an_expected_failure_is_a_strict_xfail_with_its_reason(pytester: pytest.
     result.stdout.fnmatch_lines(["*XPASS(strict)*was broken once*"])
 
 
+def test_an_advice_is_a_warning(pytester: pytest.Pytester) -> None:
+    """A method may need more training than the kit gives it, so a learner that learns nothing is not refused."""
+    text = """
+        from kshot.testing.sample_learner import NearestMean
+
+        class Farthest(NearestMean):
+            def adapt(self, support):
+                predict = super().adapt(support)
+                return lambda x: -predict(x)
+
+        conformance = suite(learner=Farthest)
+        known = suite(learner=Farthest, expected_failures={"learns-from-the-support": "it needs more training"})
+    """
+    result = ran(pytester, text, "-k", "learns-from-the-support", "-W", "always::UserWarning")
+    result.assert_outcomes(passed=1, xfailed=1, warnings=1, deselected=2 * len(rules("learners")) - 2)
+    result.stdout.fnmatch_lines(
+        ["*learner Farthest breaks learns-from-the-support: on classification: got an accuracy*"]
+    )
+
+
 def test_a_rule_that_does_not_apply_is_skipped_with_the_reason(pytester: pytest.Pytester) -> None:
     """-ra lists what was not tested, in one line each."""
     text = """

@@ -81,6 +81,39 @@ def test_an_expected_failure_that_passes_fails_the_report() -> None:
     assert "not yet" in str(report)
 
 
+class Constant(MeanTarget):
+    """Forgets the support."""
+
+    def adapt(self, support: Support) -> Callable[[Tensor], Tensor]:
+        return lambda x: self.embed(x).tanh().sum(-1, keepdim=True)
+
+
+def test_an_advice_is_reported_and_does_not_refuse_the_component() -> None:
+    """A method may need more training than the kit gives it."""
+    tried = suite(learner=Constant)
+    assert ("learns-from-the-support", "warned") in [f[:2] for f in tried.run()]
+    assert tried.run().ok
+    known = suite(learner=Constant, expected_failures={"learns-from-the-support": "it is a baseline"}).run()
+    assert ("learns-from-the-support", "failed as expected") in [f[:2] for f in known]
+    assert known.ok
+
+
+def test_settings_that_a_component_changes_are_restored() -> None:
+    """Otherwise one wrong component would break the rules that are checked after it."""
+
+    class Doubling(MeanTarget):
+        def adapt(self, support: Support) -> Callable[[Tensor], Tensor]:
+            torch.set_default_dtype(torch.float64)
+            torch.manual_seed(0)
+            return super().adapt(support)
+
+    before = torch.get_rng_state()
+    report = suite(learner=Doubling, tasks=SAMPLE).run()
+    assert {"process-is-left-alone", "adapt-changes-nothing"} <= {f.rule for f in report if f.outcome == "failed"}
+    assert torch.get_default_dtype() == torch.float32
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize("given", [{}, {"learner": MeanTarget, "memory": MeanTarget}, {"learner": 3}])
 def test_a_suite_is_of_one_component(given: dict[str, Any]) -> None:
     """Two components, none, or an object that is not a component are refused when the suite is built."""

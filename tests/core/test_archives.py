@@ -212,3 +212,32 @@ def test_files_that_macos_adds_are_recognised() -> None:
     """They have the names of real files, and other contents."""
     names = ["__MACOSX/a/1.png", "a/._1.png", "a/1.png", "a/__MACOSX.png", "a/b._c.png"]
     assert [name for name in names if is_left_by_macos(name)] == names[:2]
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK])
+def test_a_device_is_refused(make: Callable[..., Path], kind: int) -> None:
+    """Unpacking it by another program would make a device or a pipe."""
+    info = zipfile.ZipInfo("null")
+    info.external_attr = (kind | 0o644) << 16
+    with pytest.raises(
+        DataError, match=r"a\.zip: got the entry 'null', which is a device, a pipe or a socket, expected"
+    ):
+        opened(make(("1.txt", b"x"), (info, b"")))
+
+
+@pytest.mark.parametrize("name", [".", "a/."])
+def test_a_file_with_the_name_of_a_folder_is_refused(make: Callable[..., Path], name: str) -> None:
+    """Its contents would have to be written to the folder itself."""
+    with pytest.raises(DataError, match=r"a\.zip: got the entry .*, which is the name of a folder, expected"):
+        opened(make((name, b"x")))
+    assert opened(make(("./", b""), ("./a/./1.txt", b"x"))).read("./a/./1.txt") == b"x"
+
+
+def test_an_entry_whose_header_demands_memory_is_refused(tmp_path: Path) -> None:
+    """The header of LZMA asks for a dictionary of up to 4 GiB, whatever the size of the entry."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_LZMA) as file:
+        file.writestr("1.txt", b"x")
+    with opened(tmp_path / "a.zip") as archive:
+        for read in (lambda: archive.entries(is_text), lambda: archive.read("1.txt")):
+            with pytest.raises(DataError, match=r"a\.zip: got the entry '1\.txt', which is compressed by method 14"):
+                read()

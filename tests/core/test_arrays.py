@@ -212,3 +212,38 @@ def test_labels_of_a_known_number_of_classes_must_have_each_of_them() -> None:
         as_labels(Y, way=4)
     with pytest.raises(DataError, match=r"expected exactly 0..3"):
         Support.of(X, Y, way=4)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda t: t.to(torch.float8_e4m3fn),
+        lambda t: t.to(torch.float8_e5m2),
+        lambda t: torch.quantize_per_tensor(t, 0.5, 1, torch.qint32),
+        lambda t: t.to_mkldnn(),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # torch warns of these tensors
+def test_tensors_that_torch_does_not_compute_with_are_converted(form: Any) -> None:
+    """Torch can add up neither floats of 8 bits nor quantised numbers."""
+    values = torch.tensor([0.0, 1.0, 1.0])
+    assert as_inputs(form(values)).tolist() == values.tolist()
+    assert as_table(form(values)).tolist() == values.tolist()
+    assert as_labels(form(values)).tolist() == values.tolist()
+
+
+@pytest.mark.parametrize(
+    ("make", "given"),
+    [
+        (lambda: torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]), "a nested tensor"),
+        (lambda: torch.nested.nested_tensor([torch.zeros(2)], layout=torch.jagged), "a nested tensor"),
+        (lambda: torch.zeros(2, device="meta"), "a tensor on the device 'meta', which has no values"),
+        (lambda: range(10**14), "range, which is no array"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_without_values_of_one_shape_are_refused(make: Any, given: str) -> None:
+    """They have no numbers to convert, or more than the memory can have."""
+    for convert in (as_inputs, as_table, as_labels):
+        with pytest.raises(DataError, match=given):
+            convert(make())

@@ -1,11 +1,13 @@
 """Learners and tasks are compared by values alone, and malformed episodes are refused before any compute."""
 
+import attrs
 import pytest
 import torch
 
-from kshot import ClassificationTasks, Needs, Pool, TaskSpec
+from kshot import ClassificationTasks, Engine, Needs, Pool, Support, TaskSpec
 from kshot.checks import check, check_episode, mismatches
 from kshot.errors import DataError, MisfitError
+from kshot.testing import sample_learner, sample_tasks
 
 SPEC = TaskSpec(kind="classification", input_shape=(3,), way=5, shot=1, query=2)
 
@@ -69,3 +71,45 @@ def test_malformed_episodes_are_refused(spoil, message):
     spoil(e)
     with pytest.raises(DataError, match=message):
         check_episode(e, tasks.spec, "these tasks")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("x", [[[0.0] * 6] * 6], r"support\.x: got list, expected a dense tensor"),
+        ("x", None, r"support\.x: got NoneType, expected a dense tensor"),
+        ("x", torch.tensor(0.0), r"support\.x: got a tensor without axes"),
+        ("x", torch.zeros(1, 6, 6).to_sparse(), r"support\.x: got a tensor that is torch\.sparse_coo"),
+        ("x", torch.zeros(1, 6, 6, device="meta"), r"support\.x: got a tensor that is meta"),
+        ("x", torch.zeros(6), r"support\.x: got shape \(6,\), expected \[1, n, 6\]"),
+        ("y", "labels", r"support\.y: got str, expected a dense tensor"),
+        ("key", torch.tensor(0), r"support\.key: got a tensor without axes"),
+        ("way", "3", r"got support\.way '3', expected N, an int"),
+        ("way", 2.5, r"got support\.way 2\.5, expected N, an int"),
+        ("unlabelled", torch.full((1, 2, 6), torch.nan), r"support\.unlabelled: got 12 of 12 values that are NaN"),
+        ("unlabelled", torch.zeros(1, 2, 5), r"support\.unlabelled: got shape \(1, 2, 5\), expected \[1, n, 6\]"),
+        ("semantics", [[1.0]], r"support\.semantics: got list, expected a dense tensor"),
+    ],
+)
+def test_an_episode_that_has_no_tensors_is_refused(field, value, message):
+    """Tasks of a third party may return anything."""
+    tasks = sample_tasks.classification()
+    episode = tasks.sample("train", [0])
+    episode = attrs.evolve(episode, support=attrs.evolve(episode.support, **{field: value}))
+    with pytest.raises(DataError, match=f"^their tasks.*{message}"):
+        check_episode(episode, tasks.spec, "their tasks")
+
+
+@pytest.mark.parametrize("value", [None, 3, "episode", [], torch.zeros(2), Support.of([[0.0]], [0])])
+def test_tasks_that_return_no_episode_are_refused(value):
+    """The message names the tasks."""
+
+    class Theirs:
+        spec, seed = sample_tasks.classification().spec, 0
+
+        def sample(self, split, indices):
+            return value
+
+    engine = Engine(sample_learner.NearestMean(Theirs.spec), Theirs())
+    with pytest.raises(DataError, match=r"Theirs, split 'train': got .*, expected an Episode"):
+        engine.train(1)

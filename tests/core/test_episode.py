@@ -102,3 +102,10 @@ def test_slices_and_stacks_are_inverse():
     assert torch.equal(again.support.x, e.support.x)
     assert torch.equal(again.support.key, e.support.key)
     assert one_task(e, 1).support.x.shape == (3, 2)
+
+
+def test_a_support_has_examples():
+    """Targets of regression are checked as class numbers are."""
+    for more in ({}, {"way": None}):
+        with pytest.raises(DataError):
+            Support.of(np.zeros((0, 2)), np.zeros(0), **more)

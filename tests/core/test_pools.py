@@ -87,3 +87,12 @@ def test_names_and_vectors_are_one_for_each_class():
         Pool.of(np.zeros((4, 1)), [0, 0, 1, 1], names=["a", "b", "c"])
     with pytest.raises(DataError, match="semantics: got 1, expected one for each of the 2 classes"):
         Pool.of(np.zeros((4, 1)), [0, 0, 1, 1], semantics=np.zeros((1, 3)))
+
+
+@pytest.mark.parametrize("semantics", [3.0, [1.0, 2.0], [[[1.0]], [[2.0]]]])
+def test_semantics_are_a_vector_for_each_class(semantics):
+    """Two numbers are no two vectors."""
+    with pytest.raises(
+        DataError, match=r"^Pool\.of: semantics: got shape .*, expected a vector for each of the 2 classes"
+    ):
+        Pool.of([[0.0], [1.0]], [0, 1], semantics=semantics)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -100,16 +101,26 @@ def test_one_recipe_names_the_runs_of_all_seeds(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("leraner = 'a'", "leraner: unknown key; did you mean 'learner'?"),
-        ("engine = 3", "engine: expected a table [engine], got 3"),
-        ("seed = true", "seed: expected a number, got True"),
-        ("test = 3", "test: expected tables [[test]]"),
-        ("[[test]]\nlearner = 'a'", "test.learner: expected a table of options of the trained learner, without a name"),
-        ("[[test]]\nlearner = {name = 'a'}", "test.learner: expected a table of options of the trained learner"),
-        ("init_from = 3", "init_from: expected a path, in which {seed} stands for the seed, got 3"),
-        ("hooks = 'a'", "hooks: expected a list of names, got 'a'"),
-        ("hooks = [1]", "hooks: expected names, got 1"),
-        ("hook = {a = 1}", "hook.a: expected a table"),
+        ("engine = 3", "engine: got 3, expected a table [engine]"),
+        ("seed = true", "seed: got True, expected a number"),
+        ("test = 3", "test: got 3, expected tables [[test]]"),
+        (
+            "[[test]]\nlearner = 'a'",
+            "test.learner: got 'a', expected a table of options of the trained learner, without a name",
+        ),
+        (
+            "[[test]]\nlearner = {name = 'a'}",
+            "test.learner: got {'name': 'a'}, expected a table of options of the trained learner",
+        ),
+        ("init_from = 3", "init_from: got 3, expected a path, in which {seed} stands for the seed"),
+        ("hooks = 'a'", "hooks: got 'a', expected a list of names"),
+        ("hooks = [1]", "hooks: got 1, expected names"),
+        ("hook = {a = 1}", "hook.a: got 1, expected a table"),
         ("a = = 1", "is not TOML"),
+        ("[tasks]\nof = 12:00:00", "tasks: got a date or a time, expected numbers, text and lists"),
+        ("[[test]]\nlearner = {a = 1}\n[learner]\nx = [2020-01-01]", "learner: got a date or a time, expected"),
+        ("[engine]\na" + ".a" * 5000 + " = 1", "got tables or lists nested too deeply, expected"),
+        ("[engine]\nx = " + "[" * 100 + "]" * 100, "got tables or lists nested too deeply, expected at most 32 levels"),
         ("[engine]\niteration = 3", "iteration: unknown option; did you mean 'iterations'?"),
     ],
 )
@@ -117,6 +128,32 @@ def test_a_wrong_recipe_is_refused_with_what_was_expected(tmp_path: Path, text: 
     """A misspelt key that is ignored is an experiment that was not run."""
     with pytest.raises(OptionError, match=re.escape(message)):
         made(recipe=recipe(tmp_path, text))
+
+
+def test_a_recipe_that_is_no_usual_file_is_refused(tmp_path: Path) -> None:
+    """A pipe would be waited for, and a device or a huge file read until the memory is full."""
+    os.mkfifo(tmp_path / "pipe.toml")
+    (tmp_path / "zero.toml").symlink_to("/dev/zero")
+    for name in ("pipe.toml", "zero.toml"):
+        with pytest.raises(OptionError, match=rf"{name}: got a pipe or a device, expected a regular file"):
+            made(recipe=tmp_path / name)
+    with pytest.raises(OptionError, match=r"recipe\.toml: got 1048580 bytes, expected at most 1048576"):
+        made(recipe=recipe(tmp_path, "#" * ((1 << 20) + 4)))
+
+
+def test_a_table_that_contains_itself_is_refused() -> None:
+    """Options of Python are checked as those of a recipe are."""
+    options: dict[str, Any] = {"name": "a"}
+    options["inner"] = [options, options]
+    with pytest.raises(OptionError, match=r"^train: got tables or lists nested too deeply"):
+        made(learner=options)
+
+
+@pytest.mark.parametrize("flag", ["hook.x", "hook.plots"])
+def test_a_flag_that_gives_a_hook_a_value_is_refused(flag: str) -> None:
+    """A hook has options, which have values."""
+    with pytest.raises(OptionError, match=rf"^{flag}: got '5', expected options of the hook, --{flag}\.NAME=VALUE"):
+        made((flag, "5"))
 
 
 def test_every_wrong_key_of_a_recipe_is_named_at_once(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import torch
 
 import kshot.registry
 from kshot._distributions import problems
-from kshot.errors import OptionError, PluginError, UnknownPluginError
+from kshot.errors import DataError, OptionError, PluginError, UnknownPluginError
 from kshot.protocols import Learner, MemoryFactory, TaskDistribution
 from kshot.registry import Plugin, Registry
 from kshot.registry.options import Raw
@@ -419,6 +419,15 @@ def handmade(registry: Registry) -> dict[str, Plugin]:
     return {p.name: p for p in registry.plugins() if "handmade" in p.distribution}
 
 
+@pytest.mark.parametrize("line", ["Name: \x1b[2J", "Name: \u202e", "Name:", "Name: a b"])
+def test_a_name_that_is_none_is_taken_from_the_folder(site: Path, line: str) -> None:
+    """A list must name the distribution of a plugin that is broken."""
+    info = distribution(site, "handmade-odd", "[kshot.tasks]\nodd = handmade_absent:Tasks\n")
+    (info / "METADATA").write_text(f"{line}\nVersion: 1.0\n")
+    (plugin,) = handmade(Registry()).values()
+    assert (plugin.distribution, plugin.version, plugin.state) == ("handmade_odd", "1.0", "broken")
+
+
 def test_malformed_line_of_entry_points_costs_one_plugin_only(site: Path) -> None:
     """importlib.metadata would raise an exception for the entire file."""
     (site / "handmade_a.py").write_text("class Tasks:\n    pass\n")
@@ -629,6 +638,20 @@ def test_options_that_need_too_much_memory_are_refused_with_their_values() -> No
     for size in (1 << 60, 1 << 62):
         with pytest.raises(OptionError, match=rf"got options that need more memory than there is \(size={size}\)"):
             made.tasks("large", size=size)
+
+
+def test_a_path_that_the_system_refuses_is_an_option_that_is_wrong() -> None:
+    """A name can be too long, and a folder above it can be unreadable."""
+
+    def tasks(*, root: Path) -> Any:
+        return root.stat()
+
+    registry = Registry()
+    registry.register(tasks, name="my-tasks", group="tasks")
+    with pytest.raises(
+        DataError, match=r"^tasks 'my-tasks' .*: got a path 'x+\.\.\. that can't be used \(File name too long\)"
+    ):
+        registry.tasks("my-tasks", root="x" * 5000)
 
 
 @pytest.mark.parametrize(

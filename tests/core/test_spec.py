@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from kshot import TaskSpec
+from kshot import Needs, TaskSpec
 from kshot.errors import DataError
 
 
@@ -47,6 +47,28 @@ def test_whole_numbers_of_numpy_are_taken_as_ints():
         {"way": (5, 2)},
         {"block": None, "way": "many"},
         {"provides": {"luck"}},
+        {"provides": "semantics"},
+        {"kind": ["classification"]},
+        {"input_shape": None},
+        {"input_shape": "12"},
+        {"input_shape": (3, -1)},
+        {"input_shape": (1.5,)},
+        {"target_shape": 3},
+        {"semantics_shape": ["a"]},
+        {"input_range": 1.0},
+        {"input_range": (1.0, 0.0)},
+        {"target_range": (float("nan"), 1.0)},
+        {"way": (2, 3, 4)},
+        {"way": True},
+        {"way": {}},
+        {"block": 0},
+        {"block": (1, 2)},
+        {"rollouts": (1, 2)},
+        {"splits": "train"},
+        {"splits": ()},
+        {"splits": ("train", "train")},
+        {"splits": 3},
+        {"split_by": "luck"},
     ],
 )
 def test_malformed_specs_are_refused(wrong):
@@ -61,3 +83,47 @@ def test_classification_needs_two_classes(way):
     with pytest.raises(DataError, match=r"got way .* expected a number >= 2"):
         TaskSpec(kind="classification", input_shape=(1,), way=way)
     assert TaskSpec(kind="sequence", input_shape=(1,), way=1).way == 1
+
+
+@pytest.mark.parametrize(
+    "values", [{}, {"kind": "regression"}, [], None, {"kind": "regression", "input_shape": [1], "x": 1}]
+)
+def test_a_stored_spec_with_other_fields_is_refused(values):
+    """The message lists the fields that a spec has."""
+    with pytest.raises(DataError, match=r"^TaskSpec: got .*, expected kind, input_shape and any of target_shape"):
+        TaskSpec.from_dict(values)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, None])
+def test_a_stored_spec_that_is_no_json_is_refused(text):
+    """It is told from a spec with wrong fields."""
+    with pytest.raises(DataError, match=r"^TaskSpec: got text that is not JSON"):
+        TaskSpec.from_json(text)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"kinds": "classification"},
+        {"kinds": ("guessing",)},
+        {"kinds": (1,)},
+        {"kinds": None},
+        {"invariant": "labels"},
+        {"invariant": {"luck"}},
+        {"queries": "together"},
+        {"queries": []},
+        {"unlabelled": True},
+        {"semantics": "maybe"},
+        {"external": "yes"},
+        {"variable_way": 1},
+        {"input_range": 3},
+        {"rollouts": None},
+        {"rollouts": -1},
+        {"actions": "some"},
+    ],
+)
+def test_malformed_needs_are_refused(wrong):
+    """``kinds="classification"`` would otherwise fit tasks of the kind ``class``, and a misspelt need be ignored."""
+    with pytest.raises(DataError, match=rf"^Needs: got {next(iter(wrong))} .*, expected"):
+        Needs(**wrong)
+    assert Needs(kinds=["regression"], rollouts=np.int64(2)) == Needs(kinds=("regression",), rollouts=2)

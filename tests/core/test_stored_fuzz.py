@@ -33,6 +33,9 @@ from kshot.testing import sample_learner, sample_tasks
 
 pytestmark = pytest.mark.slow
 
+INPUTS = {"config": (4, 250), "inputs": (3, 300), "checkpoints": (4, 250), "results": (2, 250), "recipes": (2, 300)}
+"""How many seeds each test has, and how many inputs for each seed."""
+
 NASTY: tuple[Any, ...] = (
     *(None, True, False, -1, 0, 1, 3, 10**15, 10**20, 10**400, 0.5, -0.5, math.nan, math.inf, -math.inf),
     *("", "x", "\0", "\x1b[2J", "²", "../../x", "a.b:c", "cpu", [], {}, [[]], [1, "a"], {"a": 1}, {"name": 5}),
@@ -138,7 +141,7 @@ def attempt(work: Callable[[], Any], file: str, label: str) -> bool:
     return True
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(INPUTS["config"][0]))
 def test_a_changed_config_is_used_rightly_or_refused(seed: int) -> None:
     """Using a run and evaluating it read its plan, and build what it names."""
     run, draw = trained("run"), random.Random(f"config {seed}")
@@ -146,7 +149,7 @@ def test_a_changed_config_is_used_rightly_or_refused(seed: int) -> None:
     whole, content = path.read_bytes(), json.loads(path.read_text())
     del content["digest"]
     accepted = 0
-    for i in range(250):
+    for i in range(INPUTS["config"][1]):
         if i % 3 == 0:
             path.write_bytes(damaged(whole, draw))
         else:
@@ -169,14 +172,14 @@ def test_a_changed_config_is_used_rightly_or_refused(seed: int) -> None:
     assert 10 < accepted < 240
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(INPUTS["inputs"][0]))
 def test_changed_inputs_are_used_rightly_or_refused(seed: int) -> None:
     """The digest notices damage; the forms of all values are checked behind it."""
     run, draw = trained("run"), random.Random(f"inputs {seed}")
     path = run / "inputs.pt"
     whole, content = path.read_bytes(), torch.load(path, weights_only=True)
     refused = 0
-    for i in range(300):
+    for i in range(INPUTS["inputs"][1]):
         if i % 2:
             path.write_bytes(damaged(whole, draw))
         else:
@@ -217,7 +220,7 @@ def everything(engine: Engine) -> str:
     return digest({**engine.state(), "folder": str(engine.folder)})
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(INPUTS["checkpoints"][0]))
 def test_a_changed_checkpoint_is_loaded_or_changes_nothing(seed: int) -> None:
     """Resuming, loading and warm starts check everything first."""
     draw = random.Random(f"checkpoint {seed}")
@@ -233,7 +236,7 @@ def test_a_changed_checkpoint_is_loaded_or_changes_nothing(seed: int) -> None:
         lambda e: e.init_from(path),
     ]
     refused = 0
-    for i in range(250):
+    for i in range(INPUTS["checkpoints"][1]):
         if i % 4 == 0:
             path.write_bytes(damaged(whole, draw))
         else:
@@ -254,7 +257,7 @@ def test_a_changed_checkpoint_is_loaded_or_changes_nothing(seed: int) -> None:
     assert refused > 120
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", range(INPUTS["results"][0]))
 def test_a_changed_result_is_compared_rightly_or_refused(seed: int) -> None:
     """The figures of a comparison are those of whole results."""
     one, two = trained("one"), trained("two")
@@ -264,7 +267,7 @@ def test_a_changed_result_is_compared_rightly_or_refused(seed: int) -> None:
     two.joinpath("config.json").write_text(two.joinpath("config.json").read_text())
     other = kshot.runs.evaluate(one, evaluate={"episodes": 4}, quiet=True).to_dict()
     Path("one.json").write_text(json.dumps(other))
-    for i in range(250):
+    for i in range(INPUTS["results"][1]):
         path.write_bytes(damaged(whole, draw)) if i % 3 == 0 else path.write_text(json.dumps(changed(content, draw)))
         Path("two.json").write_bytes(path.read_bytes())
         attempt(lambda: str(kshot.runs.compare("one.json", "two.json")), "two.json", f"{i}")
@@ -309,7 +312,7 @@ LINES = (
 )
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", range(INPUTS["recipes"][0]))
 def test_a_changed_recipe_is_used_rightly_or_refused(seed: int) -> None:
     """``kshot check`` says so before anything is computed."""
     draw = random.Random(f"recipe {seed}")
@@ -325,7 +328,7 @@ def test_a_changed_recipe_is_used_rightly_or_refused(seed: int) -> None:
 
     path.write_text(RECIPE)
     check()
-    for i in range(300):
+    for i in range(INPUTS["recipes"][1]):
         if i % 2:
             path.write_bytes(damaged(RECIPE.encode(), draw))
         else:

@@ -198,3 +198,22 @@ def test_files_of_tasks_that_can_not_prepare_them_are_refused(raw):
     model = kshot.Trained(sample_learner.NearestMean(spec), spec)
     with pytest.raises(DataError, match=r"^inputs: got the file '.*', expected inputs as numbers: the tasks of this"):
         model.inputs(raw)
+
+
+def test_no_examples_are_refused() -> None:
+    """The mean of no examples is NaN, and some networks fail on an empty batch."""
+    spec = sample_tasks.classification().spec
+    model, one = kshot.Trained(sample_learner.NearestMean(spec), spec), torch.zeros(1, 6)
+    for support, queries in (({"a": one, "b": one}, one[:0]), ({"a": one, "b": one[:0]}, one)):
+        with pytest.raises(DataError, match=r"^inputs: got no examples, expected at least one"):
+            model.predict(support, queries)
+
+
+def test_predictions_that_are_nan_are_refused() -> None:
+    """Distances of very large inputs overflow: the difference of two infinite ones is no number."""
+    spec = sample_tasks.classification().spec
+    model, one = kshot.Trained(sample_learner.NearestMean(spec), spec), torch.ones(1, 6)
+    with pytest.raises(
+        DataError, match=r"^predict: got predictions that are NaN for 1 of 2 examples, expected numbers"
+    ):
+        model.predict({"a": one, "b": -one}, torch.cat([one, 1e38 * one]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import configparser
 import os
 import re
@@ -129,6 +130,20 @@ def test_test_files_have_unique_names(root: Path) -> None:
     """Test folders are not packages, so reports distinguish two files by their names only."""
     names = Counter(file.name for file in files(root, r"test_.*\.py"))
     assert [name for name, count in names.items() if count > 1] == []
+
+
+def test_ten_thousand_hostile_inputs_are_tried(root: Path) -> None:
+    """Each file of fuzzing says in ``INPUTS`` how many inputs its tests try, and each of them asserts its number."""
+    counts = {}
+    for file in files(root / "tests", r"test_\w+_fuzz\.py"):
+        text = file.read_text(encoding="utf-8")
+        (inputs,) = re.findall(r"^INPUTS = (\{[^}]*\})", text, re.MULTILINE)
+        counts[file.name] = {name: seeds * each for name, (seeds, each) in ast.literal_eval(inputs).items()}
+        assert [name for name in counts[file.name] if f'INPUTS["{name}"]' not in text and "in INPUTS" not in text] == []
+    stored = sum(counts.pop("test_stored_fuzz.py").values())
+    others = sum(n for each in counts.values() for n in each.values())
+    assert others >= 6_000, counts
+    assert stored + others >= 10_000
 
 
 def test_test_folders_are_no_packages(root: Path, install: ModuleType) -> None:

@@ -56,9 +56,11 @@ def read_text(distribution: Distribution, *files: str) -> str:
 def identity(distribution: Distribution) -> tuple[str, str]:
     """Read name and version from the headers of METADATA, without parsing the long description below them."""
     head = read_text(distribution, "METADATA", "PKG-INFO").partition("\n\n")[0]
-    headers = dict(re.findall(r"^(Name|Version):[ \t]*(\S+)", head, re.MULTILINE))
+    headers = dict(re.findall(r"^(Name|Version):[ \t]*([\w.!+-]+)[ \t\r]*$", head, re.MULTILINE))
     name, _, version = re.sub(r"\.(dist|egg)-info$", "", _folder(distribution).name).partition("-")
-    return headers.get("Name", name), headers.get("Version", version)  # if partly removed, only the folder has them
+    return headers.get("Name", name), headers.get(
+        "Version", version
+    )  # if partly removed or damaged, only the folder has them
 
 
 def problems() -> list[str]:

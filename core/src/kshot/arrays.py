@@ -192,9 +192,7 @@ def _real_numbers(
             raise DataError(f"{who}: got tensors of shapes {shapes}, ..., expected {expected}")
         x = torch.stack([t.detach() for t in x])  # numpy can't read tensors that have a graph
     if isinstance(x, Tensor):
-        if x.is_complex():
-            raise DataError(f"{who}: got complex numbers, expected {expected}")
-        return x.detach().to_dense().resolve_neg()
+        return _strided(x, who, expected)
     if not _is_array_like(x):
         raise DataError(
             f"{who}: got {type(x).__name__}, which is no array or list, expected {expected}; collect what an "
@@ -206,8 +204,9 @@ def _real_numbers(
         array = np.asarray(x)
         if array.dtype.kind == "O":  # numbers, or arrays of one shape, that were stored as Python objects
             array = np.asarray(array.tolist())
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"{who}: got {type(x).__name__}, which is no array ({error}), expected {expected}") from error
+    except (TypeError, ValueError, RuntimeError, MemoryError) as error:  # the last for a range of too many numbers
+        reason = str(error) or type(error).__name__
+        raise DataError(f"{who}: got {type(x).__name__}, which is no array ({reason}), expected {expected}") from error
     if array.dtype.kind not in "biuf":
         sort = {"c": "complex numbers", "U": "text", "S": "text", "T": "text"}.get(array.dtype.kind, str(array.dtype))
         first = f" ({array.flat[0]!s:.40}, ...)" if sort != "text" and array.size else ""
@@ -216,6 +215,29 @@ def _real_numbers(
     if isinstance(array, np.ma.MaskedArray):  # nothing is masked
         array = array.data
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def _strided(x: Tensor, who: str, expected: str) -> Tensor:
+    """Return a tensor of real numbers in any layout as a strided one without a graph.
+
+    Raises:
+        DataError: it has complex numbers or no values, is nested, or torch can't convert it.
+    """
+    if x.is_complex():
+        raise DataError(f"{who}: got complex numbers, expected {expected}")
+    if x.is_nested or x.is_meta:
+        sort = "a nested tensor" if x.is_nested else "a tensor on the device 'meta', which has no values"
+        raise DataError(f"{who}: got {sort}, expected {expected}")
+    x = x.detach()
+    try:
+        # torch computes with neither quantised numbers nor floats of 8 bits; both are exact in float32.
+        if x.is_quantized:
+            return x.dequantize()
+        dense = x.to_dense().resolve_neg()
+        return dense.float() if dense.is_floating_point() and dense.element_size() == 1 else dense
+    except (RuntimeError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"{who}: got a tensor of {x.dtype} and {x.layout}, expected {expected} ({reason})") from error
 
 
 def _is_array_like(x: Any) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kshot.arrays import check_finite
-from kshot.episode import Environment, Episode
+from kshot.episode import Environment, Episode, Examples, Support
 from kshot.errors import DataError, MisfitError
 from kshot.spec import Needs, TaskSpec, bounds
 
@@ -139,9 +139,25 @@ def check_episode(episode: Episode, spec: TaskSpec, who: str) -> None:
         >>> spec = TaskSpec(kind="classification", input_shape=(1,), way=2, shot=1, query=1)
         >>> check_episode(episode, spec, "my tasks")
     """
+    if not (
+        isinstance(episode, Episode) and isinstance(episode.support, Support) and isinstance(episode.query, Examples)
+    ):
+        raise DataError(
+            f"{who}: got {type(episode).__name__}, expected an Episode of a Support and Examples; return "
+            "kshot.Episode(kshot.Support(...), kshot.Examples(...))"
+        )
     support, query = episode.support, episode.query
+    fields = {"support.x": support.x, "support.y": support.y, "query.x": query.x, "query.y": query.y}
+    for name, value in {**fields, "support.key": support.key}.items():
+        _check_tensor(value, f"{who}: {name}")
     _check_inputs(support.x, spec, episode.size, f"{who}: support.x")
     _check_inputs(query.x, spec, episode.size, f"{who}: query.x")
+    if support.unlabelled is not None:
+        _check_tensor(support.unlabelled, f"{who}: support.unlabelled")
+        _check_inputs(support.unlabelled, spec, episode.size, f"{who}: support.unlabelled")
+    if support.semantics is not None:
+        _check_tensor(support.semantics, f"{who}: support.semantics")
+        check_finite(support.semantics, f"{who}: support.semantics")
     if spec.kind == "classification":
         check_class_labels(episode, who)
     elif spec.kind == "regression":
@@ -160,11 +176,25 @@ def check_episode(episode: Episode, spec: TaskSpec, who: str) -> None:
                 )
 
 
+def _check_tensor(value: Any, who: str) -> None:
+    """Raise DataError unless a field of an episode is a strided tensor that has values and an axis B."""
+    if not isinstance(value, Tensor):
+        given = f"{type(value).__name__}"
+    elif value.is_nested or value.is_meta or value.is_quantized or value.layout != torch.strided:
+        words = {"nested": value.is_nested, "meta": value.is_meta, "quantised": value.is_quantized}
+        given = f"a tensor that is {next((word for word in words if words[word]), str(value.layout))}"
+    elif value.ndim == 0:
+        given = "a tensor without axes"
+    else:
+        return
+    raise DataError(f"{who}: got {given}, expected a dense tensor [B, ...]; convert when sampling")
+
+
 def _check_inputs(x: Tensor, spec: TaskSpec, B: int, who: str) -> None:
     """Raise DataError unless ``x`` [B, n, *input] is float32, finite, and of the spec's shape and range."""
     if x.numel() == 0:
         return
-    if x.shape[0] != B or tuple(x.shape[2:]) != spec.input_shape:
+    if x.ndim < 2 or x.shape[0] != B or tuple(x.shape[2:]) != spec.input_shape:
         raise DataError(
             f"{who}: got shape {tuple(x.shape)}, expected [{B}, n, {', '.join(map(str, spec.input_shape))}] by the "
             f"spec's input_shape {spec.input_shape}"
@@ -202,8 +232,8 @@ def check_class_labels(episode: Episode, who: str) -> None:
         >>> check_class_labels(Episode(support, Examples(torch.zeros(1, 1, 1), torch.tensor([[1]]))), "my tasks")
     """
     support, query, way = episode.support, episode.query, episode.support.way
-    if way is None:
-        raise DataError(f"{who}: got support.way None, expected N for a classification episode")
+    if not isinstance(way, int) or isinstance(way, bool) or way < 1:
+        raise DataError(f"{who}: got support.way {way!r}, expected N, an int, for a classification episode")
     for name, y, x in (("support.y", support.y, support.x), ("query.y", query.y, query.x)):
         if y.dtype != torch.int64 or y.shape != x.shape[:2]:
             raise DataError(

@@ -147,6 +147,8 @@ class Support:
                     f"{who}: got {len(inputs)} examples and targets of shape {tuple(labels.shape)}, expected a target "
                     "per example along the first axis"
                 )
+            if not len(inputs):
+                raise DataError(f"{who}: got no examples, expected at least one; give some")
         else:
             labels = as_labels(y, who, way=more.get("way"), examples=len(inputs))
             more["way"] = int(labels.max()) + 1

@@ -74,8 +74,8 @@ class Pool:
                 Pass False for a large table that will not change any more. Other types are converted once either way.
 
         Raises:
-            DataError: lengths differ, labels are not exactly 0..C-1, there are not as many names or vectors as classes,
-                or a value is not a finite real number.
+            DataError: lengths differ, labels are not exactly 0..C-1, there is not one name or one vector for each
+                class, or a value is not a finite real number.
 
         Warns if the examples look like pictures [num, height, width, channels]: networks take the axis after the
         first as channels.
@@ -183,6 +183,11 @@ def _warn_of_channels_last(x: Tensor) -> None:
 
 def _check_per_class(classes: int, names: Sequence[str], semantics: Tensor | None) -> None:
     """Raise DataError unless there is a name and a vector for each class, if there are any."""
+    if semantics is not None and semantics.ndim != 2:
+        raise DataError(
+            f"Pool.of: semantics: got shape {tuple(semantics.shape)}, expected a vector for each of the {classes} "
+            "classes, [C, A]; reshape them"
+        )
     for what, given in (("names", names if len(names) else None), ("semantics", semantics)):
         if given is not None and len(given) != classes:
             raise DataError(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal, SupportsIndex
+from typing import Any, Literal
 
 import attrs
 from attrs import frozen
@@ -21,27 +21,50 @@ PROVISIONS: tuple[str, ...] = ("unlabelled", "semantics", "external", "identitie
 """What tasks may provide beyond examples, see ``TaskSpec.provides``."""
 
 
-def _shape(value: Any) -> tuple[int, ...]:
-    return tuple(int(v) for v in value)
+# Converters leave a value that they can't convert as it is, for the checks of ``TaskSpec`` and ``Needs`` to refuse.
 
 
-def _strings(value: Iterable[str]) -> tuple[str, ...]:
-    return tuple(value)
+def _shape(value: Any) -> Any:
+    """Convert lengths of any integer type to a tuple of ints."""
+    try:
+        return tuple(operator.index(v) for v in value)
+    except TypeError:
+        return value
 
 
-def _set(value: Iterable[str]) -> frozenset[str]:
-    return frozenset(value)
+def _strings(value: Any) -> Any:
+    """Convert several names to a tuple; one name alone is left to the checks."""
+    try:
+        return tuple(value) if not isinstance(value, str | bytes) else value
+    except TypeError:
+        return value
 
 
-def _range(value: Sequence[float] | None) -> tuple[float, float] | None:
-    return None if value is None else (float(value[0]), float(value[1]))
+def _set(value: Any) -> Any:
+    """Convert several names to a set; one name alone is left to the checks."""
+    try:
+        return frozenset(_strings(value))
+    except TypeError:
+        return value
+
+
+def _range(value: Any) -> Any:
+    """Convert the least and the greatest of some numbers to a pair of floats."""
+    try:
+        low, high = value
+        return (float(low), float(high)) if not isinstance(value, str | bytes) else value
+    except (TypeError, ValueError, OverflowError):
+        return value
 
 
 def _count(value: Any) -> Any:
-    """Convert whole numbers of any type, numpy's included, to int; leave all else to the checks of ``TaskSpec``."""
+    """Convert whole numbers of any type, numpy's included, to int."""
     if isinstance(value, list | tuple):
         return tuple(_count(v) for v in value)
-    return operator.index(value) if isinstance(value, SupportsIndex) else value
+    try:
+        return operator.index(value)
+    except TypeError:
+        return value
 
 
 @frozen
@@ -90,17 +113,34 @@ class TaskSpec:
     semantics_shape: tuple[int, ...] | None = attrs.field(default=None, converter=attrs.converters.optional(_shape))
 
     def __attrs_post_init__(self) -> None:
-        if self.kind not in KIND_NAMES:
-            raise DataError(f"TaskSpec: got kind {self.kind!r}, expected one of {', '.join(KIND_NAMES)}")
-        if unknown := self.provides - set(PROVISIONS):
-            raise DataError(f"TaskSpec: got provides {sorted(unknown)}, expected some of {', '.join(PROVISIONS)}")
-        for name in ("way", "shot", "query", "rollouts", "block"):
-            if not all(isinstance(v, int | None) for v in bounds(getattr(self, name))):
+        who = "TaskSpec"
+        _check_choice(who, "kind", self.kind, KIND_NAMES)
+        _check_choice(who, "split_by", self.split_by, ("class", "example", "index"))
+        _check_choices(who, "provides", self.provides, frozenset, PROVISIONS)
+        for name in ("input_shape", "target_shape", "semantics_shape"):
+            _check_shape(who, name, getattr(self, name), optional=name == "semantics_shape")
+        for name in ("input_range", "target_range"):
+            _check_range(who, name, getattr(self, name))
+        for name in ("way", "shot", "query"):
+            value = getattr(self, name)
+            if (
+                not all(_is_int(v) for v in value) or len(value) != 2
+                if type(value) is tuple
+                else not _is_int(value, True)
+            ):
                 raise DataError(
-                    f"TaskSpec: got {name} {getattr(self, name)!r}, expected a whole number; convert it, e.g. int(...)"
+                    f"{who}: got {name} {value!r}, expected a whole number, or the least and the greatest of a range; "
+                    "convert it, e.g. int(...)"
                 )
-        if self.rollouts is not None and self.rollouts < 0:
-            raise DataError(f"TaskSpec: got rollouts {self.rollouts}, expected a number >= 0, or None for any number")
+        if not _is_int(self.rollouts, True) or (self.rollouts or 0) < 0:
+            raise DataError(f"{who}: got rollouts {self.rollouts!r}, expected a number >= 0, or None for any number")
+        if not _is_int(self.block) or self.block < 1:
+            raise DataError(f"{who}: got block {self.block!r}, expected a whole number of episodes, at least 1")
+        splits: Any = self.splits
+        if type(splits) is not tuple or not splits or not all(isinstance(v, str) and v for v in splits):
+            raise DataError(f"{who}: got splits {splits!r}, expected their names, such as ('train', 'val', 'test')")
+        if len(set(splits)) < len(splits):
+            raise DataError(f"{who}: got splits {splits!r}, expected each name once")
         if self.kind == "control" and self.way is not None and (not isinstance(self.way, int) or self.target_shape):
             raise DataError(
                 f"TaskSpec: got way {self.way} and target_shape {self.target_shape}, expected for discrete actions "
@@ -139,11 +179,28 @@ class TaskSpec:
         """Read the result of ``to_json``."""
         import json
 
-        return cls.from_dict(json.loads(text))
+        try:
+            values = json.loads(text)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise DataError(f"TaskSpec: got text that is not JSON ({error}), expected the result of to_json") from error
+        return cls.from_dict(values)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TaskSpec:
-        """Read the result of ``to_dict``."""
+        """Read the result of ``to_dict``.
+
+        Raises:
+            DataError: a field is unknown, missing or wrong.
+        """
+        fields = attrs.fields_dict(cls)
+        if not isinstance(values, Mapping) or not {"kind", "input_shape"} <= set(values) <= set(fields):
+            given = (
+                f"the fields {', '.join(map(str, values))}" if isinstance(values, Mapping) else type(values).__name__
+            )
+            raise DataError(
+                f"TaskSpec: got {given}, expected kind, input_shape and any of {', '.join([*fields][2:])}; give the "
+                "result of to_dict"
+            )
         return cls(**values)
 
 
@@ -157,6 +214,38 @@ def bounds(count: Count | None) -> tuple[int | None, int | None]:
     if isinstance(count, tuple):
         return count
     return count, count
+
+
+def _is_int(value: Any, none: bool = False) -> bool:
+    """Return whether a value is an int and no boolean; or None, if ``none``."""
+    return (none and value is None) or (isinstance(value, int) and not isinstance(value, bool))
+
+
+def _check_choice(who: str, name: str, value: Any, choices: Sequence[str]) -> None:
+    """Raise DataError unless a value is one of some names."""
+    if not isinstance(value, str) or value not in choices:
+        raise DataError(f"{who}: got {name} {value!r}, expected one of {', '.join(choices)}")
+
+
+def _check_choices(who: str, name: str, values: Any, sort: Any, choices: Sequence[str]) -> None:
+    """Raise DataError unless values, a tuple or a set as ``sort`` says, are some of these names."""
+    if type(values) is not sort or not all(isinstance(value, str) and value in choices for value in values):
+        shown = sorted(map(str, values)) if type(values) is frozenset else values
+        raise DataError(f"{who}: got {name} {shown!r}, expected some of {', '.join(choices)}, as a {sort.__name__}")
+
+
+def _check_shape(who: str, name: str, shape: Any, optional: bool = False) -> None:
+    """Raise DataError unless a shape consists of lengths."""
+    if shape is None and optional:
+        return
+    if type(shape) is not tuple or not all(type(length) is int and length >= 0 for length in shape):
+        raise DataError(f"{who}: got {name} {shape!r}, expected whole numbers >= 0, such as (1, 28, 28)")
+
+
+def _check_range(who: str, name: str, limits: Any) -> None:
+    """Raise DataError unless limits are None, or a number and one that is not less."""
+    if limits is not None and not (type(limits) is tuple and len(limits) == 2 and limits[0] <= limits[1]):
+        raise DataError(f"{who}: got {name} {limits!r}, expected the least and the greatest value, such as (0.0, 1.0)")
 
 
 @frozen
@@ -198,7 +287,7 @@ class Needs:
         'independent'
     """
 
-    kinds: tuple[str, ...] = ("classification",)
+    kinds: tuple[str, ...] = attrs.field(default=("classification",), converter=_strings)
     queries: Literal["independent", "joint", "at_adapt"] = "independent"
     unlabelled: Literal["no", "optional", "required"] = "no"
     semantics: Literal["no", "optional", "required"] = "no"
@@ -206,11 +295,26 @@ class Needs:
     couples_tasks: bool = False
     variable_way: bool = False
     zero_shot: bool = False
-    input_range: tuple[float, float] | None = None
+    input_range: tuple[float, float] | None = attrs.field(default=None, converter=_range)
     actions: Literal["any", "discrete", "continuous"] = "any"
-    rollouts: int = 1
+    rollouts: int = attrs.field(default=1, converter=_count)
     exact_gradient: bool = False
     invariant: frozenset[str] = attrs.field(default=frozenset(), converter=_set)
+
+    def __attrs_post_init__(self) -> None:
+        who = "Needs"
+        _check_choices(who, "kinds", self.kinds, tuple, KIND_NAMES)
+        _check_choices(who, "invariant", self.invariant, frozenset, ("labels", "order"))
+        _check_choice(who, "queries", self.queries, ("independent", "joint", "at_adapt"))
+        _check_choice(who, "actions", self.actions, ("any", "discrete", "continuous"))
+        for name in ("unlabelled", "semantics"):
+            _check_choice(who, name, getattr(self, name), ("no", "optional", "required"))
+        for name in ("external", "couples_tasks", "variable_way", "zero_shot", "exact_gradient"):
+            if not isinstance(getattr(self, name), bool):
+                raise DataError(f"{who}: got {name} {getattr(self, name)!r}, expected True or False")
+        _check_range(who, "input_range", self.input_range)
+        if not _is_int(self.rollouts) or self.rollouts < 0:
+            raise DataError(f"{who}: got rollouts {self.rollouts!r}, expected a whole number >= 0")
 
 
 @frozen

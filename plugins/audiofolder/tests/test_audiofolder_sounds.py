@@ -338,8 +338,27 @@ def test_whole_numbers_are_samples_of_their_type(dtype: str, scale: int) -> None
         prepare(((wave * scale).astype(np.int64), 16000), form)
 
 
+def test_unsigned_bytes_have_their_zero_at_128() -> None:
+    """A WAV of 8 bits has such samples."""
+    form = attrs.evolve(FORM, features="mel", normalise="none")
+    wave = np.round(0.5 * tone(440, 16000) * 128) / 128
+    samples = (128 + 128 * wave).astype(np.uint8)
+    assert torch.allclose(prepare((samples, 16000), form), prepare((wave, 16000), form), atol=1e-4)
+
+
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     """Opening it waits for somebody who writes."""
     os.mkfifo(tmp_path / "x.wav")
     with pytest.raises(DataError, match=r"x\.wav: got a named pipe, expected a sound"):
         prepare(tmp_path / "x.wav", FORM)
+
+
+@pytest.mark.parametrize("subtype", ["GSM610", "G721_32", "NMS_ADPCM_16"])
+@pytest.mark.parametrize("crop", ["start", "centre"])
+def test_a_file_whose_decoder_can_not_seek_is_read(tmp_path: Path, subtype: str, crop: str) -> None:
+    """Telephones and dictating machines write such files."""
+    path = tmp_path / "a.wav"
+    soundfile.write(path, 0.5 * np.sin(np.arange(4000) * np.arange(4000) / 9000), 8000, subtype)
+    samples, rate = soundfile.read(path, dtype="float32")
+    form = Form(8000, 0.2, crop, "repeat", "mel", 5, 10, 0.025, 0.01, 0.0, None, "clip")
+    np.testing.assert_allclose(form.decode(path), form.of_samples(samples, rate, "plain"), atol=1e-4)

@@ -36,6 +36,16 @@ def test_sounds_of_an_episode_are_of_the_class_they_are_named_after(small: Small
             assert any(torch.equal(x, file) for file in made)
 
 
+def test_shape_may_vary_by_block(small: Small) -> None:
+    """All episodes of a block have one way; the ways follow the seed."""
+    root = small()
+    split: dict[str, Any] = {"split": (0.4, 0.3, 0.3)}
+    made = [audiofolder(root=root, **{**SHORT, "way": (2, 3)}, block=4, seed=seed, **split) for seed in (0, 1)]
+    ways = [[tasks.sample("train", range(4 * b, 4 * b + 4)).support.way for b in range(12)] for tasks in made]
+    assert set(ways[0]) == {2, 3}
+    assert ways[0] != ways[1]
+
+
 def test_sounds_of_any_rate_length_and_kind_stand_together(small: Small) -> None:
     root = small(2, 2)
     rng = np.random.default_rng(0)

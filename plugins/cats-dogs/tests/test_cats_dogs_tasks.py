@@ -33,6 +33,16 @@ def test_coefficients_are_torchaudio_s() -> None:
     assert torch.allclose(mfcc(wave), by_hand, atol=1e-4)
 
 
+def test_shape_may_vary_by_block(small: Small) -> None:
+    """All episodes of a block have one shot; the shots follow the seed."""
+    made = [cats_dogs(root=small(), shot=(1, 3), query=1, block=4, seed=seed) for seed in (0, 1)]
+    shots = [
+        [len(tasks.sample("train", range(4 * b, 4 * b + 4)).support.y[0]) // 2 for b in range(12)] for tasks in made
+    ]
+    assert set(shots[0]) == {1, 2, 3}
+    assert shots[0] != shots[1]
+
+
 def test_inputs_do_not_depend_on_what_lies_beyond_the_cut() -> None:
     """The length of the recording, the sound after the cut and the loudness have no effect."""
     samples = torch.from_numpy(np.random.default_rng(0).normal(size=50000).astype(np.float32)) * 0.1

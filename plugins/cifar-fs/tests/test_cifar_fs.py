@@ -99,6 +99,18 @@ def test_later_loads_need_no_cifar(files: Path, monkeypatch: pytest.MonkeyPatch)
     assert cifar_fs(query=1).fingerprint == first.fingerprint
 
 
+def test_another_pixel_is_another_fingerprint(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results on other images must not pass for results on the same data, even if the labels are equal."""
+    first = cifar_fs(root=files, query=1)
+    part = files / "cifar-100-python" / "train"
+    content = pickle.loads(part.read_bytes())
+    content["data"][0, 0] += 1
+    part.write_bytes(pickle.dumps(content))
+    monkeypatch.setattr(CIFAR100, "train_list", [["train", md5(part)]])
+    monkeypatch.setenv("KSHOT_CACHE", str(tmp_path / "another cache"))
+    assert cifar_fs(root=files, query=1).fingerprint != first.fingerprint
+
+
 def test_what_is_missing_or_damaged_is_said(files: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none, which has no complete CIFAR-100 .* download=True"):
         cifar_fs(root=tmp_path / "none")
@@ -107,6 +119,14 @@ def test_what_is_missing_or_damaged_is_said(files: Path, tmp_path: Path) -> None
     with pytest.raises(DataError, match="no complete CIFAR-100"):
         cifar_fs(root=files)
     assert list((tmp_path / "cache").rglob("*.u8")) == []
+
+
+def test_shape_may_vary_by_block(files: Path) -> None:
+    """All episodes of a block have one way; the ways follow the seed."""
+    made = [cifar_fs(way=(2, 4), query=1, block=4, seed=seed, root=files) for seed in (0, 1)]
+    ways = [[tasks.sample("train", range(4 * b, 4 * b + 4)).support.way for b in range(12)] for tasks in made]
+    assert set(ways[0]) == {2, 3, 4}
+    assert ways[0] != ways[1]
 
 
 def test_too_many_images_are_asked_for(files: Path) -> None:

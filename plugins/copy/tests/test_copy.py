@@ -42,6 +42,16 @@ def test_lengths_vary_by_block_over_the_whole_range():
     assert lengths != [tasks.sample("test", [4 * b]).origin.query for b in range(300)]
 
 
+@pytest.mark.parametrize("make", [Copy, AssociativeRecall])
+def test_another_seed_gives_other_lengths_and_other_bits(make):
+    """The seed fixes everything that is drawn: the lengths of the blocks too."""
+    lengths = [[make(block=1, seed=seed).sample("train", [i]).origin.query for i in range(30)] for seed in (0, 1)]
+    assert lengths[0] != lengths[1]
+    fixed = {"length": 6} if make is Copy else {"items": 4}
+    first, second = (make(seed=seed, **fixed).sample("train", [0]).query.x for seed in (0, 1))
+    assert not torch.equal(first, second)
+
+
 def test_longer_sequences_begin_with_the_shorter_ones():
     """Episode i has the same bits at every length, so that only the length differs in a table of lengths."""
     short, long = (Copy(length=n).sample("test", [3]).query.x for n in (4, 9))

@@ -229,9 +229,9 @@ def test_values_are_dropped_one_by_one() -> None:
 
 
 def test_contrast_goes_towards_the_example_s_own_mean() -> None:
-    """Half way to the means 1 and 6 is computed by hand."""
+    """A quarter of the way to the means 1 and 6 is computed by hand."""
     x = torch.tensor([[0.0, 1.0, 2.0], [4.0, 4.0, 10.0]])
-    assert contrast(x, keys(2), 0.5).tolist() == [[0.5, 1.0, 1.5], [5.0, 5.0, 8.0]]
+    assert contrast(x, keys(2), 0.25).tolist() == [[0.25, 1.0, 1.75], [4.5, 4.5, 9.0]]
 
 
 @pytest.mark.parametrize("how", list(WAYS))

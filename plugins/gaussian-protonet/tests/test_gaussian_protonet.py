@@ -183,6 +183,21 @@ def test_the_control_has_one_precision_for_all_and_learns_it() -> None:
 # --- The learner --------------------------------------------------------------------------------------------------
 
 
+def test_training_reports_the_predictions_for_whole_episodes() -> None:
+    """In training, batch norm sees support and queries together, so the figures are those of ``transductive``."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(12, 6), nn.BatchNorm1d(6))
+    learner = GaussianProtoNet(tasks().spec, encoder=net, normalisation="transductive").double()
+    e = in_float64(tasks(shot=2, query=3).sample("train", range(3)))
+    logits = learner.eval().adapt(e.support)(e.query.x).detach()
+    reported = learner.train().meta_gradient(e)
+    expected = nn.functional.cross_entropy(logits.flatten(0, 1), e.query.y.flatten())
+    assert float(reported["loss"]) == pytest.approx(float(expected), rel=1e-10)
+    share = (logits.argmax(-1) == e.query.y).float().mean()
+    assert float(reported["accuracy"]) == pytest.approx(float(share))
+    assert share != 0.5
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("transform", ["softplus", "learned"])
 def test_the_training_loss_is_the_papers(precision: Any, transform: Any) -> None:

@@ -56,6 +56,16 @@ def test_images_of_any_size_and_kind_stand_together(small: Small) -> None:
     assert (named["deep.png"] == 156).all()
 
 
+def test_shape_may_vary_by_block(small: Small) -> None:
+    """All episodes of a block have one way; the ways follow the seed."""
+    root = small()
+    split: dict[str, Any] = {"split": (0.4, 0.3, 0.3)}
+    made = [imagefolder(root=root, size=4, way=(2, 3), shot=1, query=1, block=4, seed=seed, **split) for seed in (0, 1)]
+    ways = [[tasks.sample("train", range(4 * b, 4 * b + 4)).support.way for b in range(12)] for tasks in made]
+    assert set(ways[0]) == {2, 3}
+    assert ways[0] != ways[1]
+
+
 def test_it_is_decoded_once_and_not_before_it_is_needed(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the spec nor a prediction on files decodes the folder; a new file makes a new table."""
     count: list[Any] = []

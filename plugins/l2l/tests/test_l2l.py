@@ -91,6 +91,13 @@ def test_permuted_coordinates_are_optimized_to_permuted_points():
     assert not torch.allclose(plain, other, atol=1e-3)
 
 
+def test_the_output_scale_is_a_factor_of_the_update():
+    """With equal weights, the first update at a scale of 0.1 is a tenth of that at a scale of 1."""
+    problems, x = objectives(), torch.ones(2, 1)
+    plain, small = (learner(output_scale=scale).adapt(episode(problems, 1).support)(x)[:, 0] for scale in (1.0, 0.1))
+    assert torch.allclose(small - problems.initial, 0.1 * (plain - problems.initial), atol=1e-15, rtol=1e-12)
+
+
 def naive(l2l: L2L, problems: Objective, steps: int, b: int, state: dict[str, Any], second_order: bool) -> list[Tensor]:
     """Compute the losses of ``steps`` updates of task b, coordinate by coordinate, with the gradient by hand.
 

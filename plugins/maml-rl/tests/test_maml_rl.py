@@ -489,11 +489,27 @@ def test_means_are_over_the_steps_that_were_taken():
     """Surrogates of two taken steps are half their sum, whatever the horizon; weights say the same."""
     ratio, advantage = torch.tensor([[0.5, 0.0, 0.0, 0.0]]), torch.tensor([[1.0, 3.0, 0.0, 0.0]])
     running = torch.tensor([[True, True, False, False]])
+    assert step_weights(running).tolist() == [[2.0, 2.0, 0.0, 0.0]]  # the mean over all steps is 1
     for mask in (running, step_weights(running)):
         expected = {"lvc": (math.exp(0.5) + 3) / 2, "dice": (math.exp(0.5) - 1) / 2, "log_likelihood": 0.25}
         for name, value in expected.items():
             assert float(surrogates.ESTIMATORS[name](ratio, advantage, mask)) == pytest.approx(value)
         assert float(surrogates.clipped(ratio, advantage, 0.2, mask)) == pytest.approx((1.2 + 3) / 2)
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_training_reports_the_returns_before_and_after_the_updates(steps):
+    """Before is the support's rollout 0, or without updates the query's; after is the query's."""
+    t = sample_tasks.Points()
+    learner = kshot.learner("maml-rl", t.spec, seed=0, hidden=(6,), inner_steps=steps)
+    e = t.sample("train", [0, 1])
+    states = learner.play(e.support, steps)[0]
+    metrics = next(iter(learner.meta_gradient(e)))
+    first = (e.support if steps else e.query).source.rollout(learner.policy(states[0]))
+    last = e.query.source.rollout(learner.policy(states[-1]))
+    assert float(metrics["return_before"]) == pytest.approx(float(first.rewards.sum(-1).mean()), rel=1e-6)
+    assert float(metrics["return"]) == pytest.approx(float(last.rewards.sum(-1).mean()), rel=1e-6)
+    assert (float(metrics["return"]) == float(metrics["return_before"])) == (steps == 0)
 
 
 def test_without_updates_it_is_a_policy_for_all_tasks():
@@ -563,6 +579,17 @@ def test_the_deviation_may_stay_out_of_the_inner_steps():
         assert same != adapt_std
         next(iter(learner.train().meta_gradient(t.sample("train", [0, 1]))))
         assert learner.net["log_std"].grad.abs().sum() > 0
+
+
+def test_training_makes_the_inner_steps_whatever_the_test_steps_are():
+    """``test_steps`` changes neither the returns that training reports nor the meta-gradient."""
+    t = sample_tasks.Points()
+    seen = []
+    for test_steps in (1, 3):
+        learner = kshot.learner("maml-rl", t.spec, seed=0, hidden=(4,), inner_steps=1, test_steps=test_steps)
+        metrics = next(iter(learner.meta_gradient(t.sample("train", [0, 1]))))
+        seen.append([*map(float, metrics.values()), *flat(p.grad for p in learner.parameters()).tolist()])
+    assert seen[0] == seen[1]
 
 
 def test_more_updates_than_the_budget_are_refused_before_any_compute():

@@ -13,6 +13,7 @@ from kshot import Engine, Episode, Examples, Origin, Support, TaskSpec
 from kshot.episode import map_tensors
 from kshot.errors import DataError, MisfitError, OptionError, TrainingError
 from kshot.randomness import episode_keys, uniform
+from kshot.testing import sample_tasks
 from kshot_maml import MAML
 
 SPEC = TaskSpec(kind="regression", input_shape=(1,), target_shape=(1,), shot=10, query=10, split_by="index")
@@ -130,6 +131,38 @@ def test_the_support_is_descended_and_the_query_only_judges():
     episodes = in_float64(Waves().sample("test", range(2)))
     values = learner.adapt(episodes.support)(episodes.query.x)
     assert float((values - episodes.query.y).square().mean()) == pytest.approx(flat_loss(learner, episodes, 4))
+
+
+def test_training_takes_the_inner_steps_whatever_the_test_steps_are():
+    """``test_steps`` changes neither the meta-gradient nor the reported loss."""
+    episodes = in_float64(Waves().sample("train", range(3)))
+    learner, other = smooth(inner_steps=2, strategy="loop"), smooth(inner_steps=2, test_steps=5, strategy="loop")
+    assert torch.equal(gradient_of(learner, episodes), gradient_of(other, episodes))
+    assert float(other.meta_gradient(episodes)["loss"]) == pytest.approx(flat_loss(learner, episodes, 2), rel=1e-12)
+
+
+def test_training_reports_the_predictions_after_the_inner_steps():
+    """Loss and accuracy of classification are those of the predictor with as many steps."""
+    tasks = sample_tasks.classification(way=4, shot=2, query=3)
+    learner = kshot.learner("maml", tasks.spec, seed=0, inner_steps=2, inner_lr=0.1, hidden=(8,), strategy="loop")
+    e = in_float64(tasks.sample("train", range(3)))
+    logits = learner.double().adapt(e.support)(e.query.x).detach()
+    reported = learner.meta_gradient(e)
+    assert float(reported["loss"]) == pytest.approx(float(F.cross_entropy(logits.flatten(0, 1), e.query.y.flatten())))
+    share = (logits.argmax(-1) == e.query.y).float().mean()
+    assert float(reported["accuracy"]) == pytest.approx(float(share))
+    assert share != 0.5
+
+
+def test_adapting_in_training_mode_drops_nothing():
+    """Dropout is for training alone: predictions are those of evaluation mode, whatever mode the learner is in."""
+    net = nn.Sequential(nn.Linear(1, 50), nn.Dropout(0.5), nn.Linear(50, 1))
+    learner = MAML(SPEC, network=net, strategy="loop").double().train()
+    episodes = in_float64(Waves().sample("test", range(2)))
+    predicted, traced = learner.adapt(episodes.support)(episodes.query.x), learner.trace(episodes)["outputs"]
+    assert learner.net.net.training
+    assert torch.equal(predicted, learner.eval().adapt(episodes.support)(episodes.query.x))
+    assert torch.equal(traced[:, -1], predicted)
 
 
 def test_losses_taken_apart_have_the_gradient_of_their_mean():

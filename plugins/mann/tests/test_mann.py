@@ -110,10 +110,12 @@ def test_the_baseline_is_the_shared_lstm_cell():
     assert torch.allclose(answers, torch.stack(expected, 1), rtol=0, atol=1e-12)
 
 
-def test_the_loss_is_the_mean_of_minus_log_p_over_all_steps():
+@pytest.mark.parametrize(("make", "options"), [(MANN, SMALL), (LSTM, {"hidden": 7})])
+def test_the_loss_is_the_mean_of_minus_log_p_over_all_steps(make, options):
     """The loss is computed by hand from the logits; it includes the first step, which no learner can know."""
     tasks = sample_tasks.LabelStream(way=3, length=5)
-    learner = MANN(tasks.spec, **SMALL).double()
+    torch.manual_seed(0)
+    learner = make(tasks.spec, **options).double()
     episode = kshot.episode.map_tensors(
         lambda t: t.double() if t.is_floating_point() else t, tasks.sample("train", [3])
     )

@@ -173,6 +173,21 @@ def test_the_training_loss_is_the_papers() -> None:
         assert torch.allclose(mine, p.grad, atol=1e-10)
 
 
+def test_training_reports_the_predictions_for_whole_episodes() -> None:
+    """In training, batch norm sees support and queries together, so the figures are those of ``transductive``."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(12, 6), nn.BatchNorm1d(6))
+    learner = MatchingNet(tasks().spec, encoder=net, normalisation="transductive").double()
+    e = in_float64(tasks(shot=2, query=3).sample("train", range(3)))
+    logits = learner.eval().adapt(e.support)(e.query.x).detach()
+    reported = learner.train().meta_gradient(e)
+    expected = nn.functional.cross_entropy(logits.flatten(0, 1), e.query.y.flatten())
+    assert float(reported["loss"]) == pytest.approx(float(expected), rel=1e-10)
+    share = (logits.argmax(-1) == e.query.y).float().mean()
+    assert float(reported["accuracy"]) == pytest.approx(float(share))
+    assert share != 0.5
+
+
 def test_another_way_than_it_was_built_for() -> None:
     """A learner built for 5 ways predicts for 12 and for 2: attention has no output layer of a fixed size."""
     learner = kshot.learner("matchingnet", tasks().spec, full_context=True)

@@ -88,6 +88,20 @@ def test_sharpening_is_a_normalised_power():
     assert torch.allclose(sharpen(flat, torch.tensor(30.0)), flat)
 
 
+def test_addressing_is_equations_5_to_9_in_a_row():
+    """The weights of every slot by plain numbers: content, gate, shift, and the power of what was shifted."""
+    memory, before, key = numbers(1, 5, 3), numbers(1, 1, 5, seed=1).softmax(-1), numbers(1, 1, 3, seed=2)
+    strength, gate, power, shift = 3.0, 0.3, 2.5, [0.2, 0.5, 0.3]
+    found = addressed(memory, before, gate=gate, shift=shift, power=power, strength=strength, key=key)
+    rows, k, old = memory[0].tolist(), key[0, 0].tolist(), before[0, 0].tolist()
+    cosines = [sum(a * b for a, b in zip(k, row, strict=True)) / math.hypot(*k) / math.hypot(*row) for row in rows]
+    content = [math.exp(strength * c) / sum(math.exp(strength * c) for c in cosines) for c in cosines]
+    gated = [gate * c + (1 - gate) * w for c, w in zip(content, old, strict=True)]
+    shifted = [shift[0] * gated[(i + 1) % 5] + shift[1] * gated[i] + shift[2] * gated[i - 1] for i in range(5)]
+    expected = [w**power / sum(v**power for v in shifted) for w in shifted]
+    assert found[0, 0].tolist() == pytest.approx(expected, abs=1e-12)
+
+
 def test_sharpening_has_a_finite_slope_where_a_weight_is_0():
     """A new head is exactly at slot 0, so that the logarithm of every other weight is minus infinity."""
     w, power = on(0, 5).requires_grad_(), torch.tensor(1.5, dtype=torch.float64, requires_grad=True)

@@ -13,6 +13,7 @@ from PIL import Image
 from kshot import registry
 from kshot.errors import DataError
 from kshot_omniglot import omniglot
+from kshot_omniglot.decode import ink
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +22,14 @@ def drawing(common_cache: Path) -> tuple[Any, torch.Tensor, np.ndarray[Any, Any]
     tasks, original = (omniglot(cache=common_cache, protocol="embedded", rotations=False, size=s) for s in (28, 105))
     row = int(tasks.pool("test").rows[3, 7])
     return tasks, tasks.pool("test").gather(np.array([row]))[0], 255 - original.pool("test").x[row, 0].numpy()
+
+
+def test_reduction_is_the_mean_over_boxes() -> None:
+    """Of 4 x 4 pixels, those of a quarter become one; ink is 1 and paper 0. A nearest pixel would lose thin strokes."""
+    paper = np.full((4, 4), 255, np.uint8)
+    paper[0, 1] = paper[2, 2] = paper[3, 3] = paper[2, 3] = 0
+    reduced = np.frombuffer(ink(Image.fromarray(paper), 2), np.uint8) / 255
+    assert reduced.tolist() == pytest.approx([0.25, 0.0, 0.0, 0.75], abs=1 / 255)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "RGB", "RGBA", "P", "I;16"])

@@ -141,10 +141,12 @@ def test_without_rotations_names_are_the_characters() -> None:
 
 
 def test_shape_may_vary_by_block() -> None:
-    """Ranges of way, shot or query are passed on to the tasks."""
-    tasks = omniglot(way=(2, 6), shot=(1, 3), block=4)
-    assert tasks.spec.varies
-    assert len({tasks.sample("train", [4 * b]).support.way for b in range(20)}) > 1
+    """Ranges of way, shot or query are passed on to the tasks. All episodes of a block have one way."""
+    made = [omniglot(way=(2, 6), shot=(1, 3), block=4, seed=seed) for seed in (0, 1)]
+    assert made[0].spec.varies
+    ways = [[tasks.sample("train", range(4 * b, 4 * b + 4)).support.way for b in range(20)] for tasks in made]
+    assert len(set(ways[0])) > 1
+    assert ways[0] != ways[1]
 
 
 def test_root_may_be_zip_folder_or_a_known_layout(miniature: Path, tmp_path: Path) -> None:

@@ -23,6 +23,15 @@ Small = Callable[..., Path]
 NAMES = [f"s{n}" for n in range(1, 41)]
 
 
+def test_shape_may_vary_by_block(small: Small) -> None:
+    """All episodes of a block have one way; the ways follow the seed."""
+    options: dict[str, Any] = {"people": (4, 2, 2), "way": (2, 4), "query": 1, "block": 4, "size": (8, 8)}
+    made = [orl_faces(root=small(people=8), seed=seed, **options) for seed in (0, 1)]
+    ways = [[tasks.sample("train", range(4 * b, 4 * b + 4)).support.way for b in range(12)] for tasks in made]
+    assert set(ways[0]) == {2, 3, 4}
+    assert ways[0] != ways[1]
+
+
 # --- Splits by person -----------------------------------------------------------------------------------------------
 
 

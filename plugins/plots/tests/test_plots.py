@@ -1,6 +1,7 @@
 """Pictures show the values that they were given, files are complete, and nothing is overwritten."""
 
 import struct
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -53,6 +54,19 @@ def test_a_fit_shows_the_chosen_steps_in_order_of_x():
     assert five.get_ydata().tolist() == [5, 6, 7]
     assert [line.get_label() for line in axes.lines] == ["truth", "before", "1 step", "5 steps", "support"]
     assert support.get_linestyle() == "None"
+
+
+def test_each_task_has_its_own_picture():
+    """Every line of ``fit`` and every panel of ``weights`` is of the task that was asked for."""
+    x = np.arange(3.0)[None, :, None] + np.array([0.0, 10.0])[:, None, None]
+    trace = {"inputs": x, "outputs": x[:, None] + 1, "targets": x + 2, "support_inputs": x, "support_targets": x + 3}
+    lines = fit(trace, task=1).axes[0].lines
+    assert [line.get_xdata().tolist() for line in lines] == [[10, 11, 12]] * 3
+    assert [line.get_ydata().tolist() for line in lines] == [[12, 13, 14], [11, 12, 13], [13, 14, 15]]
+    w = np.zeros((2, 4, 1, 3))
+    w[0, :, 0, 0], w[1, :, 0, 2] = 1, 1
+    shown = weights({"read_weights": w}, task=1).axes[0]
+    assert [t.get_text() for t in shown.get_yticklabels()] == ["2"]
 
 
 def test_weights_show_every_head_and_only_slots_in_use():
@@ -146,6 +160,16 @@ def test_a_folder_can_be_given_and_a_run_without_one_writes_nothing(tmp_path, mo
     assert list(tmp_path.iterdir()) == []
     Engine(Explaining(tasks.spec), tasks, hooks=[kshot.hook("plots", folder="here", dpi=50)]).evaluate(2)
     assert png_size(tmp_path / "here" / "fit.png") == (275, 180)
+
+
+def test_of_several_processes_only_the_first_draws(tmp_path):
+    """Otherwise all of them would write the same files at once."""
+    curve = result("objective", loss=[1.0], curve=[[2.0, 1.0]])
+    for rank, files in ((1, []), (0, ["curve.png"])):
+        world = SimpleNamespace(rank=rank, size=2)
+        engine = SimpleNamespace(folder=None, backend=SimpleNamespace(world=world), learner=nn.Linear(1, 1))
+        Plots(folder=tmp_path / "pictures").evaluation_end(engine, 0, curve)
+        assert sorted(path.name for path in tmp_path.rglob("*.png")) == files
 
 
 def test_a_picture_that_cannot_be_drawn_leaves_no_file(tmp_path):

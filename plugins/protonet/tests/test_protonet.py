@@ -89,6 +89,21 @@ def test_the_training_loss_is_the_papers(learner):
         assert torch.allclose(mine, naive, atol=1e-10)
 
 
+def test_training_reports_the_predictions_for_whole_episodes():
+    """In training, batch norm sees support and queries together, so the figures are those of ``transductive``."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(12, 6), nn.BatchNorm1d(6))
+    learner = ProtoNet(tasks().spec, encoder=net, normalisation="transductive").double()
+    e = in_float64(tasks(shot=2, query=3).sample("train", range(3)))
+    logits = learner.eval().adapt(e.support)(e.query.x).detach()
+    reported = learner.train().meta_gradient(e)
+    expected = F.cross_entropy(logits.flatten(0, 1), e.query.y.flatten())
+    assert float(reported["loss"]) == pytest.approx(float(expected), rel=1e-10)
+    share = (logits.argmax(-1) == e.query.y).float().mean()
+    assert float(reported["accuracy"]) == pytest.approx(float(share))
+    assert share != 0.5
+
+
 def test_zero_shot_prototypes_are_unit_length_and_follow_their_class():
     """Section 2.7: g(v_c) has length 1. The embeddings of queries are not scaled."""
     t = tasks(attributes=6, shot=0)

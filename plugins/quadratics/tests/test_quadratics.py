@@ -30,6 +30,15 @@ def test_every_task_has_its_own_quadratic():
     assert not torch.equal(source.data[0][0], source.data[0][1])
 
 
+@pytest.mark.parametrize("make", [Quadratics, DigitsMlp])
+def test_another_seed_gives_other_functions_and_other_beginnings(make):
+    """The seed fixes all that is drawn, not only the keys of the episodes."""
+    first, second = (make(seed=seed).sample("train", [0]).support.source for seed in (0, 1))
+    assert not torch.equal(first.initial, second.initial)
+    assert not torch.equal(first.data[0], second.data[0])
+    assert not torch.equal(first.data[1], second.data[1])
+
+
 def test_its_numbers_are_standard_normal_and_it_starts_near_zero():
     """Over 500 tasks of 10 dimensions this holds within four standard errors; the loss begins at E|y|^2 = 10."""
     source = Quadratics().sample("train", range(500)).support.source

@@ -164,6 +164,18 @@ def test_queries_only_measure():
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
+def test_training_reports_the_predictions_after_the_inner_steps():
+    """Loss and accuracy of classification are those of the predictor with as many steps."""
+    options = {"inner_optimizer": "sgd", "strategy": "loop", "normalisation": "transductive", "inner_steps": 2}
+    reptile, e = learner("classification", test_steps=2, **options), episodes("classification", range(4))
+    logits = reptile.adapt(e.support)(e.query.x)
+    reported = learner("classification", test_steps=7, **options).meta_gradient(e)
+    assert float(reported["loss"]) == pytest.approx(float(F.cross_entropy(logits.flatten(0, 1), e.query.y.flatten())))
+    share = (logits.argmax(-1) == e.query.y).float().mean()
+    assert float(reported["accuracy"]) == pytest.approx(float(share))
+    assert share != 0.5
+
+
 def test_task_losses_have_the_displacement_for_their_gradient():
     """Each loss has its own task's displacement as gradient and the query loss as value (ability ``PerTask``)."""
     reptile, e = learner("classification"), episodes("classification")
@@ -228,6 +240,16 @@ def test_predictions_are_those_of_a_net_trained_on_the_support(kind, strategy):
         with torch.no_grad():
             net(e.support.x[b])
             assert torch.allclose(predicted[b], net.eval()(e.query.x[b]), rtol=0, atol=1e-10)
+
+
+def test_adapting_in_training_mode_drops_nothing():
+    """Dropout is for training alone: predictions are those of evaluation mode, whatever mode the learner is in."""
+    net = nn.Sequential(nn.Linear(2, 50), nn.Dropout(0.5), nn.Linear(50, 1))
+    reptile = Reptile(LINES.spec, network=net, test_steps=3, strategy="loop").double().train()
+    e = episodes("regression", split="test")
+    predicted = reptile.adapt(e.support)(e.query.x)
+    assert reptile.net.net.training
+    assert torch.equal(predicted, reptile.eval().adapt(e.support)(e.query.x))
 
 
 def test_no_step_is_no_adaptation():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,12 @@ NAMES = {
     "trainval": ("ape", "bee", "cow", "dog"),
 }
 TABLE = {name: [float(i), 10.0 * (i % 3), 7.0] for i, name in enumerate(("ape", "bee", "cow", "dog", "eel", "fox"))}
+
+
+def npy(shape: str) -> bytes:
+    """Return an npy file that says this shape, with a single number."""
+    text = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\0" + len(text).to_bytes(2, "little") + text + bytes(8)
 
 
 def tasks(names: Any = NAMES) -> ClassificationTasks:
@@ -124,8 +132,8 @@ def test_other_files_that_are_no_table_are_refused(tmp_path: Path) -> None:
         ("t.txt", "got a file name ending in '.txt', expected .csv or .npz"),
         ("other.npz", r"got the arrays a, expected names \[C\] and vectors \[C, A\]"),
         ("flat.npz", r"got names of shape \(1,\) and vectors of shape \(1,\)"),
-        ("objects.npz", "expected an npz file of plain arrays"),
-        ("broken.npz", "expected an npz file of plain arrays"),
+        ("objects.npz", r"names: got an array that can't be read .*, expected a plain array"),
+        ("broken.npz", "got a file that can't be read as a zip"),
         ("latin.csv", "expected CSV in UTF-8"),
     ):
         with pytest.raises(DataError, match=message):
@@ -136,6 +144,7 @@ def test_other_files_that_are_no_table_are_refused(tmp_path: Path) -> None:
     ("table", "message"),
     [
         ({}, "got 0 names and 0 vectors"),
+        ({"ape": [10**400]}, "got a vector that is not of numbers"),
         (
             {"ape": [1.0], "bee": [1.0, 2.0]},
             r"got a vector of shape \(2,\) for class 'bee' and of shape \(1,\) for 'ape'",
@@ -149,6 +158,40 @@ def test_a_dict_that_is_no_table_is_refused(table: Any, message: str) -> None:
     """The error names the class."""
     with pytest.raises(DataError, match=message):
         read(table)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "npz"])
+def test_a_table_that_is_no_usual_file_is_refused(tmp_path: Path, suffix: str) -> None:
+    """A pipe would be waited for, and a device read until the memory is full."""
+    os.mkfifo(tmp_path / f"pipe.{suffix}")
+    (tmp_path / f"zero.{suffix}").symlink_to("/dev/zero")
+    for name in ("pipe", "zero"):
+        with pytest.raises(DataError, match=rf"{name}\.{suffix}: got a (named pipe|device), expected a table"):
+            read(tmp_path / f"{name}.{suffix}")
+    with pytest.raises(
+        DataError, match=r"got an error when reading it .*, expected a readable file|can't be read as a zip"
+    ):
+        read(f"a\0.{suffix}")
+
+
+@pytest.mark.parametrize("array", [b"text", b"", npy("(1, 1"), npy("(1099511627776,)"), npy("(1,)")[:-4]])
+def test_a_damaged_array_is_refused(tmp_path: Path, array: bytes) -> None:
+    """numpy reads what is no array as bytes, and reserves the memory for as many numbers as the header says."""
+    with zipfile.ZipFile(tmp_path / "t.npz", "w") as file:
+        for name in ("names.npy", "vectors.npy"):
+            file.writestr(name, array)
+    with pytest.raises(DataError, match=r"t\.npz: names: got an array that can't be read"):
+        read(tmp_path / "t.npz")
+
+
+def test_a_damaged_npz_file_is_refused(tmp_path: Path) -> None:
+    """Its compressed data are wrong."""
+    np.savez_compressed(tmp_path / "t.npz", names=np.array(["a"]), vectors=np.arange(900.0)[None])
+    data = bytearray((tmp_path / "t.npz").read_bytes())
+    data[700:720] = bytes(20)
+    (tmp_path / "t.npz").write_bytes(data)
+    with pytest.raises(DataError, match=r"t\.npz: got the entry vectors\.npy, which can't be read"):
+        read(tmp_path / "t.npz")
 
 
 def test_missing_classes_are_refused_by_name() -> None:
@@ -290,6 +333,15 @@ def test_no_drawing_that_describes_a_class_is_ever_shown() -> None:
             expected = attributes(whole.gather(rest)[:, 0].double().numpy()).mean(0)
             assert np.allclose(v.vectors("test")[c], expected)
         assert sorted(v.pool("test").table()[0].tolist()) == shown.tolist()
+
+
+def test_a_hash_of_the_rows_chooses_the_drawings_that_describe() -> None:
+    """The five rows with the least hashes are chosen, wherever in its class a row stands."""
+    of = shapes()
+    shown = Semantics(of, "drawings", described=5, query=7).pool("val").table()[0]
+    for rows in of.pool("val").rows:
+        chosen = sorted(rows.tolist(), key=lambda row: int(episode_keys(0, "semantics/set aside", [row])[0]))[:5]
+        assert np.setdiff1d(rows, shown).tolist() == sorted(chosen)
 
 
 def test_a_class_is_described_alike_in_every_split_that_has_it() -> None:

@@ -242,6 +242,22 @@ def test_the_training_loss_is_that_of_the_refined_prototypes(refine: str) -> Non
     assert float(reported["loss"]) == pytest.approx(sum(naive) / len(naive), rel=1e-10)
 
 
+def test_training_reports_the_predictions_for_whole_episodes() -> None:
+    """In training, batch norm sees all examples together, so the figures are those of ``transductive``."""
+    torch.manual_seed(0)
+    tasks = sample_tasks.classification(unlabelled=8)
+    net = nn.Sequential(nn.Linear(*tasks.spec.input_shape, 6), nn.BatchNorm1d(6))
+    built = SemiProtoNet(tasks.spec, encoder=net, normalisation="transductive").double()
+    e = kshot.episode.map_tensors(lambda t: t.double() if t.is_floating_point() else t, tasks.sample("train", range(3)))
+    logits = built.eval().adapt(e.support)(e.query.x).detach()
+    reported = built.train().meta_gradient(e)
+    expected = F.cross_entropy(logits.flatten(0, 1), e.query.y.flatten())
+    assert float(reported["loss"]) == pytest.approx(float(expected), rel=1e-10)
+    share = (logits.argmax(-1) == e.query.y).float().mean()
+    assert float(reported["accuracy"]) == pytest.approx(float(share))
+    assert share != 0.5
+
+
 def test_with_the_encoder_frozen_only_the_refinement_learns() -> None:
     """Parameters, running statistics and gradients of the encoder do not change; the loss is that of evaluation."""
     tasks = sample_tasks.classification(input_shape=(1, 16, 16), unlabelled=8)

@@ -205,7 +205,8 @@ def test_distractors_are_the_other_classes_each_equally_often() -> None:
 
 def test_ways_and_shots_may_vary() -> None:
     """The number of unlabelled examples follows the way, and all episodes of a block have one shape."""
-    v = view(way=(2, 5), shot=(1, 2), query=1, labelled=4, unlabelled=3, distractors=1, block=4)
+    options = {"way": (2, 5), "shot": (1, 2), "query": 1, "labelled": 4, "unlabelled": 3, "distractors": 1, "block": 4}
+    v = view(**options)
     seen = set()
     for block in range(30):
         e = v.sample("train", range(4 * block, 4 * block + 4))
@@ -214,6 +215,8 @@ def test_ways_and_shots_may_vary() -> None:
         assert e.support.x.shape[1] == N * K
         assert e.support.unlabelled.shape[1] == (N + 1) * 3
     assert len(seen) == 8
+    ways = [[view(**options, seed=seed).sample("train", [4 * b]).support.way for b in range(12)] for seed in (0, 1)]
+    assert ways[0] != ways[1]  # the shapes follow the seed too
 
 
 def test_class_vectors_are_passed_on() -> None:

@@ -218,6 +218,21 @@ def test_zero_embeddings_give_finite_gradients() -> None:
     assert all(bool(p.grad.isfinite().all()) for p in learner.parameters() if p.grad is not None)
 
 
+def test_training_sees_whole_episodes() -> None:
+    """In training, batch norm has the statistics of support and queries together."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(12, 6), nn.BatchNorm1d(6))
+    learner = Siamese(tasks().spec, encoder=net).double().train()
+    e = in_float64(tasks(shot=2, query=3).sample("train", [0]))
+    x, y = torch.cat([e.support.x, e.query.x], 1), torch.cat([e.support.y, e.query.y], 1)
+    first, second, genuine = pairs(y)
+    with torch.no_grad():
+        z = nn.functional.normalize(net(x[0]), dim=-1)
+        losses = contrastive_losses(energy(z[first], z[second]), genuine[0], 1.0)
+    expected = mean_over(losses, genuine[0], "active")
+    assert float(learner.meta_gradient(e)["loss"]) == pytest.approx(float(expected), rel=1e-10)
+
+
 def test_accuracy_is_the_balanced_share_of_right_decisions() -> None:
     """The embeddings of the classes are 0 and 0.7, and 0.3 and 2; pairs are accepted below half the margin, 0.5."""
     spec = kshot.TaskSpec(kind="classification", input_shape=(1,), way=2, shot=1, query=1)

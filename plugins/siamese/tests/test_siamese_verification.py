@@ -75,6 +75,9 @@ def test_threshold_and_balanced_accuracy_by_hand() -> None:
     """From 0.3 to 0.5, all three genuine pairs are accepted and two of three imposters refused; the middle is 0.4."""
     assert best_threshold(DISTANCE, GENUINE) == pytest.approx(0.4)
     assert balanced_accuracy(DISTANCE, GENUINE, 0.4) == pytest.approx((1 + 2 / 3) / 2)
+    # A pair at the threshold is accepted: here one genuine pair and the imposter of the same distance.
+    assert balanced_accuracy(DISTANCE, GENUINE, 0.3) == pytest.approx((1 + 2 / 3) / 2)
+    assert balanced_accuracy(DISTANCE, GENUINE, 0.2) == pytest.approx((2 / 3 + 1) / 2)
     # Nine pairs in ten are imposters, but refusing every pair has the accuracy 1/2, not 9/10.
     assert balanced_accuracy(range(10), [True] + [False] * 9, -1.0) == 0.5
     # If no threshold is better than 1/2, every pair is accepted rather than refused.

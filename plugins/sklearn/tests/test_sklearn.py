@@ -66,7 +66,9 @@ def test_without_a_model_the_classifier_is_the_nearest_centroid() -> None:
     classifier = FewShotClassifier().fit(digits[:50], labels[:50])
     assert np.array_equal(classifier.predict(digits), NearestCentroid().fit(digits[:50], labels[:50]).predict(digits))
     small = FewShotClassifier().fit([[0.0], [2.0]], ["no", "yes"])
-    assert np.allclose(small.predict_proba([[0.5]]), [[1 / (1 + np.exp(-2)), 1 / (1 + np.exp(2))]])
+    # In float64; 0.3 is another number in float32.
+    expected = [[1 / (1 + np.exp(-2.8)), 1 / (1 + np.exp(2.8))]]
+    assert np.allclose(small.predict_proba([[0.3]]), expected, rtol=1e-12, atol=0)
     assert small.classes_.tolist() == ["no", "yes"]
 
 
@@ -238,3 +240,21 @@ def test_a_run_made_in_python_is_a_classifier(tmp_path: Path) -> None:
     expected = FewShotClassifier(run.trained()).fit(examples, list("aabbcc"))
     assert np.array_equal(classifier.predict_proba(examples), expected.predict_proba(examples))
     sys.modules.pop("classifiernets")
+
+
+def test_values_that_are_no_usual_numbers_are_refused() -> None:
+    """Dates would be taken as nanoseconds, and the distances of very large numbers are NaN."""
+    X, y = np.arange(8.0).reshape(4, 2), [0, 1, 0, 1]
+    with pytest.raises(ValueError, match="got dates or times"):
+        FewShotClassifier().fit(X.astype("M8[s]"), y)
+    with pytest.raises(ValueError, match=r"got predictions that are NaN for \d of 4 examples"):
+        FewShotClassifier().fit(X * 1e300, y).predict(X * 1e300)
+    with pytest.raises(ValueError, match="got a tensor that is no array"):
+        FewShotClassifier().fit(torch.zeros(4, 2, device="meta"), y)
+
+
+def test_a_tensor_with_a_graph_is_taken_as_its_numbers() -> None:
+    """The result of a network is one."""
+    X, y = torch.arange(8.0).reshape(4, 2), [0, 1, 0, 1]
+    plain = FewShotClassifier().fit(X.numpy(), y).predict_proba(X.numpy())
+    np.testing.assert_array_equal(FewShotClassifier().fit(X.requires_grad_() * 1, y).predict_proba(X * 1), plain)

@@ -1,5 +1,6 @@
 """Streams show each label one step late, leak no label early, and refuse tasks that cannot be streamed."""
 
+import attrs
 import numpy as np
 import pytest
 import torch
@@ -60,6 +61,22 @@ def test_the_spec_says_it_is_a_stream():
     assert spec.input_range is None
     pictures = sample_tasks.classification(input_shape=(1, 4, 4))
     assert Stream(pictures, way=2, instances=2).spec.input_range == (0.0, 1.0)
+
+
+def test_the_range_of_the_inputs_contains_examples_and_labels():
+    """A learner or a check that trusts the range must not meet a label beyond it."""
+    pool = Pool.of(torch.rand(12, 1, 2, 2) - 0.6, np.repeat(np.arange(3), 4))
+    for given, expected in (((-0.6, 0.4), (-0.6, 1.0)), ((0.25, 3.0), (0.0, 3.0))):
+        of = ClassificationTasks({"train": attrs.evolve(pool, input_range=given)}, way=2, query=1)
+        assert Stream(of, way=2, instances=2).spec.input_range == expected
+
+
+def test_each_split_draws_its_own_streams():
+    """Episode i of two splits differs even if both have the same classes and examples."""
+    stream = Stream(numbered(), way=3, instances=2)
+    train, test = (stream.sample(split, range(5)) for split in ("train", "test"))
+    assert not np.array_equal(train.origin.classes, test.origin.classes)
+    assert not torch.equal(train.query.y, test.query.y)
 
 
 class Oracle:

@@ -15,7 +15,6 @@ import re
 import stat
 import unicodedata
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -34,9 +33,8 @@ _DRIVE = re.compile(r"[A-Za-z]:")
 _RESERVED = re.compile(r"(CON|PRN|AUX|NUL|CONIN\$|CONOUT\$|(COM|LPT)[0-9\u00b9\u00b2\u00b3]) *(\..*)?", re.I | re.S)
 _ICON = "Icon\r"  # which macOS puts into folders that have an icon
 _ENCRYPTED = 0x1  # the bit of a zip entry's flags
-
-# What zipfile raises on damaged, encrypted or unknown data.
-_ERRORS = (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, NotImplementedError, RuntimeError)
+# The others, such as LZMA, take as much memory as an entry's header says, up to 4 GiB.
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)
 
 
 class Archive:
@@ -49,9 +47,9 @@ class Archive:
         largest_in_all: the greatest number of bytes of all requested entries together.
 
     Raises:
-        DataError: the file can't be read as a zip, or any of its entries is a link or has a name that leads out of the
-            archive's folder or can't be unpacked on every system: control characters, backslashes, drives, names that
-            Windows reserves, or very long ones. The message names the zip and the entry.
+        DataError: the file can't be read as a zip, or any of its entries is a link or a device, or has a name that
+            leads out of the archive's folder or can't be unpacked on every system: control characters, backslashes,
+            drives, names that Windows reserves, or very long ones. The message names the zip and the entry.
 
     Example:
         >>> import tempfile
@@ -90,8 +88,9 @@ class Archive:
             accept: a predicate of an entry's name.
 
         Raises:
-            DataError: an accepted entry is too large or encrypted, two have the same name (in Unicode's form NFC, and
-                without ``.`` and empty parts), or all together are too large. The message names the zip and the entry.
+            DataError: an accepted entry is too large, encrypted or compressed by an unusual method, two have the same
+                name (in Unicode's form NFC, and without ``.`` and empty parts), or all together are too large. The
+                message names the zip and the entry.
         """
         infos = [info for info in self._zip.infolist() if not info.is_dir() and accept(info.filename)]
         seen: set[str] = set()
@@ -115,8 +114,8 @@ class Archive:
         """Return the contents of an entry.
 
         Raises:
-            DataError: there is no such entry, or it is too large, encrypted or damaged. The message names the zip and
-                the entry.
+            DataError: there is no such entry, or it is too large, encrypted, compressed by an unusual method or
+                damaged. The message names the zip and the entry.
         """
         try:
             info = self._zip.getinfo(name)
@@ -133,19 +132,25 @@ class Archive:
         unix_mode = info.external_attr >> 16  # 0 if the zip was made on another system
         # zipfile cuts a name at its first zero, and turns backslashes into slashes on Windows: look at the original.
         why = _harm(info.orig_filename)
-        if stat.S_ISLNK(unix_mode):
-            why = "which is a link, expected files only"
+        if stat.S_IFMT(unix_mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
+            kind = "link" if stat.S_ISLNK(unix_mode) else "device, a pipe or a socket"
+            why = f"which is a {kind}, expected files only"
         if why:
             shown = info.orig_filename[:200]
             raise DataError(f"{self.path}: got the entry {shown!r}, {why}; don't use this file, fetch the original")
 
     def _check_readable(self, info: zipfile.ZipInfo) -> None:
-        """Refuse an entry that is too large, or that needs a password."""
+        """Refuse an entry that is too large, or needs a password or much memory."""
         check_size(f"{self.path}: {info.filename}", info.file_size, self.largest, self.what)
         if info.flag_bits & _ENCRYPTED:
             raise DataError(
                 f"{self.path}: got the entry {info.filename!r}, which is encrypted, expected {self.what} that can be "
                 "read without a password; decrypt the file or fetch the original"
+            )
+        if info.compress_type not in _METHODS:
+            raise DataError(
+                f"{self.path}: got the entry {info.filename!r}, which is compressed by method {info.compress_type}, "
+                "expected it stored, deflated or compressed by bzip2; pack the file again or fetch the original"
             )
 
     @contextlib.contextmanager
@@ -153,7 +158,9 @@ class Archive:
         """Turn whatever zipfile raises into a ``DataError`` that says what was given."""
         try:
             yield
-        except _ERRORS as error:
+        except (DataError, MemoryError):
+            raise
+        except Exception as error:  # each of zipfile's decoders raises something else on damage
             raise DataError(
                 f"{self.path}: {given} ({type(error).__name__}: {error}), expected an undamaged zip; it is damaged or "
                 "was cut off: delete it and fetch it again"
@@ -170,6 +177,8 @@ def _harm(name: str) -> str:
         return out
     if any(part not in ("", ".") and not part.strip(" .") for part in parts):
         return out
+    if parts[-1] == ".":
+        return "which is the name of a folder, expected the name of a file"
     # 2. Other names that unpack differently on different systems, or not at all.
     if "\\" in name:
         return "which has a backslash, expected / between folders"

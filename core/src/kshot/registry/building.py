@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
-from kshot.errors import KshotError, MisfitError, OptionError, PluginError, RunError, Unavailable
+from kshot.errors import DataError, KshotError, MisfitError, OptionError, PluginError, RunError, Unavailable
 from kshot.registry.conversion import Raw, parse_literal, shown
 from kshot.registry.ledger import Built, Ledger, plain, recall, remember
 from kshot.registry.modules import build_module, is_path, takes_module
@@ -290,6 +290,12 @@ def _call(plugin: Plugin, factory: Factory, *args: Any, **options: Any) -> Any:
             given = ", ".join(f"{name}={shown(value)}" for name, value in options.items())
             raise OptionError(
                 f"{plugin.who}: got options that need more memory than there is ({given}), expected smaller ones"
+            ) from exc
+        if isinstance(exc, OSError):  # a path of its options is too long, or in a folder that can't be read
+            path = "" if exc.filename is None else f" {shown(exc.filename)}"
+            raise DataError(
+                f"{plugin.who}: got a path{path} that can't be used ({exc.strerror or exc}), expected a readable file "
+                "or folder; correct the option"
             ) from exc
         exc.add_note(f"while building {plugin.who}")
         raise

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kshot.runs.calls import evaluate, resume, train, train_seeds
     from kshot.runs.comparison import Comparison, compare
+    from kshot.runs.predictions import Prediction
     from kshot.runs.run import Run
-    from kshot.runs.trained import Prediction, Threshold, Trained
+    from kshot.runs.trained import Threshold, Trained
 
 _MODULE_OF = {
     "Comparison": "comparison",
-    "Prediction": "trained",
+    "Prediction": "predictions",
     "Run": "run",
     "Threshold": "trained",
     "Trained": "trained",

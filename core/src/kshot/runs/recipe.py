@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import datetime
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from kshot._engine.optimizer import Outer
 from kshot.errors import KshotError, OptionError
 from kshot.randomness import as_seed
 from kshot.registry.building import overlay
-from kshot.registry.conversion import did_you_mean
+from kshot.registry.conversion import did_you_mean, shown
 from kshot.registry.options import validate
 from kshot.registry.ranges import Count, CountOrZero, Positive
 
@@ -31,6 +32,9 @@ ABOUT = ("title", "paper", "published", "notes")
 PLAIN = ("seed", "learner_seed", "run", "init_from", "hooks", "test")
 
 Table = dict[str, Any]
+
+_LARGEST = 1 << 20  # bytes of a recipe
+_DEEPEST = 32  # levels of tables and lists within each other
 
 
 @frozen
@@ -116,10 +120,18 @@ def read_recipe(path: str | Path) -> Table:
     """Read a recipe as it is written; a byte order mark is skipped.
 
     Raises:
-        OptionError: it can't be read or is not TOML.
+        OptionError: it can't be read, is no regular file, is too large or is not TOML.
     """
+    file = Path(path)
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
+        # A pipe would be waited for, and a device read until the memory is full.
+        if file.exists() and not file.is_file() and not file.is_dir():
+            raise OptionError(
+                f"recipe {path}: got a pipe or a device, expected a regular file; write the recipe to one"
+            )
+        if (size := file.stat().st_size) > _LARGEST:
+            raise OptionError(f"recipe {path}: got {size} bytes, expected at most {_LARGEST}; give another file")
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise OptionError(f"recipe {path} can't be read: {error.strerror or error}") from error
     except RecursionError:
@@ -137,6 +149,7 @@ def as_tables(recipe: Mapping[str, Any], where: str) -> Table:
     Raises:
         OptionError: an unknown key, or a value of the wrong kind; lists them all.
     """
+    _check_depth(recipe, where, _DEEPEST)
     known = (*SECTIONS, *PLAIN, *ABOUT)
     wrong = [f"{key}: unknown key{did_you_mean(key, known)}" for key in recipe if key not in known]
     tables: Table = {}
@@ -146,14 +159,21 @@ def as_tables(recipe: Mapping[str, Any], where: str) -> Table:
         elif key in SECTIONS:
             tables[key] = _copied(value)
             if not isinstance(value, Mapping):
-                wrong.append(f"{key}: expected a table [{key}], got {value!r}")
+                wrong.append(f"{key}: got {shown(value)}, expected a table [{key}]")
         else:
             tables[key] = value
+    wrong += [
+        f"{key}: got a date or a time, expected numbers, text and lists"
+        for key in SECTIONS
+        if _has_date(tables.get(key))
+    ]
     wrong += _wrong_plain_keys(tables)
     if not wrong:
         hooks, names = tables.get("hook", {}), tables.get("hooks", [])
-        wrong += [f"hook.{name}: expected a table, got {hooks[name]!r}" for name in hooks if not _is_table(hooks[name])]
-        wrong += [f"hooks: expected names, got {name!r}" for name in names if not isinstance(name, str)]
+        wrong += [
+            f"hook.{name}: got {shown(hooks[name])}, expected a table" for name in hooks if not _is_table(hooks[name])
+        ]
+        wrong += [f"hooks: got {shown(name)}, expected names" for name in names if not isinstance(name, str)]
     if wrong:
         raise OptionError(f"{where}: {'; '.join(wrong)}\nvalid keys: {', '.join(known)}")
     return tables
@@ -172,13 +192,31 @@ def _wrong_plain_keys(tables: Table) -> list[str]:
     }
     for key, (kind, text) in expected.items():
         if key in tables and (not isinstance(tables[key], kind) or isinstance(tables[key], bool)):
-            wrong.append(f"{key}: expected {text}, got {tables[key]!r}")
+            wrong.append(f"{key}: got {shown(tables[key])}, expected {text}")
     tests = tables.get("test", [])
     if not isinstance(tests, list | tuple) or not all(_is_table(test) for test in tests):
-        wrong.append("test: expected tables [[test]], one for each test")
-    elif not all(_is_table(own) and "name" not in own for own in (test.get("learner", {}) for test in tests)):
-        wrong.append("test.learner: expected a table of options of the trained learner, without a name")
+        return [*wrong, f"test: got {shown(tests)}, expected tables [[test]], one for each test"]
+    for own in (test.get("learner", {}) for test in tests):
+        if not _is_table(own) or "name" in own:
+            wrong.append(
+                f"test.learner: got {shown(own)}, expected a table of options of the trained learner, without a name"
+            )
     return wrong
+
+
+def _check_depth(value: Any, where: str, levels: int) -> None:
+    """Raise OptionError if tables and lists are nested deeper than so many levels, as one that contains itself is."""
+    if levels < 0:
+        raise OptionError(f"{where}: got tables or lists nested too deeply, expected at most {_DEEPEST} levels")
+    for inner in value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ():
+        _check_depth(inner, where, levels - 1)
+
+
+def _has_date(value: Any) -> bool:
+    """Return whether a value is or has a date or a time, which TOML reads and no option takes."""
+    if isinstance(value, Mapping | list | tuple):
+        return any(map(_has_date, value.values() if isinstance(value, Mapping) else value))
+    return isinstance(value, datetime.date | datetime.time)
 
 
 def _is_table(value: Any) -> bool:
@@ -206,7 +244,13 @@ def configure(tables: Mapping[str, Any], *, hooks: Iterable[str] = ()) -> Config
     for section in ("learner", "tasks"):
         if "name" not in tables.get(section, {}):
             raise OptionError(f"no {section} named; expected LEARNER TASKS, or --recipe FILE.toml; see kshot list")
-    own = {name: dict(options) for name, options in tables.get("hook", {}).items()}
+    hooks_of = tables.get("hook", {})
+    if wrong := [name for name, options in hooks_of.items() if not _is_table(options)]:  # of flags
+        raise OptionError(
+            f"hook.{wrong[0]}: got {shown(hooks_of[wrong[0]])}, expected options of the hook, "
+            f"--hook.{wrong[0]}.NAME=VALUE"
+        )
+    own = {name: dict(options) for name, options in hooks_of.items()}
     wanted = [*tables.get("hooks", []), *hooks]
     seed, own_seed = as_seed(tables.get("seed", 0)), tables.get("learner_seed")
     return Config(

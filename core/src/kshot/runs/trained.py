@@ -34,6 +34,7 @@ from kshot.nn import evaluating
 from kshot.protocols import Backend, Compares, Embeds, Pooled
 from kshot.registry.modules import importing
 from kshot.runs.plan import Plan, build_learner, component, paths_of
+from kshot.runs.predictions import Prediction, probabilities_of
 from kshot.sampling import ClassificationTasks
 from kshot.spec import TaskSpec
 
@@ -41,29 +42,6 @@ log = logging.getLogger("kshot.runs")
 
 Prepare = Callable[[Any], Tensor]
 """A function from raw examples (paths, images, arrays) to inputs [n, *input]; see ``kshot.protocols.Pooled``."""
-
-
-@frozen(eq=False)
-class Prediction:
-    """Store the predicted classes of new examples.
-
-    Attributes:
-        names: names of the N classes.
-        probabilities: float64 array [n, N], the probability of each class for each example; rows sum to 1.
-
-    Example:
-        >>> prediction = Prediction(("cat", "dog"), np.array([[0.9, 0.1], [0.2, 0.8]]))
-        >>> prediction.labels
-        ['cat', 'dog']
-    """
-
-    names: tuple[str, ...]
-    probabilities: NDArray[np.float64]
-
-    @property
-    def labels(self) -> list[str]:
-        """The name of the most probable class of each of the n examples."""
-        return [self.names[i] for i in self.probabilities.argmax(1)]
 
 
 @frozen(eq=False)
@@ -188,8 +166,8 @@ class Trained:
         becomes 1.
 
         Raises:
-            DataError: they can't be read, have another shape than the learner was built for, or have values that are
-                not finite or outside the range that it was trained on.
+            DataError: there are none, they can't be read, have another shape than the learner was built for, or have
+                values that are not finite or outside the range that it was trained on.
         """
         if getattr(self._prepare, "function", self._prepare) in (None, as_inputs, episode.as_inputs):
             refuse_files(raw)
@@ -199,6 +177,8 @@ class Trained:
                 f"inputs: got shape {list(x.shape)}, expected [n, {', '.join(map(str, self.spec.input_shape))}], with "
                 "examples as the learner was trained on; reshape them, or pass Trained(prepare=tasks.prepare)"
             )
+        if not len(x):
+            raise DataError("inputs: got no examples, expected at least one; give some")
         if self.spec.input_range is not None and x.numel():
             low, high = float(x.min()), float(x.max())
             least, greatest = self.spec.input_range
@@ -234,7 +214,7 @@ class Trained:
         y = torch.arange(len(names)).repeat_interleave(torch.tensor([len(examples) for examples in of_class]))
         x = self.inputs(queries)
         logits = self.logits(Support(x=torch.cat(of_class)[None], y=y[None], way=len(names)), x)
-        return Prediction(names, torch.softmax(logits.double(), -1).numpy())
+        return Prediction(names, probabilities_of(logits))
 
     def logits(self, support: Support, x: Tensor) -> Tensor:
         """Return logits [n, N], on the CPU, of inputs ``x`` [n, *input], given a support with B = 1."""

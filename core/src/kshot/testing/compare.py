@@ -149,6 +149,7 @@ def watched(module: nn.Module) -> dict[str, Any]:
         state[f"buffer {name}"] = b.detach().clone()
     for name, m in module.named_modules():
         state[f"mode (training) of {name or 'the learner'}"] = m.training
+        state[f"number of hooks of {name or 'the learner'}"] = len(m._forward_hooks) + len(m._forward_pre_hooks)
     state["torch's random state"] = torch.default_generator.get_state()
     state["random's state"] = random.getstate()
     state["numpy's random state"] = [

@@ -7,6 +7,7 @@ has been imported already.
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -61,8 +62,14 @@ class RuleItem(pytest.Item):
         self.rule = rule
 
     def runtest(self) -> None:
-        """Verify the rule, and skip the test if it does not apply."""
-        reason = self.suite.verify(self.rule)
+        """Verify the rule, and skip the test if it does not apply. A rule that is an advice gives a warning."""
+        try:
+            reason = self.suite.verify(self.rule)
+        except AssertionError as violation:
+            if not self.rule.advice or self.rule.name in self.suite.expected_failures:
+                raise
+            warnings.warn(f"{self.suite.who} breaks {violation}", stacklevel=1)
+            return
         if reason is not None:
             where = self.parent.name if self.parent is not None else self.suite.who
             pytest.skip(f"{where}::{self.rule.name} does not apply to {self.suite.who}: {reason}")

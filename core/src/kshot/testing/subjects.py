@@ -6,10 +6,12 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from kshot.episode import Episode
+from kshot.episode import Episode, Origin
 from kshot.errors import KshotError
 from kshot.protocols import TaskDistribution
 from kshot.randomness import seeded
@@ -18,6 +20,9 @@ from kshot.testing import sample_tasks
 from kshot.testing.cases import Case, block_of
 from kshot.testing.rulebook.rule import broken
 from kshot.testing.source import Source
+
+Labels = tuple[NDArray[np.int64], int, "Origin | None"]
+"""Labels of queries [B, n], the way, and the origin."""
 
 
 class TasksSubject:
@@ -34,6 +39,7 @@ class TasksSubject:
 
     def __init__(self, source: Source) -> None:
         self.source = source
+        self._labels: list[Labels] | None = None
 
     @functools.cached_property
     def tasks(self) -> TaskDistribution:
@@ -53,11 +59,20 @@ class TasksSubject:
         """Return the numbers of episodes, from ``first`` on, that may be sampled together."""
         return block_of(self.spec, first, most)
 
-    def many(self, split: str, episodes: int) -> Iterator[Episode]:
-        """Sample the first ``episodes`` episodes of a split, as meta-batches of at most 64."""
+    def labels(self, episodes: int) -> list[Labels]:
+        """Return what the first ``episodes`` episodes of the first split say of labels, without their inputs."""
+        if self._labels is None:
+            self._labels = [
+                (e.query.y.numpy().copy(), e.support.way or 0, e.origin)
+                for e in self.many(self.spec.splits[0], episodes)
+            ]
+        return self._labels
+
+    def many(self, split: str, episodes: int, at_once: int = 64) -> Iterator[Episode]:
+        """Sample the first ``episodes`` episodes of a split, as meta-batches of at most ``at_once``."""
         done = 0
         while done < episodes:
-            indices = self.block(done, min(64, episodes - done))
+            indices = self.block(done, min(at_once, episodes - done))
             yield self.tasks.sample(split, indices)
             done = indices.stop
 

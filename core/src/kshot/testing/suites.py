@@ -10,12 +10,13 @@ from attrs import frozen
 
 from kshot.errors import OptionError, Unavailable
 from kshot.registry.options import did_you_mean
+from kshot.registry.surroundings import kept
 from kshot.testing.rulebook.rule import Rule, RuleViolation, rules
 
 if TYPE_CHECKING:
     from kshot.testing.source import Source
 
-Outcome = Literal["passed", "failed", "skipped", "failed as expected", "passed unexpectedly"]
+Outcome = Literal["passed", "failed", "warned", "skipped", "failed as expected", "passed unexpectedly"]
 
 
 class Finding(NamedTuple):
@@ -107,11 +108,16 @@ class Suite:
     def verify(self, rule: Rule | str) -> str | None:
         """Check one rule; return None if it is kept, or the reason why it does not apply to this component.
 
+        Settings of the process that the component changes, and the states of random generators, are restored.
+
         Raises:
             RuleViolation: the component breaks the rule, or can't be built.
             OptionError: there is no rule of this name.
         """
-        rule = self._named(rule) if isinstance(rule, str) else rule
+        with kept(lambda changes: None):
+            return self._verify(self._named(rule) if isinstance(rule, str) else rule)
+
+    def _verify(self, rule: Rule) -> str | None:
         try:
             subject = self.subject()
             reason = rule.applies(subject)
@@ -155,7 +161,7 @@ class Suite:
             reason = self.verify(rule)
         except RuleViolation as violation:
             if expected is None:
-                return Finding(rule.name, "failed", violation.message)
+                return Finding(rule.name, "warned" if rule.advice else "failed", violation.message)
             return Finding(rule.name, "failed as expected", f"{expected} ({violation.message})")
         if reason is not None:
             return Finding(rule.name, "skipped", reason)

@@ -34,7 +34,7 @@ _PROMISES = (
 
 
 class _Forward(soundfile.SoundFile):  # type: ignore[misc]
-    """Read a file from its beginning to its end: soundfile seeks after each reading, where some decoders can't."""
+    """Read a file from its beginning to its end: soundfile seeks after each reading, which some decoders can't do."""
 
     def seekable(self) -> bool:
         return False
@@ -60,19 +60,14 @@ def clip(source: Source, seconds: float, crop: str, name: str) -> tuple[NDArray[
     try:
         with contextlib.ExitStack() as stack:
             source = stack.enter_context(_with_length(source))
-            with soundfile.SoundFile(_start(source)) as file:
+            with _Forward(_start(source)) as file:
                 rate, frames, notes = int(file.samplerate), int(file.frames), str(file.extra_info)
-                needed = math.ceil(seconds * rate)
-                if frames < _UNKNOWN_FRAMES:
-                    if crop == "centre" and frames > needed:
-                        file.seek((frames - needed) // 2)
-                    expected = min(needed, frames - file.tell())
-                    samples = file.read(expected, dtype="float32", always_2d=True)
-                else:
-                    expected = 0
-            if frames >= _UNKNOWN_FRAMES:
-                first = 0
-                if crop == "centre":
+                needed, known = math.ceil(seconds * rate), frames < _UNKNOWN_FRAMES
+                first = max(0, (frames - needed) // 2) if crop == "centre" and known else 0
+                expected = min(needed, frames - first) if known else 0
+                samples = _read(file, first, expected) if known else None
+            if samples is None:
+                if crop == "centre" and not known:
                     first = max(0, (sum(len(block) for block in _blocks(source)) - needed) // 2)
                 samples = _part(source, first, needed)
     except (OSError, RuntimeError, ValueError, TypeError, struct.error) as error:
@@ -102,15 +97,26 @@ def _start(source: Source) -> str | BinaryIO:
     return source
 
 
+def _read(file: _Forward, first: int, count: int) -> NDArray[np.float32] | None:
+    """Return ``count`` samples [n, channels] of an open file, or None if its decoder can't begin at ``first``."""
+    if first:
+        try:
+            file.seek(first)
+        except RuntimeError:  # decoders such as GSM 6.10 and G.721 go forward only
+            return None
+    samples: NDArray[np.float32] = file.read(count, dtype="float32", always_2d=True)
+    return samples
+
+
 def _blocks(source: Source) -> Iterator[NDArray[np.float32]]:
-    """Yield the samples [n, channels] of a file of unknown length, in blocks."""
+    """Yield the samples [n, channels] of a file from its beginning, in blocks."""
     with _Forward(_start(source)) as file:
         while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):
             yield block
 
 
 def _part(source: Source, first: int, count: int) -> NDArray[np.float32]:
-    """Return ``count`` samples [n, channels] of a file of unknown length, or fewer at its end."""
+    """Return ``count`` samples [n, channels] of a file that is read from its beginning, or fewer at its end."""
     kept: list[NDArray[np.float32]] = []
     start = 0  # of the block in the file
     for block in _blocks(source):

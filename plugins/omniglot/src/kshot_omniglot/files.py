@@ -178,11 +178,17 @@ def _match(path: Path, inner: str) -> tuple[str, str, str]:
 
 def _folder_entries(path: Path) -> Iterator[_Entry]:
     """Yield the drawings in the folder of a part."""
-    for relative, entry in _walk(path, ""):
-        if _is_drawing(relative):
-            stat = entry.stat()
-            version = f"{stat.st_size}:{entry.inode()}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
-            yield (*_match(path, relative), relative, version)
+    try:
+        for relative, entry in _walk(path, ""):
+            if _is_drawing(relative):
+                stat = entry.stat()
+                version = f"{stat.st_size}:{entry.inode()}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
+                yield (*_match(path, relative), relative, version)
+    except OSError as error:  # such as a link that leads nowhere or to a folder above it
+        raise DataError(
+            f"omniglot: {error.filename or path}: got a path that can't be read ({error.strerror or error}), expected "
+            "a readable file or folder; fix or remove it"
+        ) from error
 
 
 def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from attrs import frozen
 from numpy.typing import NDArray
 
+from kshot.data.archives import Archive
+from kshot.data.files import check_regular
 from kshot.errors import DataError
 
 SUFFIXES = (".csv", ".npz")
+_LARGEST = 1 << 28
+"""The greatest number of bytes of an array in an npz file, decompressed."""
 
 
 @frozen(eq=False)
@@ -49,7 +53,7 @@ class Table:
             raise DataError(f"{where}: got class {twice!r} twice, expected one vector per class")
         try:
             arrays = [np.asarray(vector, np.float64) for vector in vectors]
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise DataError(f"{where}: got a vector that is not of numbers ({error}), expected A numbers") from error
         for name, vector in zip(names, arrays, strict=True):
             if vector.ndim != 1 or not len(vector) or vector.shape != arrays[0].shape:
@@ -100,12 +104,14 @@ def read(source: Path | str | Mapping[str, Any]) -> Table:
         raise DataError(
             f"{where}: got a file name ending in {path.suffix!r}, expected .csv or .npz; or give 'drawings' or a dict"
         )
+    check_regular(path, "a table")
     try:
         return _csv(path, where) if path.suffix.lower() == ".csv" else _npz(path, where)
-    except OSError as error:
-        raise DataError(
-            f"{where}: got an error when reading it ({error.strerror or error}), expected a readable file"
-        ) from error
+    except DataError:
+        raise
+    except (OSError, ValueError) as error:  # the latter if the path has a zero
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{where}: got an error when reading it ({reason}), expected a readable file") from error
 
 
 def _csv(path: Path, where: str) -> Table:
@@ -135,19 +141,27 @@ def _csv(path: Path, where: str) -> Table:
     return Table.of([line[0] for line in lines], [[float(value) for value in line[1:]] for line in lines], where)
 
 
+def _array(data: bytes, where: str) -> NDArray[Any]:
+    """Return the array in an npy file, without unpickling anything."""
+    try:
+        array = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    except (Exception, MemoryError) as error:  # numpy reads the header as Python, and believes the size in it
+        raise DataError(
+            f"{where}: got an array that can't be read ({type(error).__name__}: {error}), expected a plain array; "
+            "save it by numpy.savez"
+        ) from error
+    return np.asarray(array)
+
+
 def _npz(path: Path, where: str) -> Table:
     """Read a table from an npz file, without unpickling anything."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if not {"names", "vectors"} <= set(file.files):
-                raise DataError(
-                    f"{where}: got the arrays {', '.join(file.files)}, expected names [C] and vectors [C, A]"
-                )
-            names, vectors = file["names"], file["vectors"]
-    except (ValueError, BadZipFile, EOFError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{where}: got an unreadable file ({error}), expected an npz file of plain arrays") from error
+    with Archive(path, largest=_LARGEST, what="an array") as archive:
+        files = {entry.filename.removesuffix(".npy") for entry in archive.entries(lambda name: True)}
+        if not {"names", "vectors"} <= files:
+            raise DataError(
+                f"{where}: got the arrays {', '.join(sorted(files))}, expected names [C] and vectors [C, A]"
+            )
+        names, vectors = (_array(archive.read(f"{name}.npy"), f"{where}: {name}") for name in ("names", "vectors"))
     if names.ndim != 1 or vectors.ndim != 2:
         raise DataError(
             f"{where}: got names of shape {names.shape} and vectors of shape {vectors.shape}, expected [C] and [C, A]"

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from kshot import Support, Trained
 from kshot.functional import class_means, prototypical_logits
+from kshot.runs.predictions import probabilities_of
 
 
 class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -91,8 +92,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             logits: Tensor = prototypical_logits(self._inputs(X).flatten(1)[None], means)[0]
         else:
             logits = trained.logits(Support(x=self._support[None], y=y, way=way), self._inputs(X)).double()
-        probabilities: NDArray[np.float64] = torch.softmax(logits, -1).numpy()
-        return probabilities
+        return probabilities_of(logits)
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Predict the most probable of ``classes_`` for each of the inputs ``X`` [n, *input]: [n]."""
@@ -104,7 +104,12 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Check ``X`` as scikit-learn does if it contains numbers; the tasks check paths and the like themselves."""
         if self.model is not None and is_raw(X):
             return list(X)
-        if self.model is not None and np.asarray(X).dtype == np.uint8:
+        if isinstance(X, Tensor):
+            X = as_array(X)
+        kind = np.asarray(X).dtype
+        if kind.kind in "mM":  # scikit-learn would take nanoseconds as numbers
+            raise ValueError(f"FewShotClassifier: got dates or times ({kind}), expected numbers; convert them first")
+        if self.model is not None and kind == np.uint8:
             dtype: Any = None  # pictures stay uint8, because the tasks define how they become floats
         else:
             dtype = np.float32 if self.model is not None else np.float64
@@ -145,6 +150,15 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         # The learner and its inputs are left out, and read again by ``_again``.
         state: dict[str, Any] = super().__getstate__()
         return {name: value for name, value in state.items() if name not in ("_trained", "_support")}
+
+
+def as_array(X: Tensor) -> NDArray[Any]:
+    """Return a tensor as an array, without its graph; raise ValueError if numpy has no such array."""
+    try:
+        array: NDArray[Any] = X.detach().to_dense().cpu().resolve_neg().numpy()
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"FewShotClassifier: got a tensor that is no array ({error}), expected numbers") from error
+    return array
 
 
 def is_raw(X: Any) -> bool:

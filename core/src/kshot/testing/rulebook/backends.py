@@ -5,7 +5,9 @@ They run in the process of the tests; to test several processes, the same rules 
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from collections.abc import Callable
 
 import attrs
@@ -15,6 +17,7 @@ from torch import nn
 from kshot.episode import Episode
 from kshot.testing import sample_tasks
 from kshot.testing.compare import difference, gap, named_tensors
+from kshot.testing.rulebook.process import left_alone
 from kshot.testing.rulebook.rule import Rule, add, always, broken, named
 from kshot.testing.subjects import BackendSubject
 
@@ -62,9 +65,13 @@ def place_keeps_values(subject: BackendSubject) -> None:
 @backend_rule()
 def place_module_in_place(subject: BackendSubject) -> None:
     """``place`` changes a module in place: it returns the same object with the same parameter objects, so that an
-    optimizer that was built before still works. Parameters and buffers keep their values, types and shapes.
+    optimizer that was built before still works. Parameters and buffers keep their values, types and shapes, and each
+    submodule its mode.
     """
     backend, module = subject.backend, net()
+    module.train()
+    module.get_submodule("1").eval()
+    modes = {name: m.training for name, m in module.named_modules()}
     parameters = dict(module.named_parameters())
     before = {n: t.detach().clone() for n, t in module.state_dict().items()}
     placed = backend.place(module)
@@ -80,6 +87,67 @@ def place_module_in_place(subject: BackendSubject) -> None:
             broken(f"place: got parameter {name} on {p.device}, expected it on the backend's device {backend.device}")
     if where := difference(before, {n: t.detach().cpu() for n, t in placed.state_dict().items()}, 0):
         broken(f"place: got other values in a module, expected the same: {where}")
+    if other := [name or "the module" for name, m in placed.named_modules() if m.training != modes[name]]:
+        broken(f"place: got another mode (training) of {', '.join(other)}, expected the mode as it was")
+
+
+@backend_rule()
+def place_keeps_gradients(subject: BackendSubject) -> None:
+    """``place`` detaches and freezes nothing: a placed tensor passes its gradient to the tensor that was given, each
+    parameter of a module is trained or frozen (``requires_grad``) as before, and keeps its ``.grad``.
+    """
+    backend = subject.backend
+    given = torch.linspace(-1, 1, 6).requires_grad_()
+    placed = backend.place(given)
+    if not placed.requires_grad:
+        broken("place: got a tensor that does not require a gradient for one that does, expected it to; do not detach")
+    (3 * placed).sum().backward()
+    if given.grad is None or not torch.equal(given.grad, torch.full_like(given, 3.0)):
+        broken(f"place: got the gradient {given.grad} of a placed tensor times 3, expected 3 for each number")
+    module = net()
+    for n, p in enumerate(module.parameters()):
+        p.requires_grad_(n % 2 == 0)
+        p.grad = torch.full_like(p, float(n)) if n % 2 == 0 else None
+    before = {name: (p.requires_grad, p.grad) for name, p in module.named_parameters()}
+    before = {name: (flag, None if g is None else g.clone()) for name, (flag, g) in before.items()}
+    for name, p in backend.place(module).named_parameters():
+        flag, g = before[name]
+        if p.requires_grad != flag:
+            broken(f"place: got requires_grad = {p.requires_grad} for parameter {name}, expected {flag} as before")
+        same = p.grad is None if g is None else p.grad is not None and torch.equal(p.grad.cpu(), g)
+        if not same:
+            broken(
+                f"place: got another gradient (.grad) of parameter {name}, expected it to be moved with the parameter"
+            )
+
+
+@backend_rule()
+def place_keeps_nothing(subject: BackendSubject) -> None:
+    """A backend keeps no reference to tensors and episodes that it has placed, so that their memory is freed."""
+    backend = subject.backend
+    values = {"a tensor": torch.ones(3), "an episode": sample_tasks.classification().sample("train", [0])}
+    placed = [(what, backend.place(value)) for what, value in values.items()]
+    # Another rule reports a backend that turns an episode into something else.
+    inside = [(what, value.query.x if isinstance(value, Episode) else value) for what, value in placed]
+    alive = [(what, weakref.ref(tensor)) for what, tensor in inside if isinstance(tensor, torch.Tensor)]
+    del values, placed, inside
+    gc.collect()
+    if kept := [what for what, ref in alive if ref() is not None]:
+        broken(f"place: got a reference that is kept to {' and '.join(kept)} that was placed, expected none")
+
+
+@backend_rule()
+def process_is_left_alone(subject: BackendSubject) -> None:
+    """``place`` and ``autocast`` change no setting of the process after they have ended, and neither draw from nor seed
+    the global random generators.
+    """
+    backend, module = subject.backend, net()
+    with left_alone("place", draws=False):
+        backend.place(module)
+        backend.place(torch.ones(2))
+        backend.place(sample_tasks.classification().sample("train", [0]))
+    with left_alone("autocast", draws=False), backend.autocast():
+        pass
 
 
 @backend_rule()

@@ -306,7 +306,8 @@ def budget_kept(case: Case) -> None:
 @learner_rule(only("control"))
 def plays_from_own_chance(case: Case) -> None:
     """A predictor plays a rollout in the same way each time, whatever the global random state, and several tasks play
-    together in the same way as each alone: random numbers come from the key that ``begin`` receives.
+    together in the same way as each alone: random numbers come from the key that ``begin`` receives. If actions differ
+    from those without ``begin``, they also differ between two keys.
     """
     learner, cast, dtype = precise(case)
 
@@ -325,6 +326,7 @@ def plays_from_own_chance(case: Case) -> None:
             f"got another rollout from another global random state, expected the same: {where}; draw from the key that "
             "begin receives"
         )
+    _check_keys_matter(case)
     if learner.needs.couples_tasks:
         return
     for b in range(case.size):
@@ -335,3 +337,22 @@ def plays_from_own_chance(case: Case) -> None:
                     f"got {name} of task {b} that differ by {far:.2g} of the greatest one in a meta-batch, expected "
                     "those of the task alone"
                 )
+
+
+def _check_keys_matter(case: Case) -> None:
+    """Begin two rollouts of 64 trajectories with different keys, and compare their first actions."""
+    learner = case.warmed()
+    with torch.no_grad():
+        predictor = learner.adapt(case.episode().for_adapting(learner.needs.queries))
+        if not hasattr(predictor, "begin"):
+            return
+        x = torch.zeros(case.size, 64, *case.tasks.spec.input_shape)
+        plain = predictor(x)
+        first, second = (
+            predictor.begin(torch.arange(case.size, dtype=torch.int64) + 1000 * number, (64, 1))(x) for number in (1, 2)
+        )
+    if torch.equal(first, second) and int((first != plain).sum()) >= 3:
+        broken(
+            "got the same random actions from begin for two keys, expected others; draw from the key that begin "
+            "receives, e.g. with kshot.control.normals(key, purpose, ...)"
+        )

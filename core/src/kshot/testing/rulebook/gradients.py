@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import attrs
 import torch
 from torch import Tensor
 
+from kshot.randomness import seeded
 from kshot.testing.cases import Case, floats_of, precise
-from kshot.testing.compare import gap, tolerance
+from kshot.testing.compare import changed, clones, difference, gap, named_tensors, tolerance, watched
 from kshot.testing.outer_steps import after, gradients_of, restore, state_of
 from kshot.testing.rulebook.learner_rule import learner_rule
 from kshot.testing.rulebook.rule import broken
@@ -61,6 +62,34 @@ def gradient_accumulates(case: Case) -> None:
         metrics = next(steps)
         _check_added(learner, before, added, at(step, len(own)))
         _check_scalars(metrics, at(step, len(own)))
+
+
+@learner_rule()
+def training_keeps_what_is_set(case: Case) -> None:
+    """``meta_gradient`` leaves what the user and the engine have set: which parameters are trained
+    (``requires_grad``), the mode of each submodule, their hooks, and the tensors of the episode. If it is a generator,
+    this holds when its first outer step has ended.
+    """
+    learner = case.build()
+    episode = case.episode(split=case.training)
+    given = clones(named_tensors(attrs.evolve(episode, origin=None)))
+    learner.train()
+    before = watched(learner)
+    with seeded("training-keeps", 0):
+        answer = learner.meta_gradient(episode)
+        if isinstance(answer, Iterator):
+            next(answer)
+    kept = ("requires_grad", "mode", "number of hooks")
+    if names := [name for name in changed(before, watched(learner)) if name.startswith(kept)]:
+        broken(
+            f"got changes of {', '.join(names[:5])}, expected meta_gradient to leave them as they were; restore them "
+            "at its end"
+        )
+    if where := difference(given, named_tensors(attrs.evolve(episode, origin=None)), 0):
+        broken(
+            f"got changes in the episode that meta_gradient was given, expected none: {where}; replace operations in "
+            "place, such as x.mul_(2), by x * 2"
+        )
 
 
 def _check_added(learner: Any, before: Mapping[str, Tensor], own: Mapping[str, Tensor], when: str) -> None:

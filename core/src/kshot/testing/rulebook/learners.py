@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import attrs
@@ -13,6 +14,7 @@ from kshot.testing.cases import Case, precise
 from kshot.testing.compare import changed, clones, difference, gap, named_tensors, tolerance, watched
 from kshot.testing.outer_steps import gradient, gradients_of, restore, state_of
 from kshot.testing.rulebook.learner_rule import TABLES, learner_rule, only
+from kshot.testing.rulebook.process import left_alone, seed_all, seeded_by
 from kshot.testing.rulebook.rule import broken
 
 # --- What a learner sees --------------------------------------------------------------------------
@@ -76,8 +78,8 @@ def _check_causal(case: Case, learner: Any) -> None:
 @learner_rule()
 def adapt_changes_nothing(case: Case) -> None:
     """``adapt`` and its predictor change nothing: neither parameters, buffers, gradients and ``requires_grad``, nor the
-    mode of any submodule, the tensors of the support, or the states of the global random generators. This holds with
-    gradients enabled and disabled. The learner is in evaluation mode.
+    mode and the hooks of any submodule, the tensors of the support and of the queries, or the states of the global
+    random generators. This holds with gradients enabled and disabled. The learner is in evaluation mode.
     """
     learner = case.warmed()
     for p in learner.parameters():
@@ -85,21 +87,57 @@ def adapt_changes_nothing(case: Case) -> None:
     for enabled in (False, True):
         episode = case.episode()
         shown = clones(named_tensors(episode.support))
+        seed_all(1729 + enabled)  # a component that seeds them itself is then seen to change their states
         before = watched(learner)
+        x = case.probe(episode)
+        asked = x.clone()
         with torch.set_grad_enabled(enabled):
-            x = case.probe(episode)
             learner.adapt(episode.for_adapting(learner.needs.queries))(x)
         if names := changed(before, watched(learner)):
             mode = "enabled" if enabled else "disabled"
             broken(f"with gradients {mode}: got changes in {', '.join(names[:5])}, expected adapt to change nothing")
         if where := difference(shown, named_tensors(episode.support), 0):
             broken(f"got changes in the support, expected adapt not to write to it: {where}")
+        if not torch.equal(asked.nan_to_num(), x.nan_to_num()):
+            broken(
+                "got changes in the inputs that the predictor was given, expected none; replace operations in place, "
+                "such as x.sub_(y), by x - y"
+            )
+
+
+@learner_rule()
+def process_is_left_alone(case: Case) -> None:
+    """Building a learner, ``meta_gradient`` and ``adapt`` change no setting of the process, such as torch's default
+    dtype, its gradient mode or its number of threads, and seed none of the global random generators of torch, numpy
+    and Python. ``meta_gradient`` may draw from torch's.
+    """
+    with left_alone("building it"):
+        learner = case.build()
+
+    def train() -> None:
+        learner.train()
+        answer = learner.meta_gradient(case.episode(split=case.training))
+        if isinstance(answer, Iterator):
+            next(answer)
+        learner.eval()
+
+    def adapt() -> None:
+        episode = case.episode()
+        learner.adapt(episode.for_adapting(learner.needs.queries))(case.probe(episode))
+
+    for what, act in (("meta_gradient", train), ("adapt", adapt)):
+        with torch.enable_grad():
+            if names := seeded_by(act, what):
+                broken(
+                    f"{what}: got the same state of {', '.join(names)} from two different ones, expected none to be "
+                    "seeded; draw from kshot.generator(support.key[b], purpose), or use the state that you are given"
+                )
 
 
 @learner_rule()
 def predictors_are_values(case: Case) -> None:
-    """A predictor gives the same answers after the learner has adapted to another task: what ``adapt`` learns is kept
-    by the predictor and not by the learner.
+    """A predictor gives the same answers each time, also after the learner has adapted to another task: what ``adapt``
+    learns is kept by the predictor and not by the learner, and the predictor learns nothing from queries.
     """
     learner = case.warmed()
     far = case.tasks.spec.block * 5
@@ -108,8 +146,14 @@ def predictors_are_values(case: Case) -> None:
         x = case.probe(first)
         expected = case.predict(learner, case.episode(), x)
         predictor = learner.adapt(first.for_adapting(learner.needs.queries))
+        once, again = predictor(x), predictor(x)
         learner.adapt(second.for_adapting(learner.needs.queries))(case.probe(second))
         answers = predictor(x)
+    if (far_off := gap(once, again)) > tolerance(again.dtype):
+        broken(
+            f"got answers of a predictor that differ by {far_off:.2g} of the greatest one when it was asked a second "
+            "time, expected the same; keep nothing of the queries in the predictor"
+        )
     if (far_off := gap(expected, answers)) > tolerance(answers.dtype):
         broken(
             f"got answers of a predictor that differ by {far_off:.2g} of the greatest one after the learner adapted to "

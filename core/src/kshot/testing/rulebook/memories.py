@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from kshot.testing.compare import changed, clones, difference, gap, tolerance, watched
+from kshot.testing.rulebook.process import left_alone
 from kshot.testing.rulebook.rule import Rule, add, always, broken, named
 from kshot.testing.subjects import MemorySubject
 
@@ -76,16 +77,19 @@ def sizes_are_true(subject: MemorySubject) -> None:
 
 @memory_rule()
 def step_never_mutates_state(subject: MemorySubject) -> None:
-    """``step`` changes neither the state that it is given, nor the interface vector, nor the memory's own tensors."""
+    """``step`` changes neither the state that it is given, nor the interface vector. ``step`` and ``initial_state``
+    change neither the memory's own tensors nor what is trained of it (``requires_grad``), nor its mode.
+    """
     memory = subject.build()
     interfaces = subject.interfaces(memory)
+    own = watched(memory)
     _, state = run(memory, interfaces[:1])
-    before, own, interface = clones(flat(state)), watched(memory), interfaces[1].clone()
+    before, interface = clones(flat(state)), interfaces[1].clone()
     memory.step(interfaces[1], state)
     if where := difference(before, flat(state), 0):
         broken(f"step: got changes in the state that it was given, expected a new state: {where}")
     if names := changed(own, watched(memory)):
-        broken(f"step: got changes in {', '.join(names[:5])}, expected none")
+        broken(f"step or initial_state: got changes in {', '.join(names[:5])}, expected none")
     if not torch.equal(interface, interfaces[1]):
         broken("step: got changes in the interface vector, expected none")
 
@@ -157,7 +161,10 @@ def deterministic(subject: MemorySubject) -> None:
 
 @memory_rule()
 def gradients_flow(subject: MemorySubject) -> None:
-    """The gradient of the last reads with respect to the interface vectors is finite and not 0 everywhere."""
+    """The gradient of the last reads with respect to the interface vectors is finite and not 0 everywhere. If a small
+    change of the interface vector of one step, or of one parameter, changes the last reads, then the gradient with
+    respect to it is not 0: nothing on the way is detached. This is checked in float64, if the memory can compute in it.
+    """
     memory = subject.build()
     interfaces = subject.interfaces(memory, steps=4).requires_grad_()
     reads, _ = run(memory, interfaces)
@@ -172,22 +179,73 @@ def gradients_flow(subject: MemorySubject) -> None:
         )
     if not bool((slope != 0).any()):
         broken("got a gradient of the reads that is 0 for all interface vectors, expected it not to be")
+    try:
+        exact = subject.build().double()
+        run(exact, subject.interfaces(exact, steps=4, dtype=torch.float64))
+    except Exception:
+        return  # it computes in float32 only, in which small changes are lost
+    _check_nothing_detached(subject, exact)
+
+
+def _check_nothing_detached(subject: MemorySubject, memory: Any) -> None:
+    """Compare which steps and parameters change the last reads with those that have a gradient."""
+    interfaces = subject.interfaces(memory, steps=4, dtype=torch.float64).requires_grad_()
+    parameters = {n: p for n, p in memory.named_parameters() if p.requires_grad}
+    reads = run(memory, interfaces)[0][-1]
+    weights = torch.linspace(-1, 1, reads.numel()).to(reads).view_as(reads)
+    slopes = torch.autograd.grad((reads * weights).sum(), [interfaces, *parameters.values()], allow_unused=True)
+    generator = torch.Generator().manual_seed(3)
+
+    def change(t: Tensor) -> float:
+        """Return by how much the last reads change if ``t`` does by a millionth, in millionths."""
+        noise = torch.randn(t.shape, generator=generator).to(t)
+        with torch.no_grad():
+            t.add_(1e-6 * noise)
+            moved = run(memory, interfaces)[0][-1]
+            t.sub_(1e-6 * noise)
+        return float((moved - reads).abs().max()) * 1e6
+
+    steps = {f"the interface vector of step {s + 1} of 4": (interfaces[s], slopes[0]) for s in range(len(interfaces))}
+    named = {f"the parameter {n}": (p, slope) for (n, p), slope in zip(parameters.items(), slopes[1:], strict=True)}
+    for s, (name, (t, slope)) in enumerate({**steps, **named}.items()):
+        own = slope if slope is None or s >= len(steps) else slope[s]
+        if (own is None or not bool((own != 0).any())) and (sensitivity := change(t.detach())) > 1e-3:
+            broken(
+                f"got no gradient of the last reads with respect to {name}, which changes them (by {sensitivity:.2g} "
+                "times its own change), expected one; detach nothing, and use tensors instead of Python numbers"
+            )
 
 
 @memory_rule()
 def stays_finite(subject: MemorySubject) -> None:
-    """Large interface vectors do no harm: over 64 steps with interface vectors that are ten times as large, the reads
-    and their gradients with respect to the interface vectors stay finite.
+    """Large interface vectors do no harm, nor do zeros: over 64 steps with interface vectors that are ten times as
+    large, and over 8 steps with zeros, the reads and their gradients with respect to the interface vectors stay finite.
     """
     memory = subject.build()
-    interfaces = (10 * subject.interfaces(memory, steps=64)).requires_grad_()
-    reads, _ = run(memory, interfaces)
-    for t, read in enumerate(reads):
-        if not bool(torch.isfinite(read).all()):
-            broken(f"got NaN or infinite reads at step {t + 1} for interface vectors of size 10, expected finite ones")
-    (slope,) = torch.autograd.grad(reads.sum(), interfaces)
-    if not bool(torch.isfinite(slope).all()):
-        broken("got a NaN or infinite gradient of the reads for interface vectors of size 10, expected a finite one")
+    large = 10 * subject.interfaces(memory, steps=64)
+    for what, interfaces in (("of size 10", large), ("of zeros", torch.zeros_like(large[:8]))):
+        interfaces.requires_grad_()
+        reads, _ = run(memory, interfaces)
+        for t, read in enumerate(reads):
+            if not bool(torch.isfinite(read).all()):
+                broken(f"got NaN or infinite reads at step {t + 1} for interface vectors {what}, expected finite ones")
+        (slope,) = torch.autograd.grad(reads.sum(), interfaces)
+        if not bool(torch.isfinite(slope).all()):
+            broken(
+                f"got a NaN or infinite gradient of the reads for interface vectors {what}, expected a finite one; "
+                "add a small number before square roots and divisions"
+            )
+
+
+@memory_rule()
+def process_is_left_alone(subject: MemorySubject) -> None:
+    """Building a memory, ``initial_state`` and ``step`` change no setting of the process, such as torch's default
+    dtype, and the latter two neither draw from nor seed the global random generators.
+    """
+    with left_alone("building it"):
+        memory = subject.build()
+    with left_alone("initial_state and step", draws=False):
+        run(memory, subject.interfaces(memory))
 
 
 @memory_rule()

@@ -18,7 +18,7 @@ from kshot.spec import Needs, bounds
 from kshot.testing import sample_tasks
 from kshot.testing.cases import Case, precise
 from kshot.testing.compare import gap, tolerance
-from kshot.testing.outer_steps import gradient
+from kshot.testing.outer_steps import clear, gradient
 from kshot.testing.rulebook.learner_rule import TABLES, claims, first_of, learner_rule, only
 from kshot.testing.rulebook.rule import Broken, Rule, add, broken
 from kshot.testing.subjects import LearnerSubject
@@ -152,7 +152,7 @@ def order_invariance(case: Case) -> None:
 @learner_rule()
 def state_round_trips(case: Case) -> None:
     """The ``state_dict`` has everything that a learner knows: saved, loaded with ``weights_only=True`` and put into a
-    learner with another initialisation, it gives the same predictions.
+    learner with another initialisation, which has been used, it gives the same predictions.
     """
     learner = case.trained()
     file = io.BytesIO()
@@ -166,12 +166,13 @@ def state_round_trips(case: Case) -> None:
             f"{raised}"
         )
     other = case.build(seed=1)
+    case.predict(other, case.episode())  # what it keeps of this must not outlive its parameters
     other.load_state_dict(state)
     predictions = [case.predict(one, case.episode()) for one in (learner, other)]
     if (far := gap(*predictions)) > 1e-5:
         broken(
             f"got predictions that differ by {far:.2g} of the greatest one from a learner with the same state_dict, "
-            "expected the same; keep what the learner learns in parameters and buffers"
+            "expected the same; keep what the learner learns in parameters and buffers, and nothing of an episode"
         )
 
 
@@ -189,7 +190,9 @@ def tensors_alive() -> tuple[int, int]:
 
 @learner_rule()
 def flat_memory(case: Case) -> None:
-    """Adapting to one episode after another keeps no tensors: their number and their bytes do not grow."""
+    """Adapting to one episode after another, and training on it, keeps no tensors: their number and their bytes do not
+    grow.
+    """
     learner = case.warmed()
     alive = []
     episode = 0
@@ -200,6 +203,8 @@ def flat_memory(case: Case) -> None:
             for _ in range(4):
                 case.predict(learner, case.episode(1, first=episode * case.tasks.spec.block))
                 episode += 1
+            gradient(learner, case.episode(1, split=case.training))
+            clear(learner)
             alive.append(tensors_alive())
     finally:
         gc.unfreeze()

@@ -13,12 +13,21 @@ from kshot.errors import OptionError, Unavailable
 from kshot.registry.options import did_you_mean
 
 MODULES = {
-    "tasks": ("tasks", "task_specs", "task_examples", "control", "objectives", "copies"),
+    "tasks": (
+        "tasks",
+        "task_specs",
+        "task_examples",
+        "task_labels",
+        "control",
+        "objectives",
+        "copies",
+    ),
     "learners": (
         "learners",
         "gradients",
         "per_task",
         "promises",
+        "learning",
         "control",
         "objectives",
         "copies",
@@ -71,6 +80,7 @@ class Rule:
         group: tasks, learners, memories, backends or hooks.
         check: takes the component under test (its subject) and raises an exception if the rule is broken.
         unless: takes the same; returns the reason why the rule does not apply to this component, or None if it does.
+        advice: whether a component that breaks the rule is reported with a warning, and not refused.
 
     Example:
         >>> rule = rules("memories")[0]
@@ -82,6 +92,7 @@ class Rule:
     group: str
     check: Callable[[Any], None]
     unless: Callable[[Any], str | None]
+    advice: bool = False
 
     @property
     def statement(self) -> str:

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from kshot.episode import Origin
 from kshot.testing.rulebook.rule import broken
+from kshot.testing.rulebook.task_overlaps import Repeats, check_contents
 from kshot.testing.rulebook.task_rule import EPISODES, tasks_rule
 from kshot.testing.subjects import TasksSubject
 
 
 def _no_identities(subject: TasksSubject) -> str | None:
-    if "identities" in subject.spec.provides:
+    if "identities" in subject.spec.provides or subject.spec.kind == "classification":
         return None
     origin = subject.tasks.sample(subject.spec.splits[0], [0]).origin
     return None if origin is not None and origin.support_ids is not None else "their examples have no identities"
@@ -26,10 +27,19 @@ def _no_identities(subject: TasksSubject) -> str | None:
 
 @tasks_rule(_no_identities)
 def support_and_query_disjoint(subject: TasksSubject) -> None:
-    """No example is both in the support and in the query of an episode."""
+    """No example is both in the support and in the query of an episode. This is checked by identities, and in
+    classification also by contents, which show an overlap that missing or wrong identities hide: inputs of queries are
+    those of the support, bit for bit, no more often than duplicates among queries explain, or in at most 2 % of
+    queries.
+    """
     for split in subject.spec.splits:
+        repeats = Repeats("support")
         for episode in subject.many(split, 32):
             origin = episode.origin
+            if subject.spec.kind == "classification":
+                repeats.add(episode)
+                if "identities" not in subject.spec.provides and (origin is None or origin.support_ids is None):
+                    continue
             if origin is None or origin.support_ids is None or origin.query_ids is None:
                 broken(
                     f"split {split!r}: got an origin without support_ids and query_ids, expected both, because the "
@@ -44,6 +54,7 @@ def support_and_query_disjoint(subject: TasksSubject) -> None:
                         f"episode {i} of split {split!r}: got the examples {both[:5]} in both support and query, "
                         "expected none"
                     )
+        repeats.check(split)
 
 
 def _unless_unlabelled(field: str, otherwise: str) -> Callable[[TasksSubject], str | None]:
@@ -58,13 +69,23 @@ def _unless_unlabelled(field: str, otherwise: str) -> Callable[[TasksSubject], s
     return reason
 
 
-@tasks_rule(_unless_unlabelled("unlabelled_ids", "their unlabelled examples have no identities"))
+def _nothing_unlabelled(subject: TasksSubject) -> str | None:
+    return None if "unlabelled" in subject.spec.provides else "they provide no unlabelled examples"
+
+
+@tasks_rule(_nothing_unlabelled)
 def unlabelled_disjoint(subject: TasksSubject) -> None:
     """If unlabelled examples have identities, none of them is in the episode's support or query, and none occurs
-    twice.
+    twice. With or without identities, they are not the queries, bit for bit, more often than duplicates explain.
     """
+    with_identities = _unless_unlabelled("unlabelled_ids", "they have no identities")(subject) is None
     for split in subject.spec.splits:
+        repeats = Repeats("unlabelled")
         for episode in subject.many(split, 32):
+            if subject.spec.kind == "classification":
+                repeats.add(episode)
+            if not with_identities:
+                continue
             origin, x = episode.origin, episode.support.unlabelled
             if origin is None or origin.unlabelled_ids is None or x is None:
                 broken(
@@ -76,6 +97,7 @@ def unlabelled_disjoint(subject: TasksSubject) -> None:
                 if array is not None and array.shape != tuple(x.shape[:2]):
                     broken(f"split {split!r}: got origin.{name} of shape {array.shape}, expected {tuple(x.shape[:2])}")
             _check_no_overlap(origin, split)
+        repeats.check(split)
 
 
 def _check_no_overlap(origin: Origin, split: str) -> None:
@@ -143,8 +165,9 @@ def _nothing_to_tell_splits_by(subject: TasksSubject) -> str | None:
 def splits_disjoint(subject: TasksSubject) -> None:
     """No two splits share a class (``split_by="class"``) or an example (``split_by="example"``). They are compared by
     the rows of a common table, by class names if these are unique within each split, by identities if there are no
-    tables, and by contents, of which at most half may occur in another split (real data have duplicates). A split
-    that is exactly the union of two or more others, without the test split (``trainval``), may share with these.
+    tables, and by contents, of which at most half may occur in another split (real data have duplicates), but not all
+    of a class. A split that is exactly the union of two or more others, without the test split (``trainval``), may
+    share with these.
     """
     tasks, spec = subject.tasks, subject.spec
     pools = {s: tasks.pool(s) for s in spec.splits} if hasattr(tasks, "pool") else {}
@@ -162,6 +185,7 @@ def splits_disjoint(subject: TasksSubject) -> None:
             ids[split] = {
                 int(i) for o in sampled for a in (o.support_ids, o.query_ids) if a is not None for i in a.flat
             }
+    sampled_contents: dict[str, dict[int, set[bytes]]] = {}
     views = {s: _united_by(s, ids if pools else names) for s in spec.splits}
     for i, a in enumerate(spec.splits):
         for b in spec.splits[i + 1 :]:
@@ -178,6 +202,9 @@ def splits_disjoint(subject: TasksSubject) -> None:
                 broken(f"splits {a!r} and {b!r}: got {len(both)} examples in both, expected none: {both[:5]}")
             if pools and not comparable:
                 _check_contents(a, b, *(_contents(pools[s]) for s in (a, b)))
+            if not pools and spec.kind == "classification":
+                check_contents(subject, a, b, sampled_contents)
+                check_contents(subject, b, a, sampled_contents)
 
 
 def _united_by(split: str, members: Mapping[str, Collection[Any]]) -> list[str]:
@@ -208,7 +235,8 @@ def _check_contents(a: str, b: str, first: list[bytes], second: list[bytes]) -> 
         )
 
 
-def _no_classes(subject: TasksSubject) -> str | None:
+def no_classes(subject: TasksSubject) -> str | None:
+    """Return why it is not known which classes labels stand for, or None if it is."""
     if subject.spec.kind != "classification":
         return f"their kind is {subject.spec.kind}"
     origin = subject.tasks.sample(subject.spec.splits[0], [0]).origin
@@ -217,7 +245,7 @@ def _no_classes(subject: TasksSubject) -> str | None:
     return None
 
 
-@tasks_rule(_no_classes)
+@tasks_rule(no_classes)
 def labels_uniform(subject: TasksSubject) -> None:
     """Labels are assigned to an episode's classes at random: over 400 episodes, each label stands equally often for the
     class with the smallest number, for the class with the second smallest number, and so on, within Bernstein's bound.
@@ -225,10 +253,10 @@ def labels_uniform(subject: TasksSubject) -> None:
     """
     # For each way N, how often the class of each rank (row) got each label (column).
     tables: dict[int, np.ndarray[Any, Any]] = {}
-    for episode in subject.many(subject.spec.splits[0], EPISODES):
-        assert episode.origin is not None
-        assert episode.origin.classes is not None
-        for classes in episode.origin.classes:
+    for _, _, origin in subject.labels(EPISODES):
+        assert origin is not None
+        assert origin.classes is not None
+        for classes in origin.classes:
             N = len(classes)
             table = tables.setdefault(N, np.zeros((N, N)))
             table[np.argsort(np.argsort(classes)), np.arange(N)] += 1
@@ -260,7 +288,7 @@ def bernstein(variance: float, log_odds: float) -> float:
 
 
 def _no_semantics(subject: TasksSubject) -> str | None:
-    return _no_classes(subject) or (None if "semantics" in subject.spec.provides else "they provide no semantics")
+    return no_classes(subject) or (None if "semantics" in subject.spec.provides else "they provide no semantics")
 
 
 @tasks_rule(_no_semantics)

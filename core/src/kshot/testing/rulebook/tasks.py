@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from kshot.errors import DataError
-from kshot.testing.compare import difference, facts, rows
+from kshot.testing.compare import Facts, difference, facts, rows
 from kshot.testing.other_process import importable, sample_elsewhere
+from kshot.testing.rulebook.process import left_alone
 from kshot.testing.rulebook.rule import broken
 from kshot.testing.rulebook.task_rule import observed, shapes, tasks_rule
 from kshot.testing.subjects import TasksSubject
@@ -67,7 +68,9 @@ def _no_seed(subject: TasksSubject) -> str | None:
 
 @tasks_rule(_no_seed)
 def other_seed_other_episodes(subject: TasksSubject) -> None:
-    """Tasks built with another seed have other episodes: at least one of the first eight of each split differs."""
+    """Tasks built with another seed have other episodes: at least one of the first eight of each split differs, and so
+    does its key, from which learners draw their random numbers.
+    """
     seed = int(subject.source.options.get("seed", 0))
     other = subject.source.build(seed=seed + 1)
     for split in subject.spec.splits:
@@ -79,6 +82,53 @@ def other_seed_other_episodes(subject: TasksSubject) -> None:
                 f"got the same first eight episodes of split {split!r} with seed {seed} and with seed {seed + 1}, "
                 "expected other episodes; let the seed determine the episodes"
             )
+        keys = [t.sample(split, [i]).support.key.tolist() for t in (subject.tasks, other) for i in range(8)]
+        if keys[:8] == keys[8:]:
+            broken(
+                f"got the same support.key in the first eight episodes of split {split!r} with seed {seed} and with "
+                f"seed {seed + 1}, expected others; compute keys with kshot.randomness.episode_keys(seed, split, "
+                "indices)"
+            )
+
+
+@tasks_rule()
+def splits_have_own_episodes(subject: TasksSubject) -> None:
+    """The first eight episodes of a split are not all the same, and no two splits have the same first eight episodes
+    or the same keys.
+    """
+    shown: dict[str, list[Facts]] = {}
+    keys: dict[str, list[int]] = {}
+    for split in subject.spec.splits:
+        every = [observed(subject, split, [i]) for i in range(8)]
+        keys[split] = [int(each["support.key"][0]) for each in every]
+        shown[split] = [{n: t for n, t in e.items() if n != "support.key" and "origin" not in n} for e in every]
+        if all(difference(shown[split][0], each, 0) is None for each in shown[split][1:]):
+            broken(
+                f"split {split!r}: got the same episode eight times, except for its key, expected others; let each "
+                "index determine its own episode"
+            )
+        for other in list(shown)[:-1]:
+            pairs = list(zip(shown[split], shown[other], strict=True))
+            if all(difference(one, another, 0) is None for one, another in pairs):
+                broken(
+                    f"got the same first eight episodes in splits {other!r} and {split!r}, expected others; let the "
+                    "split determine the episodes"
+                )
+            if keys[split] == keys[other]:
+                broken(
+                    f"got the same support.key in the first eight episodes of splits {other!r} and {split!r}, expected "
+                    "others; compute keys with kshot.randomness.episode_keys(seed, split, indices)"
+                )
+
+
+@tasks_rule()
+def process_is_left_alone(subject: TasksSubject) -> None:
+    """Sampling changes no setting of the process, and neither draws from nor seeds the global random generators of
+    torch, numpy and Python.
+    """
+    for split in subject.spec.splits:
+        with left_alone("sample", draws=False):
+            subject.tasks.sample(split, list(subject.block(0, 2)))
 
 
 @tasks_rule()
