@@ -1,8 +1,8 @@
 """The inner loop: gradient descent on the support of one task, and its lifting over the tasks of a meta-batch.
 
-Reading order: ``descent`` (the loop, written for one task), ``lifting`` (from one task to B of them), ``cost`` (the
-choice between vmap and a loop) and ``vmap_norms`` (which corrects the second derivatives that ``torch.func.vmap``
-computes through normalisation layers).
+Reading order: ``descent`` (the loop, written for one task), ``parts`` (the loop for a part of the parameters),
+``lifting`` (from one task to B of them), ``cost`` (the choice between vmap and a loop) and ``vmap_norms`` (which
+corrects the second derivatives that ``torch.func.vmap`` computes through normalisation layers).
 """
 
 from kshot.inner.descent import (
@@ -17,6 +17,7 @@ from kshot.inner.descent import (
     take_steps,
 )
 from kshot.inner.lifting import Lift, Strategy, per_episode
+from kshot.inner.parts import descend_part
 
 __all__ = [
     "Lift",
@@ -27,6 +28,7 @@ __all__ = [
     "Update",
     "check_descent",
     "descend",
+    "descend_part",
     "keep_buffers",
     "per_episode",
     "sgd",
