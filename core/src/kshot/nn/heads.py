@@ -182,9 +182,9 @@ def _last(net: nn.Module, layers: list[str], input_shape: tuple[int, ...], who: 
     hooks = [m.register_forward_pre_hook(noting(path)) for path, m in owned if path in layers]
     modes = [(m, m.training) for m in net.modules()]
     try:
-        # Gradients are enabled because without them torch's transformer layers are computed without calling the
-        # layers in them. The buffers are copies, and random numbers that the net draws are drawn again afterwards.
-        with torch.enable_grad(), torch.random.fork_rng(devices=[like.device] if like.is_cuda else []):
+        # The buffers are copies, and random numbers that the net draws are drawn again afterwards. (The hooks also make
+        # torch's transformer layers call the layers in them, which they don't do otherwise without gradients.)
+        with torch.no_grad(), torch.random.fork_rng(devices=[like.device] if like.is_cuda else []):
             buffers = {name: b.clone() for name, b in net.named_buffers()}
             functional_call(net.eval(), buffers, (torch.zeros(1, *input_shape).to(like),))
     except Exception as error:
