@@ -351,8 +351,14 @@ def test_bad_input_is_refused_before_any_compute():
         CAVIA(SPEC, conditioning="argument")
     with pytest.raises(OptionError, match=r"conditioning='input' and network='conv4', expected film for conv4"):
         CAVIA(IMAGES.spec, conditioning="input")
-    with pytest.raises(DataError, match=r"film_after='', a layer|returns no tensor \[n, C, ...\] once"):
+    with pytest.raises(DataError, match=r"film_after='0', a layer that returns no tensor \[n, C, ...\] once"):
         CAVIA(SPEC, network=nn.Sequential(nn.Flatten(0), nn.Unflatten(0, (-1, 1))), film_after="0")
+    layer = nn.Linear(1, 1)
+    twice, never = nn.Sequential(layer, layer), nn.Sequential(nn.Linear(1, 1))
+    never[0].unused = nn.Linear(1, 1)
+    for net, path in ((twice, "0"), (never, "0.unused")):
+        with pytest.raises(DataError, match=r"returns no tensor \[n, C, ...\] once in each call of the net"):
+            CAVIA(SPEC, network=net, film_after=path)
 
 
 def test_a_diverging_inner_loop_names_task_and_step():
