@@ -550,6 +550,7 @@ def test_every_first_party_name_has_group_and_distribution() -> None:
     table = tomllib.loads(Path(kshot.registry.__file__).with_name("first_party.toml").read_text(encoding="utf-8"))
     elsewhere = {
         "caml": "kshot-cavia",
+        "meta-sgd": "kshot-metasgd",
         "lstm": "kshot-mann",
         "tuned-optimizer": "kshot-l2l",
         "associative-recall": "kshot-copy",
