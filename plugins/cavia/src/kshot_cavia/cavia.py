@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from kshot import Episode, Lift, Metrics, Needs, Predictor, Support, TaskSpec, Training
 from kshot.errors import OptionError
 from kshot.functional import full_precision
-from kshot.inner import State, check_descent, descend
+from kshot.inner import State, Strategy, check_descent, descend
 from kshot.nn import NetworkChoice, Normalisation, evaluating
 from kshot.registry import Range
 from kshot_cavia.conditioning import Conditioning, conditioned_network, keep_statistics, start
@@ -45,7 +45,7 @@ class CAVIA(nn.Module):
         inner_steps: the number of inner steps in training; None for the paper's: 1 for regression, 2 for
             classification.
         test_steps: the number of inner steps at evaluation and prediction; None for the same as in training.
-        strategy: how the tasks of a meta-batch run: in parallel (``vmap``), one after another (``loop``), or ``auto``.
+        strategy: how the tasks of a meta-batch run, see ``kshot.Lift``: ``auto`` chooses what is fast and exact.
         chunk: the greatest number of tasks that run in parallel; None for as many as a limit of memory allows.
 
     Raises:
@@ -80,7 +80,7 @@ class CAVIA(nn.Module):
         inner_lr: Annotated[float, Range(0)] = 1.0,
         inner_steps: Annotated[int, Range(0)] | None = None,
         test_steps: Annotated[int, Range(0)] | None = None,
-        strategy: Literal["auto", "vmap", "loop"] = "auto",
+        strategy: Strategy = "auto",
         chunk: Annotated[int, Range(1)] | None = None,
     ) -> None:
         super().__init__()

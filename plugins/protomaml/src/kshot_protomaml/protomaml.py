@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from kshot import Episode, Lift, Metrics, Needs, Predictor, Support, TaskSpec, Training
 from kshot.errors import OptionError
 from kshot.functional import class_means, full_precision
-from kshot.inner import State, check_descent, descend, keep_buffers
+from kshot.inner import State, Strategy, check_descent, descend, keep_buffers
 from kshot.nn import EncoderChoice, Network, Normalisation, evaluating
 from kshot.nn import encoder as build_encoder
 from kshot.registry import Range
@@ -41,7 +41,7 @@ class ProtoMAML(nn.Module):
         inner_lr: alpha.
         inner_steps: the number of inner steps in training.
         test_steps: the number of inner steps at evaluation and prediction; None for the same as in training.
-        strategy: how the tasks of a meta-batch run: in parallel (``vmap``), one after another (``loop``), or ``auto``.
+        strategy: how the tasks of a meta-batch run, see ``kshot.Lift``: ``auto`` chooses what is fast and exact.
         chunk: the greatest number of tasks that run in parallel; None for as many as a limit of memory allows.
 
     Raises:
@@ -69,7 +69,7 @@ class ProtoMAML(nn.Module):
         inner_lr: Annotated[float, Range(0)] = 0.01,
         inner_steps: Annotated[int, Range(0)] = 6,
         test_steps: Annotated[int, Range(0)] | None = None,
-        strategy: Literal["auto", "vmap", "loop"] = "auto",
+        strategy: Strategy = "auto",
         chunk: Annotated[int, Range(1)] | None = None,
     ) -> None:
         super().__init__()
