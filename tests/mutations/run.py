@@ -96,9 +96,8 @@ def faults_of(paths: Iterable[Path]) -> list[Fault]:
 
 def mistakes(faults: Iterable[Fault], root: Path = ROOT) -> list[str]:
     """Return what is wrong with the faults themselves, a sentence each, without running any test."""
-    found, texts = [], {}
-    faults = list(faults)
-    found += [f"{name}: got this id {n} times" for name, n in Counter(f.id for f in faults).items() if n > 1]
+    faults, texts = list(faults), dict[Path, str]()
+    found = [f"{name}: got this id {n} times" for name, n in Counter(f.id for f in faults).items() if n > 1]
     for fault in faults:
         path = root / fault.file
         if not path.is_file():
@@ -199,11 +198,11 @@ def tried(faults: list[Fault], jobs: int) -> list[Outcome]:
         SystemExit: tests fail without any fault, or take too long.
     """
     outcomes: list[Outcome] = []
-    durations: dict[tuple[str, ...], float] = {}
+    durations: dict[str, float] = {}
     broken: list[str] = []
-    unmutated: Queue[tuple[str, ...]] = Queue()
-    for tests in dict.fromkeys(fault.tests for fault in faults):
-        unmutated.put(tests)
+    unmutated: Queue[str] = Queue()
+    for test in dict.fromkeys(test for fault in faults for test in fault.tests):
+        unmutated.put(test)
     planned: Queue[Fault] = Queue()
     for fault in faults:
         planned.put(fault)
@@ -214,17 +213,17 @@ def tried(faults: list[Fault], jobs: int) -> list[Outcome]:
         try:
             with tempfile.TemporaryDirectory(prefix="kshot-mutations-") as folder:
                 copy = Copy(Path(folder))
-                for tests in _taken(unmutated):
+                for test in _taken(unmutated):
                     started = time.monotonic()
-                    code, output = copy.tested(tests, 600)
-                    durations[tests] = time.monotonic() - started
+                    code, output = copy.tested((test,), 600)
+                    durations[test] = time.monotonic() - started
                     with printing:
-                        print(f"{durations[tests]:6.1f} s  without a fault: {' '.join(tests)}", flush=True)
+                        print(f"{durations[test]:6.1f} s  without a fault: {test}", flush=True)
                     if code != 0:
-                        broken.append(f"{' '.join(tests)}: fail without any fault\n{output[-3000:]}")
-                measured.wait()  # from here on the duration of every set of tests is known
+                        broken.append(f"{test}: fails without any fault\n{output[-3000:]}")
+                measured.wait()  # from here on the durations of all tests are known
                 for fault in [] if broken else _taken(planned):
-                    outcome = copy.try_one(fault, 30 + 5 * durations[fault.tests])
+                    outcome = copy.try_one(fault, 30 + 5 * sum(durations[test] for test in fault.tests))
                     with printing:
                         outcomes.append(outcome)
                         wrong = "" if outcome.caught else f"  {fault.what} {fault.survives}".rstrip()
