@@ -9,7 +9,8 @@ from torch import nn
 
 import kshot
 from kshot import ClassificationTasks, Engine, Needs, Pool, Training
-from kshot.errors import TrainingError
+from kshot._engine.outer_step import OuterStep
+from kshot.errors import RunError, TrainingError
 
 
 def tasks() -> ClassificationTasks:
@@ -122,6 +123,15 @@ def test_a_loss_that_is_not_finite_stops_the_training(loss):
     torch.testing.assert_close(engine.learner.w.detach(), torch.tensor([-3.0, -4.0]))
 
 
+@pytest.mark.parametrize("theirs", [0, 2])
+def test_the_state_of_an_optimizer_of_more_or_fewer_parameters_is_refused(theirs):
+    """Their numbers would be those of other parameters."""
+    step = OuterStep(Pulled(), kshot.Outer(), kshot.Cpu())
+    state = {"state": {}, "param_groups": [{"params": list(range(theirs))}]}
+    with pytest.raises(RunError, match=f"got the optimizer of {theirs} trained parameters, expected 1"):
+        step.load(state, "a checkpoint")
+
+
 # --- Random numbers --------------------------------------------------------------------------------------------------
 
 
@@ -185,6 +195,20 @@ def test_counters_take_the_value_that_the_first_chunk_gave_them():
     engine = Engine(Counts(), tasks(), meta_batch=3, chunk=1, hooks=())
     engine.train(2)
     assert int(engine.learner.first) == (1 + 0) + (1 + 3)
+
+
+def test_chunks_that_take_different_numbers_of_outer_steps_are_refused():
+    """There is no gradient that they have in common."""
+
+    class Uneven(Pulled):
+        def meta_gradient(self, episodes):
+            for _ in range(1 + episodes.origin.indices[0] % 2):
+                yield super().meta_gradient(episodes)
+
+    with pytest.raises(
+        TrainingError, match=r"Uneven.meta_gradient took more outer steps on some of the episodes 0\.\.1"
+    ):
+        Engine(Uneven(), tasks(), meta_batch=2, chunk=1, hooks=()).train(1)
 
 
 def test_metrics_of_small_chunks_weigh_less():
