@@ -8,7 +8,7 @@ from torch import nn
 import kshot
 from kshot import ClassificationTasks, Engine, Needs, Pool, registry
 from kshot._engine.evaluation import join
-from kshot.errors import MisfitError, RunError
+from kshot.errors import DataError, MisfitError, RunError
 from kshot.testing import sample_learner
 
 
@@ -95,6 +95,36 @@ def test_an_engine_that_loaded_parameters_to_evaluate_does_not_train(built, tmp_
     assert other.load(path) == 1
     with pytest.raises(RunError, match="ready to evaluate only"):
         other.train(2)
+
+
+def test_a_training_does_not_start_from_another_run_once_it_has_begun(built, tmp_path):
+    """The optimizer has a state by then, which is not of those parameters."""
+    engine = Engine(built(), tasks(), hooks=())
+    engine.train(1)
+    path = engine.save(tmp_path / "c.pt")
+    with pytest.raises(RunError, match="got 1 iterations taken already, expected a new engine"):
+        engine.init_from(path)
+    assert Engine(built(seed=3), tasks(), hooks=()).init_from(path).iteration == 1
+
+
+def test_malformed_episodes_are_refused_before_anything_is_computed():
+    """In training, in validation and in an evaluation, with the split in the message."""
+
+    class Broken(ClassificationTasks):
+        def sample(self, split, indices):
+            episode = super().sample(split, indices)
+            if split == "val":
+                episode.query.x[:, 0] = torch.nan
+            return episode
+
+    broken = Broken({split: tasks().pool(split) for split in ("train", "val")}, way=2, shot=1, query=3)
+    learner = Indices()
+    with pytest.raises(DataError, match=r"Broken, split 'val': query\.x: got"):
+        Engine(learner, broken, hooks=()).train(3, validate_every=1)
+    assert learner.sizes == []
+    with pytest.raises(DataError, match=r"Broken, split 'val': query\.x: got"):
+        Engine(learner, broken, hooks=()).evaluate(3, split="val")
+    assert learner.sizes == []
 
 
 def test_shorter_curves_are_padded_with_nothing():
