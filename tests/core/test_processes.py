@@ -559,6 +559,16 @@ def test_agreement_tells_what_is_there_on_one_rank_only() -> None:
     assert len(str(raised[0])) < 600
 
 
+@pytest.mark.parametrize("odd", [0, 1, 2, 3])
+def test_every_rank_is_compared(odd: int) -> None:
+    """Not only the next one: whichever differs is named, on all ranks."""
+    _, raised = on(4, lambda b: agree(b.world, {"x": int(b.world.rank == odd)}))
+    named = [rank for rank in range(1, 4) if (rank == odd) != (odd == 0)]
+    for error in raised:
+        assert isinstance(error, MisfitError)
+        assert [rank for rank in range(4) if f"x: rank {rank} has" in str(error)] == named
+
+
 def test_an_error_of_all_is_marked() -> None:
     """The command line prints it once."""
     assert everywhere(TrainingError("x")).everywhere  # type: ignore[attr-defined]
