@@ -199,3 +199,22 @@ def test_the_data_of_arrays_are_identified_by_their_contents() -> None:
     assert len({ClassificationTasks(pair, way=2, query=1).fingerprint for pair in pools}) == 2
     named = ClassificationTasks({"train": Pool.of(x, y)}, way=2, query=1, fingerprint="mine")
     assert named.fingerprint == "mine"
+
+
+def test_writing_into_an_episode_changes_nothing_that_is_sampled_later():
+    """Neither its labels, nor its record of classes and examples, nor what was drawn ahead."""
+    tasks, fresh = make(), make()
+    tasks.sample("train", [0])
+    e = tasks.sample("train", [1])  # follows the one before, so the next ones are drawn now
+    for tensor in (e.support.x, e.support.y, e.query.x, e.query.y, e.support.key):
+        tensor.fill_(7)
+    for array in e.origin.arrays().values():
+        array.fill(7)
+    for i in (1, 2):
+        found, expected = tasks.sample("train", [i]), fresh.sample("train", [i])
+        for part in ("support", "query"):
+            for name in ("x", "y"):
+                assert torch.equal(getattr(getattr(found, part), name), getattr(getattr(expected, part), name))
+        assert torch.equal(found.support.key, expected.support.key)
+        for name, array in expected.origin.arrays().items():
+            assert np.array_equal(array, found.origin.arrays()[name])

@@ -61,3 +61,11 @@ def test_classification_needs_two_classes(way):
     with pytest.raises(DataError, match=r"got way .* expected a number >= 2"):
         TaskSpec(kind="classification", input_shape=(1,), way=way)
     assert TaskSpec(kind="sequence", input_shape=(1,), way=1).way == 1
+
+
+@pytest.mark.parametrize("name", ["way", "shot", "query"])
+def test_a_range_of_any_count_makes_the_shapes_vary(name):
+    """A single range is enough for episodes that can't be stacked."""
+    values = {"kind": "classification", "input_shape": (3,), "way": 5, "shot": 1, "query": 2}
+    assert not TaskSpec(**values).varies
+    assert TaskSpec(**{**values, name: (2, 4)}).varies
