@@ -35,7 +35,8 @@ ROOT = HERE.parents[1]
 SHARE = 0.95
 """Least share of the faults that must be caught."""
 
-NOT_COPIED = (".git", ".tox", ".venv*", ".*_cache", "__pycache__", "build", "dist", "runs")
+NOT_COPIED = (".git", ".tox", ".venv*", ".*_cache", "__pycache__", "*.egg-info")
+NOT_COPIED_FROM_ROOT = ("build", "dist", "runs")
 
 NEEDS_AN_INSTALLATION = ("tests/integration/test_runs.py::test_an_installed_package_is_allowed",)
 """Tests that can't pass where kshot is imported from a folder of sources."""
@@ -121,7 +122,7 @@ class Copy:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "kshot"
-        shutil.copytree(ROOT, self.folder, ignore=shutil.ignore_patterns(*NOT_COPIED))
+        shutil.copytree(ROOT, self.folder, ignore=_left_out)
         sources = [self.folder / "core" / "src", *sorted((self.folder / "plugins").glob("*/src"))]
         # Compiled files that are compared by content: by time, a file that changes twice in a second may be missed.
         for source in sources:
@@ -177,6 +178,12 @@ class Copy:
         return Outcome(fault.id, outcome, round(time.monotonic() - started, 1), failed[0][:200] if failed else "")
 
 
+def _left_out(folder: str, names: list[str]) -> set[str]:
+    """Return which names in a folder are not copied."""
+    more = NOT_COPIED_FROM_ROOT if Path(folder) == ROOT else ()
+    return {str(name) for name in shutil.ignore_patterns(*NOT_COPIED, *more)(folder, names)}
+
+
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End a process and those that it has started, which are in its process group."""
     with contextlib.suppress(ProcessLookupError):
@@ -214,6 +221,8 @@ def tried(faults: list[Fault], jobs: int) -> list[Outcome]:
             with tempfile.TemporaryDirectory(prefix="kshot-mutations-") as folder:
                 copy = Copy(Path(folder))
                 for test in _taken(unmutated):
+                    if broken:
+                        break
                     started = time.monotonic()
                     code, output = copy.tested((test,), 600)
                     durations[test] = time.monotonic() - started
