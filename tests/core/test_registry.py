@@ -22,7 +22,7 @@ import kshot.registry
 from kshot._distributions import problems
 from kshot.errors import OptionError, PluginError, UnknownPluginError
 from kshot.protocols import Learner, MemoryFactory, TaskDistribution
-from kshot.registry import Plugin, Registry
+from kshot.registry import Plugin, Registry, modules
 from kshot.registry.building import overlay
 from kshot.registry.ledger import Built, recall
 from kshot.registry.options import Raw
@@ -716,3 +716,14 @@ def test_import_that_changes_the_process_is_undone(site: Path, lines: str, name:
     with kept(changed.extend), pytest.warns(UserWarning, match=rf"^tasks 'n' \(handmade-n 1.0\): importing .* {name}"):
         Registry().load("n")
     assert changed == []
+
+
+def test_code_in_a_run_folder_is_never_imported_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even if the run lies within the folder of an installed package, as the runs of an editable install may."""
+    run = tmp_path / "installed/runs/r"
+    monkeypatch.setattr(modules, "_installed_roots", lambda: {tmp_path / "installed"})
+    rebuilding = modules._Rebuilding(run, None)
+    assert modules._may_import(tmp_path / "installed/nets.py", rebuilding)
+    assert not modules._may_import(run / "nets.py", rebuilding)
+    assert not modules._may_import(tmp_path / "nets.py", rebuilding)
+    assert modules._may_import(tmp_path / "nets.py", modules._Rebuilding(run, tmp_path))

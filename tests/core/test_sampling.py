@@ -215,6 +215,7 @@ def test_writing_into_an_episode_changes_nothing_that_is_sampled_later():
         for part in ("support", "query"):
             for name in ("x", "y"):
                 assert torch.equal(getattr(getattr(found, part), name), getattr(getattr(expected, part), name))
+        assert found.support.y.tolist() == [[0, 0, 1, 1, 2, 2]]  # which all tasks of this shape have in common
         assert torch.equal(found.support.key, expected.support.key)
         for name, array in expected.origin.arrays().items():
             assert np.array_equal(array, found.origin.arrays()[name])
