@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -538,7 +539,12 @@ def test_what_rank_0_makes_reaches_all_and_only_it_makes_it() -> None:
 def test_rank_0_makes_before_the_others_do() -> None:
     """What it downloads, they find."""
     order: list[int] = []
-    on_all(3, lambda backend: first_then_rest(backend.world, lambda: order.append(backend.world.rank)))
+
+    def make(rank: int) -> None:
+        time.sleep(0.1 if rank == 0 else 0)  # a download takes a while, and the others must not overtake it
+        order.append(rank)
+
+    on_all(3, lambda backend: first_then_rest(backend.world, lambda: make(backend.world.rank)))
     assert order[0] == 0
     assert sorted(order) == [0, 1, 2]
 
