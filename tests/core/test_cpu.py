@@ -120,10 +120,24 @@ def test_batch_statistics_have_the_digits_of_float32(laid_out):
     torch.testing.assert_close(net[1].running_var.double(), exact, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("memory_format", ["contiguous", "channels_last"])
+def test_images_have_the_layout_of_the_weights(memory_format):
+    """Channels-last images would make a contiguous network compute channels-last; the numbers are the same."""
+    x = torch.rand(2, 4, 3, 8, 8)
+    laid_out = x.flatten(0, 1).to(memory_format=torch.channels_last).view(2, 4, 3, 8, 8)
+    y = torch.tensor([[0, 0, 1, 1]] * 2)
+    episode = kshot.Episode(kshot.Support(laid_out, y, key=torch.arange(2), way=2), kshot.Examples(laid_out, y))
+    placed = Cpu(memory_format=memory_format).place(episode)
+    for images in (placed.support.x, placed.query.x):
+        assert torch.equal(images, x)
+        assert images.is_contiguous() is (memory_format == "contiguous")
+
+
 def test_threads_are_set_and_recorded():
     """And left alone where nothing is said."""
     before = torch.get_num_threads()
     try:
+        torch.set_num_threads(2)
         assert Cpu(threads=1).describe()["threads"] == torch.get_num_threads() == 1
         assert Cpu().describe()["threads"] == 1
     finally:
