@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import kshot
 from kshot import ClassificationTasks, Engine, Episode, Needs, Pool, Support, Training
-from kshot._engine.gradient import division
+from kshot._engine.gradient import MetaBatch, MetaGradient, division
 from kshot._engine.hook_specs import hookimpl
 from kshot._engine.processes import agree, everywhere, exchange, first_then_rest, from_first
 from kshot.errors import HookError, MisfitError, RunError, TrainingError

@@ -284,11 +284,12 @@ def test_a_schedule_that_ends_at_the_last_iteration_is_not_extended(schedule, re
         engine.train(4)
 
 
-@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt), (None, SystemExit)]
+)
 def test_a_stopped_training_ends_as_the_signal_asks(number, error):
-    """After SIGTERM with the exit code that shells give it."""
+    """After SIGTERM, or if another process got the signal, with the exit code that shells give it."""
     stop = Stop(active=False)
-    stop.act("nothing was asked")
     stop.signal = number
     with pytest.raises(error) as caught:
         stop.act("saved")
