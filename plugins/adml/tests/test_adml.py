@@ -206,3 +206,36 @@ def test_bad_input_is_refused():
 
 
 # --- It learns ------------------------------------------------------------------------------------
+
+
+def fragile(seed: int = 0) -> kshot.ClassificationTasks:
+    """Return tasks of 66 numbers: 6 whose classes are far apart with much noise, and 60 close together without.
+
+    The 60 decide most for clean inputs, but changes of 0.3 hide them. A robust learner relies on the 6.
+    """
+    g = torch.Generator().manual_seed(seed)
+    pools = {}
+    for split in ("train", "val", "test"):
+        centres = torch.cat([torch.randn(40, 1, 6, generator=g), 0.25 * torch.randn(40, 1, 60, generator=g)], -1)
+        noise = [0.7 * torch.randn(40, 12, 6, generator=g), 0.1 * torch.randn(40, 12, 60, generator=g)]
+        x = (centres + torch.cat(noise, -1)).flatten(0, 1)
+        pools[split] = kshot.Pool.of(x.numpy(), torch.arange(40).repeat_interleave(12).numpy())
+    return kshot.ClassificationTasks(pools, way=3, shot=2, query=4)
+
+
+def test_it_learns_to_withstand_an_attack_on_the_queries():
+    """Bounds are mean - 3 sigma of 5 seeds: clean 96.5 (0.3) %, attacked queries 50.0 (1.5) %.
+
+    With epsilon 0, which is MAML, these seeds had 95.9 and 27.6 (2.6) %.
+    """
+    tasks = fragile()
+    clean, attacked = {}, {}
+    for epsilon in (0.3, 0.0):
+        learner = kshot.learner("adml", tasks.spec, seed=0, hidden=(32,), inner_lr=0.2, epsilon=epsilon)
+        engine = Engine(learner, tasks, meta_batch=8, hooks=(), optimizer={"lr": 3e-3})
+        engine.train(200)
+        clean[epsilon] = engine.evaluate(200).mean
+        attacked[epsilon] = engine.evaluate(200, attack={"epsilon": 0.3}).mean
+    assert clean[0.3] > 0.955
+    assert attacked[0.3] > 0.455
+    assert attacked[0.0] < 0.36

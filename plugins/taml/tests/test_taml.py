@@ -65,18 +65,18 @@ def naive(learner: TAML, episodes: Episode, steps: int, term) -> Tensor:
     return torch.cat([g.flatten() for g in torch.autograd.grad(total, list(theta.values()))])
 
 
-def unequal(measure: str, l: Tensor) -> Tensor:
-    """Compute an inequality by the formula of the paper."""
-    M, m = len(l), l.mean()
+def unequal(measure: str, x: Tensor) -> Tensor:
+    """Compute an inequality of losses by the formula of the paper."""
+    M, m = len(x), x.mean()
     if measure == "gini":
-        return sum((a - b).abs() for a in l for b in l) / (2 * M * l.sum())
+        return sum((a - b).abs() for a in x for b in x) / (2 * M * x.sum())
     if measure == "theil":
-        return ((l / m) * (l / m).log()).sum() / M
+        return ((x / m) * (x / m).log()).sum() / M
     if measure == "variance-of-logs":
-        return ((l.log() - l.prod().pow(1 / M).log()) ** 2).sum() / M
+        return ((x.log() - x.prod().pow(1 / M).log()) ** 2).sum() / M
     if measure == "atkinson":  # epsilon 0.5
-        return 1 - (l.sqrt().sum() / M) ** 2 / m
-    return ((l / m) ** 2 - 1).sum() / (M * 2)  # alpha 2
+        return 1 - (x.sqrt().sum() / M) ** 2 / m
+    return ((x / m) ** 2 - 1).sum() / (M * 2)  # alpha 2
 
 
 # --- The meta-gradient ----------------------------------------------------------------------------
@@ -195,3 +195,33 @@ def test_bad_input_is_refused():
 
 
 # --- It learns ------------------------------------------------------------------------------------
+
+
+def trained(measure: str, weight: float, seed: int) -> tuple[Engine, dict[str, float]]:
+    """Train for some seconds; return the engine, and the metrics on 100 validation tasks."""
+    options = {"losses": "after"} if measure != "entropy" else {}
+    learner = kshot.learner(
+        "taml", VECTORS.spec, seed=seed, hidden=(32,), measure=measure, weight=weight, inner_lr=0.4, **options
+    )
+    engine = Engine(learner, VECTORS, meta_batch=8, hooks=(), optimizer={"lr": 3e-3})
+    engine.train(100)
+    return engine, {name: float(v) for name, v in learner.meta_gradient(VECTORS.sample("val", range(100))).items()}
+
+
+def test_it_learns_and_makes_the_losses_of_tasks_more_equal():
+    """Bounds are mean - 3 sigma and mean + 3 sigma of 5 seeds (accuracy 84.2 and 2.0 %, Theil 0.070 and 0.009).
+
+    Without the term these seeds had 0.112 (sigma 0.025), and the same accuracy, 83.0 % (sigma 2.8).
+    """
+    engine, metrics = trained("theil", 2.0, seed=1)
+    assert engine.evaluate(100).mean > 0.782
+    assert metrics["inequality"] < 0.097
+    _, without = trained("theil", 0.0, seed=1)
+    assert metrics["inequality"] < 0.8 * without["inequality"]
+
+
+def test_entropy_makes_adapted_predictions_more_decided():
+    """Over 5 seeds the entropy after adapting fell from 0.577 to 0.541, in each of them by at least 0.016."""
+    (engine, metrics), (_, without) = (trained("entropy", weight, seed=0) for weight in (1.0, 0.0))
+    assert engine.evaluate(100).mean > 0.72  # mean - 3 sigma of 5 seeds (81.1 and 2.7 %)
+    assert metrics["entropy_after"] < without["entropy_after"] - 0.016

@@ -130,9 +130,7 @@ class Attack:
         x = self._attacked(predictor, query.x, query.y, episode.support.key, spec, "query")
         return attrs.evolve(episode, query=attrs.evolve(query, x=x))
 
-    def _attacked(
-        self, predictor: Predictor, x: Tensor, y: Tensor, keys: Tensor, spec: TaskSpec, part: str
-    ) -> Tensor:
+    def _attacked(self, predictor: Predictor, x: Tensor, y: Tensor, keys: Tensor, spec: TaskSpec, part: str) -> Tensor:
         """Return the inputs [B, n, *input] that are to mislead the predictor about the labels [B, n]."""
         plain = self.plain()
         within: dict[str, Any] = {"epsilon": self.epsilon, "input_range": spec.input_range}

@@ -16,10 +16,8 @@ Gradient = Callable[[Tensor], Tensor]
 """A function from inputs [*] to the gradient of a loss with respect to them [*]."""
 
 
-def fgsm(
-    gradient: Gradient, x: Tensor, *, epsilon: float, input_range: tuple[float, float] | None = None
-) -> Tensor:
-    """Compute x + epsilon sign(grad_x L), the fast gradient sign method. Goodfellow et al. (2015, 1412.6572), section 4.
+def fgsm(gradient: Gradient, x: Tensor, *, epsilon: float, input_range: tuple[float, float] | None = None) -> Tensor:
+    """Compute x + epsilon sign(grad_x L), the fast gradient sign method (Goodfellow et al. 2015, 1412.6572).
 
     Where the gradient is exactly 0, the input does not change. The scale of the loss does not matter, so it may be the
     sum or the mean over independent examples.

@@ -26,7 +26,6 @@ from kshot.checks import check, mismatches
 from kshot.errors import MisfitError, OptionError, RunError
 from kshot.registry.building import overlay
 from kshot.registry.modules import importing
-from kshot.registry.options import validate
 from kshot.runs.comparison import labels
 from kshot.runs.launch import launch
 from kshot.runs.plan import (

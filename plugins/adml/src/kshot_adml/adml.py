@@ -161,9 +161,7 @@ class ADML(nn.Module):
             return fgsm(gradient, x, **within)
         return pgd(gradient, x, steps=self.steps, step_size=self.step_size, start=start, **within)
 
-    def task(
-        self, theta: State, episode: Episode, starts: Mapping[str, Tensor]
-    ) -> tuple[Mapping[str, Tensor], State]:
+    def task(self, theta: State, episode: Episode, starts: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], State]:
         """Return the metrics of one task, and a state with the running statistics after it (algorithm 1).
 
         Args:

@@ -1,6 +1,7 @@
 """Measure how unequal the losses of tasks are, and how uncertain predictions are.
 
-The inequality measures are those that economists use for incomes; Jamal & Qi (2018, 1805.07722) use them for losses. All are 0 for equal losses and more than 0 for others, and do not depend on the scale of the losses.
+The inequality measures are those that economists use for incomes; Jamal & Qi (2018, 1805.07722) use them for losses.
+All are 0 for equal losses and more than 0 for others, and do not depend on the scale of the losses.
 
 Letters: B tasks, written M in the paper; l_i the loss of task i, and m their mean; N way, n examples.
 
