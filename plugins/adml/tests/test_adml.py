@@ -57,12 +57,12 @@ def slope(net: nn.Module, state: dict[str, Tensor], x: Tensor, y: Tensor) -> Ten
 def naive_attack(learner: ADML, state: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
     """Compute the adversarial inputs of one task, without a random start."""
     state = {n: p.detach() for n, p in state.items()}
-    net, eps = learner.net.net, learner.epsilon
-    if learner.attack == "fgsm":
+    net, eps = learner.net.net, learner.perturbation.epsilon
+    if learner.perturbation.attack == "fgsm":
         return (x + eps * slope(net, state, x, y)).clamp(*RANGE)
     now = x
-    for _ in range(learner.steps):
-        now = now + learner.step_size * slope(net, state, now, y)
+    for _ in range(learner.perturbation.steps):
+        now = now + (2.5 * eps / learner.perturbation.steps) * slope(net, state, now, y)
         now = torch.min(torch.max(now, x - eps), x + eps).clamp(*RANGE)
     return now
 
@@ -143,7 +143,7 @@ def test_the_perturbation_is_within_epsilon_and_the_range_and_a_constant():
 def test_without_a_range_nothing_is_clipped():
     """The inputs of tasks without limits may become any number."""
     free = smooth(VECTORS.spec, epsilon=10.0)
-    assert free.input_range is None
+    assert free.perturbation.input_range is None
     e = in_float64(VECTORS.sample("train", [0]))
     attacked = free.adversarial(free.net.state(), e.query.x[0], e.query.y[0], None, e.support.x[0])
     assert torch.allclose((attacked - e.query.x[0]).abs(), torch.tensor(10.0, dtype=torch.float64))
@@ -159,18 +159,21 @@ def test_the_random_start_is_that_of_the_episode():
     assert not torch.allclose(together, gradient_of(fixed, episodes([0, 1])), rtol=0, atol=1e-6)
 
 
-def test_an_attack_leaves_running_statistics_alone():
-    """With epsilon 0 they move as in a training that attacks nothing: by the clean queries, once."""
+@pytest.mark.parametrize(("epsilon", "steps"), [(0.0, 1), (0.3, 1), (0.3, 0)])
+def test_an_attack_leaves_running_statistics_alone(epsilon, steps):
+    """They move once, by the clean queries of theta'_adv, and neither by an attack nor by adversarial queries."""
     images = sample_tasks.classification(input_shape=(1, 16, 16))
     e = images.sample("train", range(2))
     torch.manual_seed(0)
-    learner = ADML(images.spec, width=4, normalisation="inductive", epsilon=0.0).train()
+    learner = ADML(images.spec, width=4, normalisation="inductive", epsilon=epsilon, inner_steps=steps).train()
     norm = next(m for m in learner.modules() if isinstance(m, nn.BatchNorm2d))
     conv = next(m for m in learner.modules() if isinstance(m, nn.Conv2d))
     batch_means = []
     for b in range(2):  # by the first layer after one inner step, by hand
         theta = learner.net.state()
-        adapted, _ = learner.adapted(theta, kshot.episode.one_task(e.support, b), 1)
+        support = kshot.episode.one_task(e.support, b)
+        x = learner.adversarial(theta, support.x, support.y, None, None)
+        adapted, _ = learner.adapted(theta, attrs.evolve(support, x=x), steps)
         weight = next(p for n, p in adapted.parameters.items() if p.shape == conv.weight.shape)
         bias = adapted.parameters.get(next(n for n, m in learner.net.net.named_modules() if m is conv) + ".bias")
         batch_means.append(F.conv2d(e.query.x[b], weight, bias, padding=conv.padding).mean((0, 2, 3)))

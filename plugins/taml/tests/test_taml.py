@@ -140,16 +140,21 @@ def test_a_single_task_is_maml():
     assert float(learner.meta_gradient(episodes)["inequality"]) == 0
 
 
-def test_the_predictions_before_adapting_leave_running_statistics_alone():
-    """With inductive normalisation the statistics move by the adapted network, as in MAML."""
+@pytest.mark.parametrize("steps", [0, 1])
+def test_the_predictions_before_adapting_leave_running_statistics_alone(steps):
+    """With inductive normalisation the statistics move by the adapted network, as in MAML; also without a step."""
     images = sample_tasks.classification(input_shape=(1, 16, 16))
     episodes = images.sample("train", range(2))
     buffers = []
     for options in ({"losses": "after"}, {"losses": "before"}, {"measure": "entropy"}):
         torch.manual_seed(0)
-        learner = TAML(images.spec, width=4, normalisation="inductive", weight=0.0, **options).train()
+        learner = TAML(
+            images.spec, width=4, normalisation="inductive", weight=0.0, inner_steps=steps, **options
+        ).train()
+        start = torch.cat([b.flatten().float() for b in learner.buffers()])
         learner.meta_gradient(episodes)
         buffers.append(torch.cat([b.flatten().float() for b in learner.buffers()]))
+        assert not torch.allclose(buffers[-1], start)
     assert torch.allclose(buffers[0], buffers[1])
     assert torch.allclose(buffers[0], buffers[2])
 

@@ -4,10 +4,20 @@ from kshot_taml.measures import (
     atkinson,
     generalised_entropy,
     gini,
+    inequality,
     prediction_entropy,
     theil,
     variance_of_logs,
 )
 from kshot_taml.taml import TAML
 
-__all__ = ["TAML", "atkinson", "generalised_entropy", "gini", "prediction_entropy", "theil", "variance_of_logs"]
+__all__ = [
+    "TAML",
+    "atkinson",
+    "generalised_entropy",
+    "gini",
+    "inequality",
+    "prediction_entropy",
+    "theil",
+    "variance_of_logs",
+]

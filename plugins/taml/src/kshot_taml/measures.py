@@ -141,6 +141,29 @@ def generalised_entropy(losses: Tensor, alpha: float = 2.0) -> Tensor:
     return (r.pow(alpha) - 1).mean() / (alpha * (alpha - 1))
 
 
+def inequality(measure: str, losses: Tensor, *, epsilon: float = 0.5, alpha: float = 2.0) -> Tensor:
+    """Compute an inequality by its name: gini, theil, variance-of-logs, atkinson or generalised-entropy.
+
+    Args:
+        measure: the name.
+        losses: l_i [B], at least 0.
+        epsilon: of ``atkinson``.
+        alpha: of ``generalised-entropy``.
+
+    Returns:
+        The inequality [].
+
+    Example:
+        >>> inequality("gini", torch.tensor([1.0, 3.0]))
+        tensor(0.2500)
+    """
+    if measure == "atkinson":
+        return atkinson(losses, epsilon)
+    if measure == "generalised-entropy":
+        return generalised_entropy(losses, alpha)
+    return {"gini": gini, "theil": theil, "variance-of-logs": variance_of_logs}[measure](losses)
+
+
 def prediction_entropy(logits: Tensor) -> Tensor:
     """Compute the mean entropy -sum_c p_c ln p_c of predicted distributions.
 

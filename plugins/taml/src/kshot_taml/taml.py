@@ -20,7 +20,7 @@ from kshot.inner import State, check_descent, descend, keep_buffers
 from kshot.nn import NetworkChoice, Normalisation, evaluating
 from kshot.nn import network as build_network
 from kshot.registry import Range
-from kshot_taml.measures import atkinson, generalised_entropy, gini, prediction_entropy, theil, variance_of_logs
+from kshot_taml.measures import inequality, prediction_entropy
 
 Measure = Literal["entropy", "gini", "theil", "variance-of-logs", "atkinson", "generalised-entropy"]
 
@@ -45,8 +45,7 @@ class TAML(nn.Module):
         hidden: units of the hidden layers of ``mlp``.
         normalisation: the statistics by which batch norm normalises the queries, see ``kshot.nn.Network``.
         order: ``second`` differentiates through the inner steps; ``first`` treats the inner gradients as constants.
-        inner_lr: alpha of MAML; None for 0.4, or 0.1 if there are at least 20 classes; 0.01 for regression, as in the
-            paper of MAML.
+        inner_lr: alpha; None for those of MAML's paper: 0.4, or 0.1 from 20 classes on; 0.01 for regression.
         inner_steps: the number of inner steps in training.
         test_steps: the number of inner steps at evaluation and prediction; None for the same as in training.
         strategy: how the tasks of a meta-batch run: in parallel (``vmap``), one after another (``loop``), or ``auto``.
@@ -104,20 +103,16 @@ class TAML(nn.Module):
         self.measure, self.weight, self.before = measure, weight, losses == "before"
         self.epsilon, self.alpha = epsilon, alpha
         self.second_order = order == "second"
-        self.inner_lr = default_rate(spec) if inner_lr is None else inner_lr
+        regression, many = spec.kind == "regression", isinstance(spec.way, int) and spec.way >= 20
+        self.inner_lr = (0.01 if regression else 0.1 if many else 0.4) if inner_lr is None else inner_lr
         self.inner_steps, self.test_steps = inner_steps, inner_steps if test_steps is None else test_steps
         self.lift = Lift(strategy, chunk)
         # With ``support``, batch statistics of the support count as constants, so the gradient is not exact.
-        constants = self.net.has_batch_norm and normalisation == "support"
-        self.needs = attrs.evolve(
-            type(self).needs,
-            kinds=("classification",) if measure == "entropy" else type(self).needs.kinds,
-            couples_tasks=measure != "entropy",
-            queries=self.net.queries,
-            exact_gradient=self.second_order and not constants,
-        )
+        exact = self.second_order and not (self.net.has_batch_norm and normalisation == "support")
+        self.needs = attrs.evolve(type(self).needs, queries=self.net.queries, exact_gradient=exact)
+        if measure == "entropy":
+            self.needs = attrs.evolve(self.needs, kinds=("classification",), couples_tasks=False)
         # Meta-batches of MAML, but at least 16 tasks, as an inequality of few losses is mostly chance.
-        regression = spec.kind == "regression"
         self.training_defaults = Training(meta_batch=25 if regression else 16, iterations=2000 if regression else 500)
 
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
@@ -132,14 +127,6 @@ class TAML(nn.Module):
     def adapted(self, theta: State, support: Support, steps: int) -> tuple[State, Tensor]:
         """Compute theta' = theta - alpha grad L(f_theta), ``steps`` times, and the loss before each step [steps]."""
         return descend(self.support_loss, theta, support, lr=self.inner_lr, steps=steps, second_order=self.second_order)
-
-    def inequality(self, losses: Tensor) -> Tensor:
-        """Compute I [] of the losses [B] of a meta-batch."""
-        if self.measure == "atkinson":
-            return atkinson(losses, self.epsilon)
-        if self.measure == "generalised-entropy":
-            return generalised_entropy(losses, self.alpha)
-        return {"gini": gini, "theil": theil, "variance-of-logs": variance_of_logs}[self.measure](losses)
 
     def task(self, theta: State, episode: Episode) -> tuple[Mapping[str, Tensor], State]:
         """Return the metrics of one task, and theta'.
@@ -180,10 +167,11 @@ class TAML(nn.Module):
         else:
             # The inequality is of all tasks together, so their graphs are kept.
             metrics, end = self.lift.map(self.task, theta, episodes)
-            inequality = self.inequality(metrics.pop("initial_loss") if self.before else metrics["loss"])
-            total = metrics["loss"].mean() + self.weight * inequality
+            losses = metrics.pop("initial_loss") if self.before else metrics["loss"]
+            unequal = inequality(self.measure, losses, epsilon=self.epsilon, alpha=self.alpha)
+            total = metrics["loss"].mean() + self.weight * unequal
             total.backward()
-            extra = {"loss": total.detach(), "inequality": inequality.detach()}
+            extra = {"loss": total.detach(), "inequality": unequal.detach()}
         check_descent(metrics.pop("inner"), "taml", episodes.origin)
         keep_buffers(self.net.net, end)  # the new running statistics are the mean over the tasks
         return {name: values.detach().mean() for name, values in metrics.items()} | extra
@@ -207,15 +195,3 @@ class TAML(nn.Module):
             return full_precision(outputs)
 
         return predict
-
-
-def default_rate(spec: TaskSpec) -> float:
-    """Return alpha of MAML: 0.4, or 0.1 if there are at least 20 classes; 0.01 for regression.
-
-    Example:
-        >>> default_rate(TaskSpec(kind="classification", input_shape=(4,), way=5, shot=1, query=5))
-        0.4
-    """
-    if spec.kind == "regression":
-        return 0.01
-    return 0.1 if isinstance(spec.way, int) and spec.way >= 20 else 0.4
