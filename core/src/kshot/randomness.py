@@ -163,6 +163,23 @@ def uniform(keys: U64, purpose: str, count: int) -> NDArray[np.float64]:
     return (draws(keys, purpose, count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
+def uniform_as(x: Tensor, keys: Tensor, purpose: str) -> Tensor:
+    """Draw uniform numbers of [-1, 1) for each episode, with the shape, type and device of a tensor.
+
+    Args:
+        x: any tensor [B, *].
+        keys: of the episodes [B], as in ``Support.key``.
+        purpose: what is drawn.
+
+    Example:
+        >>> uniform_as(torch.zeros(2, 3), torch.tensor([7, 8]), "start").shape
+        torch.Size([2, 3])
+    """
+    words = keys.cpu().numpy().view(np.uint64)
+    numbers = 2 * torch.from_numpy(uniform(words, purpose, x[0].numel() if len(x) else 0)) - 1
+    return numbers.reshape(x.shape).to(x)
+
+
 def normal(keys: U64, purpose: str, count: int) -> NDArray[np.float64]:
     """Draw standard normal numbers [B, count], by Box and Muller; the same on every platform except for rounding.
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from kshot import registry
+from kshot._engine.attack import Attack
 from kshot._engine.checkpoint_state import check_loadable, check_resumable
 from kshot._engine.cpu import OneProcess
 from kshot._engine.door import Door, check_batching
@@ -121,8 +122,7 @@ class Engine:
         self._parameters = Parameters(self.learner)
         self._iterations: int | None = None  # the total that the last call of train asked for
         self._evaluates_only = False
-        self._results = Results()
-        self._door = Door()
+        self._results, self._door = Results(), Door()
         self._hooks = Hooks(() if self.backend.world.rank else hooks, self)
         self._loop = TrainingLoop(self, self._step, self._parameters, self._hooks, self._results)
         self._run, self._config = None if run is None else Path(run), dict(config or {})
@@ -237,6 +237,7 @@ class Engine:
         tasks: TaskDistribution | None = None,
         learner_options: Mapping[str, Any] | None = None,
         perturb: Perturb | None = None,
+        attack: Attack | Mapping[str, Any] | str | None = None,
         batch: int | None = None,
         write: bool = True,
     ) -> Result:
@@ -250,6 +251,7 @@ class Engine:
             learner_options: other options of the learner, such as more inner steps; the parameters stay. For
                 learners that were made by ``kshot.learner``.
             perturb: (predictor, query examples) -> the examples to predict instead.
+            attack: an adversarial attack on queries, support or both: a ``kshot.Attack``, or its fields.
             batch: episodes at once; by default as many as fit into the caches of a processor, at most 64.
             write: whether the result goes into the run folder.
 
@@ -263,16 +265,16 @@ class Engine:
             check(learner, used, self.backend, built_for=self.tasks.spec)
         if episodes < 1:
             raise OptionError(f"evaluate: got episodes={episodes}, expected at least 1")
+        attack = Attack.of(attack, used.spec)
         started = time.perf_counter()
-        first = self.enter(used, split, 1)
-        batches = batches_of(episodes, first, used, batch)
+        batches = batches_of(episodes, self.enter(used, split, 1), used, batch)
         if world.size > 1:
             asked = {"split": split, "episodes": episodes, "batch": batch, "perturbed": perturb is not None}
+            asked["attack"] = attack and attack.plain()
             self._agree("evaluate", learner, used, evaluate=asked)
-        # Each rank scores its share of the batches; all ranks get the scores of all of them.
         progress = self._hooks.progress(episodes)
-        rows = evaluated(learner, used, split, batches, self.backend, world, perturb, progress)
-        result = result_of(self, rows, learner, used, split, perturbed=perturb is not None, started=started)
+        rows = evaluated(learner, used, split, batches, self.backend, world, perturb, attack, progress)
+        result = result_of(self, rows, learner, used, split, perturb=perturb, attack=attack, started=started)
         if write and not self._hooks.calling:
             self._results.add(result, self.folder, self.iteration)
         self._hooks.call("evaluation_end", iteration=self.iteration, result=result)
@@ -284,9 +286,8 @@ class Engine:
 
     def _agree(self, call: str, learner: Any, tasks: TaskDistribution, **more: Any) -> None:
         """Raise MisfitError if the ranks make different calls, or have different components, options or versions."""
-        if self.backend.world.size == 1:
-            return
-        agree(self.backend.world, {"call": call, **process_facts(self, self.outer, learner, tasks), **more})
+        if self.backend.world.size > 1:
+            agree(self.backend.world, {"call": call, **process_facts(self, self.outer, learner, tasks), **more})
 
     # --- Checkpoints and the run folder ------------------------------------------------------------------------------
 
@@ -394,6 +395,6 @@ class Engine:
         """Create the run folder, with all that is needed to build this training again, on rank 0."""
         if self._run is None or self.folder is not None or self.backend.world.rank:
             return
-        config = config_of(self, self._hooks.named(), self.outer, options)
-        self.folder = RunFolder.create(self._run, {**config, **self._config})
+        config = config_of(self, self._hooks.named(), self.outer, options) | self._config
+        self.folder = RunFolder.create(self._run, config)
         save_inputs(self._run, self.tasks)

@@ -65,6 +65,12 @@ kshot info NAME lists the options of a plugin.
       episodes              number of test episodes [default: 600]
       split                 split to test on [default: test]
       batch                 episodes computed at once [default: chosen by size]
+      attack                fgsm or pgd: attack the inputs [default: none]
+      attack.epsilon        greatest change of a number of an input
+      attack.on             query, support, both, or each for a test of each
+                            and one without an attack [default: query]
+      attack.steps, attack.step_size, attack.random_start
+                            of pgd [default: 10, 2.5 epsilon / steps, true]
 
 \b
 Values are written as in TOML: 5, 1e-3, true, [1, 2]. In addition, none and

@@ -22,7 +22,7 @@ from kshot.registry.building import overlay
 from kshot.registry.modules import rebuilt_run
 from kshot.registry.options import options_of, validate
 from kshot.runs.launch import processes
-from kshot.runs.recipe import Config, EngineOptions, EvaluateOptions, Table
+from kshot.runs.recipe import Config, EngineOptions, Table, evaluate_options
 from kshot.spec import Training
 
 log = logging.getLogger("kshot.runs")
@@ -153,9 +153,13 @@ class Plan:
             )
         fitting(plan, PLAN, where, "plan", advice=ADVICE)
         # The options of plugins are checked when they are built; those of the engine can be checked here.
-        for name, kind in (("optimizer", Outer), ("engine", EngineOptions), ("evaluate", EvaluateOptions)):
+        for name in ("optimizer", "engine", "evaluate"):
+            given = plan.get(name, {})
             try:
-                validate(kind, plan.get(name, {}), who=name)
+                if name == "evaluate":
+                    evaluate_options(given)
+                else:
+                    validate(Outer if name == "optimizer" else EngineOptions, given, who=name)
             except OptionError as error:
                 raise RunError(f"{where}: plan.{str(error).splitlines()[0]}; {ADVICE}") from error
         if len(plan.get("test_learners", plan["tests"])) != len(plan["tests"]):
