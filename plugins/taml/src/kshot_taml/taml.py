@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kshot import Episode, Lift, Metrics, Needs, Predictor, Support, TaskSpec, Training
 from kshot.errors import MisfitError, OptionError
 from kshot.functional import full_precision
-from kshot.inner import State, check_descent, descend, keep_buffers
+from kshot.inner import State, Strategy, check_descent, descend, keep_buffers
 from kshot.nn import NetworkChoice, Normalisation, evaluating
 from kshot.nn import network as build_network
 from kshot.registry import Range
@@ -48,7 +48,7 @@ class TAML(nn.Module):
         inner_lr: alpha; None for those of MAML's paper: 0.4, or 0.1 from 20 classes on; 0.01 for regression.
         inner_steps: the number of inner steps in training.
         test_steps: the number of inner steps at evaluation and prediction; None for the same as in training.
-        strategy: how the tasks of a meta-batch run: in parallel (``vmap``), one after another (``loop``), or ``auto``.
+        strategy: how the tasks of a meta-batch run, see ``kshot.Lift``: ``auto`` chooses what is fast and exact.
         chunk: the greatest number of tasks that run in parallel; None for as many as a limit of memory allows. An
             inequality needs the graphs of all tasks of a meta-batch at once.
 
@@ -85,7 +85,7 @@ class TAML(nn.Module):
         inner_lr: Annotated[float, Range(0)] | None = None,
         inner_steps: Annotated[int, Range(0)] = 1,
         test_steps: Annotated[int, Range(0)] | None = None,
-        strategy: Literal["auto", "vmap", "loop"] = "auto",
+        strategy: Strategy = "auto",
         chunk: Annotated[int, Range(1)] | None = None,
     ) -> None:
         super().__init__()
