@@ -19,7 +19,9 @@ def test_a_trace_is_the_function_of_its_inputs_and_of_outer_tensors(run):
         (first,) = torch.autograd.grad((w * x).pow(3).sum(), x, create_graph=True)
         total = torch.zeros(2, dtype=torch.float64)
         total.add_(first.detach())
-        return [*torch.autograd.grad(first.sum(), [x, w]), total, torch.tensor(2.0) * total]
+        count = torch.tensor(1.0, dtype=torch.float64)
+        count.add_(x.detach().sum())
+        return [*torch.autograd.grad(first.sum(), [x, w]), total, count * total]
 
     x = torch.tensor([3.0, 4.0], dtype=torch.float64)
     replay = run(trace(function, [x], [w]))

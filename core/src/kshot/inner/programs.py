@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,7 +39,7 @@ class Program:
 
         Raises:
             TrainingError: the loss of a task is not a scalar that depends on the parameters.
-            Untraceable: the loss depends on parameters that nobody knows of, or a metric is no tensor.
+            Untraceable: a metric is no tensor.
         """
         assert self._chunk is not None
         assert self._spec is not None
@@ -49,8 +48,6 @@ class Program:
             metrics, end = self._chunk.run(*pytree.tree_unflatten(own, self._spec))
             total = mean_loss(metrics) * self.share
             wanted = [*(own[i] for i in self._of_input), *self.learned]
-            if _parameters_of(total) - {id(t) for t in wanted}:
-                raise Untraceable("it uses a parameter that belongs neither to its state nor to its object")
             gradients = torch.autograd.grad(total, wanted, allow_unused=True)
         self._present = [i for i, g in enumerate(gradients) if g is not None]
         self._names = list(metrics), list(end.buffers)
@@ -111,18 +108,3 @@ def mean_loss(metrics: Mapping[str, Tensor]) -> Tensor:
             "scalar that depends on the parameters; return its mean or sum, and do not detach it"
         )
     return loss.mean()
-
-
-def _parameters_of(result: Tensor) -> set[int]:
-    """Return the identities of the leaf tensors to which the graph of ``result`` leads."""
-    leaves: set[int] = set()
-    seen: set[Any] = set()
-    nodes = [result.grad_fn]
-    while nodes:
-        node = nodes.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            if (variable := getattr(node, "variable", None)) is not None:
-                leaves.add(id(variable))
-            nodes += [following for following, _ in node.next_functions]
-    return leaves

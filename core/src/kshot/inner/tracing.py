@@ -95,11 +95,14 @@ class _Recorder(TorchDispatchMode):
         if any(tag in func.tags for tag in _DECIDING):
             raise Untraceable(f"{func} decides by the numbers in a tensor")
         kwargs = kwargs or {}
+        if func is aten.lift_fresh.default:
+            # A number of Python becomes a tensor, which may be written to. Every run needs a copy of its own.
+            result = func(*args)
+            self.nodes[result] = self.graph.call_function(aten.clone.default, (self._constant(result.clone()),))
+            return result
         # The arguments are looked up before the operation, which may write to them.
         arguments, named = pytree.tree_map_only(Tensor, self._node, (args, kwargs))
         results = func(*args, **kwargs)
-        if func is aten.lift_fresh.default:  # a constant, of which every run needs a copy of its own
-            func = aten.clone.default
         node = self.graph.call_function(func, arguments, named)
         if isinstance(results, Tensor):
             same = func in _VIEWS and _alike(results, args[0])
@@ -115,10 +118,13 @@ class _Recorder(TorchDispatchMode):
         if node is None:  # a tensor from outside, which is kept by reference
             if tensor.requires_grad:
                 raise Untraceable("it uses a parameter that belongs neither to its state nor to its object")
-            name = f"constant_{len(list(self.root.buffers()))}"
-            self.root.register_buffer(name, tensor)
-            node = self.nodes[tensor] = self.graph.get_attr(name)
+            node = self.nodes[tensor] = self._constant(tensor)
         return node
+
+    def _constant(self, tensor: Tensor) -> fx.Node:
+        name = f"constant_{len(self.root._buffers)}"
+        self.root.register_buffer(name, tensor)
+        return self.graph.get_attr(name)
 
     def finish(self, outputs: Sequence[Tensor]) -> fx.GraphModule:
         """Return the graph that computes these outputs, without the operations whose result nobody uses."""
