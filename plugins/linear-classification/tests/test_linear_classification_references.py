@@ -1,0 +1,109 @@
+"""The classifier that knows the distribution is right and better than one that does not; figures of the README."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from kshot import Support
+from kshot_linear_classification import LinearClassification, bayes, logistic_regression
+
+
+def accuracies(logits, episode):
+    """Return the accuracy of each task [B]."""
+    return (logits.argmax(-1) == episode.query.y).double().mean(1).numpy()
+
+
+def interval(values):
+    """Return four standard errors of a mean."""
+    return 4 * values.std() / math.sqrt(len(values))
+
+
+def test_bayes_is_a_vote_if_there_are_two_hypotheses():
+    """With one direction +u or -u and noise p, it takes the majority of the support's 2 K votes.
+
+    A vote is right with probability 0.8. With K = 1 the majority is right with probability 0.64 + 0.32 / 2 = 0.8, so
+    the accuracy is 0.8 * 0.8 + 0.2 * 0.2 = 0.68; and likewise for three examples per class.
+    """
+    for shot in (1, 3):
+        votes = [sum(v) for v in itertools.product((0, 1), repeat=2 * shot)]
+        right = sum(0.8**v * 0.2 ** (2 * shot - v) * (1 if v > shot else 0.5 if v == shot else 0) for v in votes)
+        expected = 0.8 * right + 0.2 * (1 - right)
+        assert shot > 1 or expected == pytest.approx(0.68)
+        tasks = LinearClassification(shot=shot, subspace=1, noise=0.2)
+        episode = tasks.sample("test", range(1000))
+        measured = accuracies(bayes(tasks, episode.support, episode.query.x, samples=20), episode)
+        assert measured.mean() == pytest.approx(expected, abs=interval(measured))
+
+
+@pytest.mark.parametrize(("margin", "noise"), [(0.0, 0.0), (0.0, 0.2), (0.3, 0.0), (0.3, 0.1)])
+def test_bayes_has_the_posterior_of_a_grid_of_angles(margin, noise):
+    """For a plane, an integral over 20,000 angles gives the same probabilities. It is written with densities."""
+    tasks = LinearClassification(shot=2, query=10, dimensions=6, margin=margin, noise=noise)
+    episode = tasks.sample("test", range(20))
+    angles = 2 * np.pi * (np.arange(20_000) + 0.5) / 20_000
+    w = np.stack([np.cos(angles), np.sin(angles)], 1) @ tasks.basis.T
+
+    def density(x, y):
+        """Return p(x, y | w) [20,000], divided by the normal density of the part of x across w."""
+        d = w @ x
+        of_input = np.where(np.abs(d) >= margin, np.exp(-((np.abs(d) - margin) ** 2) / 2), 0) * np.exp(d**2 / 2)
+        return of_input * np.where((d > 0) == (y == 1), 1 - noise, noise)
+
+    result = bayes(tasks, episode.support, episode.query.x, samples=50_000).exp().double().numpy()
+    differences = []
+    for b in range(episode.size):
+        support = zip(episode.support.x[b].double().numpy(), episode.support.y[b].tolist(), strict=True)
+        posterior = np.prod([density(x, y) for x, y in support], 0)
+        for i, x in enumerate(episode.query.x[b].double().numpy()):
+            p = np.array([np.sum(posterior * density(x, y)) for y in (0, 1)])
+            differences.append(np.abs(p / p.sum() - result[b, i]).max())
+    assert max(differences) < 0.08
+    assert np.mean(differences) < 0.01
+
+
+def test_logistic_regression_minimises_its_loss():
+    """Autograd finds no slope at the fitted weights, which are read off by predicting the unit vectors."""
+    episode = LinearClassification(dimensions=7, noise=0.1).sample("test", range(5))
+    x = episode.support.x.double()
+    support = Support(x, episode.support.y, way=2)
+    logits = logistic_regression(support, torch.eye(7, dtype=torch.float64).expand(5, 7, 7), penalty=0.3)
+    assert torch.equal(logits[..., 0], torch.zeros(5, 7, dtype=torch.float64))
+    w = logits[..., 1].clone().requires_grad_()
+    score = torch.einsum("bsd,bd->bs", x, w)
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(score, support.y.double(), reduction="sum")
+    (loss + 0.15 * w.square().sum()).backward()
+    assert float(w.grad.abs().max()) < 1e-9
+
+
+def test_who_knows_the_subspace_beats_who_does_not():
+    """The README's figures for 200 tasks, within four standard errors.
+
+    Logistic regression is given the best of three penalties; in the subspace it is nearly as good as Bayes. Without a
+    common subspace, to know the distribution is of little use.
+    """
+    tasks = LinearClassification()
+    episode = tasks.sample("test", range(200))
+    inside = torch.from_numpy(tasks.basis).float()
+    projected = Support(episode.support.x @ inside, episode.support.y, way=2)
+    measured = {
+        "bayes": accuracies(bayes(tasks, episode.support, episode.query.x), episode),
+        "inside": accuracies(logistic_regression(projected, episode.query.x @ inside, penalty=0.1), episode),
+        "alone": accuracies(logistic_regression(episode.support, episode.query.x), episode),
+    }
+    for name, expected in (("bayes", 0.952), ("inside", 0.945), ("alone", 0.615)):
+        assert measured[name].mean() == pytest.approx(expected, abs=interval(measured[name])), name
+    assert np.mean(measured["bayes"] - measured["inside"]) > 0
+    assert np.mean(measured["inside"] - measured["alone"]) > 0.3
+
+
+def test_a_normal_with_spread_limits_who_knows_the_subspace_only():
+    """With spread 0.5, the best normal in the subspace is at an angle of atan(0.5), so 14.8 % of inputs are wrong."""
+    tasks = LinearClassification(subspace=1, spread=0.5, shot=1)
+    episode = tasks.sample("test", range(500))
+    u = torch.from_numpy(tasks.basis).float()
+    sides = (episode.query.x @ u)[..., 0] * np.sign(episode.origin.fields["normal"] @ tasks.basis).astype(np.float32)
+    right = ((sides > 0) == episode.query.y.bool()).double().mean(1).numpy()
+    assert right.mean() == pytest.approx(1 - math.atan(0.5) / math.pi, abs=interval(right))
