@@ -103,7 +103,7 @@ def test_a_normal_with_spread_limits_who_knows_the_subspace_only():
     """With spread 0.5, the best normal in the subspace is at an angle of atan(0.5), so 14.8 % of inputs are wrong."""
     tasks = LinearClassification(subspace=1, spread=0.5, shot=1)
     episode = tasks.sample("test", range(500))
-    u = torch.from_numpy(tasks.basis).float()
-    sides = (episode.query.x @ u)[..., 0] * np.sign(episode.origin.fields["normal"] @ tasks.basis).astype(np.float32)
-    right = ((sides > 0) == episode.query.y.bool()).double().mean(1).numpy()
+    along = (episode.query.x.double().numpy() @ tasks.basis)[..., 0]
+    sides = along * np.sign(episode.origin.fields["normal"] @ tasks.basis)
+    right = np.mean((sides > 0) == episode.query.y.numpy(), 1)
     assert right.mean() == pytest.approx(1 - math.atan(0.5) / math.pi, abs=interval(right))
