@@ -93,6 +93,14 @@ def test_support_and_query_do_not_depend_on_each_others_number():
     assert np.array_equal(few.origin.fields["normal"], many.origin.fields["normal"])
 
 
+def test_numbers_of_examples_may_vary_between_blocks():
+    """A range draws one shape for each block; the episodes of a block can form a meta-batch."""
+    tasks = kshot.tasks("linear-classification", shot=(1, 20), query=3, block=4)
+    shots = {tasks.sample("train", range(4 * b, 4 * b + 4)).support.x.shape[1] for b in range(30)}
+    assert len(shots) > 10
+    assert 2 <= min(shots) <= max(shots) <= 40
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
