@@ -136,6 +136,13 @@ def test_bad_options_are_refused(wrong, message):
         Harmonics(**wrong)
 
 
+@pytest.mark.parametrize("wrong", [{"shot": -1}, {"query": (5, 2)}, {"block": 0}])
+def test_impossible_shapes_are_refused(wrong):
+    """The spec checks the numbers of examples when the tasks are built."""
+    with pytest.raises(DataError, match=f"got {next(iter(wrong))}"):
+        Harmonics(**wrong)
+
+
 def test_unknown_splits_are_refused():
     """The error names the splits that there are."""
     with pytest.raises(DataError, match="got unknown split 'dev', expected one of train, val, test"):

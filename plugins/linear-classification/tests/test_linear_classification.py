@@ -118,6 +118,13 @@ def test_bad_options_are_refused(wrong, message):
         LinearClassification(**wrong)
 
 
+@pytest.mark.parametrize("wrong", [{"shot": -1}, {"query": (5, 2)}, {"block": 0}])
+def test_impossible_shapes_are_refused(wrong):
+    """The spec checks the numbers of examples when the tasks are built."""
+    with pytest.raises(DataError, match=f"got {next(iter(wrong))}"):
+        LinearClassification(**wrong)
+
+
 def test_unknown_splits_are_refused():
     """The error names the split that was asked for."""
     with pytest.raises(DataError, match="unknown split 'dev'"):

@@ -38,7 +38,8 @@ class Harmonics:
         block: episodes with the same i // block have the same numbers of points, if these are ranges.
 
     Raises:
-        OptionError: a range is empty, noise is negative, or there are no points.
+        OptionError: a range of frequencies or centres is empty, or noise is negative.
+        DataError: a number of points is negative, or a range of them is empty.
 
     Example:
         >>> from kshot_harmonics import Harmonics

@@ -50,6 +50,7 @@ class LinearClassification:
 
     Raises:
         OptionError: a number is out of its range, or there is no direction outside of the subspace for ``spread``.
+        DataError: a number of examples is negative, or a range of them is empty.
 
     Example:
         >>> from kshot_linear_classification import LinearClassification

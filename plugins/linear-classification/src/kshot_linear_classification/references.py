@@ -55,7 +55,7 @@ def bayes(
         agrees = (distance > 0) == task_y[:, None].bool()
         posterior = (torch.where(agrees, right, wrong) + _input_likelihood(tasks, distance)).double().sum(0)
         # Normals whose weight is nothing beside the greatest are left out.
-        kept = (posterior > posterior.max() - 20).nonzero()[:, 0]
+        kept = (posterior > posterior.max() - 25).nonzero()[:, 0]
         # p(side of x, x | support), for the positive and the negative side [n].
         distance = queries @ normals[kept].mT
         joint = _input_likelihood(tasks, distance).double() + posterior[kept]
