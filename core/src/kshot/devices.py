@@ -5,12 +5,14 @@ A backend for another device is a plugin (see ``kshot.protocols.Backend``); thes
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from attrs import define
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -109,8 +111,8 @@ class Tables:
 
     def __init__(self, device: torch.device, free: Callable[[], int], share: float = 0.5) -> None:
         self.device, self._free, self._share = device, free, share
-        # By the identity of the table: a reference to it, its size, and the copy on the device if it fits.
-        self._tables: dict[int, tuple[weakref.ref[Tensor], int, Tensor | None]] = {}
+        self._copies: dict[_Place, _Copy] = {}
+        self._known: dict[int, tuple[weakref.ref[Tensor], _Place]] = {}  # by the identity of the pools' tensors
         # What uint8 numbers become: x / 255, divided on the host. A device may multiply by 1 / 255 instead, which
         # gives other last bits.
         self._levels = torch.arange(256).to(torch.uint8).to(torch.float32).div_(255)
@@ -136,25 +138,55 @@ class Tables:
         # A pool of another class may compute its examples, and mps has no float64.
         if type(pool) is not Pool or x.dtype not in (torch.uint8, torch.float32):
             return None
-        if (known := self._tables.get(id(x))) is not None and known[0]() is x:
-            return known[2]
-        copy, size = None, x.numel() * x.element_size()
-        if size <= self._share * self._free():
-            try:
-                copy = x.detach().to(self.device)
-            except torch.OutOfMemoryError:  # the free memory may be in pieces
-                copy = None
-        key, tables = id(x), self._tables
-        tables[key] = weakref.ref(x, lambda _: tables.pop(key, None)), size, copy
-        return copy
+        if (known := self._known.get(id(x))) is not None and known[0]() is x:
+            return self._copies[known[1]].there
+        # Splits may have different tensors over one memory, which are copied once.
+        place, name, size = (x.data_ptr(), tuple(x.shape), x.stride(), x.dtype), id(x), x.numel() * x.element_size()
+        if place not in self._copies:
+            there = None
+            if size <= self._share * self._free():
+                # The free memory may be in pieces.
+                with contextlib.suppress(torch.OutOfMemoryError):
+                    there = x.detach().to(self.device)
+            self._copies[place] = _Copy(size, there, set())
+        self._copies[place].tensors.add(name)
+        self._known[name] = weakref.ref(x, lambda _: self._forget(name, place)), place
+        return self._copies[place].there
+
+    def _forget(self, name: int, place: _Place) -> None:
+        """Free the copy of a table if this was the last tensor over its memory."""
+        self._known.pop(name, None)
+        copy = self._copies[place]
+        copy.tensors.discard(name)
+        if not copy.tensors:
+            del self._copies[place]
 
     def describe(self) -> dict[str, int]:
         """Return how many bytes of tables are on the device, and how many were left on the host."""
-        sizes = [(size, copy is not None) for _, size, copy in self._tables.values()]
+        copies = self._copies.values()
         return {
-            "on_device": sum(size for size, fits in sizes if fits),
-            "on_host": sum(size for size, fits in sizes if not fits),
+            "on_device": sum(copy.size for copy in copies if copy.there is not None),
+            "on_host": sum(copy.size for copy in copies if copy.there is None),
         }
+
+
+_Place = tuple[int, tuple[int, ...], tuple[int, ...], torch.dtype]
+"""Where a table is in memory: address, shape, strides and type."""
+
+
+@define(eq=False)
+class _Copy:
+    """A table on the device.
+
+    Attributes:
+        size: in bytes.
+        there: the copy, or None if it does not fit.
+        tensors: the identities of the tensors over the memory of the table.
+    """
+
+    size: int
+    there: Tensor | None
+    tensors: set[int]
 
 
 def sample_on(backend: Backend, tasks: TaskDistribution, split: str, indices: Sequence[int]) -> Episode:
