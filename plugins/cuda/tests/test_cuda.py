@@ -14,6 +14,7 @@ from torch import nn
 import kshot
 from kshot import ClassificationTasks, Engine, Pool
 from kshot.errors import OptionError, Unavailable
+from kshot.inner import Lift
 from kshot.randomness import seeded
 from kshot.testing import sample_learner, sample_tasks
 from kshot_cuda import Cuda
@@ -133,6 +134,28 @@ def test_auto_memory_format_is_that_of_the_cpu(processor, net, precision, expect
     fixed = Cuda(memory_format="channels_last")
     fixed.place(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
     assert fixed.describe()["memory_format"] == "channels_last"
+
+
+def test_auto_precision_is_float32_for_an_inner_loop(processor):
+    """Errors of bfloat16 grow in it. Also for a learner within a learner; an option overrides."""
+
+    class Adapting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.lift = nn.Conv2d(1, 2, 3), Lift()
+
+    class Wrapping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Adapting()
+
+    for learner in (Adapting(), Wrapping()):
+        backend = Cuda()
+        backend.place(learner)
+        assert backend.describe()["precision"] == "float32"
+        chosen = Cuda(precision="bfloat16")
+        chosen.place(learner)
+        assert chosen.describe()["precision"] == "bfloat16"
 
 
 def rounding() -> tuple[Any, ...]:
