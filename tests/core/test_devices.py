@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import gc
+import json
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 
 import kshot
 import kshot.registry.devices
 from kshot import ClassificationTasks, Cpu, Engine, Pool
+from kshot.cli import main
 from kshot.devices import Tables, gathered_sample, move, sample_on
 from kshot.errors import RunError, Unavailable
 from kshot.registry import registry as registry_module
@@ -319,5 +322,23 @@ def test_a_run_is_used_where_its_device_is_missing(samples, tmp_path, monkeypatc
         assert resumed.result.mean == trained.result.mean
         with pytest.raises(RunError):
             kshot.runs.resume(tmp_path / "none", backend={"name": "cpu"}, quiet=True)
+    finally:
+        kshot.registry.default._registered.pop("missing", None)
+
+
+@pytest.mark.filterwarnings("ignore:.*was written with the backend missing")
+def test_the_command_resumes_on_another_backend(samples, tmp_path, monkeypatch):
+    """``kshot resume RUN --backend.name=cpu`` is what the error about a missing device advises."""
+    run = tmp_path / "run"
+    kshot.register(Missing, name="missing", group="backends")
+    try:
+        small: Any = {"iterations": 2, "evaluate": {"episodes": 5}, "quiet": True, "run": run}
+        kshot.runs.train("sample-learner", "sample-tasks", backend="missing", **small)
+        monkeypatch.setattr(Fast, "here", False)
+        done = CliRunner().invoke(main, ["resume", str(run), "--backend.name=cpu", "--json", "--quiet"])
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout)["results"][0]["backend"]["name"] == "cpu"
+        refused = CliRunner().invoke(main, ["resume", str(run), "--learner.width=3"])
+        assert "expected one of --backend.NAME" in str(refused.exception or refused.output)
     finally:
         kshot.registry.default._registered.pop("missing", None)
