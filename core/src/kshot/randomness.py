@@ -340,6 +340,8 @@ def global_generators(device: torch.device | None = None) -> list[torch.Generato
     generators = [torch.default_generator]
     if device is not None and device.type != "cpu":
         module = torch.get_device_module(device)
+        if device.type == "mps":  # has one generator, under a name of its own
+            return [*generators, module._get_default_mps_generator()]
         # Empty before the first use of the device, on which nothing can be drawn until then.
         if own := getattr(module, "default_generators", ()):
             generators.append(own[module.current_device() if device.index is None else device.index])

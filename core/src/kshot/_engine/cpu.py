@@ -12,17 +12,13 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 
+from kshot.devices import convolves, format_for
 from kshot.episode import Episode, map_tensors
 from kshot.errors import OptionError
 from kshot.protocols import World
 
 T = TypeVar("T")
-
-LOSE_DIGITS = (_BatchNorm, nn.GroupNorm)
-"""Layers whose kernels for the CPU add up in single precision if their inputs are channels-last."""
 
 
 class OneProcess:
@@ -105,10 +101,9 @@ class Cpu:
         if not isinstance(x, nn.Module):
             return x
         if self.precision == "auto":
-            self.precision = "bfloat16" if any(isinstance(m, _ConvNd) for m in x.modules()) else "float32"
+            self.precision = "bfloat16" if convolves(x) else "float32"
         if self._chooses_format:
-            digits_lost = self.precision != "bfloat16" and any(isinstance(m, LOSE_DIGITS) for m in x.modules())
-            self.memory_format = "contiguous" if digits_lost else "channels_last"
+            self.memory_format = format_for(x, self.precision)
         # Module.to changes the strides of one-channel weights too, which Tensor.contiguous leaves as they are.
         channels_last = self.memory_format == "channels_last"
         return x.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)

@@ -21,7 +21,7 @@ from kshot._engine.cpu import OneProcess
 from kshot._engine.door import Door, check_batching
 from kshot._engine.evaluation import Perturb, batches_of, evaluated, result_of, with_options
 from kshot._engine.hook_calls import Hooks
-from kshot._engine.identity import identity_of, process_facts, warn_of_versions
+from kshot._engine.identity import identity_of, process_facts, warn_of_changes
 from kshot._engine.inputs import save_inputs
 from kshot._engine.interruption import Stop
 from kshot._engine.modes import to_evaluation
@@ -29,7 +29,7 @@ from kshot._engine.optimizer import Outer, outer_of
 from kshot._engine.outer_step import OuterStep
 from kshot._engine.parameters import Best, Parameters
 from kshot._engine.processes import agree, from_first
-from kshot._engine.provenance import initial_seed, versions
+from kshot._engine.provenance import computed_on, initial_seed, versions
 from kshot._engine.recording import Results, config_of
 from kshot._engine.result import Result
 from kshot._engine.run_folder import RunFolder, load_checkpoint, save_checkpoint
@@ -66,7 +66,7 @@ class Engine:
         meta_batch: tasks per outer step (B); by default the learner's own (``learner.training_defaults``), else 1.
         chunk: largest number of tasks computed at once. The gradients of the chunks add up to that of the meta-batch.
         optimizer: an ``Outer``, its fields, a name, or None for the learner's own.
-        backend: where to compute; None is the CPU.
+        backend: where to compute; None is as ``kshot.backend()`` chooses: a device with a plugin, else the CPU.
         hooks: hook plugins, by name or as objects; {name: object} gives names to objects. Only rank 0 has them.
         seed: seed of dropout and the like while training; None for the seed of the learner's initialisation, or 0.
         run: a folder to write to; None writes nothing. If all components were built by name, ``kshot predict``,
@@ -307,6 +307,7 @@ class Engine:
         return {
             "identity": self.identity,
             "versions": versions(self.learner, self.tasks, self.backend),
+            "backend": computed_on(self.backend),
             "iteration": self.iteration,
             "iterations": self._iterations,
             **self._parameters.state(),
@@ -340,7 +341,7 @@ class Engine:
         if state is None:
             return 0
         if self.backend.world.rank == 0:
-            warn_of_versions(path, state.get("versions", {}), versions(self.learner, self.tasks, self.backend))
+            warn_of_changes(path, state, versions(self.learner, self.tasks, self.backend), computed_on(self.backend))
         self._step.load(state["optimizer"], path)
         self._take(state)
         return self.iteration

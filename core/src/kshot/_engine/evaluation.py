@@ -21,6 +21,7 @@ from kshot._engine.modes import evaluating
 from kshot._engine.processes import exchange
 from kshot._engine.provenance import describe, initial_seed, versions
 from kshot._engine.result import Result
+from kshot.devices import sample_on
 from kshot.episode import Episode, Examples, Predictor
 from kshot.errors import TrainingError
 from kshot.kinds import KINDS
@@ -59,7 +60,7 @@ def score_episodes(
         return predictor
 
     for indices in batches:
-        episode: Episode = backend.place(tasks.sample(split, indices))
+        episode = sample_on(backend, tasks, split, indices)
         check_queries(learner, episode, tasks.spec.kind)  # once for each learner
         with torch.no_grad(), backend.autocast():
             # 1. Adapt, to an attacked support if asked.
@@ -76,7 +77,7 @@ def score_episodes(
             tabular = tasks.spec.kind in ("classification", "regression", "sequence")
             checked = _without_nan(predictor, split, indices) if tabular else predictor
             scores = score(checked, episode)
-        yield indices[-1] + 1, {name: values.detach().double().cpu() for name, values in scores.items()}
+        yield indices[-1] + 1, {name: values.detach().cpu().double() for name, values in scores.items()}
 
 
 def _without_nan(predictor: Predictor, split: str, indices: range) -> Predictor:

@@ -93,6 +93,10 @@ These options can differ from those of the training:
   {", ".join(f"--{name}.NAME=VALUE" for name in CHANGEABLE[2:])}.
 kshot train --help explains them."""
 
+RESUME_HELP = """\b
+The backend can differ from that of the training, such as --backend.name=cpu
+on a machine without its device. kshot train --help explains its options."""
+
 RUN = click.option(
     "--run",
     type=PATH,
@@ -137,7 +141,7 @@ def with_configuration(command: F) -> F:
             click.option("--init-from", metavar="RUN", help="Start from the trained parameters of the run folder RUN."),
             click.option("--iterations", type=int, help="Meta-batches to train on; short for --engine.iterations."),
             click.option("--optimizer", help="Outer optimizer, such as adam; short for --optimizer.name."),
-            click.option("--backend", help="Backend, the device to compute on.  [default: cpu]"),
+            click.option("--backend", help="Device to compute on.  [default: one with a plugin, else cpu]"),
             click.option("--hooks", default="", metavar="A,B", help="Also run these hook plugins, such as plots."),
             import_from_option,
         )

@@ -110,7 +110,8 @@ class Plan:
         defaults = getattr(factory, "training_defaults", None)
         for name in config.hook:
             registry.load(name, "hooks")
-        registry.load(str(config.backend.get("name", "cpu")), "backends")
+        backend = {"name": registry.default_backend(config.backend), **config.backend}
+        registry.load(str(backend["name"]), "backends")
         tasks_factory = registry.load(str(config.tasks["name"]), "tasks")
         # The learner's own choices, as far as these tasks have such options and the user chooses nothing else.
         accepted = {option.name for option in options_of(tasks_factory)}
@@ -125,7 +126,7 @@ class Plan:
             own=own if str(config.training.get("name", config.tasks["name"])) == str(config.tasks["name"]) else {},
             optimizer=validate(Outer, config.optimizer, who="optimizer"),
             engine=config.engine,
-            backend={"name": "cpu", **config.backend},
+            backend=backend,
             evaluate=config.evaluate,
             hooks=config.hook,
             seed=config.seed,

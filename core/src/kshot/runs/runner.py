@@ -81,10 +81,11 @@ def train_plan(plan: Plan, run: Path | None, *, quiet: bool, hooks: Mapping[str,
     return _begin(plan, parts, run, quiet=quiet, resuming=begun is not None, hooks=hooks or {})
 
 
-def resume_run(folder: Path, *, quiet: bool, import_from: str | Path | None) -> Run:
+def resume_run(folder: Path, backend_options: Table, *, quiet: bool, import_from: str | Path | None) -> Run:
     """Continue a run from its newest checkpoint, and test it; see ``kshot.runs.resume``."""
     with rebuilding(folder, import_from):
         plan = Plan.of_run(folder, RunFolder.open(folder).config)
+        plan = evolve(plan, backend=overlay(plan.backend, backend_options))
         backend = build_backend(plan)
         plan, training, tests = first_then_rest(backend.world, lambda: build_tasks(plan))
         parts = build(plan, training, tests, backend)

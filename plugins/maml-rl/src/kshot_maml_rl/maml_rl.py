@@ -130,13 +130,13 @@ class MamlRL(nn.Module):
 
     def adapted(self, theta: State, batches: list[Batch], first: int = 0) -> tuple[State, Tensor]:
         """Compute theta' (line 7) of one task on ``batches``, of updates ``first``, ...; also return the losses."""
-        losses = [torch.zeros(0)]
+        losses: list[Tensor] = []
         for k, batch in enumerate(batches, first):
             # theta <- theta - alpha grad L(theta), with a smaller alpha after the first update.
             lr = self.later_lr if k else self.inner_lr
             theta, loss = descend(self.inner_loss, theta, batch, lr=lr, steps=1, second_order=self.second_order)
             losses.append(loss)
-        return theta, torch.cat(losses)
+        return theta, torch.cat(losses) if losses else torch.zeros(0)
 
     @torch.no_grad()
     def play(self, support: Support, steps: int) -> tuple[list[State], list[Batch], list[Rollout]]:
