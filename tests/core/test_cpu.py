@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import kshot
-from kshot import ClassificationTasks, Cpu, Engine, Pool
+from kshot import ClassificationTasks, Cpu, Engine, Lift, Pool
 from kshot.errors import OptionError
 from kshot.nn import conv4, encoder
 
@@ -69,6 +69,17 @@ def test_auto_precision_is_for_what_gains_by_it(net, native, monkeypatch):
     assert backend.describe()["precision"] == ("bfloat16" if native and convolves else "float32")
     backend.place(nn.Linear(2, 2) if convolves else nn.Conv2d(1, 1, 1))
     assert backend.describe()["precision"] == ("bfloat16" if native and convolves else "float32")
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_auto_precision_keeps_the_digits_of_inner_loops(within, monkeypatch):
+    """In bfloat16 the meta-gradient of a convolutional MAML points elsewhere. A learner may be wrapped in another."""
+    monkeypatch.setattr("kshot._engine.cpu.has_bfloat16", lambda: True)
+    learner = nn.Sequential(nn.Conv2d(1, 2, 3))
+    learner.lift = Lift()
+    backend = Cpu()
+    backend.place(nn.ModuleList([learner]) if within else learner)
+    assert backend.describe()["precision"] == "float32"
 
 
 def test_channels_last_restrides_weights_in_place():

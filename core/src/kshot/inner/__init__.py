@@ -18,7 +18,7 @@ from kshot.inner.descent import (
     sgd,
     take_steps,
 )
-from kshot.inner.lifting import Lift, Strategy, per_episode
+from kshot.inner.lifting import Lift, Strategy, has_inner_loop, per_episode
 from kshot.inner.parts import descend_part
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "check_descent",
     "descend",
     "descend_part",
+    "has_inner_loop",
     "keep_buffers",
     "per_episode",
     "sgd",

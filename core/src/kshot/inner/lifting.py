@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from kshot.errors import KshotError, OptionError, TrainingError
@@ -27,7 +27,7 @@ from kshot.inner.programs import mean_loss
 from kshot.inner.replays import Replays
 from kshot.inner.rows import Rows
 
-__all__ = ["CHUNK_BYTES", "LOOP_ABOVE", "Lift", "Strategy", "per_episode"]
+__all__ = ["CHUNK_BYTES", "LOOP_ABOVE", "Lift", "Strategy", "has_inner_loop", "per_episode"]
 
 Strategy = Literal["auto", "vmap", "loop", "traced", "compiled"]
 
@@ -231,6 +231,19 @@ class Lift:
             "run one after another, which is slower for small networks",
             stacklevel=4,
         )
+
+
+def has_inner_loop(module: nn.Module) -> bool:
+    """Return whether a learner, or a module within it, keeps a ``Lift``: then it adapts by gradient descent.
+
+    The gradients of such a learner need all digits of float32. On 20-way Omniglot with five inner steps, the cosine of
+    MAML's meta-gradient in bfloat16 to that in float64 is 0.2 to 0.45.
+
+    Example:
+        >>> has_inner_loop(nn.Linear(1, 1))
+        False
+    """
+    return any(isinstance(value, Lift) for m in module.modules() for value in vars(m).values())
 
 
 def _tasks(value: Any, first: int, last: int) -> Any:

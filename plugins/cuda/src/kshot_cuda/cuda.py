@@ -12,7 +12,7 @@ from torch import nn
 from kshot import Cpu, Episode, TaskDistribution, World
 from kshot.devices import Tables, convolves, format_for, gathered_sample, move
 from kshot.errors import OptionError, Unavailable
-from kshot.inner import Lift
+from kshot.inner import has_inner_loop
 from kshot.registry import Range
 
 T = TypeVar("T")
@@ -135,11 +135,6 @@ def device_of(index: int | None) -> torch.device:
         names = ", ".join(f"{i} ({torch.cuda.get_device_name(i)})" for i in range(count))
         raise OptionError(f"cuda: got index={index}, expected the number of a device of this machine: {names}")
     return torch.device("cuda") if index is None else torch.device("cuda", index)
-
-
-def has_inner_loop(module: nn.Module) -> bool:
-    """Return whether a learner, or one within it, adapts by gradient descent (``kshot.inner.Lift``)."""
-    return any(isinstance(value, Lift) for m in module.modules() for value in vars(m).values())
 
 
 def has_bfloat16(device: torch.device) -> bool:
