@@ -377,8 +377,7 @@ class Engine:
     def init_from(self, run: str | Path) -> Inherited:
         """Start a new training from the parameters of another run: the best validated ones, or else the last.
 
-        Copies the tensors that match by name and shape, and reports the rest, which stay as initialised: a second stage
-        of training may have new components. The run folder's config records the report.
+        Copies the tensors that match by name and shape. The others stay as initialised, and config.json reports them.
 
         Args:
             run: a run folder, or a checkpoint.

@@ -35,10 +35,8 @@ class MAML(nn.Module):
             published results are ``transductive``.
         order: ``second`` differentiates through the inner steps; ``first`` treats the inner gradients as constants.
         inner_lr: alpha; None for the values of ``paper_rate``.
-        inner_steps: the number of inner steps in training. The paper has 1 for 5-way Omniglot and for sinusoids, and 5
-            for 20-way Omniglot and for mini-ImageNet.
-        test_steps: the number of inner steps at evaluation and prediction; None for the same as in training. The paper
-            has 3 for 5-way and 5 for 20-way Omniglot, and 10 for mini-ImageNet.
+        inner_steps: inner steps in training. The paper: 5-way Omniglot and sinusoids 1, else 5.
+        test_steps: inner steps at evaluation; None for ``inner_steps``. The paper: Omniglot 3, or 5 in 20-way; else 10.
         strategy: how the tasks of a meta-batch run, see ``kshot.Lift``: ``auto`` chooses what is fast and exact.
         chunk: the greatest number of tasks that run in parallel; None for as many as a limit of memory allows.
 
@@ -175,25 +173,22 @@ class MAML(nn.Module):
 def paper_rate(spec: TaskSpec) -> float:
     """Return alpha: 0.4 for 5-way and 0.1 for 20-way tasks, 0.01 for images of three channels and for regression.
 
-    These are the numbers of the paper for Omniglot and mini-ImageNet (appendix A.1) and for sinusoids (section 5.1).
-    But the paper's loss is the sum over the classes, where this one is the mean over the examples. So the same alpha
-    takes smaller steps here; in a trial on Omniglot, 0.4 with the mean trained better than with the sum.
+    They are the paper's (appendix A.1, section 5.1), but its loss is a sum over classes. With a mean the same alpha
+    takes smaller steps; in a trial on Omniglot, 0.4 with the mean trained better.
 
     Example:
         >>> paper_rate(TaskSpec(kind="classification", input_shape=(4,), way=5, shot=1, query=5))
         0.4
     """
-    if spec.kind == "regression":
+    if spec.kind == "regression" or (len(spec.input_shape) == 3 and spec.input_shape[0] == 3):
         return 0.01
-    if len(spec.input_shape) == 3 and spec.input_shape[0] == 3:
-        return 0.01
-    return 0.1 if _many_ways(spec) else 0.4
+    return 0.1 if isinstance(spec.way, int) and spec.way >= 20 else 0.4
 
 
 def paper_training(spec: TaskSpec) -> Training:
     """Return the default training: the authors' meta-batches, but far fewer iterations than their 60,000 or more.
 
-    For sinusoids their code has 25 tasks. For Omniglot the paper has 32 tasks in 5-way and 16 in 20-way.
+    For sinusoids these are 25 tasks; for Omniglot 32 in 5-way and 16 in 20-way.
 
     Example:
         >>> paper_training(TaskSpec(kind="classification", input_shape=(4,), way=5, shot=1, query=5)).meta_batch
@@ -201,8 +196,4 @@ def paper_training(spec: TaskSpec) -> Training:
     """
     if spec.kind == "regression":
         return Training(meta_batch=25, iterations=2000)
-    return Training(meta_batch=16 if _many_ways(spec) else 32, iterations=500)
-
-
-def _many_ways(spec: TaskSpec) -> bool:
-    return isinstance(spec.way, int) and spec.way >= 20
+    return Training(meta_batch=16 if isinstance(spec.way, int) and spec.way >= 20 else 32, iterations=500)
