@@ -331,7 +331,7 @@ _global_generator = threading.RLock()
 
 
 def global_generators(device: torch.device | None = None) -> list[torch.Generator]:
-    """Return torch's global generators of the CPU and of a device, if that has one of its own.
+    """Return torch's global generator of the CPU, and that of a device if it has another one.
 
     Example:
         >>> len(global_generators(torch.device("cpu")))
@@ -340,7 +340,7 @@ def global_generators(device: torch.device | None = None) -> list[torch.Generato
     generators = [torch.default_generator]
     if device is not None and device.type != "cpu":
         module = torch.get_device_module(device)
-        if device.type == "mps":  # has one generator, under a name of its own
+        if device.type == "mps":  # its only generator has another name
             return [*generators, module._get_default_mps_generator()]
         # Empty before the first use of the device, on which nothing can be drawn until then.
         if own := getattr(module, "default_generators", ()):

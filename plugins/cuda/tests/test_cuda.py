@@ -251,8 +251,10 @@ def test_the_engine_gathers_on_the_device(processor):
 
 def test_nothing_is_pinned_without_a_gpu(processor, monkeypatch):
     """torch can't pin memory then."""
-    monkeypatch.setattr(torch.Tensor, "pin_memory", None)
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda t: pinned.append(t) or t)
     Cuda().place(sample_tasks.classification().sample("train", [0]))
+    assert pinned == []
 
 
 def test_it_is_the_local_backend_of_several_processes(processor, monkeypatch):

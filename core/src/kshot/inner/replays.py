@@ -188,7 +188,7 @@ class Replays:
             self._refuse(work, function, f"{changed} changes from run to run; keep it in a buffer")
 
     def _refuse(self, work: Work, function: Callable[..., Any], reason: str) -> None:
-        """Run without a trace from now on; tell the reason once."""
+        """Run without a trace from now on, and warn once with the reason."""
         work.refused = True
         name = getattr(getattr(function, "func", function), "__qualname__", type(function).__qualname__)
         self._warn(f"Lift: {name} can't be traced ({reason}); it runs as usual, which is slower")
@@ -227,7 +227,7 @@ class Replays:
         return _Trace(run, program, outer, copied)
 
     def _compiled(self, graph: Any, inputs: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
-        """Return the compiled graph, or the interpreted one if it can't be compiled; the reason is told once."""
+        """Return the compiled graph, or the interpreted one and a warning if it can't be compiled."""
         from kshot.inner.tracing import interpreter
 
         try:

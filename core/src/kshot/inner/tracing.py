@@ -96,7 +96,7 @@ class _Recorder(TorchDispatchMode):
             raise Untraceable(f"{func} decides by the numbers in a tensor")
         kwargs = kwargs or {}
         if func is aten.lift_fresh.default:
-            # A number of Python becomes a tensor, which may be written to. Every run needs a copy of its own.
+            # A Python number becomes a tensor, to which the function may write. Every run starts from a new copy.
             result = func(*args)
             self.nodes[result] = self.graph.call_function(aten.clone.default, (self._constant(result.clone()),))
             return result

@@ -124,7 +124,7 @@ def find_head(net: nn.Module, input_shape: tuple[int, ...], path: str | None = N
         net: a module from [n, *input] to outputs. It is not changed.
         input_shape: shape of one input.
         path: of the head's module, as in ``net.named_modules()``; it may contain several layers. None for the last
-            layer: of the modules that have trainable parameters of their own, the one whose call begins last.
+            layer: of the modules that have trainable parameters themselves, the one whose call begins last.
         who: the learner, for messages.
 
     Raises:
@@ -155,7 +155,7 @@ def find_head(net: nn.Module, input_shape: tuple[int, ...], path: str | None = N
 
 
 def _layers(net: nn.Module) -> list[str]:
-    """List the paths of the modules that have trainable parameters of their own."""
+    """List the paths of the modules that have trainable parameters themselves."""
     paths = [
         _owner(path)
         for path, m in net.named_modules()

@@ -4,7 +4,7 @@ Its tensors say that they are on the device ``standin:0``. An operation on tenso
 RuntimeError, except where torch accepts that of a GPU: single numbers, indices and copies. So a learner that makes a
 tensor on the wrong device is found on a machine without a GPU. It computes the numbers of the CPU, slowly.
 
-torch registers one such device per process, for ever: use it in a process of its own. It needs torch 2.9 or later, and
+torch registers one such device per process and can't remove it, so use it in a separate process. It needs torch 2.9 or later, and
 uses an interface of torch that may change.
 """
 
@@ -181,7 +181,7 @@ def standing_in() -> Iterator[None]:
     """Make the device usable inside the block, by ``tensor.to("standin")``.
 
     Example:
-        >>> with standing_in():  # in a process of its own # doctest: +SKIP
+        >>> with standing_in():  # in a separate process # doctest: +SKIP
         ...     torch.ones(2, device="standin") + torch.ones(2)
         Traceback (most recent call last):
         RuntimeError: aten.add.Tensor: got tensors on standin:0 and cpu, ...
@@ -209,7 +209,7 @@ class StandIn:
     """A backend that computes on the device, inside ``standing_in``.
 
     Example:
-        >>> with standing_in():  # in a process of its own # doctest: +SKIP
+        >>> with standing_in():  # in a separate process # doctest: +SKIP
         ...     StandIn().place(torch.ones(2)).device
         device(type='standin', index=0)
     """

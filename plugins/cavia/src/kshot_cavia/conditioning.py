@@ -1,4 +1,4 @@
-"""How a network sees the context parameters phi: beside its inputs, by FiLM, or as an argument of its own.
+"""How a network sees the context parameters phi: beside its inputs, by FiLM, or as a separate argument.
 
 Letters: n examples, D numbers of one input, C channels. phi [context] are the context parameters of one task.
 """

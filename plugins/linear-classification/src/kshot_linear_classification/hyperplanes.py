@@ -30,7 +30,7 @@ class LinearClassification:
 
     The normal of a task's hyperplane is w = (u + spread * v) / sqrt(1 + spread^2) [D]: u is a uniformly random unit
     vector in an r-dimensional subspace that all tasks of all splits share, and v one that is orthogonal to it. So
-    -w is as probable as w, and no label has a side of its own. Inputs are standard normal (and then pushed away from
+    -w is as probable as w, so no label belongs to one side. Inputs are standard normal (and then pushed away from
     the hyperplane if there is a margin), with equal numbers of both labels in support and query. The support is ordered
     by label, the query is shuffled.
 
