@@ -4,8 +4,8 @@ Its tensors say that they are on the device ``standin:0``. An operation on tenso
 RuntimeError, except where torch accepts that of a GPU: single numbers, indices and copies. So a learner that makes a
 tensor on the wrong device is found on a machine without a GPU. It computes the numbers of the CPU, slowly.
 
-torch registers one such device per process and can't remove it, so use it in a separate process. It needs torch 2.9 or later, and
-uses an interface of torch that may change.
+torch registers one such device per process and can't remove it, so use it in a separate process. It needs torch 2.9 or
+later, and uses an interface of torch that may change.
 """
 
 from __future__ import annotations
