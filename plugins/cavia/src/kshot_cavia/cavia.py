@@ -101,7 +101,7 @@ class CAVIA(nn.Module):
         self.inner_lr, self.second_order = inner_lr, order == "second"
         self.lift = Lift(strategy, chunk)
         # With ``support``, batch statistics of the support count as constants, so the gradient is not exact.
-        exact = self.second_order and not (self.net.has_batch_norm and self.net.normalisation == "support")
+        exact = self.second_order and not self.net.constant_statistics
         self.needs = attrs.evolve(type(self).needs, queries=self.net.queries, exact_gradient=exact)
         self.training_defaults = paper_training(spec)
 

@@ -82,10 +82,8 @@ class MAML(nn.Module):
         self.inner_steps, self.test_steps = inner_steps, inner_steps if test_steps is None else test_steps
         self.lift = Lift(strategy, chunk)
         # With ``support``, batch statistics of the support count as constants, so the gradient is not exact.
-        constants = self.net.has_batch_norm and normalisation == "support"
-        self.needs = attrs.evolve(
-            type(self).needs, queries=self.net.queries, exact_gradient=self.second_order and not constants
-        )
+        exact = self.second_order and not self.net.constant_statistics
+        self.needs = attrs.evolve(type(self).needs, queries=self.net.queries, exact_gradient=exact)
         self.training_defaults = paper_training(spec)
 
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:

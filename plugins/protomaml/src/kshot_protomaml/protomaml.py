@@ -84,9 +84,8 @@ class ProtoMAML(nn.Module):
         self.lift = Lift(strategy, chunk)
         # Without inner steps there are no inner gradients, and both orders are exact. With ``support``, batch
         # statistics of the support count as constants, so the gradient is not exact.
-        exact = self.second_order or not inner_steps
-        constants = self.net.has_batch_norm and self.net.normalisation == "support"
-        self.needs = attrs.evolve(type(self).needs, queries=self.net.queries, exact_gradient=exact and not constants)
+        exact = (self.second_order or not inner_steps) and not self.net.constant_statistics
+        self.needs = attrs.evolve(type(self).needs, queries=self.net.queries, exact_gradient=exact)
         self.training_defaults = Training(meta_batch=16, iterations=500)
 
     def start(self, theta: State, support: Support) -> State:

@@ -108,7 +108,7 @@ class TAML(nn.Module):
         self.inner_steps, self.test_steps = inner_steps, inner_steps if test_steps is None else test_steps
         self.lift = Lift(strategy, chunk)
         # With ``support``, batch statistics of the support count as constants, so the gradient is not exact.
-        exact = self.second_order and not (self.net.has_batch_norm and normalisation == "support")
+        exact = self.second_order and not self.net.constant_statistics
         self.needs = attrs.evolve(type(self).needs, queries=self.net.queries, exact_gradient=exact)
         if measure == "entropy":
             self.needs = attrs.evolve(self.needs, kinds=("classification",), couples_tasks=False)
