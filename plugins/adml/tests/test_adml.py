@@ -242,3 +242,10 @@ def test_it_learns_to_withstand_an_attack_on_the_queries():
     assert clean[0.3] > 0.955
     assert attacked[0.3] > 0.455
     assert attacked[0.0] < 0.36
+
+
+def test_training_takes_the_inner_steps_whatever_the_test_steps_are():
+    """``test_steps`` is for evaluation and use."""
+    batch = episodes()
+    few, many = (gradient_of(smooth(inner_steps=2, test_steps=k), batch) for k in (2, 5))
+    assert torch.equal(few, many)

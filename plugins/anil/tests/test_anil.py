@@ -237,3 +237,10 @@ def test_it_learns():
     engine = Engine(kshot.learner("anil", SPEC, seed=0, inner_steps=3), tasks(), meta_batch=8)
     engine.train(300)
     assert engine.evaluate(200).mean > 0.81
+
+
+def test_training_takes_the_inner_steps_whatever_the_test_steps_are():
+    """``test_steps`` is for evaluation and use."""
+    batch = episodes()
+    few, many = (gradient_of(smooth(inner_steps=2, test_steps=k), batch) for k in (2, 5))
+    assert torch.equal(few, many)

@@ -390,3 +390,10 @@ def test_it_learns_characters():
     engine = Engine(kshot.learner("cavia", tasks.spec, width=16, seed=0), tasks, meta_batch=4)
     engine.train(200)
     assert engine.evaluate(100).mean > 0.28
+
+
+def test_training_takes_the_inner_steps_whatever_the_test_steps_are():
+    """``test_steps`` is for evaluation and use."""
+    batch = in_float64(Waves().sample("train", range(3)))
+    few, many = (gradient_of(smooth(inner_steps=2, test_steps=k), batch) for k in (2, 5))
+    assert alike(few, many, atol=0)

@@ -200,3 +200,10 @@ def test_it_learns():
     engine = Engine(kshot.learner("protomaml", SPEC, seed=0), tasks(), meta_batch=8)
     engine.train(100)
     assert engine.evaluate(200).mean > 0.92
+
+
+def test_training_takes_the_inner_steps_whatever_the_test_steps_are():
+    """``test_steps`` is for evaluation and use."""
+    batch = episodes()
+    few, many = (gradient_of(smooth(inner_steps=2, test_steps=k), batch) for k in (2, 5))
+    assert torch.equal(few, many)

@@ -230,3 +230,11 @@ def test_entropy_makes_adapted_predictions_more_decided():
     (engine, metrics), (_, without) = (trained("entropy", weight, seed=0) for weight in (1.0, 0.0))
     assert engine.evaluate(100).mean > 0.72  # mean - 3 sigma of 5 seeds (81.1 and 2.7 %)
     assert metrics["entropy_after"] < without["entropy_after"] - 0.016
+
+
+def test_training_takes_the_inner_steps_whatever_the_test_steps_are():
+    """``test_steps`` is for evaluation and use."""
+    batch = in_float64(sample_tasks.Lines().sample("train", range(3)))
+    spec = sample_tasks.Lines().spec
+    few, many = (gradient_of(smooth(spec, inner_steps=2, test_steps=k), batch) for k in (2, 5))
+    assert torch.equal(few, many)
