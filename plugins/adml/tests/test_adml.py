@@ -249,3 +249,11 @@ def test_training_takes_the_inner_steps_whatever_the_test_steps_are():
     batch = episodes()
     few, many = (gradient_of(smooth(inner_steps=2, test_steps=k), batch) for k in (2, 5))
     assert torch.equal(few, many)
+
+
+def test_support_and_queries_start_from_independent_changes():
+    """One example may be in both parts of different episodes, and must not be attacked alike."""
+    starts = smooth(attack="pgd", epsilon=0.1).perturbation.starts(episodes())
+    support, query = (starts[part].flatten(1)[:, :3] for part in ("support", "query"))
+    assert (support - query).abs().min() > 0
+    assert 0 < float(torch.cat([support, query]).abs().max()) <= 0.1
