@@ -12,6 +12,7 @@ from torch import nn
 from kshot import Lift
 from kshot.inner import State, descend, keep_buffers
 from kshot.inner import replays as module
+from kshot.inner import tracing
 
 _TABLE: dict[str, nn.Parameter] = {}
 
@@ -397,7 +398,7 @@ def test_without_a_compiler_a_trace_is_interpreted(monkeypatch):
     def refuse(*args, **options):
         raise RuntimeError("No C++ compiler was found\nand more")
 
-    monkeypatch.setattr(torch, "compile", refuse)
+    monkeypatch.setattr(tracing, "compiler", refuse)
     compiled, usual = Learner(mlp(), "compiled"), Learner(mlp(), "vmap")
 
     def run():
