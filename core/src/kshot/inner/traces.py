@@ -57,7 +57,8 @@ def make_trace(
     Raises:
         Untraceable: the program can't be traced.
     """
-    from kshot.inner.tracing import draws, interpreter, trace  # here, because it imports much of torch
+    from kshot.inner.simplify import simplify  # here, because they import much of torch
+    from kshot.inner.tracing import draws, interpreter, trace
 
     outer = [t for t in guard.tensors if not any(t is other for other in inputs)]
     if not all(t.is_leaf for t in outer):
@@ -69,6 +70,7 @@ def make_trace(
         graph = trace(program, inputs, outer)
     if not guard.holds():
         raise Untraceable(f"running it changes {guard.changed()}")
+    simplify(graph)
     run = _compiled(graph, [*inputs, *outer], warn) if compiled else interpreter(graph)
     for _ in range(3):  # an interpreter may optimise what it has run a few times
         with same_chance(inputs), torch.no_grad(), without_autocast():

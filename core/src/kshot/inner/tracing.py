@@ -93,14 +93,14 @@ def compiler(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., S
     """
     from torch._inductor import compile as inductor
 
-    inputs = [t.detach() for t in inputs]
+    own: list[Any] = [t.detach() for t in inputs]
     run: Callable[..., Sequence[Tensor]]
     with contextlib.suppress(Exception):
-        run = inductor(copy.deepcopy(graph), inputs, options={"cpp_wrapper": True, "size_asserts": False})
-        run(*inputs)
+        run = inductor(copy.deepcopy(graph), own, options={"cpp_wrapper": True, "size_asserts": False})
+        run(*own)
         return run
-    run = inductor(graph, inputs, options={"size_asserts": False})
-    run(*inputs)
+    run = inductor(graph, own, options={"size_asserts": False})
+    run(*own)
     return run
 
 
