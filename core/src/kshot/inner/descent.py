@@ -54,14 +54,9 @@ class State:
 
         Its trainable parameters keep their graph; frozen parameters are constants among the buffers.
         """
-        trained: dict[str, Tensor] = {}
-        frozen_ones: dict[str, Tensor] = {}
-        for name, p in module.named_parameters():
-            if p.requires_grad:
-                trained[name] = p
-            else:
-                frozen_ones[name] = p.detach()
-        return cls(trained, frozen_ones | dict(module.named_buffers()))
+        named = dict(module.named_parameters())
+        frozen_ones = {n: p.detach() for n, p in named.items() if not p.requires_grad}
+        return cls({n: p for n, p in named.items() if p.requires_grad}, frozen_ones | dict(module.named_buffers()))
 
     def call(self, module: nn.Module, *inputs: Any) -> Any:
         """Return ``module(*inputs)`` computed with this state; what the module writes goes to ``buffers``."""
