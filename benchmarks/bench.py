@@ -206,9 +206,9 @@ class Report:
         print(f"{self.name}: {', '.join(f'{k} {v}' for k, v in machine().items())}")
         for note in self.notes:
             print(f"  {note}")
-        cells = [list(self.rows[0]), *([show(v) for v in row.values()] for row in self.rows)]
+        cells = [list(self.rows[0] if self.rows else ()), *([show(v) for v in row.values()] for row in self.rows)]
         widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-        for row in cells:
+        for row in cells if self.rows else ():
             first, *others = zip(row, widths, strict=True)
             print("  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]))
         for value, what in self.ratios:

@@ -1,13 +1,14 @@
 """Measure how meta-steps of MAML grow with the meta-batch: memory, threads, and the arithmetic that conv4 reaches.
 
-- Peak memory of a second-order meta-step for 1 to 512 tasks, each in a process of its own: conv4-64 on Omniglot,
-  5-way 1-shot with 15 queries per class, and mlp on sinusoids with 10 support and 10 query points.
-- conv4 with 16 tasks in one thread: floating-point operations per second, over those of a large product of matrices
-  in the same process.
-- conv4 with 16 tasks: two threads, to each of which kshot gives tasks of its own, against one; and two threads in each
-  operation, as torch divides them. Both in one process, in turn.
+- ``memory``: the peak of a second-order meta-step for 1 to 512 tasks, each in a process of its own: conv4-64 on
+  Omniglot, 5-way 1-shot with 1 query per class, and mlp on sinusoids with 10 support and 10 query points.
+- ``arithmetic``: conv4 with 16 tasks in one thread, floating-point operations per second, over those of a large product
+  of matrices in the same process.
+- ``threads``: conv4 with 16 tasks in two threads, to each of which kshot gives tasks of its own, against one; and two
+  threads in each operation, as torch divides them. All in one process, in turn.
 
-Run ``python benchmarks/meta_batches.py``; add ``--quick`` to test the script only.
+Run ``python benchmarks/meta_batches.py``; add ``--quick`` to test the script only, and
+``--only memory`` to measure only that.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 from bench import Report, alternate, arguments, find_omniglot, fresh, peak, ratio_of
 
 SHAPES: dict[str, dict[str, Any]] = {
-    "omniglot": {"way": 5, "shot": 1, "query": 15},
+    "omniglot": {"way": 5, "shot": 1, "query": 1},
     "sinusoid": {"shot": 10, "query": 10},
 }
 
@@ -52,7 +53,7 @@ def memory_of(tasks: str, number: int, strategy: str) -> dict[str, float]:
     torch.set_num_threads(1)
     step = stepping(*made(tasks, number, strategy))
     before = peak()
-    for _ in range(3):
+    for _ in range(2):  # with a trace, the second is a replay
         step()
     return {"before": before, "peak": peak()}
 
@@ -97,7 +98,7 @@ def threads(quick: bool) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    options = arguments(__doc__, part=True)
+    options = arguments(__doc__, part=True, rows=True)
     _, data = find_omniglot()
     if options.part:
         print(json.dumps(memory_of(**json.loads(options.options))))
@@ -109,19 +110,21 @@ def main() -> None:
     numbers = (1, 4) if options.quick else (1, 4, 16, 64, 128, 256, 512)
     for tasks in SHAPES:
         for strategy in ("auto", "traced"):
-            row: dict[str, Any] = {"MB above those before the first step": f"{tasks}, {strategy}"}
-            for number in numbers:
-                memory = fresh(__file__, "peak", tasks=tasks, number=number, strategy=strategy)
-                row[f"{number} tasks"] = memory["peak"] - memory["before"]
-            report.rows.append(row)
-    reached, possible = arithmetic(options.quick)
-    report.ratios.append((reached / possible, f"conv4 reaches {{}} of the arithmetic of a large product of matrices, "
-                          f"{reached:.0f} of {possible:.0f} thousand million operations per second"))  # fmt: skip
-    times = threads(options.quick)
-    report.ratios += [
-        (ratio_of(times["one, loop"], times["torch's"]), "two threads in each operation are {} times as fast as one"),
-        (ratio_of(times["one"], times["two"]), "two threads with tasks of their own are {} times as fast as one"),
-    ]
+            if f"memory of {tasks}, {strategy}".startswith(options.only):
+                report.rows.append({"MB above those before the first step": f"{tasks}, {strategy}"})
+                for number in numbers:
+                    memory = fresh(__file__, "peak", tasks=tasks, number=number, strategy=strategy)
+                    report.rows[-1][f"{number} tasks"] = memory["peak"] - memory["before"]
+    if "arithmetic".startswith(options.only):
+        reached, possible = arithmetic(options.quick)
+        report.ratios.append((reached / possible, "conv4 reaches {} of the arithmetic of a large product of matrices, "
+                              f"{reached:.0f} of {possible:.0f} thousand million operations per second"))  # fmt: skip
+    if "threads".startswith(options.only):
+        times = threads(options.quick)
+        report.ratios += [
+            (ratio_of(times["one, loop"], times["torch's"]), "two threads in each operation are {} times as fast"),
+            (ratio_of(times["one"], times["two"]), "two threads with tasks of their own are {} times as fast as one"),
+        ]
     report.finish(options)
 
 

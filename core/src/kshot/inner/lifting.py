@@ -52,14 +52,18 @@ class Lift:
     - ``loop``: one task after another.
     - ``auto``: the faster of the two, judged by the size of the intermediate results of the first task. It never
       measures time, so a repeated or resumed run makes the same choice. If vmap can't run the function, ``auto``
-      warns once and loops. What ``mean_gradient`` has run a hundred times is traced: the operations are recorded once
-      and replayed without the function, which computes the same numbers with much less Python.
+      warns once and loops. What has run a hundred times is traced: the operations are recorded once and replayed
+      without the function, which computes the same numbers with much less Python.
     - ``traced``: as ``auto``, but traced from the second run on.
-    - ``compiled``: as ``traced``, and the trace is compiled by ``torch.compile``. This takes up to a minute and needs
+    - ``compiled``: as ``traced``, and the trace is compiled by torch's inductor. This takes a minute or more and needs
       a C++ compiler.
 
     A trace is made anew when an attribute changes on which the function depends. A function that can't be traced, for
-    example because it decides by the numbers in a tensor, runs as usual, and a warning says why.
+    example because it decides by the numbers in a tensor, runs as usual, and a warning says why. Results of ``map``
+    that have a graph are always computed by the function.
+
+    If torch has several threads, they share the chunks of a trace: each thread runs chunks of its own, with one thread
+    of torch, which for a loop over tasks is faster than several threads in each operation.
 
     The results of ``vmap``, ``loop`` and ``compiled`` differ by rounding only.
 
