@@ -39,7 +39,7 @@ def smooth(kind: str) -> nn.Module:
 
 def learner(kind: str, **options: Any) -> Reptile:
     spec = (LINES if kind == "regression" else IMAGES).spec
-    return Reptile(spec, network=smooth(kind), **{"inner_lr": 0.03, "inner_batch": 3, **options}).double().train()
+    return Reptile(spec, network=smooth(kind), **{"inner_lr": 0.03, "inner_batch": 3, "test_batch": 3, **options}).double().train()
 
 
 def episodes(kind: str, indices: Sequence[int] = (0, 1, 2), split: str = "train") -> Episode:
@@ -278,21 +278,42 @@ def test_inductive_statistics_are_those_of_the_trained_nets():
 # --- Defaults and errors --------------------------------------------------------------------------
 
 
-def test_the_paper_s_settings_go_by_the_tasks():
-    """The defaults are Adam at 1e-3, or 5e-4 from 20 ways on, for classification, and SGD at 0.02 for sinusoids."""
+def test_the_authors_settings_go_by_the_tasks():
+    """The defaults are those of the authors' commands for Omniglot and mini-ImageNet, and of their demo for sine waves."""
     vectors = kshot.TaskSpec(kind="classification", input_shape=(2,), way=5, shot=1, query=1)
+    twenty, colour = attrs.evolve(vectors, way=20), attrs.evolve(vectors, input_shape=(3, 84, 84))
     gradients = {"w": torch.tensor([4.0])}
-    for spec, step in ((vectors, 1e-3), (attrs.evolve(vectors, way=20), 5e-4), (LINES.spec, 0.08)):
-        after, _ = Reptile(spec).update({"w": torch.zeros(1)}, gradients, None)
+    for spec, step, *numbers in (
+        (vectors, 1e-3, 10, 5, 5, 50),
+        (twenty, 5e-4, 20, 10, 10, 50),
+        (colour, 1e-3, 10, 8, 15, 50),
+        (LINES.spec, 0.08, 10, 5, 10, 32),
+    ):
+        reptile = Reptile(spec, width=2)
+        after, _ = reptile.update({"w": torch.zeros(1)}, gradients, None)
         assert float(after["w"]) == pytest.approx(-step)
+        assert [reptile.inner_batch, reptile.inner_steps, reptile.test_batch, reptile.test_steps] == numbers
     assert Reptile(vectors).training_defaults.tasks == {"shot": 10, "query": 1}
 
 
-@pytest.mark.parametrize("options", [{"inner_batch": 0}, {"inner_steps": 0}, {"test_steps": -1}])
+@pytest.mark.parametrize(("train", "test"), [(3, 2), (2, 3)])
+def test_training_and_evaluation_have_their_own_minibatches(train, test):
+    """``inner_batch`` is for training alone, and ``test_batch`` for evaluation."""
+    found = []
+    for options in ({"inner_batch": train, "test_batch": test}, {"inner_batch": train, "test_batch": train}):
+        reptile, e = learner("regression", inner_optimizer="sgd", test_steps=5, **options), episodes("regression")
+        away, _ = reptile.displacement(e)
+        found.append((away, reptile.adapt(e.support)(e.query.x)))
+    (first, predicted), (second, others) = found
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.allclose(predicted, others)
+
+
+@pytest.mark.parametrize("options", [{"inner_batch": 0}, {"inner_steps": 0}, {"test_batch": 0}, {"test_steps": -1}])
 def test_bad_options_are_refused(options):
     """The message gives the value and what was expected, before any compute."""
     (name,) = options
-    with pytest.raises(OptionError, match=f"{name} {options[name]}.*at least 1, 1 and 0"):
+    with pytest.raises(OptionError, match=f"{name} {options[name]}.*at least 1, 1, 1 and 0"):
         Reptile(LINES.spec, **options)
 
 

@@ -20,7 +20,7 @@ from kshot.functional import full_precision
 from kshot.inner import State, Strategy, check_descent, keep_buffers, sgd, take_steps
 from kshot.nn import NetworkChoice, Normalisation, evaluating
 from kshot.nn import network as build_network
-from kshot_reptile.inner import adam, minibatches, paper_inner
+from kshot_reptile.inner import adam, authors_settings, minibatches
 
 
 class Reptile(nn.Module):
@@ -37,11 +37,14 @@ class Reptile(nn.Module):
         hidden: units of the hidden layers of ``mlp``.
         normalisation: which batch statistics normalise the queries, see ``kshot.nn.Network``. The paper reports
             figures without transduction, for which ``support`` is nearest, and with it, ``transductive``.
-        inner_optimizer: ``sgd``, ``adam`` (with beta1 = 0), or None for the paper's: adam; sgd for regression.
-        inner_lr: its rate; None is the paper's: 1e-3, or 5e-4 from 20 ways on, and 0.02 for regression.
-        inner_batch: b, examples of a minibatch; if the support has at most b examples, each step takes all of them.
-        inner_steps: k in training.
-        test_steps: k at evaluation and use.
+        inner_optimizer: ``sgd`` or ``adam`` (with beta1 = 0). None here and below stands for the authors' choice by the
+            tasks, see ``authors_settings``: adam, or sgd for regression.
+        inner_lr: its rate: 1e-3, or 5e-4 from 20 ways on, and 0.02 for regression.
+        inner_batch: b in training: 10, or 20 from 20 ways on. A support of at most b examples is taken whole.
+        inner_steps: k in training: 5, or 10 from 20 ways on, and 8 for images of three channels.
+        test_batch: b at evaluation and use: 5, or 10 from 20 ways on and for regression, and 15 for images of three
+            channels.
+        test_steps: k at evaluation and use: 50, or 32 for regression.
         strategy: how the tasks of a meta-batch run, see ``kshot.Lift``: ``auto`` chooses what is fast and exact.
         chunk: the greatest number of tasks in one vmap; None bounds its memory.
 
@@ -73,24 +76,27 @@ class Reptile(nn.Module):
         normalisation: Normalisation = "support",
         inner_optimizer: Literal["sgd", "adam"] | None = None,
         inner_lr: float | None = None,
-        inner_batch: int = 10,
-        inner_steps: int = 5,
-        test_steps: int = 50,
+        inner_batch: int | None = None,
+        inner_steps: int | None = None,
+        test_batch: int | None = None,
+        test_steps: int | None = None,
         strategy: Strategy = "auto",
         chunk: int | None = None,
     ) -> None:
         super().__init__()
-        if inner_batch < 1 or inner_steps < 1 or test_steps < 0:
+        chosen = {"inner_optimizer": inner_optimizer, "inner_lr": inner_lr, "inner_batch": inner_batch}
+        chosen |= {"inner_steps": inner_steps, "test_batch": test_batch, "test_steps": test_steps}
+        own = attrs.evolve(authors_settings(spec), **{n: value for n, value in chosen.items() if value is not None})
+        if min(own.inner_batch, own.inner_steps, own.test_batch) < 1 or own.test_steps < 0:
             raise OptionError(
-                f"reptile: got inner_batch {inner_batch}, inner_steps {inner_steps} and test_steps {test_steps}, "
-                "expected at least 1, 1 and 0; raise them"
+                f"reptile: got inner_batch {own.inner_batch}, inner_steps {own.inner_steps}, test_batch "
+                f"{own.test_batch} and test_steps {own.test_steps}, expected at least 1, 1, 1 and 0; raise them"
             )
-        paper_optimizer, paper_lr = paper_inner(spec)
-        rule = sgd if (inner_optimizer or paper_optimizer) == "sgd" else adam
         self.kind = spec.kind
         self.net = build_network(network, spec, normalisation=normalisation, width=width, hidden=hidden)
-        self.update = rule(paper_lr if inner_lr is None else inner_lr)
-        self.inner_batch, self.inner_steps, self.test_steps = inner_batch, inner_steps, test_steps
+        self.update = {"sgd": sgd, "adam": adam}[own.inner_optimizer](own.inner_lr)
+        self.inner_batch, self.inner_steps = own.inner_batch, own.inner_steps
+        self.test_batch, self.test_steps = own.test_batch, own.test_steps
         self.lift = Lift(strategy, chunk)
         self.needs = attrs.evolve(type(self).needs, queries=self.net.queries)
 
@@ -154,7 +160,7 @@ class Reptile(nn.Module):
 
         It maps queries [B, n, *input] to logits [B, n, N] or values [B, n, *target].
         """
-        order = minibatches(support, self.inner_batch, self.test_steps)
+        order = minibatches(support, self.test_batch, self.test_steps)
         with evaluating(self.net), torch.no_grad():
             final, losses = self.lift.map(self.final_parameters, self.net.state().detach(), support, order)
         check_descent(losses, "reptile")
