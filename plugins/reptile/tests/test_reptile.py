@@ -39,7 +39,8 @@ def smooth(kind: str) -> nn.Module:
 
 def learner(kind: str, **options: Any) -> Reptile:
     spec = (LINES if kind == "regression" else IMAGES).spec
-    return Reptile(spec, network=smooth(kind), **{"inner_lr": 0.03, "inner_batch": 3, "test_batch": 3, **options}).double().train()
+    options = {"inner_lr": 0.03, "inner_batch": 3, "test_batch": 3, **options}
+    return Reptile(spec, network=smooth(kind), **options).double().train()
 
 
 def episodes(kind: str, indices: Sequence[int] = (0, 1, 2), split: str = "train") -> Episode:
@@ -279,7 +280,7 @@ def test_inductive_statistics_are_those_of_the_trained_nets():
 
 
 def test_the_authors_settings_go_by_the_tasks():
-    """The defaults are those of the authors' commands for Omniglot and mini-ImageNet, and of their demo for sine waves."""
+    """The defaults are those of the authors' commands for Omniglot and mini-ImageNet, and of their demo on sines."""
     vectors = kshot.TaskSpec(kind="classification", input_shape=(2,), way=5, shot=1, query=1)
     twenty, colour = attrs.evolve(vectors, way=20), attrs.evolve(vectors, input_shape=(3, 84, 84))
     gradients = {"w": torch.tensor([4.0])}
