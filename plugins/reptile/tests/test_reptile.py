@@ -191,6 +191,97 @@ def test_task_losses_have_the_displacement_for_their_gradient():
         assert losses[b].item() == pytest.approx(metrics["loss"].item(), rel=1e-12)
 
 
+# --- Kept moments ---------------------------------------------------------------------------------
+
+
+def serial_by_torch(phi: nn.Module, iterations: int, tests: Episode) -> tuple[nn.Module, Tensor]:
+    """Train as the authors' code does, with one Adam of torch for all tasks; return the net and test predictions."""
+    theta = copy.deepcopy(phi)
+    inner = torch.optim.Adam(theta.parameters(), lr=0.03, betas=(0.0, 0.999))
+
+    def go(support: Support, order: Tensor) -> None:
+        for chosen in order[0]:
+            inner.zero_grad()
+            loss_of(theta(support.x[0][chosen]), support.y[0][chosen]).backward()
+            inner.step()
+
+    for iteration in range(iterations):
+        start = copy.deepcopy(theta.state_dict())
+        e = episodes("regression", [iteration])
+        go(e.support, minibatches(e.support, 3, 5))
+        with torch.no_grad():
+            for name, p in theta.named_parameters():
+                p.copy_(start[name] + 0.5 * (p - start[name]))
+    trained = copy.deepcopy(theta)
+    go(tests.support, minibatches(tests.support, 3, 4))
+    return trained, theta(tests.query.x[0]).detach()
+
+
+def test_kept_moments_are_the_authors_serial_training():
+    """With a meta-batch of 1, training and evaluation are those of one Adam of torch that goes from task to task."""
+    reptile = learner("regression", inner_optimizer="adam", moments="kept", test_steps=4)
+    tests = episodes("regression", [7], "test")
+    trained, predicted = serial_by_torch(reptile.net.net, 3, tests)
+    optimizer = torch.optim.SGD(reptile.parameters(), lr=0.5)
+    for iteration in range(3):
+        optimizer.zero_grad()
+        reptile.meta_gradient(episodes("regression", [iteration]))
+        optimizer.step()
+    for mine, theirs in zip(reptile.parameters(), trained.parameters(), strict=True):
+        assert torch.allclose(mine, theirs, rtol=0, atol=1e-12)
+    before = {name: t.clone() for name, t in reptile.state_dict().items()}
+    assert int(before["moments.steps"]) == 15
+    assert torch.allclose(reptile.adapt(tests.support)(tests.query.x)[0], predicted, rtol=0, atol=1e-12)
+    assert all(torch.equal(before[name], t) for name, t in reptile.state_dict().items())
+
+
+def test_the_first_iteration_with_kept_moments_is_that_with_reset_ones():
+    """Moments begin at 0, and afterwards are the mean over the tasks of a meta-batch."""
+    kept = learner("regression", inner_optimizer="adam", moments="kept")
+    reset = learner("regression", inner_optimizer="adam")
+    first, _ = kept.displacement(episodes("regression"))
+    same, _ = reset.displacement(episodes("regression"))
+    assert all(torch.equal(first[name], same[name]) for name in first)
+    alone = []
+    for b in range(3):
+        one = learner("regression", inner_optimizer="adam", moments="kept")
+        one.displacement(episodes("regression", [b]))
+        alone.append(one.moments.v)
+    assert torch.allclose(kept.moments.v, torch.stack(alone).mean(0), rtol=1e-12)
+    second, _ = kept.displacement(episodes("regression"))
+    assert not torch.allclose(first["0.weight"], second["0.weight"])
+    assert int(kept.moments.steps) == 10
+
+
+def test_a_resumed_training_goes_on_with_the_kept_moments(tmp_path):
+    """Chunks give the same moments, and an interrupted training ends with the bits of an unbroken one."""
+    tasks = sample_tasks.classification(way=3, shot=4, query=2)
+
+    def engine(**options: Any) -> kshot.Engine:
+        made = kshot.learner("reptile", tasks.spec, seed=1, hidden=(5,), inner_batch=3, moments="kept")
+        return kshot.Engine(made, tasks, optimizer={"schedule": "constant"}, **options)
+
+    whole, parts, resumed, chunked = engine(), engine(), engine(), engine(chunk=2)
+    whole.train(6)
+    parts.train(3)
+    resumed.resume(parts.save(tmp_path / "three.pt"))
+    resumed.train(6)
+    expected = whole.learner.state_dict()
+    assert expected["moments.v"].abs().max() > 0
+    assert int(expected["moments.steps"]) == 6 * 5
+    for name, t in resumed.learner.state_dict().items():
+        assert torch.equal(t, expected[name]), name
+    chunked.train(6)
+    for name, t in chunked.learner.state_dict().items():
+        assert torch.allclose(t, expected[name], rtol=1e-4, atol=1e-6), name
+
+
+def test_moments_of_sgd_are_not_kept():
+    """SGD has no moments."""
+    with pytest.raises(OptionError, match="got moments='kept' with inner_optimizer='sgd', expected 'reset'"):
+        Reptile(LINES.spec, moments="kept")
+
+
 # --- Minibatches ----------------------------------------------------------------------------------
 
 

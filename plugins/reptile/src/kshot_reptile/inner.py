@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 from attrs import frozen
-from torch import Tensor
+from torch import Tensor, nn
 
 from kshot import Support, TaskSpec, generator
 from kshot.errors import DataError
@@ -72,6 +72,48 @@ def _adam_step(
     root = {n: (s / (1 - beta2 ** (t + 1))).sqrt() for n, s in v.items()}
     # theta_t = theta_{t-1} - lr g / (sqrt(v^) + eps).
     return {n: p - lr * gradients[n] / (root[n] + eps) for n, p in parameters.items()}, (t + 1, v)
+
+
+class Moments(nn.Module):
+    """Keep the second moments of Adam from task to task, as the authors' code does, instead of starting from 0 in each.
+
+    They are buffers, so a checkpoint has them. Every task of a meta-batch starts with the same moments, and afterwards
+    these are the mean over its tasks. So chunks and processes make no difference. With a meta-batch of 1 this is what
+    the authors do; with a larger one, they hand the moments from one task of the meta-batch to the next.
+
+    Args:
+        parameters: the parameters that adapt, by name.
+
+    Attributes:
+        v: the decaying means of the squared gradients of all parameters [P]; 0 before the first task.
+        steps: the number of inner steps of one task after another [].
+
+    Example:
+        >>> moments = Moments({"theta": torch.tensor([1.0, 2.0])})
+        >>> moments.keep({"theta": torch.tensor([[4.0, 0.0], [2.0, 2.0]])}, steps=5)
+        >>> moments.memory({"theta": torch.zeros(2)})
+        (5, {'theta': tensor([3., 1.])})
+    """
+
+    v: Tensor
+    steps: Tensor
+
+    def __init__(self, parameters: Tensors) -> None:
+        super().__init__()
+        self.register_buffer("v", torch.cat([torch.zeros_like(p).flatten() for p in parameters.values()]))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def memory(self, parameters: Tensors) -> tuple[int, Tensors]:
+        """Return the memory of ``adam`` with which a task starts; the parameters give names and shapes."""
+        parts = self.v.split([p.numel() for p in parameters.values()])
+        each = zip(parameters.items(), parts, strict=True)
+        return int(self.steps), {name: part.view(p.shape) for (name, p), part in each}
+
+    @torch.no_grad()
+    def keep(self, v: Tensors, steps: int) -> None:
+        """Store the mean over tasks of the moments after ``steps`` more steps, by name [B, *]."""
+        self.v.copy_(torch.cat([each.mean(0).flatten() for each in v.values()]))
+        self.steps += steps
 
 
 @frozen
