@@ -13,6 +13,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from kshot.inner import graphs
 from kshot.inner.guards import Guard, Untraceable
 from kshot.inner.programs import Program
 
@@ -52,7 +53,7 @@ def make_trace(
         guard: of the function.
         inputs: of the program.
         compiled: whether to compile the trace.
-        warn: called with the reason if it can't be compiled.
+        warn: called with the reason if it can't be compiled, or captured on a GPU.
 
     Raises:
         Untraceable: the program can't be traced.
@@ -72,10 +73,12 @@ def make_trace(
         raise Untraceable(f"running it changes {guard.changed()}")
     simplify(graph)
     run = _compiled(graph, [*inputs, *outer], warn) if compiled else interpreter(graph)
+    with torch.no_grad(), without_autocast():
+        run = graphs.captured(run, [*inputs, *outer], warn)
     for _ in range(3):  # an interpreter may optimise what it has run a few times
         with same_chance(inputs), torch.no_grad(), without_autocast():
             got = run(*inputs, *outer)
-        if not _equal(got, expected, exactly=not compiled):
+        if not _equal(got, expected, exactly=not compiled and got[0].device.type == "cpu"):
             raise Untraceable("its trace computes other numbers, because something changes by itself")
     program.forget()
     places = [t.untyped_storage().data_ptr() for t in got]
