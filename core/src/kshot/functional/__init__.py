@@ -3,6 +3,7 @@
 The functions keep no state, choose no device and log nothing. This package imports torch only.
 """
 
+from kshot.functional.conjugate import conjugate_gradient
 from kshot.functional.lstm import lstm_cell
 from kshot.functional.metric import (
     class_means,
@@ -18,6 +19,7 @@ __all__ = [
     "best_threshold",
     "class_means",
     "class_sums",
+    "conjugate_gradient",
     "full_precision",
     "lstm_cell",
     "pairwise_squared_distance",
