@@ -1,0 +1,238 @@
+"""Implicit MAML: Rajeswaran, Finn, Kakade & Levine, "Meta-learning with implicit gradients", 2019 (1909.04630).
+
+Letters: B meta-batch, N way, n queries, P numbers in all parameters. theta are the parameters of the network, phi those
+adapted to a task, and H the Hessian of the support loss at phi. Some functions are written for one task, without the
+axis B; ``Lift`` runs them for all tasks of a meta-batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import attrs
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kshot import Episode, Lift, Metrics, Needs, Predictor, Support, TaskSpec, Training
+from kshot.errors import OptionError
+from kshot.functional import conjugate_gradient, full_precision
+from kshot.inner import State, Tensors, check_descent, descend, keep_buffers
+from kshot.nn import NetworkChoice, Normalisation, evaluating
+from kshot.nn import network as build_network
+from kshot.registry import Range
+
+
+class IMAML(nn.Module):
+    """Learn initial parameters near which each task has a good minimum of its support loss.
+
+    A task adapts by descending G(phi) = L_support(phi) + lambda / 2 ||phi - theta||^2 from theta. The meta-gradient is
+    that of the minimum of G, by the implicit function theorem. It needs the adapted parameters only, so that memory
+    does not grow with the number of inner steps. It is exact only at the minimum and with enough ``cg_steps``, and
+    otherwise an approximation; it is never the derivative of the loss after a given number of steps.
+
+    Args:
+        spec: the specification of the tasks, which determines the inputs and outputs of the network.
+        network: ``auto``, ``conv4``, ``mlp`` or a module from [n, *input] to logits [n, N] or values [n, *target].
+        width: channels of ``conv4``.
+        hidden: units of the hidden layers of ``mlp``.
+        normalisation: the statistics by which batch norm normalises the queries, see ``kshot.nn.Network``.
+        regularisation: lambda, which keeps phi near theta; the default is the paper's. Where the support loss is
+            curved downwards, lambda must be greater than this curvature, otherwise there may be no minimum.
+        inner_lr: the rate of the inner steps; None for 0.1 (the authors' code), or 0.01 for regression.
+        inner_steps: the number of inner steps in training; None for the paper's: 16, or 25 if there are at least 20
+            classes.
+        test_steps: the number of inner steps at evaluation and prediction; None for the same as in training.
+        cg_steps: the number of iterations of conjugate gradients. The default is the paper's; with 0 the meta-gradient
+            is grad L_query(phi), as in first-order MAML.
+        damping: a number that is added to the diagonal of I + H / lambda; the paper's equation has none.
+        strategy: how the tasks of a meta-batch run: in parallel (``vmap``), one after another (``loop``), or ``auto``.
+        chunk: the greatest number of tasks that run in parallel; None for as many as a limit of memory allows.
+
+    Raises:
+        OptionError: lambda is not positive, another number is negative, or a choice is unknown.
+        DataError: the network does not accept the inputs of the tasks, or the number of classes (way) varies.
+
+    Example:
+        >>> from kshot.testing import sample_tasks
+        >>> tasks = sample_tasks.Lines()
+        >>> learner = IMAML(tasks.spec, hidden=(8,), inner_steps=4)
+        >>> episode = tasks.sample("test", [0, 1])
+        >>> tuple(learner.adapt(episode.support)(episode.query.x).shape)
+        (2, 4, 1)
+    """
+
+    needs = Needs(kinds=("classification", "regression"), invariant={"order"})
+
+    def __init__(
+        self,
+        spec: TaskSpec,
+        *,
+        network: NetworkChoice = "auto",
+        width: Annotated[int, Range(1, 4096)] = 64,
+        hidden: tuple[Annotated[int, Range(1, 65536)], ...] = (40, 40),
+        normalisation: Normalisation = "transductive",
+        regularisation: Annotated[float, Range(above=0)] = 2.0,
+        inner_lr: Annotated[float, Range(0)] | None = None,
+        inner_steps: Annotated[int, Range(0)] | None = None,
+        test_steps: Annotated[int, Range(0)] | None = None,
+        cg_steps: Annotated[int, Range(0)] = 5,
+        damping: Annotated[float, Range(0)] = 0.0,
+        strategy: Literal["auto", "vmap", "loop"] = "auto",
+        chunk: Annotated[int, Range(1)] | None = None,
+    ) -> None:
+        super().__init__()
+        if not regularisation > 0 or min(inner_steps or 0, test_steps or 0, cg_steps, damping) < 0:
+            raise OptionError(
+                f"imaml: got regularisation {regularisation}, inner_steps {inner_steps}, test_steps {test_steps}, "
+                f"cg_steps {cg_steps} and damping {damping}, expected a positive number and four of at least 0; "
+                "raise them"
+            )
+        self.kind = spec.kind
+        self.net = build_network(network, spec, normalisation=normalisation, width=width, hidden=hidden)
+        self.regularisation, self.damping, self.cg_steps = regularisation, damping, cg_steps
+        self.inner_lr = (0.01 if spec.kind == "regression" else 0.1) if inner_lr is None else inner_lr
+        self.inner_steps = paper_steps(spec) if inner_steps is None else inner_steps
+        self.test_steps = self.inner_steps if test_steps is None else test_steps
+        self.lift = Lift(strategy, chunk)
+        self.needs = attrs.evolve(type(self).needs, queries=self.net.queries)
+        self.training_defaults = Training(meta_batch=25 if spec.kind == "regression" else 16, iterations=500)
+
+    def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Compute L of one task: the cross-entropy of logits [n, N], or the mean squared error of values."""
+        outputs = full_precision(outputs)
+        return F.cross_entropy(outputs, y) if self.kind == "classification" else F.mse_loss(outputs, y)
+
+    def support_loss(self, state: State, support: Support) -> Tensor:
+        """Compute L(f_phi) on the support of one task."""
+        return self.loss(self.net.on_support(state, support.x), support.y)
+
+    def minimum(self, theta: State, support: Support, steps: int) -> tuple[State, Tensor]:
+        """Descend G from theta by ``steps`` gradient steps (algorithm 2, line 4). Nothing of the path is kept.
+
+        Returns:
+            phi, and G before each step [steps].
+        """
+
+        def objective(phi: State, support: Support) -> Tensor:
+            """Compute G(phi) = L_support(phi) + lambda / 2 ||phi - theta||^2 (eq. 3)."""
+            away = sum((gap.square().sum() for gap in phi.away_from(theta).values()), torch.zeros(()))
+            return self.support_loss(phi, support) + self.regularisation / 2 * away
+
+        return descend(objective, theta, support, lr=self.inner_lr, steps=steps, second_order=False)
+
+    def implicit_gradient(self, phi: State, support: Support, gradient: Tensors) -> dict[str, Tensor]:
+        """Solve (I + H / lambda) g = grad L_query(phi) by conjugate gradients (algorithm 2, line 5, and eq. 7)."""
+        if self.cg_steps == 0:
+            return dict(gradient)
+
+        def slope(parameters: Tensors) -> Tensors:
+            """Compute grad L_support."""
+            copies = {n: b.clone() for n, b in phi.buffers.items()}
+            return torch.func.grad(lambda named: self.support_loss(State(named, copies), support))(parameters)
+
+        # H v is the derivative of grad L_support along v. H is symmetric, so this is the product from the left, too,
+        # and each costs one backward pass through the gradient, which is computed once.
+        _, pull = torch.func.vjp(slope, dict(phi.parameters))
+
+        def product(v: Tensor) -> Tensor:
+            """Compute (I + H / lambda) v, with the damping."""
+            return (1 + self.damping) * v + flat(pull(unflat(v, gradient))[0]) / self.regularisation
+
+        return unflat(conjugate_gradient(product, flat(gradient), self.cg_steps, enough=0.0), gradient)
+
+    def task(self, theta: State, episode: Episode) -> tuple[dict[str, Tensor], dict[str, Tensor], State]:
+        """Return the metrics of one task, its meta-gradient by name (algorithm 2), and phi."""
+        support, query = episode.support, episode.query
+        # Line 4: phi, nearly the minimum of G.
+        phi, losses = self.minimum(theta, support, self.inner_steps)
+
+        def query_loss(parameters: Tensors, buffers: Tensors) -> tuple[Tensor, tuple[Tensor, Tensors]]:
+            outputs = self.net.on_query(State(parameters, buffers), query.x, support.x)
+            return self.loss(outputs, query.y), (outputs, buffers)
+
+        # Line 5: grad L_query(phi), then the solution of the linear equations.
+        copies = {n: b.clone() for n, b in phi.buffers.items()}
+        differentiate = torch.func.grad_and_value(query_loss, has_aux=True)
+        gradient, (loss, (outputs, buffers)) = differentiate(dict(phi.parameters), copies)
+        metrics = {"loss": loss, "inner": losses}
+        if self.kind == "classification":
+            metrics["accuracy"] = (outputs.argmax(-1) == query.y).float().mean()
+        return metrics, self.implicit_gradient(phi, support, gradient), State(phi.parameters, buffers)
+
+    def meta_gradients(self, episodes: Episode) -> tuple[dict[str, Tensor], dict[str, Tensor], State, State]:
+        """Return the metrics of each task, each [B], its meta-gradient {name: [B, *]}, theta, and phi."""
+        theta = self.net.state().detach()
+        with torch.no_grad():
+            metrics, gradients, phi = self.lift.map(self.task, theta, episodes)
+        check_descent(metrics.pop("inner"), "imaml", episodes.origin)
+        keep_buffers(self.net.net, phi)  # running statistics: the mean over the tasks
+        return metrics, gradients, theta, phi
+
+    def meta_gradient(self, episodes: Episode) -> Metrics:
+        """Add the mean over tasks of their meta-gradients to ``.grad`` (algorithm 1, line 6)."""
+        metrics, gradients, _, _ = self.meta_gradients(episodes)
+        for name, p in self.net.state().parameters.items():
+            mean = gradients[name].mean(0)
+            p.grad = mean if p.grad is None else p.grad + mean
+        return {name: values.mean() for name, values in metrics.items()}
+
+    def task_losses(self, episodes: Episode) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Return losses on the queries [B], whose gradient is the meta-gradient, and theta - phi (``PerTask``)."""
+        metrics, gradients, theta, phi = self.meta_gradients(episodes)
+        losses = metrics["loss"]
+        for name, p in self.net.state().parameters.items():
+            # Adds 0 to the loss and the meta-gradient to its gradient.
+            losses = losses + ((p - p.detach()) * gradients[name]).reshape(episodes.size, -1).sum(1)
+        return losses, phi.away_from(theta)
+
+    def adapt(self, support: Support) -> Predictor:
+        """Take ``test_steps`` inner steps on the support, and return the predictor with the adapted parameters phi.
+
+        The predictor maps queries [B, n, *input] to logits [B, n, N] or values [B, n, *target].
+        """
+
+        def fitted(theta: State, support: Support) -> tuple[State, Tensor]:
+            return self.minimum(theta, support, self.test_steps)
+
+        with evaluating(self.net), torch.no_grad():
+            phi, losses = self.lift.map(fitted, self.net.state().detach(), support)
+        check_descent(losses, "imaml")
+
+        def predict(x: Tensor) -> Tensor:
+            outputs: Tensor = self.lift.map(self.net.predict, phi, x, support.x)
+            return full_precision(outputs)
+
+        return predict
+
+
+def flat(named: Tensors) -> Tensor:
+    """Join tensors to one vector [P].
+
+    Example:
+        >>> flat({"a": torch.zeros(2, 2), "b": torch.ones(1)})
+        tensor([0., 0., 0., 0., 1.])
+    """
+    return torch.cat([t.flatten() for t in named.values()])
+
+
+def unflat(vector: Tensor, like: Tensors) -> dict[str, Tensor]:
+    """Divide a vector [P] into tensors of the names and shapes of ``like``.
+
+    Example:
+        >>> unflat(torch.arange(3.0), {"a": torch.zeros(2), "b": torch.zeros(1)})
+        {'a': tensor([0., 1.]), 'b': tensor([2.])}
+    """
+    parts = vector.split([t.numel() for t in like.values()])
+    return {n: part.view(t.shape) for (n, t), part in zip(like.items(), parts, strict=True)}
+
+
+def paper_steps(spec: TaskSpec) -> int:
+    """Return the number of inner steps: 16, or 25 from 20 ways on, as in the paper's experiments with Omniglot.
+
+    Example:
+        >>> paper_steps(TaskSpec(kind="classification", input_shape=(4,), way=5, shot=1, query=5))
+        16
+    """
+    return 25 if isinstance(spec.way, int) and spec.way >= 20 else 16
