@@ -8,7 +8,7 @@ axis B; ``Lift`` runs them for all tasks of a meta-batch.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import attrs
 import torch
@@ -127,14 +127,14 @@ class IMAML(nn.Module):
         if self.cg_steps == 0:
             return dict(gradient)
 
-        def slope(parameters: Tensors) -> Tensors:
+        def slope(parameters: Tensors) -> Any:
             """Compute grad L_support."""
             copies = {n: b.clone() for n, b in phi.buffers.items()}
             return torch.func.grad(lambda named: self.support_loss(State(named, copies), support))(parameters)
 
         # H v is the derivative of grad L_support along v. H is symmetric, so this is the product from the left, too,
         # and each costs one backward pass through the gradient, which is computed once.
-        _, pull = torch.func.vjp(slope, dict(phi.parameters))
+        pull: Any = torch.func.vjp(slope, dict(phi.parameters))[1]
 
         def product(v: Tensor) -> Tensor:
             """Compute (I + H / lambda) v, with the damping."""

@@ -1,4 +1,7 @@
-"""The weights of the losses after each inner step (section 4, "multi-step loss optimization"). Letter: K inner steps."""
+"""The weights of the losses after each inner step: "multi-step loss optimization", in section 4 of the paper.
+
+Letter: K inner steps in training.
+"""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
 """MAML++: Antoniou, Edwards & Storkey, "How to train your MAML", 2018 (1810.09502), section 4.
 
-The weights of the losses are in ``annealing.py``, what batch norm has for each step in ``step_norms.py``. Letters: B meta-batch, N way, n queries, K inner steps in
-training. theta are the parameters of the network, and theta_k those after k inner steps on a task. Some functions are
-written for one task, without the axis B; ``Lift`` runs them for all tasks of a meta-batch.
+The weights of the losses are in ``annealing.py``, and what batch norm has for each step is in ``step_norms.py``.
+Letters: B meta-batch, N way, n queries, K inner steps in training; theta are the parameters of the network, theta_k
+those after k inner steps on a task. Some functions are of one task, without B; ``Lift`` runs them for a meta-batch.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -194,11 +194,11 @@ class MAMLPP(nn.Module):
             metrics["accuracy"] = (outputs.argmax(-1) == episode.query.y).float().mean()
         return metrics, State(state.parameters, judged[-1].buffers)
 
-    def phase(self) -> dict[str, bool]:
-        """Return how the present meta-batch is trained on: options of ``task``, by the counter of meta-batches."""
+    def phase(self) -> tuple[Callable[..., Any], Lift]:
+        """Return ``task`` as the present meta-batch needs it, by the counter, and the ``Lift`` of this phase."""
         done = int(self.meta_batches)
-        second_order = self.second_order and done >= self.first_order_iterations
-        return {"every_step": done < self.loss_iterations, "second_order": second_order}
+        every, second = done < self.loss_iterations, self.second_order and done >= self.first_order_iterations
+        return partial(self.task, every_step=every, second_order=second), self.lifts[every, second]
 
     def finish(self, metrics: dict[str, Any], end: State, episodes: Episode) -> dict[str, Tensor]:
         """Keep the running statistics, count the meta-batch, and return the metrics to be logged, each [B]."""
@@ -211,16 +211,14 @@ class MAMLPP(nn.Module):
 
     def meta_gradient(self, episodes: Episode) -> Metrics:
         """Add the mean over tasks of the gradient of their losses to ``.grad``, for theta, rates and batch norm."""
-        phase, statistics = self.phase(), self.norms.statistics(episodes.size)
-        task = partial(self.task, **phase)
-        metrics, end = self.lifts[*phase.values()].mean_gradient(task, self.start(), episodes, statistics)
+        (task, lift), statistics = self.phase(), self.norms.statistics(episodes.size)
+        metrics, end = lift.mean_gradient(task, self.start(), episodes, statistics)
         return {name: values.mean() for name, values in self.finish(dict(metrics), end, episodes).items()}
 
     def task_losses(self, episodes: Episode) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Return the losses [B] with their graph, and theta - theta_K of each task (ability ``PerTask``)."""
-        phase, theta = self.phase(), self.start()
-        task, statistics = partial(self.task, **phase), self.norms.statistics(episodes.size)
-        metrics, end = self.lifts[*phase.values()].map(task, theta, episodes, statistics)
+        (task, lift), theta = self.phase(), self.start()
+        metrics, end = lift.map(task, theta, episodes, self.norms.statistics(episodes.size))
         return self.finish(metrics, end, episodes)["loss"], end.away_from(theta)
 
     def adapt(self, support: Support) -> Predictor:
