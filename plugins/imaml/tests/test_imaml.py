@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kshot
-from kshot import Episode, Examples, Origin, Support, TaskSpec
+from kshot import Engine, Episode, Examples, Origin, Support, TaskSpec
 from kshot.episode import map_tensors
 from kshot.errors import DataError, MisfitError, OptionError, TrainingError
 from kshot.inner import descend
@@ -57,14 +57,14 @@ def linear_tasks(tasks: int, features: int) -> Episode:
 def linear(features: int, **options) -> IMAML:
     spec = TaskSpec(kind="regression", input_shape=(features,), target_shape=(1,), shot=8, query=8)
     torch.manual_seed(1)
-    return IMAML(spec, network=nn.Linear(features, 1, bias=False), **options).double()
+    return IMAML(spec, network=nn.Linear(features, 1, bias=False), **{"damping": 0.0, **options}).double()
 
 
 def smooth(**options) -> IMAML:
     """Return a float64 net with Tanh, whose derivatives exist everywhere; it has 13 parameters."""
     torch.manual_seed(1)
     net = nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1))
-    return IMAML(SPEC, network=net, **options).double()
+    return IMAML(SPEC, network=net, **{"damping": 0.0, **options}).double()
 
 
 def gradient_of(learner: IMAML, episodes: Episode) -> Tensor:
@@ -102,8 +102,8 @@ def naive(learner: IMAML, episodes: Episode, steps: int) -> Tensor:
             return F.mse_loss(torch.func.functional_call(module, named, episodes.support.x[b]), episodes.support.y[b])
 
         phi = torch.cat([p.detach().flatten() for p in at])
-        a = torch.eye(len(phi), dtype=torch.float64) * (1 + learner.damping)
-        a = a + torch.autograd.functional.hessian(loss, phi) / learner.regularisation
+        hessian = torch.autograd.functional.hessian(loss, phi)
+        a = torch.eye(len(phi), dtype=torch.float64) + hessian / (learner.regularisation + learner.damping)
         query = F.mse_loss(module(episodes.query.x[b]), episodes.query.y[b])
         slope = torch.cat([g.flatten() for g in torch.autograd.grad(query, at)])
         q = slope[:, None] / slope.norm()
@@ -265,9 +265,9 @@ def test_defaults_are_the_papers():
     """Lambda is 2, and there are 16 steps, or 25 from 20 ways on, and five of conjugate gradients."""
     images = {"kind": "classification", "input_shape": (1, 28, 28), "shot": 1, "query": 5}
     five, twenty = (IMAML(TaskSpec(way=way, **images), width=4) for way in (5, 20))
-    assert (five.regularisation, five.cg_steps, five.damping, five.inner_lr) == (2.0, 5, 0.0, 0.1)
+    assert (five.regularisation, five.cg_steps, five.damping, five.inner_lr) == (2.0, 5, 10.0, 0.1)
     assert (five.inner_steps, five.test_steps, twenty.inner_steps) == (16, 16, 25)
-    assert IMAML(SPEC).inner_lr == 0.01
+    assert IMAML(SPEC).inner_lr == 0.005
 
 
 @pytest.mark.parametrize(
@@ -294,3 +294,10 @@ def test_a_diverging_inner_loop_names_task_and_step():
     learner = IMAML(SPEC, inner_lr=1e18, inner_steps=3)
     with pytest.raises(TrainingError, match=r"imaml: got inner loss .* of episode 0 of split 'train' .* step \d of 3"):
         learner.meta_gradient(Waves().sample("train", range(2)))
+
+
+def test_it_learns_to_fit_sine_waves_from_ten_points():
+    """The error is at most mean + 3 sigma of 5 seeds (0.79, sigma 0.27); without adaptation 3.0 is the best."""
+    engine = Engine(kshot.learner("imaml", SPEC, seed=0), Waves())
+    engine.train(150)
+    assert engine.evaluate(200).mean < 1.61
