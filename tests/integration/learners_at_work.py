@@ -20,6 +20,8 @@ CASES: dict[str, Case] = {
     "protonet": ("protonet", {}, "toy", {}),
     "maml": ("maml", {}, "sinusoid", {}),
     "first-order maml": ("maml", {"order": "first", "inner_steps": 3}, "toy", {"shot": 5}),
+    "mamlpp": ("mamlpp", {"inner_steps": 3, "loss_iterations": 12, "first_order_iterations": 6}, "sinusoid", {}),
+    "imaml": ("imaml", {"inner_steps": 4}, "sinusoid", {}),
     "reptile": ("reptile", {"test_steps": 5}, "sinusoid", {}),
     "gradient-agreement of maml": ("gradient-agreement", {"inner": "maml"}, "sinusoid", {}),
     "gradient-agreement of reptile": ("gradient-agreement", {"inner": {"name": "reptile"}}, "sinusoid", {}),
