@@ -137,11 +137,11 @@ def test_the_meta_gradient_is_that_of_a_second_implementation(steps, strategy, a
     After 4 of 10 meta-batches an earlier loss has the weight 0.6 / K.
     """
     learner = learner_of(inner_steps=steps, strategy=strategy, step_affine=affine, loss_iterations=10)
-    learner.meta_batches += 4
+    learner.annealing.meta_batches += 4
     expected, _ = naive(learner, waves(3), [0.6 / steps] * (steps - 1) + [1 - (steps - 1) * 0.6 / steps])
     mine = gradients_of(learner, waves(3))
     assert_equal(mine, expected)
-    assert int(learner.meta_batches) == 5
+    assert int(learner.annealing.meta_batches) == 5
     assert mine["rates"].shape == (steps, 6 if affine else 8)
     assert all(bool((g != 0).all()) for n, g in mine.items() if n != "net.net.2.bias")  # batch norm removes this bias
 
@@ -157,7 +157,7 @@ def test_losses_move_to_the_last_step():
 def test_after_the_annealing_only_the_last_loss_counts():
     """The meta-batch after ``loss_iterations`` has MAML's loss; the one before does not."""
     learner = learner_of(inner_steps=3, loss_iterations=4)
-    learner.meta_batches += 3
+    learner.annealing.meta_batches += 3
     before, after = (gradients_of(learner, waves(2)) for _ in range(2))
     assert_equal(after, naive(learner, waves(2), [0.0, 0.0, 1.0])[0])
     assert_equal(before, naive(learner, waves(2), [1 / 12, 1 / 12, 10 / 12])[0])
@@ -189,7 +189,7 @@ def test_the_counter_counts_meta_batches_not_chunks(monkeypatch):
         learner = learner_of(inner_steps=2, loss_iterations=3, first_order_iterations=2)
         Engine(learner, InFloat64(), meta_batch=4, chunk=chunk, optimizer={"name": "sgd", "lr": 0.01}).train(5)
         learners.append(learner)
-    assert [int(learner.meta_batches) for learner in learners] == [5, 5]
+    assert [int(learner.annealing.meta_batches) for learner in learners] == [5, 5]
     for (name, p), q in zip(learners[0].named_parameters(), learners[1].parameters(), strict=True):
         assert torch.allclose(p, q, rtol=0, atol=1e-9), name
 
@@ -212,7 +212,7 @@ def test_a_resumed_training_goes_on_in_the_annealing(tmp_path):
     engines[2].resume()
     engines[2].train(6)
     unbroken, resumed = engines[0].learner, engines[2].learner
-    assert int(unbroken.meta_batches) == 6
+    assert int(unbroken.annealing.meta_batches) == 6
     for name, value in unbroken.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
 
@@ -239,7 +239,7 @@ def test_displacements_are_those_of_the_last_step():
     losses, away = learner.task_losses(waves(2))
     assert sorted(away) == ["0.bias", "0.weight", "2.bias", "2.weight", "5.bias", "5.weight"]
     assert losses.shape == (2,)
-    assert int(learner.meta_batches) == 1
+    assert int(learner.annealing.meta_batches) == 1
     module = copy.deepcopy(learner.net.net)
     with torch.no_grad():
         for name in away:
@@ -257,7 +257,7 @@ def test_running_statistics_are_those_of_each_step(each):
     moved = []
     for steps in (1, 2):
         away = learner_of(**options)
-        state = away.start()
+        state = away.norms.start(away.net)
         for k in range(steps):
             support = kshot.episode.one_task(waves(1).support, 0)
             state, _ = away.inner_step(k, state, support, {}, True)
@@ -292,10 +292,14 @@ def test_training_reports_the_predictions_after_the_inner_steps():
 def test_defaults_are_the_authors():
     """Five steps of rate 0.1, a schedule along a cosine, and the losses of all steps in the first tenth."""
     learner = MAMLPP(TaskSpec(kind="classification", input_shape=(1, 28, 28), shot=1, query=5, way=5), width=4)
-    assert (learner.inner_steps, learner.test_steps, learner.first_order_iterations) == (5, 5, 0)
+    assert (learner.inner_steps, learner.test_steps, learner.annealing.first_order_iterations) == (5, 5, 0)
     assert learner.rates.unique().tolist() == [pytest.approx(0.1)]
     training = learner.training_defaults
-    assert (training.schedule, training.meta_batch, learner.loss_iterations) == ("cosine", 8, training.iterations // 10)
+    assert (training.schedule, training.meta_batch, learner.annealing.loss_iterations) == (
+        "cosine",
+        8,
+        training.iterations // 10,
+    )
     assert len(learner.norms.not_adapted) == 8
     assert [len(p) for p in learner.norms.earlier] == [4] * 8
     assert MAMLPP(SPEC).rates.unique().tolist() == [pytest.approx(0.01)]

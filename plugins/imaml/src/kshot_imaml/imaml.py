@@ -1,14 +1,14 @@
 """Implicit MAML: Rajeswaran, Finn, Kakade & Levine, "Meta-learning with implicit gradients", 2019 (1909.04630).
 
-Letters: B meta-batch, N way, n queries, P numbers in all parameters. theta are the parameters of the network, phi those
-adapted to a task, and H the Hessian of the support loss at phi. Some functions are written for one task, without the
-axis B; ``Lift`` runs them for all tasks of a meta-batch.
+The linear equations are in ``implicit.py``. Letters: B meta-batch, N way, n queries. theta are the parameters of the
+network, phi those adapted to a task, and H the Hessian of the support loss at phi. Some functions are written for one
+task, without the axis B; ``Lift`` runs them for all tasks of a meta-batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import attrs
 import torch
@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from kshot import Episode, Lift, Metrics, Needs, Predictor, Support, TaskSpec, Training
 from kshot.errors import OptionError
-from kshot.functional import conjugate_gradient, full_precision
+from kshot.functional import full_precision
 from kshot.inner import State, Tensors, check_descent, descend, keep_buffers
 from kshot.nn import NetworkChoice, Normalisation, evaluating
 from kshot.nn import network as build_network
 from kshot.registry import Range
+from kshot_imaml.implicit import implicit_gradient, paper_steps
 
 
 class IMAML(nn.Module):
@@ -112,57 +113,39 @@ class IMAML(nn.Module):
         return self.loss(self.net.on_support(state, support.x), support.y)
 
     def minimum(self, theta: State, support: Support, steps: int) -> tuple[State, Tensor]:
-        """Descend G from theta by ``steps`` gradient steps (algorithm 2, line 4). Nothing of the path is kept.
+        """Descend G from theta by ``steps`` gradient steps (algorithm 2). Nothing of the path is kept.
 
         Returns:
             phi, and G before each step [steps].
         """
 
         def objective(phi: State, support: Support) -> Tensor:
-            """Compute G(phi) = L_support(phi) + lambda / 2 ||phi - theta||^2 (eq. 3)."""
+            """Compute G(phi) = L_support(phi) + lambda / 2 ||phi - theta||^2 (eq. 4)."""
             away = sum((gap.square().sum() for gap in phi.away_from(theta).values()), torch.zeros(()))
             return self.support_loss(phi, support) + self.regularisation / 2 * away
 
         return descend(objective, theta, support, lr=self.inner_lr, steps=steps, second_order=False)
 
-    def implicit_gradient(self, phi: State, support: Support, gradient: Tensors) -> dict[str, Tensor]:
-        """Solve (I + H / lambda) g = grad L_query(phi) by conjugate gradients (algorithm 2, line 5, and eq. 7)."""
-        if self.cg_steps == 0:
-            return dict(gradient)
-
-        def slope(parameters: Tensors) -> Any:
-            """Compute grad L_support."""
-            copies = {n: b.clone() for n, b in phi.buffers.items()}
-            return torch.func.grad(lambda named: self.support_loss(State(named, copies), support))(parameters)
-
-        # H v is the derivative of grad L_support along v. H is symmetric, so this is the product from the left, too,
-        # and each costs one backward pass through the gradient, which is computed once.
-        pull: Any = torch.func.vjp(slope, dict(phi.parameters))[1]
-
-        def product(v: Tensor) -> Tensor:
-            """Compute (I + H / lambda) v, with the damping added to lambda."""
-            return v + flat(pull(unflat(v, gradient))[0]) / (self.regularisation + self.damping)
-
-        return unflat(conjugate_gradient(product, flat(gradient), self.cg_steps, enough=0.0), gradient)
-
     def task(self, theta: State, episode: Episode) -> tuple[dict[str, Tensor], dict[str, Tensor], State]:
         """Return the metrics of one task, its meta-gradient by name (algorithm 2), and phi."""
         support, query = episode.support, episode.query
-        # Line 4: phi, nearly the minimum of G.
+        # phi, nearly the minimum of G.
         phi, losses = self.minimum(theta, support, self.inner_steps)
 
         def query_loss(parameters: Tensors, buffers: Tensors) -> tuple[Tensor, tuple[Tensor, Tensors]]:
             outputs = self.net.on_query(State(parameters, buffers), query.x, support.x)
             return self.loss(outputs, query.y), (outputs, buffers)
 
-        # Line 5: grad L_query(phi), then the solution of the linear equations.
+        # grad L_query(phi), then the solution of the linear equations.
         copies = {n: b.clone() for n, b in phi.buffers.items()}
         differentiate = torch.func.grad_and_value(query_loss, has_aux=True)
         gradient, (loss, (outputs, buffers)) = differentiate(dict(phi.parameters), copies)
         metrics = {"loss": loss, "inner": losses}
         if self.kind == "classification":
             metrics["accuracy"] = (outputs.argmax(-1) == query.y).float().mean()
-        return metrics, self.implicit_gradient(phi, support, gradient), State(phi.parameters, buffers)
+        strength = self.regularisation + self.damping
+        implicit = implicit_gradient(self.support_loss, phi, support, gradient, strength=strength, steps=self.cg_steps)
+        return metrics, implicit, State(phi.parameters, buffers)
 
     def meta_gradients(self, episodes: Episode) -> tuple[dict[str, Tensor], dict[str, Tensor], State, State]:
         """Return the metrics of each task, each [B], its meta-gradient {name: [B, *]}, theta, and phi."""
@@ -174,7 +157,7 @@ class IMAML(nn.Module):
         return metrics, gradients, theta, phi
 
     def meta_gradient(self, episodes: Episode) -> Metrics:
-        """Add the mean over tasks of their meta-gradients to ``.grad`` (algorithm 1, line 6)."""
+        """Add the mean over tasks of their meta-gradients to ``.grad`` (algorithm 1)."""
         metrics, gradients, _, _ = self.meta_gradients(episodes)
         for name, p in self.net.state().parameters.items():
             mean = gradients[name].mean(0)
@@ -208,34 +191,3 @@ class IMAML(nn.Module):
             return full_precision(outputs)
 
         return predict
-
-
-def flat(named: Tensors) -> Tensor:
-    """Join tensors to one vector [P].
-
-    Example:
-        >>> flat({"a": torch.zeros(2, 2), "b": torch.ones(1)})
-        tensor([0., 0., 0., 0., 1.])
-    """
-    return torch.cat([t.flatten() for t in named.values()])
-
-
-def unflat(vector: Tensor, like: Tensors) -> dict[str, Tensor]:
-    """Divide a vector [P] into tensors of the names and shapes of ``like``.
-
-    Example:
-        >>> unflat(torch.arange(3.0), {"a": torch.zeros(2), "b": torch.zeros(1)})
-        {'a': tensor([0., 1.]), 'b': tensor([2.])}
-    """
-    parts = vector.split([t.numel() for t in like.values()])
-    return {n: part.view(t.shape) for (n, t), part in zip(like.items(), parts, strict=True)}
-
-
-def paper_steps(spec: TaskSpec) -> int:
-    """Return the number of inner steps: 16, or 25 from 20 ways on, as in the paper's experiments with Omniglot.
-
-    Example:
-        >>> paper_steps(TaskSpec(kind="classification", input_shape=(4,), way=5, shot=1, query=5))
-        16
-    """
-    return 25 if isinstance(spec.way, int) and spec.way >= 20 else 16

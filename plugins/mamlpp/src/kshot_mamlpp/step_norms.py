@@ -52,27 +52,32 @@ class StepNorms(nn.Module):
         for i, buffer in enumerate(moving.values()):
             self.register_buffer(f"running_{i}", buffer.expand(self.last, *buffer.shape).clone())
 
+    def start(self, net: Network) -> State:
+        """Return theta: the parameters of the network that adapt, and its buffers."""
+        state = net.state()
+        return State({n: p for n, p in state.parameters.items() if n not in self.not_adapted}, state.buffers)
+
     def statistics(self, tasks: int) -> dict[str, Tensor]:
         """Return the running statistics of the steps before the last, for each task: {name: [B, K - 1, C]}."""
         named = {name: self.get_buffer(f"running_{i}") for i, name in enumerate(self.running)}
         return {name: buffer.expand(tasks, *buffer.shape) for name, buffer in named.items()}
 
     def keep(self, statistics: dict[str, Tensor]) -> None:
-        """Set the running statistics to the mean of ``statistics`` [B, K - 1, C] over the tasks."""
-        for i, name in enumerate(self.running):
-            self.get_buffer(f"running_{i}").copy_(statistics[name].mean(0))
+        """Set the running statistics to the mean of ``statistics`` {name: [B, K - 1, C]} over the tasks, if any."""
+        for name, of_tasks in statistics.items():
+            self.get_buffer(f"running_{self.running.index(name)}").copy_(of_tasks.mean(0))
 
-    def at(self, step: int, state: State, statistics: dict[str, Tensor], net: nn.Module) -> State:
+    def at(self, step: int, state: State, statistics: dict[str, Tensor], net: Network) -> State:
         """Return the state in which the network computes at a step; nothing in it is shared with ``state.buffers``.
 
         Args:
             step: the number of the step; steps after the last have what the last has.
             state: the adapted parameters of one task, and its buffers with the statistics of the last step.
             statistics: of this task, {name: [K - 1, C]}.
-            net: the network's module, whose parameters are those of the last step.
+            net: the network, whose parameters are those of the last step.
         """
         earlier = step < self.last
-        own = {name: net.get_parameter(name) for name in self.not_adapted}
+        own = {name: net.net.get_parameter(name) for name in self.not_adapted}
         norms = dict(zip(own, (p[step] for p in self.earlier), strict=True)) if earlier else own
         moved = {name: of_steps[step] for name, of_steps in statistics.items()} if earlier else {}
         buffers = {name: b.clone() for name, b in {**state.buffers, **moved}.items()}
