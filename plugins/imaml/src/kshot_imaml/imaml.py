@@ -49,7 +49,7 @@ class IMAML(nn.Module):
             is grad L_query(phi), as in first-order MAML.
         damping: a number that is added to lambda in the meta-gradient only. The paper's equation has none, which is
             right at the minimum. The default is that of the authors' code: few steps end far from the minimum, and
-            without damping short trainings on sine waves learned little.
+            without damping short trainings on sine waves learned less.
         strategy: how the tasks of a meta-batch run: in parallel (``vmap``), one after another (``loop``), or ``auto``.
         chunk: the greatest number of tasks that run in parallel; None for as many as a limit of memory allows.
 
