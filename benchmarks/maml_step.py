@@ -32,9 +32,10 @@ class Work:
     Args:
         name: a key of ``SETTINGS``.
         meta_batch: number of tasks; None takes that of the setting.
+        backend: where all libraries compute; None is kshot's backend ``cpu``.
     """
 
-    def __init__(self, name: str, meta_batch: int | None = None) -> None:
+    def __init__(self, name: str, meta_batch: int | None = None, backend: Any = None) -> None:
         import torch
         import torch.nn.functional as F
 
@@ -52,6 +53,9 @@ class Work:
                 module.track_running_stats, module.running_mean, module.running_var = False, None, None
                 module.num_batches_tracked = None
         self.episodes = self.tasks.sample("train", range(meta_batch or setting["meta_batch"]))
+        self.backend = backend or kshot.backend("cpu")
+        if self.backend.device.type != "cpu":
+            self.net, self.episodes = self.net.to(self.backend.device), self.backend.place(self.episodes)
 
     def each(self) -> Any:
         """Yield support inputs, support targets, query inputs and query targets of one task after another."""
@@ -71,10 +75,7 @@ Arm = tuple[Any, Callable[[], None]]
 
 def kshot_arm(work: Work) -> Arm:
     """Compute by kshot's learner."""
-    import kshot
-
-    backend = kshot.backend("cpu")
-    learner, episodes = backend.place(work.learner), backend.place(work.episodes)
+    learner, episodes = work.backend.place(work.learner), work.backend.place(work.episodes)
     return learner.net.net, lambda: learner.meta_gradient(episodes)
 
 
@@ -160,7 +161,7 @@ def parallel_arm(work: Work) -> Arm:
     inner = InnerSGD(initial_fast_weights=model.get_fast_weights(), inner_lr=work.lr, first_order=False)
     algorithm = MAML(
         model=model, optimizer=idle, inner_optimizer=inner, support_loss_fn=Loss(), inner_steps=1,
-        chunk_size=work.episodes.size, device=torch.device("cpu"),
+        chunk_size=work.episodes.size, device=work.backend.device,
     )  # fmt: skip
     e = work.episodes
     batch = (e.support.x, e.support.y, e.query.x, e.query.y)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,24 @@ def test_a_missing_folder_raises_the_system_s_own_error(tmp_path: Path) -> None:
     """Callers decide what to do about it."""
     with pytest.raises(FileNotFoundError), writing(tmp_path / "none" / "x"):
         pass
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other systems have no such call for folders")
+def test_contents_are_on_the_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a power cut could leave an empty file under the name of a complete one."""
+    calls: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def synced(descriptor: int) -> None:
+        calls.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        fsync(descriptor)
+
+    def renamed(self: Path, target: Path) -> Path:
+        calls.append("renamed")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", renamed)
+    with writing(tmp_path / "x.bin") as file:
+        file.write(b"new")
+    assert calls == ["file", "renamed", "folder"]

@@ -24,6 +24,7 @@ SPEC = TaskSpec(kind="classification", input_shape=(3,), way=5, shot=1, query=2)
         ({"zero_shot": True}, {"shot": 0}, "no semantics to distinguish the classes by"),
         ({"input_range": (0, 1)}, {}, "unbounded"),
         ({"input_range": (0, 1)}, {"input_range": (-1, 1)}, "lie in [-1.0, 1.0]"),
+        ({"input_range": (0, 1)}, {"input_range": (0, 255)}, "lie in [0.0, 255.0]"),
     ],
 )
 def test_each_mismatch_is_found(needs, spec, reason):
@@ -113,3 +114,18 @@ def test_tasks_that_return_no_episode_are_refused(value):
     engine = Engine(sample_learner.NearestMean(Theirs.spec), Theirs())
     with pytest.raises(DataError, match=r"Theirs, split 'train': got .*, expected an Episode"):
         engine.train(1)
+@pytest.mark.parametrize("part", ["support", "query"])
+def test_targets_that_are_not_finite_are_refused(part):
+    """One NaN target makes the loss of all tasks NaN."""
+    lines = sample_tasks.Lines()
+    e = lines.sample("train", [0, 1])
+    getattr(e, part).y[1, 0] = torch.nan
+    with pytest.raises(DataError, match=rf"{part}.y: got 1 of \d+ values that are NaN or infinite"):
+        check_episode(e, lines.spec, "these tasks")
+
+
+def test_a_learner_may_play_as_many_rollouts_as_the_tasks_allow():
+    """And no more."""
+    spec = TaskSpec(kind="control", input_shape=(2,), target_shape=(2,), rollouts=2)
+    assert mismatches(Needs(kinds=("control",), rollouts=2), spec) == []
+    assert len(mismatches(Needs(kinds=("control",), rollouts=3), spec)) == 1

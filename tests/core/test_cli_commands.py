@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -97,3 +98,32 @@ def test_help_documents_the_exit_codes() -> None:
     text = CliRunner().invoke(main, ["--help"]).stdout
     assert "3    learner and tasks do not fit" in text
     assert "--learner.NAME=VALUE" in CliRunner().invoke(main, ["train", "--help"]).stdout
+
+
+@pytest.mark.parametrize(("ok", "code"), [(True, 0), (False, 4)])
+def test_doctor_ends_with_four_if_anything_is_wrong(ok: bool, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scripts look at the exit code."""
+    from kshot.cli import show
+
+    monkeypatch.setattr(show, "examine", lambda: {"ok": ok})
+    assert CliRunner().invoke(main, ["doctor", "--json"]).exit_code == code
+
+
+@pytest.mark.parametrize(("threshold", "same"), [(0.5, True), (0.4999, False), (0.6, True)])
+def test_a_pair_at_the_threshold_is_of_the_same_class(
+    threshold: float, same: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The threshold is the greatest distance that counts as the same."""
+    from kshot.cli import inference
+
+    class Model:
+        @classmethod
+        def of_run(cls, run: Path, *, import_from: Path | None) -> Model:
+            return cls()
+
+        def distances(self, a: list[Path], b: list[Path]) -> list[float]:
+            return [0.5]
+
+    monkeypatch.setattr(inference, "Trained", Model)
+    (tmp_path / "a").touch()
+    assert inference.verify(tmp_path, tmp_path / "a", tmp_path / "a", threshold)["same"] is same

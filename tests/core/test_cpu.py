@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import kshot
-from kshot import ClassificationTasks, Cpu, Engine, Pool
+from kshot import ClassificationTasks, Cpu, Engine, Lift, Pool
 from kshot.errors import OptionError
 from kshot.nn import conv4, encoder
 
@@ -71,6 +71,17 @@ def test_auto_precision_is_for_what_gains_by_it(net, native, monkeypatch):
     assert backend.describe()["precision"] == ("bfloat16" if native and convolves else "float32")
 
 
+@pytest.mark.parametrize("within", [False, True])
+def test_auto_precision_keeps_the_digits_of_inner_loops(within, monkeypatch):
+    """In bfloat16 the meta-gradient of a convolutional MAML points elsewhere. A learner may be wrapped in another."""
+    monkeypatch.setattr("kshot._engine.cpu.has_bfloat16", lambda: True)
+    learner = nn.Sequential(nn.Conv2d(1, 2, 3))
+    learner.lift = Lift()
+    backend = Cpu()
+    backend.place(nn.ModuleList([learner]) if within else learner)
+    assert backend.describe()["precision"] == "float32"
+
+
 def test_channels_last_restrides_weights_in_place():
     """Also a one-channel convolution's, which torch takes for channels-last already; parameters stay themselves."""
     net = conv4((1, 28, 28))
@@ -120,10 +131,24 @@ def test_batch_statistics_have_the_digits_of_float32(laid_out):
     torch.testing.assert_close(net[1].running_var.double(), exact, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("memory_format", ["contiguous", "channels_last"])
+def test_images_have_the_layout_of_the_weights(memory_format):
+    """Channels-last images would make a contiguous network compute channels-last; the numbers are the same."""
+    x = torch.rand(2, 4, 3, 8, 8)
+    laid_out = x.flatten(0, 1).to(memory_format=torch.channels_last).view(2, 4, 3, 8, 8)
+    y = torch.tensor([[0, 0, 1, 1]] * 2)
+    episode = kshot.Episode(kshot.Support(laid_out, y, key=torch.arange(2), way=2), kshot.Examples(laid_out, y))
+    placed = Cpu(memory_format=memory_format).place(episode)
+    for images in (placed.support.x, placed.query.x):
+        assert torch.equal(images, x)
+        assert images.is_contiguous() is (memory_format == "contiguous")
+
+
 def test_threads_are_set_and_recorded():
     """And left alone where nothing is said."""
     before = torch.get_num_threads()
     try:
+        torch.set_num_threads(2)
         assert Cpu(threads=1).describe()["threads"] == torch.get_num_threads() == 1
         assert Cpu().describe()["threads"] == 1
     finally:

@@ -148,3 +148,14 @@ def test_tasks_need_pools() -> None:
     """The message says how to make one."""
     with pytest.raises(DataError, match=r"got Pictures for split 'train', expected a pool.*of_dataset"):
         ClassificationTasks({"train": Pictures()})
+
+
+@pytest.mark.parametrize("other", [np.zeros((3, 2, 2), np.float32), np.zeros((3, 2, 3), np.uint8)])
+def test_examples_of_another_type_or_shape_are_refused(other: Any) -> None:
+    """In one table of bytes, fractions would become 0."""
+    pairs = [(np.zeros((3, 2, 2), np.uint8), 0), (other, 1)]
+    for mixed, first, second in ((pairs, pairs[0][0], other), (pairs[::-1], other, pairs[0][0])):
+        with pytest.raises(DataError, match="example 1: got torch") as caught:
+            read_pairs(mixed)
+        assert f"{second.dtype} of shape {second.shape}" in str(caught.value)
+        assert f"expected torch.{first.dtype} of shape {first.shape}" in str(caught.value)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 import kshot
 from kshot import Lift
 from kshot.errors import TrainingError
-from kshot.inner import State, check_descent, descend
+from kshot.inner import State, check_descent, descend, keep_buffers, take_steps
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:
@@ -125,3 +125,47 @@ def test_a_loss_that_is_not_finite_is_reported_with_its_place():
     origin = kshot.Origin("train", (40, 41), 0)
     with pytest.raises(TrainingError, match="episode 41 of split 'train'"):
         check_descent(losses, "maml", origin)
+
+
+def test_a_rule_keeps_its_memory_from_step_to_step():
+    """Momentum by hand: v <- v / 2 + gradient, theta <- theta - v; it begins with nothing."""
+
+    def momentum(parameters, gradients, memory):
+        v = {n: g if memory is None else memory[n] / 2 + g for n, g in gradients.items()}
+        return {n: p - v[n] for n, p in parameters.items()}, v
+
+    start = State({"theta": torch.zeros(())}, {})
+    end, losses = take_steps(lambda s, x: s.parameters["theta"] * x, start, [1.0, 1.0, 1.0], momentum)
+    assert float(end.parameters["theta"]) == -(1 + 1.5 + 1.75)
+    assert losses.tolist() == [0, -1, -2.5]
+
+
+def test_what_the_loss_writes_into_buffers_is_passed_on_and_does_not_reach_the_start():
+    """Each step sees what the one before it wrote; the module keeps its own."""
+    mine = torch.zeros(())
+
+    def counting(state, x):
+        state.buffers["steps"].add_(1)
+        return state.parameters["theta"] * x
+
+    end, _ = descend(counting, State({"theta": torch.ones(())}, {"steps": mine}), 1.0, lr=0.1, steps=3)
+    assert float(end.buffers["steps"]) == 3
+    assert float(mine) == 0
+
+
+def test_running_statistics_become_the_mean_over_tasks_and_counters_those_of_the_first():
+    """Of all tasks, not of one."""
+    norm = nn.BatchNorm1d(1)
+    buffers = {
+        "running_mean": torch.tensor([[1.0], [4.0], [7.0]]),
+        "running_var": torch.tensor([[1.0], [1.0], [4.0]]),
+        "num_batches_tracked": torch.tensor([5, 6, 7]),
+    }
+    keep_buffers(norm, State({}, buffers, tasks=3))
+    assert (float(norm.running_mean), float(norm.running_var), int(norm.num_batches_tracked)) == (4.0, 2.0, 5)
+
+
+def test_the_way_from_the_start_is_what_a_step_of_rate_1_subtracts():
+    """Reptile's pseudo-gradient: start minus end."""
+    start, end = (State({"theta": torch.tensor(value)}, {}) for value in (5.0, 3.0))
+    assert end.away_from(start)["theta"] == 2.0

@@ -246,12 +246,18 @@ def test_early_stopping_keeps_the_best_validated_parameters():
             "must not see",
         ),
         (lambda: Engine(NearestMean(), blobs(way=(2, 3), block=6), meta_batch=4), MisfitError, "no multiple of meta_b"),
+        (lambda: Engine(NearestMean(), blobs(way=(2, 3), block=2), meta_batch=4), MisfitError, "no multiple of meta_b"),
     ],
 )
 def test_bad_input_is_refused_before_any_compute(call, error, message):
     """Each with what came, what was expected and what to do."""
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_meta_batch_that_divides_a_block_is_accepted():
+    """Its tasks have one shape."""
+    assert Engine(NearestMean(), blobs(way=(2, 3), block=6), meta_batch=3, hooks=()).train(4)
 
 
 def test_coupled_tasks_are_never_split_silently():

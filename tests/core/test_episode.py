@@ -9,6 +9,7 @@ import kshot.episode
 from kshot import Episode, Examples, Objective, Support
 from kshot.episode import Metered, Rollout, map_tensors, one_task, slice_tasks, stack
 from kshot.errors import DataError
+from kshot.testing import sample_tasks
 
 
 def episode(b: int = 2) -> Episode:
@@ -109,3 +110,19 @@ def test_a_support_has_examples():
     for more in ({}, {"way": None}):
         with pytest.raises(DataError):
             Support.of(np.zeros((0, 2)), np.zeros(0), **more)
+@pytest.mark.parametrize(("queries", "given"), [("independent", False), ("joint", False), ("at_adapt", True)])
+def test_only_a_learner_that_asks_for_them_gets_the_query_inputs(queries, given):
+    """Joint queries affect each other, but not the adaptation."""
+    support = Support.of([[0.0], [1.0]], [0, 1])
+    episode = Episode(support, Examples(torch.tensor([[[0.2]]]), torch.tensor([[0]])))
+    assert (episode.for_adapting(queries).query_x is episode.query.x) is given
+    assert (episode.for_adapting(queries).query_x is None) is not given
+
+
+def test_a_slice_names_its_own_episodes():
+    """Messages and seeds are made of these numbers."""
+    batch = sample_tasks.classification().sample("train", [4, 7, 9])
+    part = slice_tasks(batch, 1, 3)
+    assert part.origin.indices == (7, 9)
+    assert np.array_equal(part.origin.classes, batch.origin.classes[1:3])
+    assert torch.equal(part.support.x, batch.support.x[1:3])

@@ -158,3 +158,13 @@ def test_folder_tasks_keep_the_rules_for_tasks(by: str) -> None:
     """The conformance kit has them."""
     report = kshot.testing.suite(tasks=tasks([], sizes=(20,) * 10, split_by=by, query=2)).run()
     assert report.ok, str(report)
+
+
+def test_the_seed_determines_the_episodes() -> None:
+    """Two seeds give other episodes, one seed the same; the spec and the fingerprint do not depend on it."""
+    drawn = {seed: tasks([], seed=seed).sample("train", range(4)) for seed in (0, 1)}
+    again = tasks([], seed=1).sample("train", range(4))
+    assert drawn[1].origin is not None
+    assert drawn[1].origin.seed == 1
+    assert not torch.equal(drawn[0].query.x, drawn[1].query.x)
+    assert torch.equal(again.query.x, drawn[1].query.x)

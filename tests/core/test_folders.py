@@ -261,3 +261,14 @@ def test_files_that_have_just_changed_are_not_settled(tmp_path: Path, monkeypatc
     now = time.time_ns()
     monkeypatch.setattr(time, "time_ns", lambda: now + 60 * 10**9)
     assert folder.settled() == (os.name == "posix")
+
+
+def test_the_digest_sees_a_renamed_file_and_a_renamed_class(tmp_path: Path) -> None:
+    """The order of the examples follows from the names, and with it the episodes."""
+    make(tmp_path, ["a/1.txt", "a/2.txt", "b/1.txt"])
+    digests = [contents(scan(tmp_path, TXT)).digest]
+    (tmp_path / "a/2.txt").rename(tmp_path / "a/3.txt")
+    digests.append(contents(scan(tmp_path, TXT)).digest)
+    (tmp_path / "b").rename(tmp_path / "c")
+    digests.append(contents(scan(tmp_path, TXT)).digest)
+    assert len(set(digests)) == 3

@@ -107,6 +107,12 @@ def test_no_threshold_is_better_than_the_best(seed):
     assert balanced(genuine, imposters, float(threshold)) == pytest.approx(max(tried), abs=1e-12)
 
 
+def test_the_mean_of_a_class_without_examples_is_zero():
+    """And not NaN, which would spread to every logit."""
+    means = class_means(torch.tensor([[3.0], [5.0]]), torch.tensor([2, 2]), 4)
+    assert means.tolist() == [[0.0], [0.0], [4.0], [0.0]]
+
+
 # --- Linear equations ---------------------------------------------------------------------------------------------
 
 

@@ -201,6 +201,74 @@ def test_tasks_that_are_looped_leave_no_tensor_of_their_own():
     assert len(set(living[2:])) == 1, living
 
 
+@pytest.mark.parametrize("strategy", ["vmap", "loop"])
+def test_every_task_draws_its_own_random_numbers(strategy):
+    """One dropout mask for all tasks of a meta-batch would not average out."""
+
+    def task(state, x):
+        return torch.rand(3) + 0 * x.sum(), F.dropout(torch.ones(16), 0.5) + 0 * x.sum()
+
+    drawn, masks = Lift(strategy).map(task, State({}, {}), torch.zeros(6, 2))
+    assert len({tuple(row.tolist()) for row in drawn}) == 6
+    assert len({tuple(row.tolist()) for row in masks}) > 1
+
+
+@pytest.mark.parametrize("strategy", ["vmap", "loop"])
+def test_what_a_task_writes_into_its_buffers_stays_its_own(strategy):
+    """Neither another task nor the module sees it."""
+    counter = torch.zeros(())
+
+    def task(state, x):
+        state.buffers["count"].add_(x)
+        return state.buffers["count"] + 0
+
+    counts = Lift(strategy).map(task, State({}, {"count": counter}), torch.tensor([1.0, 2.0, 3.0]))
+    assert counts.tolist() == [1.0, 2.0, 3.0]
+    assert float(counter) == 0
+
+
+def calls_of(lift: Lift, x: Tensor) -> int:
+    """Return how often a function is called for tasks x [B, *]; vmap calls it once for each chunk."""
+    lift.map(once_for_each_call, State({}, {}), x)
+    calls = len(CALLS)
+    CALLS.clear()
+    return calls
+
+
+CALLS: list[int] = []
+
+
+def once_for_each_call(state, x):
+    CALLS.append(1)
+    return x * 2 + 1
+
+
+def test_a_chunk_has_as_many_tasks_as_were_asked_for():
+    """And the first task is run once more, to choose."""
+    assert calls_of(Lift("vmap", chunk=2), torch.zeros(5, 3)) == 1 + 3
+    assert calls_of(Lift("vmap", chunk=5), torch.zeros(5, 3)) == 1 + 1
+    assert calls_of(Lift("loop", chunk=2), torch.zeros(5, 3)) == 5
+
+
+def test_tasks_of_other_shapes_are_chosen_for_anew():
+    """Small tasks run by vmap, and large ones, which use a processor fully, one after another."""
+    lift = Lift("auto")
+    assert calls_of(lift, torch.zeros(5, 3)) == 1 + 1
+    assert calls_of(lift, torch.zeros(5, 2**15)) == 1 + 5
+    assert calls_of(lift, torch.zeros(5, 3)) == 1
+
+
+def test_the_results_of_all_chunks_are_in_the_order_of_the_tasks():
+    """Also those of the third chunk and after it."""
+    point = Point(rand(1))
+
+    def task(state, x):
+        return {"loss": (state.parameters["theta"] * x).sum(), "x": x}, state
+
+    metrics, _ = Lift("vmap", chunk=2).mean_gradient(task, State.of(point), torch.arange(7.0, dtype=torch.float64))
+    assert metrics["x"].tolist() == [0, 1, 2, 3, 4, 5, 6]
+
+
 # --- per_episode ------------------------------------------------------------------------------------
 
 

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from kshot.errors import DataError, OptionError
-from kshot.nn import Encoder, conv4, encoder, infer_output_shape
-from kshot.nn.normalisation import folded
+from kshot.nn import Encoder, Network, conv4, encoder, infer_output_shape, network
+from kshot.nn.normalisation import folded, own_statistics
+from kshot.spec import TaskSpec
 
 
 def small_net() -> nn.Sequential:
@@ -82,6 +83,45 @@ def test_each_policy_uses_the_statistics_it_says(policy):
     assert all(torch.equal(before[n], b) for n, b in net.named_buffers())
     assert not net.training
     assert e.queries == ("joint" if policy == "transductive" else "independent")
+
+
+@pytest.mark.parametrize("policy", ["inductive", "support", "transductive"])
+def test_the_prediction_of_a_network_does_not_depend_on_its_mode(policy):
+    """A new network is in training mode; batch norm must not take the queries' statistics then, nor dropout act."""
+    net = Network(nn.Sequential(small_net(), nn.Dropout(0.5)), policy)
+    x, support_x = torch.randn(4, 3, dtype=torch.float64) + 2, torch.randn(5, 3, dtype=torch.float64)
+    before = {n: b.clone() for n, b in net.named_buffers()}
+    fresh = net.train().predict(net.state(), x, support_x)
+    assert net.training
+    assert all(torch.equal(before[n], b) for n, b in net.named_buffers())
+    assert torch.equal(fresh, net.eval().predict(net.state(), x, support_x))
+
+
+def test_gradients_reach_a_convolution_before_a_batch_norm_at_evaluation():
+    """Folding the two is for predictions only."""
+    e = encoder("conv4", (1, 16, 16), "inductive", width=2)
+    _, z = e.given(torch.rand(1, 2, 1, 16, 16))(torch.rand(1, 3, 1, 16, 16))
+    z.sum().backward()
+    assert all(p.grad is not None for p in e.parameters())
+
+
+def test_batch_norm_has_its_momentum_and_mode_again_after_the_block():
+    """Otherwise its running statistics would move too far from then on."""
+    layer = nn.BatchNorm1d(2, momentum=0.3).eval()
+    with own_statistics(layer, momentum=1.0):
+        assert (layer.training, layer.momentum) == (True, 1.0)
+    assert (layer.training, layer.momentum) == (False, 0.3)
+
+
+def test_the_sizes_of_a_network_are_those_that_were_asked_for():
+    """Its hidden layers, its channels and its outputs."""
+    spec = TaskSpec(kind="classification", input_shape=(6,), way=5, shot=1, query=1)
+    layers = [m for m in network("mlp", spec, hidden=(7, 9)).modules() if isinstance(m, nn.Linear)]
+    assert [(m.in_features, m.out_features) for m in layers] == [(6, 7), (7, 9), (9, 5)]
+    images = TaskSpec(kind="regression", input_shape=(3, 16, 16), target_shape=(2, 2), shot=1, query=1)
+    made = network("conv4", images, width=3)
+    assert [m.out_channels for m in made.modules() if isinstance(m, nn.Conv2d)] == [3] * 4
+    assert made.net(torch.zeros(2, 3, 16, 16)).shape == (2, 2, 2)
 
 
 def test_conv4_with_pooling_first_is_the_papers_conv4():

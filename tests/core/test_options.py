@@ -427,3 +427,18 @@ def test_ranges_are_shown_with_the_options() -> None:
     assert options["width"] == "width: int from 1 to 4096 = 64"
     assert options["rate"] == "rate: float above 0 and below 1 = 0.5"
     assert options["limit"] == "limit: float = 1.0"
+
+
+@pytest.mark.parametrize(
+    ("limits", "inside", "outside"),
+    [
+        (Range(1, 3), [1, 3], [0, 4, 0.999, 3.001]),
+        (Range(above=0), [1e-9, 1e9], [0, -1e-9]),
+        (Range(0, below=1), [0, 0.999], [1, -1e-9]),
+        (Range(most=0), [0, -5], [1e-9]),
+    ],
+)
+def test_a_range_includes_its_closed_ends_only(limits: Range, inside: list[float], outside: list[float]) -> None:
+    """A momentum of 1 would never forget."""
+    assert all(map(limits.admits, inside))
+    assert not any(map(limits.admits, outside))

@@ -162,3 +162,10 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.png")
     with pytest.raises(DataError, match=r"x\.png: got a named pipe, expected an image"):
         read(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize(("sixteen", "eight"), [(0, 0), (255, 0), (256, 1), (0x12FE, 0x12), (65535, 255)])
+def test_a_grey_of_16_bits_keeps_its_upper_half(sixteen: int, eight: int) -> None:
+    """Its lower half is noise; Pillow's own conversion would clip at 255."""
+    for dtype in (np.uint16, np.int32):
+        assert np.asarray(opaque(Image.fromarray(np.full((1, 2), sixteen, dtype)))).tolist() == [[eight] * 2]

@@ -96,3 +96,20 @@ def test_semantics_are_a_vector_for_each_class(semantics):
         DataError, match=r"^Pool\.of: semantics: got shape .*, expected a vector for each of the 2 classes"
     ):
         Pool.of([[0.0], [1.0]], [0, 1], semantics=semantics)
+def test_a_digest_sees_everything_that_is_in_a_pool():
+    """Examples, their classes, names, vectors and range; the same contents have the same digest."""
+    x, y = np.arange(8.0, dtype=np.float32).reshape(4, 2), np.array([0, 0, 1, 1])
+    changed = x.copy()
+    changed[3, 1] += 1
+    pools = [
+        Pool.of(x, y),
+        Pool.of(changed, y),
+        Pool.of(x, [0, 1, 0, 1]),  # classes of the same sizes, with other examples
+        Pool.of(x, [0, 1, 1, 1]),
+        Pool.of(x, y, names=["a", "b"]),
+        Pool.of(x, y, names=["b", "a"]),
+        Pool.of(x, y, semantics=np.eye(2)),
+        Pool.of(x, y, input_range=(0, 10)),
+    ]
+    assert len({pool.digest() for pool in pools}) == len(pools)
+    assert Pool.of(x.copy(), y.copy()).digest() == pools[0].digest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 import kshot
 from kshot import ClassificationTasks, Engine, Episode, Needs, Pool, Support, Training
-from kshot._engine.gradient import division
+from kshot._engine.gradient import MetaBatch, MetaGradient, division
 from kshot._engine.hook_specs import hookimpl
 from kshot._engine.processes import agree, everywhere, exchange, first_then_rest, from_first
 from kshot.errors import HookError, MisfitError, RunError, TrainingError
@@ -538,7 +539,12 @@ def test_what_rank_0_makes_reaches_all_and_only_it_makes_it() -> None:
 def test_rank_0_makes_before_the_others_do() -> None:
     """What it downloads, they find."""
     order: list[int] = []
-    on_all(3, lambda backend: first_then_rest(backend.world, lambda: order.append(backend.world.rank)))
+
+    def make(rank: int) -> None:
+        time.sleep(0.1 if rank == 0 else 0)  # a download takes a while, and the others must not overtake it
+        order.append(rank)
+
+    on_all(3, lambda backend: first_then_rest(backend.world, lambda: make(backend.world.rank)))
     assert order[0] == 0
     assert sorted(order) == [0, 1, 2]
 
@@ -557,6 +563,16 @@ def test_agreement_tells_what_is_there_on_one_rank_only() -> None:
     assert "  - x.y: rank 1 has none, rank 0 has 'zzz" in str(raised[0])
     assert "  - x.yy: rank 1 has 'zzz" in str(raised[0])
     assert len(str(raised[0])) < 600
+
+
+@pytest.mark.parametrize("odd", [0, 1, 2, 3])
+def test_every_rank_is_compared(odd: int) -> None:
+    """Not only the next one: whichever differs is named, on all ranks."""
+    _, raised = on(4, lambda b: agree(b.world, {"x": int(b.world.rank == odd)}))
+    named = [rank for rank in range(1, 4) if (rank == odd) != (odd == 0)]
+    for error in raised:
+        assert isinstance(error, MisfitError)
+        assert [rank for rank in range(4) if f"x: rank {rank} has" in str(error)] == named
 
 
 def test_an_error_of_all_is_marked() -> None:
@@ -578,3 +594,20 @@ def test_how_the_work_is_shared_is_said(couples: bool, meta_batch: int, size: in
     text = division(Needs(couples_tasks=couples), meta_batch, size)
     assert said in text
     assert bool(text) == (size > 1)
+
+
+@pytest.mark.parametrize("asked", [-1, 0, 1])
+def test_all_ranks_know_that_one_was_asked_to_stop(asked: int) -> None:
+    """They learn it with the sums of the gradients, so they stop after the same iteration."""
+
+    def work(backend: kshot.Cpu) -> tuple[bool, bool]:
+        learner = NearestMean()
+        gradient = MetaGradient(learner, list(learner.parameters()), backend)
+        known = []
+        for stop in (backend.world.rank == asked, False):
+            batch = MetaBatch(blobs(), "train", range(4), 4, (0, 0), stop)
+            assert [metrics["loss"] for metrics in gradient.steps(batch)]
+            known.append(gradient.stop)
+        return known[0], known[1]
+
+    assert on_all(2, work) == [(asked >= 0, False)] * 2

@@ -179,3 +179,10 @@ def test_words_are_drawn_for_a_key_s_own_population(monkeypatch):
     keys = r.episode_keys(0, "train", range(50))
     r.choose(keys, "rows", np.full(50, 20), 16, least=16, most=1_000_000)
     assert sum(drawn) == 50 * 20
+
+
+@pytest.mark.parametrize("seed", [-1, -(2**63), 2**64 - 1])
+def test_a_seed_may_be_any_number_of_64_bits(seed: int):
+    """Also a negative one, as torch takes them."""
+    assert r.as_seed(seed) == seed
+    assert r.episode_keys(seed, "train", [0, 1]).dtype == np.uint64

@@ -15,7 +15,7 @@ from kshot._engine.engine import Engine
 from kshot.cli.flags import configured, split_flags
 from kshot.errors import OptionError
 from kshot.registry.building import overlay
-from kshot.runs.recipe import EngineOptions, EvaluateOptions
+from kshot.runs.recipe import EngineOptions, EvaluateOptions, layered
 
 NAMES = {"learner": "a", "tasks": "b"}
 
@@ -202,3 +202,12 @@ def test_the_engines_own_defaults_are_those_the_command_line_shows() -> None:
     ):
         for option in fields(options):
             assert parameters[option.name].default == option.default, option.name
+
+
+def test_a_bare_name_keeps_the_options_of_a_recipe_and_a_table_with_another_name_does_not(tmp_path: Path) -> None:
+    """``optimizer="sgd"`` changes the name alone; ``{"name": "sgd"}`` begins from nothing."""
+    path = recipe(tmp_path, 'tasks = "toy"\n[optimizer]\nname = "adam"\nlr = 0.5\n')
+    assert layered(path, {"optimizer": "sgd"}, where="train")["optimizer"] == {"name": "sgd", "lr": 0.5}
+    assert layered(path, {"optimizer": {"name": "sgd"}}, where="train")["optimizer"] == {"name": "sgd"}
+    assert layered(path, {"optimizer": {"lr": 0.1}}, where="train")["optimizer"] == {"name": "adam", "lr": 0.1}
+    assert layered(path, {"tasks": None}, where="train")["tasks"] == {"name": "toy"}

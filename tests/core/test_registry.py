@@ -22,7 +22,9 @@ import kshot.registry
 from kshot._distributions import problems
 from kshot.errors import DataError, OptionError, PluginError, UnknownPluginError
 from kshot.protocols import Learner, MemoryFactory, TaskDistribution
-from kshot.registry import Plugin, Registry
+from kshot.registry import Plugin, Registry, modules
+from kshot.registry.building import overlay
+from kshot.registry.ledger import Built, recall
 from kshot.registry.options import Raw
 from kshot.registry.surroundings import kept
 from kshot.spec import Needs, TaskSpec
@@ -346,6 +348,36 @@ def test_rebuilding_lays_changed_options_over_the_old_ones(registry: Registry) -
         registry.rebuild(Plain(SPEC), SPEC)
 
 
+def test_a_learner_is_initialised_from_its_seed_and_ready_to_be_used(registry: Registry) -> None:
+    """Its parameters depend on nothing else, and torch's random state is as it was."""
+    before = torch.get_rng_state()
+    weights = {seed: registry.learner("plain", SPEC, seed=seed).weight.tolist() for seed in (0, 1, 2)}  # type: ignore[attr-defined]
+    assert len(set(map(tuple, weights.values()))) == 3
+    assert registry.learner("plain", SPEC, seed=1).weight.tolist() == weights[1]  # type: ignore[attr-defined]
+    assert registry.learner("plain", SPEC).weight.tolist() == weights[0]  # type: ignore[attr-defined]
+    inner: Any = registry.learner("wrapper", SPEC, inner="plain", seed=1)
+    assert inner.inner.weight.tolist() == weights[1]
+    assert not any(module.training for module in inner.modules())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_options_of_one_plugin_are_not_given_to_another(registry: Registry) -> None:
+    """A table with another name starts from nothing."""
+    first: Any = registry.learner("wrapper", SPEC, inner={"name": "plain", "lr": 0.5, "sizes": [3]})
+    other: Any = registry.rebuild(first, SPEC, inner={"name": "wrapper", "inner": "plain"})
+    assert other.inner.inner.lr == 0.1
+    assert overlay({"name": "a", "lr": 1}, {"name": "b"}) == {"name": "b"}
+    assert overlay({"name": "a", "lr": 1}, {"name": "a"}) == {"name": "a", "lr": 1}
+
+
+def test_an_object_at_the_address_of_another_is_not_taken_for_it() -> None:
+    """Python gives the id of a deleted object to a new one."""
+    component, other = Plain(SPEC), Plain(SPEC)
+    how = Built(group="learners", name="plain", options={}, distribution="", version="")
+    assert recall({id(component): (lambda: component, how)}, component) is how
+    assert recall({id(component): (lambda: other, how)}, component) is None
+
+
 def test_rebuilding_shares_no_parameters(registry: Registry) -> None:
     """An encoder that was given as an object is copied; otherwise training one learner would change the other."""
     encoder = torch.nn.Linear(2, 2)
@@ -426,6 +458,34 @@ def test_a_name_that_is_none_is_taken_from_the_folder(site: Path, line: str) -> 
     (info / "METADATA").write_text(f"{line}\nVersion: 1.0\n")
     (plugin,) = handmade(Registry()).values()
     assert (plugin.distribution, plugin.version, plugin.state) == ("handmade_odd", "1.0", "broken")
+@pytest.mark.parametrize("named", ["few-tasks", "few-alias", "handmade-few"])
+def test_a_plugin_can_be_disabled_by_name_alias_and_distribution(
+    named: str, site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Spaces around the names do not matter."""
+    entries = "[kshot.tasks]\nfew-tasks = handmade_few:Few\n[kshot.manifest]\nfew = handmade_few:plugin.toml\n"
+    distribution(site, "handmade-few", entries)
+    (site / "handmade_few").mkdir()
+    (site / "handmade_few/__init__.py").write_text("class Few: ...")
+    (site / "handmade_few/plugin.toml").write_text("api_level = 1\n[tasks.few-tasks]\naliases = ['few-alias']")
+    monkeypatch.setenv("KSHOT_DISABLE", f"something, {named} ,")
+    assert [p.state for p in Registry().plugins() if p.name == "few-tasks"] == ["disabled"]
+    monkeypatch.setenv("KSHOT_DISABLE", "something")
+    assert [p.state for p in Registry().plugins() if p.name == "few-tasks"] == ["ok"]
+
+
+@pytest.mark.parametrize(("level", "state"), [(0, "incompatible"), (1, "ok"), (2, "incompatible")])
+def test_a_plugin_of_another_api_level_is_not_used(level: int, state: str, site: Path) -> None:
+    """Whether it is older or newer."""
+    distribution(
+        site,
+        "handmade-other",
+        "[kshot.tasks]\nother-tasks = handmade_other:Few\n[kshot.manifest]\nx = handmade_other:p.toml\n",
+    )
+    (site / "handmade_other").mkdir()
+    (site / "handmade_other/__init__.py").write_text("class Few: ...")
+    (site / "handmade_other/p.toml").write_text(f"api_level = {level}\n[tasks.other-tasks]")
+    assert [p.state for p in Registry().plugins() if p.name == "other-tasks"] == [state]
 
 
 def test_malformed_line_of_entry_points_costs_one_plugin_only(site: Path) -> None:
@@ -550,6 +610,7 @@ def test_every_first_party_name_has_group_and_distribution() -> None:
     table = tomllib.loads(Path(kshot.registry.__file__).with_name("first_party.toml").read_text(encoding="utf-8"))
     elsewhere = {
         "caml": "kshot-cavia",
+        "meta-sgd": "kshot-metasgd",
         "lstm": "kshot-mann",
         "tuned-optimizer": "kshot-l2l",
         "associative-recall": "kshot-copy",
@@ -677,3 +738,14 @@ def test_import_that_changes_the_process_is_undone(site: Path, lines: str, name:
     with kept(changed.extend), pytest.warns(UserWarning, match=rf"^tasks 'n' \(handmade-n 1.0\): importing .* {name}"):
         Registry().load("n")
     assert changed == []
+
+
+def test_code_in_a_run_folder_is_never_imported_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even if the run lies within the folder of an installed package, as the runs of an editable install may."""
+    run = tmp_path / "installed/runs/r"
+    monkeypatch.setattr(modules, "_installed_roots", lambda: {tmp_path / "installed"})
+    rebuilding = modules._Rebuilding(run, None)
+    assert modules._may_import(tmp_path / "installed/nets.py", rebuilding)
+    assert not modules._may_import(run / "nets.py", rebuilding)
+    assert not modules._may_import(tmp_path / "nets.py", rebuilding)
+    assert modules._may_import(tmp_path / "nets.py", modules._Rebuilding(run, tmp_path))

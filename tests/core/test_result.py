@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -125,3 +126,36 @@ def test_a_result_prints_what_its_score_means_and_round_trips():
     assert str(again) == str(r)
     with pytest.raises(DataError, match="got text that is not a result"):
         Result.from_json("{}")
+
+
+def test_an_infinite_score_stays_infinite_in_a_file() -> None:
+    """As NaN it would be left out of the mean, and a method that diverges would look better."""
+    for scores in (np.array([1.0, math.inf, math.nan]), np.array([-math.inf, 2.0])):
+        again = Result.from_json(Result({"loss": scores}, kind="objective", split="test").to_json())
+        np.testing.assert_array_equal(again.scores["loss"], scores)
+
+
+def test_one_of_several_tests_of_a_run_is_read_by_its_number() -> None:
+    """Without a number it must be the only one."""
+    tests = [Result({"accuracy": np.array([a, a])}, kind="classification", split="test") for a in (0.25, 0.5, 1.0)]
+    text = json.dumps({"results": [one.to_dict() for one in tests]})
+    assert [Result.from_json(text, test=i).mean for i in range(3)] == [0.25, 0.5, 1.0]
+    for wrong in (None, 3, -1):
+        with pytest.raises(DataError, match=r"got a run with 3 tests|got test="):
+            Result.from_json(text, test=wrong)
+    assert Result.from_json(json.dumps({"results": [tests[1].to_dict()]})).mean == 0.5
+
+
+@pytest.mark.parametrize("option", ["way", "shot", "query", "seed"])
+def test_an_option_that_is_given_with_its_default_value_makes_no_other_episodes(option: str) -> None:
+    """``shape`` and ``tasks_seed`` record these, whether or not they were given."""
+
+    def of(options: dict[str, Any], **more: Any) -> Result:
+        about = {"name": "toy", "options": options}
+        return Result({"accuracy": np.array([0.5, 1.0])}, kind="classification", split="test", tasks=about, **more)
+
+    assert of({option: 5}).minus(of({})).mean == 0
+    with pytest.raises(DataError, match="different episodes"):
+        of({"noise": 5}).minus(of({}))
+    with pytest.raises(DataError, match="different episodes"):
+        of({}, tasks_seed=1).minus(of({}))

@@ -341,3 +341,78 @@ def test_resuming_what_is_no_run_is_refused(tmp_path):
 
 if "RUN" in globals():
     go_on(globals()["RUN"])
+
+
+def test_a_digest_sees_order_names_types_and_shapes():
+    """Two states that differ in any of them are not the same."""
+    a, b = torch.arange(4.0), torch.arange(4.0) + 1
+    states = [
+        [a, b],
+        [b, a],
+        {"x": a, "y": b},
+        {"x": b, "y": a},
+        {"x": a, "z": b},
+        [a.reshape(2, 2), b],
+        [a.view(torch.int32), b],
+        [[a], b],
+        [1, 2],
+        [2, 1],
+        ["1", "2"],
+    ]
+    assert len({digest(state) for state in states}) == len(states)
+    assert digest([a, b]) == digest([a.clone(), b.clone()])
+
+
+def test_the_newest_checkpoint_is_that_of_the_greatest_number(tmp_path):
+    """However its number is written."""
+    e = engine(tmp_path / "r")
+    e.train(2)
+    for name in ("9", "10", "0000000100", "\u00b2", "20-copy"):
+        e.save(tmp_path / f"r/checkpoints/{name}.pt")
+    folder = RunFolder.open(tmp_path / "r")
+    assert [path.stem for path in folder.checkpoints()] == ["00000002", "9", "10", "0000000100"]
+    assert folder.newest() == tmp_path / "r/checkpoints/0000000100.pt"
+
+
+def test_a_folder_with_anything_in_it_is_not_taken(tmp_path):
+    """Nor a file; an empty folder is."""
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r/notes.txt").write_text("mine")
+    with pytest.raises(RunError, match="is not empty"):
+        engine(tmp_path / "r").train(1)
+    with pytest.raises(RunError, match="is not empty"):
+        engine(tmp_path / "r/notes.txt").train(1)
+    assert [path.name for path in (tmp_path / "r").iterdir()] == ["notes.txt"]
+    (tmp_path / "empty").mkdir()
+    engine(tmp_path / "empty").train(1)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"meta_batch": 4}, "meta_batch: the checkpoint has 2, this engine 4"),
+        ({"seed": 3}, "seed: the checkpoint has 0, this engine 3"),
+        ({"optimizer": {**CONSTANT, "lr": 0.5}}, "optimizer: the checkpoint has"),
+    ],
+)
+def test_a_training_with_other_options_does_not_go_on_from_a_checkpoint(options, said, tmp_path):
+    """Nothing of it is loaded, and the message names what differs."""
+    first = engine(None, optimizer=CONSTANT)
+    first.train(1)
+    path = first.save(tmp_path / "c.pt")
+    other = engine(None, **{"optimizer": CONSTANT, **options})
+    before = digest(other.learner.state_dict())
+    with pytest.raises(RunError, match=said):
+        other.resume(path)
+    assert digest(other.learner.state_dict()) == before
+
+
+def test_a_training_on_other_data_does_not_go_on_from_a_checkpoint(tmp_path):
+    """The same shapes and seeds, but other numbers."""
+    first = engine(None)
+    first.train(1)
+    path = first.save(tmp_path / "c.pt")
+    changed = tasks()
+    changed.fingerprint = "another"
+    with pytest.raises(RunError, match="data: the checkpoint has"):
+        Engine(Tiny(), changed).resume(path)

@@ -132,6 +132,27 @@ def test_varying_shapes_are_a_function_of_the_block():
         shape_of_block(tasks.spec, 0, "train", [3, 4])
 
 
+def test_each_split_has_its_own_shapes():
+    """Training and validation must not vary alike."""
+    tasks = make(way=(2, 5), shot=(1, 3))
+    ways = {s: [tasks.sample(s, [i]).support.way for i in range(20)] for s in ("train", "val", "test")}
+    assert len(set(map(tuple, ways.values()))) == 3
+
+
+def test_episodes_are_the_same_in_meta_batches_of_any_size_and_order():
+    """Whatever was drawn ahead: B = 1, 3 and 7 in order, across the end of what was drawn, and backwards."""
+    expected = [make().sample("train", [i]).query.x[0] for i in range(2 * AHEAD + 10)]
+    for size in (1, 3, 7):
+        tasks, at = make(), 0
+        while at + size <= len(expected):
+            batch = tasks.sample("train", range(at, at + size)).query.x
+            assert batch.shape[0] == size
+            assert all(torch.equal(x, y) for x, y in zip(batch, expected[at:], strict=False))
+            at += size
+    for i in reversed(range(20)):
+        assert torch.equal(tasks.sample("train", [i]).query.x[0], expected[i])
+
+
 @pytest.mark.parametrize(
     ("options", "split", "message"),
     [
@@ -173,5 +194,28 @@ def test_the_data_of_arrays_are_identified_by_their_contents() -> None:
     others = [fingerprint(changed, y), fingerprint(x, y[::-1].copy()), fingerprint(x, y, "test")]
     others += [fingerprint(x, y, names=["a", "b", "c"]), fingerprint(x, y, semantics=np.eye(3))]
     assert len({first, *others}) == 6
+    a, b = Pool.of(x, y), Pool.of(changed, y)
+    pools = [{"train": a, "test": b}, {"train": b, "test": a}]
+    assert len({ClassificationTasks(pair, way=2, query=1).fingerprint for pair in pools}) == 2
     named = ClassificationTasks({"train": Pool.of(x, y)}, way=2, query=1, fingerprint="mine")
     assert named.fingerprint == "mine"
+
+
+def test_writing_into_an_episode_changes_nothing_that_is_sampled_later():
+    """Neither its labels, nor its record of classes and examples, nor what was drawn ahead."""
+    tasks, fresh = make(), make()
+    tasks.sample("train", [0])
+    e = tasks.sample("train", [1])  # follows the one before, so the next ones are drawn now
+    for tensor in (e.support.x, e.support.y, e.query.x, e.query.y, e.support.key):
+        tensor.fill_(7)
+    for array in e.origin.arrays().values():
+        array.fill(7)
+    for i in (1, 2):
+        found, expected = tasks.sample("train", [i]), fresh.sample("train", [i])
+        for part in ("support", "query"):
+            for name in ("x", "y"):
+                assert torch.equal(getattr(getattr(found, part), name), getattr(getattr(expected, part), name))
+        assert found.support.y.tolist() == [[0, 0, 1, 1, 2, 2]]  # which all tasks of this shape have in common
+        assert torch.equal(found.support.key, expected.support.key)
+        for name, array in expected.origin.arrays().items():
+            assert np.array_equal(array, found.origin.arrays()[name])

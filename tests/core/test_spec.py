@@ -127,3 +127,9 @@ def test_malformed_needs_are_refused(wrong):
     with pytest.raises(DataError, match=rf"^Needs: got {next(iter(wrong))} .*, expected"):
         Needs(**wrong)
     assert Needs(kinds=["regression"], rollouts=np.int64(2)) == Needs(kinds=("regression",), rollouts=2)
+@pytest.mark.parametrize("name", ["way", "shot", "query"])
+def test_a_range_of_any_count_makes_the_shapes_vary(name):
+    """A single range is enough for episodes that can't be stacked."""
+    values = {"kind": "classification", "input_shape": (3,), "way": 5, "shot": 1, "query": 2}
+    assert not TaskSpec(**values).varies
+    assert TaskSpec(**{**values, name: (2, 4)}).varies

@@ -133,8 +133,10 @@ def test_a_table_of_the_format_without_a_digest_is_read(tmp_path: Path) -> None:
 def test_writing_to_the_array_does_not_change_the_file(tmp_path: Path) -> None:
     """torch needs memory that may be written."""
     table = build(tmp_path / "t.table")
-    before = int(table.x[0, 0, 0])
+    before, content = int(table.x[0, 0, 0]), (tmp_path / "t.table").read_bytes()
     table.x[0, 0, 0] = before + 1
+    table.x.flush()  # type: ignore[attr-defined]
+    assert (tmp_path / "t.table").read_bytes() == content
     again = build(tmp_path / "t.table")
     assert int(again.x[0, 0, 0]) == before
 

@@ -87,6 +87,21 @@ def test_a_transductive_learner_sees_its_queries_together() -> None:
     assert made.labels == ["red"] * 3
 
 
+def test_queries_that_affect_each_other_are_predicted_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many they are: in pieces, the predictions would depend on how they are cut."""
+
+    class Joint(Nearest):
+        needs = Needs(variable_way=True, queries="joint")
+
+        def embed(self, x: Tensor) -> Tensor:
+            return super().embed(x - x.mean(1, keepdim=True))
+
+    x = torch.randn(7, 2, generator=torch.Generator().manual_seed(0))
+    whole = Trained(Joint(), SPEC).predict(SUPPORT, x)
+    monkeypatch.setattr("kshot.runs.trained.BUDGET", 4)
+    assert np.array_equal(Trained(Joint(), SPEC).predict(SUPPORT, x).probabilities, whole.probabilities)
+
+
 def test_what_does_not_fit_is_said() -> None:
     model = Trained(Nearest(), SPEC)
     with pytest.raises(DataError, match=r"got 1 classes in the support \(red\), expected at least two"):

@@ -7,10 +7,11 @@ import warnings
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kshot import Lift
-from kshot.inner import State, descend
+from kshot.inner import State, descend, vmap_norms
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:
@@ -41,3 +42,19 @@ def test_normalisation_is_vmapped_in_half_precision_too(norm, training):
         results[strategy] = torch.cat([p.grad.flatten() for p in net.parameters()]), metrics["loss"]
     for looped, vmapped in zip(*results.values(), strict=True):
         assert float((looped - vmapped).norm() / looped.norm()) < 0.05
+
+
+@pytest.mark.parametrize("eps", [1e-5, 0.5])
+def test_normalisation_apart_from_its_weights_is_that_of_torch(eps):
+    """With every option of the layers; by torch's own functions."""
+    x, weight, bias = rand(5, 3, 4), rand(3, seed=1), rand(3, seed=2)
+    mean, var = rand(3, seed=3), rand(3, seed=4).square() + 1
+    for training in (True, False):
+        options = {"training": training, "momentum": 0.0, "eps": eps}
+        found = vmap_norms.batch_norm(x, mean, var, weight, bias, **options)
+        torch.testing.assert_close(found, F.batch_norm(x, mean, var, weight, bias, **options))
+    found = vmap_norms.instance_norm(x, weight=weight, bias=bias, eps=eps)
+    torch.testing.assert_close(found, F.instance_norm(x, weight=weight, bias=bias, eps=eps))
+    weight, bias = rand(3, 4, seed=5), rand(3, 4, seed=6)
+    found = vmap_norms.layer_norm(x, (3, 4), weight, bias, eps)
+    torch.testing.assert_close(found, F.layer_norm(x, (3, 4), weight, bias, eps))

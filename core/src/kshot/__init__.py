@@ -18,6 +18,7 @@ from kshot._distributions import BeforeTorch
 
 if TYPE_CHECKING:
     from kshot import control, episode, errors, functional, inner, kinds, nn, randomness, runs, sampling, testing
+    from kshot._engine.attack import Attack
     from kshot._engine.cpu import Cpu
     from kshot._engine.engine import Engine
     from kshot._engine.hook_specs import hookimpl
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from kshot.spec import Needs, TaskSpec, Training
 
 _WHERE = {
+    "kshot._engine.attack": ("Attack",),
     "kshot._engine.cpu": ("Cpu",),
     "kshot._engine.engine": ("Engine",),
     "kshot.episode": ("Episode", "Examples", "Objective", "Origin", "Predictor", "Rollout", "Support"),
@@ -65,6 +67,7 @@ _MODULES = (
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
 __all__ = [
+    "Attack",
     "Backend",
     "ClassificationTasks",
     "Cpu",

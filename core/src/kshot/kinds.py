@@ -162,8 +162,8 @@ def control(predictor: Predictor, episode: Episode) -> Scores:
         torch.Size([1])
     """
     rollout = episode.query.source.rollout(predictor)
-    means = {name: values.double().mean(-1) for name, values in rollout.scores.items()}
-    return {"return": rollout.rewards.double().sum(-1).mean(-1), **means}
+    means = {name: values.cpu().double().mean(-1) for name, values in rollout.scores.items()}
+    return {"return": rollout.rewards.cpu().double().sum(-1).mean(-1), **means}
 
 
 def objective(predictor: Predictor, episode: Episode) -> Scores:

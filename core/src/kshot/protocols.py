@@ -217,6 +217,25 @@ class PerTask(Protocol):
 
 
 @runtime_checkable
+class Gathered(Protocol):
+    """Tasks that gather their examples from pools by a function that a backend gives, such as one on its device."""
+
+    def sample_with(self, split: str, indices: Sequence[int], gather: Callable[[Any, Any], Tensor]) -> Episode:
+        """Return what ``sample(split, indices)`` does, with ``gather(pool, ids)`` in place of ``pool.gather(ids)``.
+
+        ``ids`` are rows of the pool [B, n]; the result [B, n, *input] is on any device.
+        """
+
+
+@runtime_checkable
+class Samples(Protocol):
+    """A backend that samples episodes on its device: the bits of ``place(tasks.sample(split, indices))``."""
+
+    def sample_on_device(self, tasks: TaskDistribution, split: str, indices: Sequence[int]) -> Episode:
+        """Return episodes of the tasks, placed on the device."""
+
+
+@runtime_checkable
 class Pooled(Protocol):
     """Tasks that sample from a table of labelled examples: for views and for prediction on files."""
 

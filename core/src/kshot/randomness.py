@@ -163,6 +163,23 @@ def uniform(keys: U64, purpose: str, count: int) -> NDArray[np.float64]:
     return (draws(keys, purpose, count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
+def uniform_as(x: Tensor, keys: Tensor, purpose: str) -> Tensor:
+    """Draw uniform numbers of [-1, 1) for each episode, with the shape, type and device of a tensor.
+
+    Args:
+        x: any tensor [B, *].
+        keys: of the episodes [B], as in ``Support.key``.
+        purpose: what is drawn.
+
+    Example:
+        >>> uniform_as(torch.zeros(2, 3), torch.tensor([7, 8]), "start").shape
+        torch.Size([2, 3])
+    """
+    words = keys.cpu().numpy().view(np.uint64)
+    numbers = 2 * torch.from_numpy(uniform(words, purpose, x[0].numel() if len(x) else 0)) - 1
+    return numbers.reshape(x.shape).to(x)
+
+
 def normal(keys: U64, purpose: str, count: int) -> NDArray[np.float64]:
     """Draw standard normal numbers [B, count], by Box and Muller; the same on every platform except for rounding.
 
@@ -314,7 +331,7 @@ _global_generator = threading.RLock()
 
 
 def global_generators(device: torch.device | None = None) -> list[torch.Generator]:
-    """Return torch's global generators of the CPU and of a device, if that has one of its own.
+    """Return torch's global generator of the CPU, and that of a device if it has another one.
 
     Example:
         >>> len(global_generators(torch.device("cpu")))
@@ -323,6 +340,8 @@ def global_generators(device: torch.device | None = None) -> list[torch.Generato
     generators = [torch.default_generator]
     if device is not None and device.type != "cpu":
         module = torch.get_device_module(device)
+        if device.type == "mps":  # its only generator has another name
+            return [*generators, module._get_default_mps_generator()]
         # Empty before the first use of the device, on which nothing can be drawn until then.
         if own := getattr(module, "default_generators", ()):
             generators.append(own[module.current_device() if device.index is None else device.index])

@@ -188,6 +188,12 @@ class ClassificationTasks:
 
     def sample(self, split: str, indices: Sequence[int]) -> Episode:
         """Return episodes ``indices`` of ``split``, stacked into one meta-batch."""
+        return self.sample_with(split, indices, lambda pool, ids: pool.gather(ids))
+
+    def sample_with(
+        self, split: str, indices: Sequence[int], gather: Callable[[Pool, NDArray[np.int64]], Tensor]
+    ) -> Episode:
+        """Return the same episodes, whose examples are gathered by another function (ability ``Gathered``)."""
         pool = self.pool(split)
         if not isinstance(indices, range):
             indices = [int(i) for i in indices]  # JSON has no numbers of numpy
@@ -196,7 +202,7 @@ class ClassificationTasks:
         check_enough(split, pool, way, shot, query)
         drawn = self._draw(split, pool, indices, (way, shot, query))
         S = way * shot
-        x = pool.gather(drawn.ids)
+        x = gather(pool, drawn.ids)
         return Episode(
             support=Support(
                 x=x[:, :S],

@@ -12,6 +12,7 @@ import kshot
 from kshot import Engine, Episode, Examples, Origin, Support, TaskSpec
 from kshot.episode import map_tensors
 from kshot.errors import DataError, MisfitError, OptionError, TrainingError
+from kshot.nn import Network
 from kshot.randomness import episode_keys, uniform
 from kshot.testing import sample_tasks
 from kshot_maml import MAML
@@ -250,3 +251,12 @@ def test_it_learns_characters(policy, least):
     result = engine.evaluate(100, learner_options={"test_steps": 3})
     assert (result.normalisation, result.queries) == (policy, learner.needs.queries)
     assert result.mean > least
+
+
+def test_a_network_with_its_own_policy_decides_whether_the_gradient_is_exact():
+    """The option ``normalisation`` is not that of a network which is passed whole."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(1, 4), nn.BatchNorm1d(4), nn.Linear(4, SPEC.target_shape[0]))
+    for policy in ("support", "transductive"):
+        learner = MAML(SPEC, network=Network(net, policy, SPEC.input_shape))
+        assert learner.net.normalisation == policy
+        assert learner.needs.exact_gradient == (policy == "transductive")

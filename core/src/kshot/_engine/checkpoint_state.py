@@ -62,6 +62,7 @@ STATE = fields(
     {  # the first checkpoints lack some of these
         "identity": IDENTITY,
         "versions": mapping_of(text),
+        "backend": text,
         "iterations": optional(whole()),
         "before_closing": optional(BEST),
     },

@@ -12,17 +12,14 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 
+from kshot.devices import convolves, format_for
 from kshot.episode import Episode, map_tensors
 from kshot.errors import OptionError
+from kshot.inner import has_inner_loop
 from kshot.protocols import World
 
 T = TypeVar("T")
-
-LOSE_DIGITS = (_BatchNorm, nn.GroupNorm)
-"""Layers whose kernels for the CPU add up in single precision if their inputs are channels-last."""
 
 
 class OneProcess:
@@ -50,8 +47,9 @@ class Cpu:
     Args:
         precision: ``float32``, or ``bfloat16`` by autocast, which makes convolutions 2.4 to 2.7 times faster on
             processors with bfloat16 instructions, and many times slower on others. ``auto`` chooses bfloat16 if the
-            processor has such instructions and the first module that is placed has convolutions; other networks gain
-            no speed and would lose precision.
+            processor has such instructions and the first module that is placed has convolutions and no inner loop.
+            Other networks gain no speed and would lose precision, and inner loops multiply the error (see
+            ``kshot.inner.has_inner_loop``).
         memory_format: memory format of convolution weights. ``channels_last`` trains a network of four convolutions 1.2
             to 1.6 times faster, but torch's batch norm adds up the numbers of a channel in single precision there: in
             float32 a batch variance may be wrong by 1e-3, and inner loops multiply that. ``auto`` is ``channels_last``
@@ -105,10 +103,9 @@ class Cpu:
         if not isinstance(x, nn.Module):
             return x
         if self.precision == "auto":
-            self.precision = "bfloat16" if any(isinstance(m, _ConvNd) for m in x.modules()) else "float32"
+            self.precision = "bfloat16" if convolves(x) and not has_inner_loop(x) else "float32"
         if self._chooses_format:
-            digits_lost = self.precision != "bfloat16" and any(isinstance(m, LOSE_DIGITS) for m in x.modules())
-            self.memory_format = "contiguous" if digits_lost else "channels_last"
+            self.memory_format = format_for(x, self.precision)
         # Module.to changes the strides of one-channel weights too, which Tensor.contiguous leaves as they are.
         channels_last = self.memory_format == "channels_last"
         return x.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)

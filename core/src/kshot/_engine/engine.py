@@ -15,12 +15,13 @@ from typing import Any
 import torch
 
 from kshot import registry
+from kshot._engine.attack import Attack
 from kshot._engine.checkpoint_state import check_loadable, check_resumable
 from kshot._engine.cpu import OneProcess
 from kshot._engine.door import Door, check_batching
 from kshot._engine.evaluation import Perturb, batches_of, evaluated, result_of, with_options
 from kshot._engine.hook_calls import Hooks
-from kshot._engine.identity import identity_of, process_facts, warn_of_versions
+from kshot._engine.identity import identity_of, process_facts, warn_of_changes
 from kshot._engine.inputs import save_inputs
 from kshot._engine.interruption import Stop
 from kshot._engine.modes import to_evaluation
@@ -28,7 +29,7 @@ from kshot._engine.optimizer import Outer, outer_of
 from kshot._engine.outer_step import OuterStep
 from kshot._engine.parameters import Best, Parameters
 from kshot._engine.processes import agree, from_first
-from kshot._engine.provenance import initial_seed, versions
+from kshot._engine.provenance import computed_on, initial_seed, versions
 from kshot._engine.recording import Results, config_of
 from kshot._engine.result import Result
 from kshot._engine.run_folder import RunFolder, load_checkpoint, save_checkpoint
@@ -65,7 +66,7 @@ class Engine:
         meta_batch: tasks per outer step (B); by default the learner's own (``learner.training_defaults``), else 1.
         chunk: largest number of tasks computed at once. The gradients of the chunks add up to that of the meta-batch.
         optimizer: an ``Outer``, its fields, a name, or None for the learner's own.
-        backend: where to compute; None is the CPU.
+        backend: where to compute; None is as ``kshot.backend()`` chooses: a device with a plugin, else the CPU.
         hooks: hook plugins, by name or as objects; {name: object} gives names to objects. Only rank 0 has them.
         seed: seed of dropout and the like while training; None for the seed of the learner's initialisation, or 0.
         run: a folder to write to; None writes nothing. If all components were built by name, ``kshot predict``,
@@ -121,8 +122,7 @@ class Engine:
         self._parameters = Parameters(self.learner)
         self._iterations: int | None = None  # the total that the last call of train asked for
         self._evaluates_only = False
-        self._results = Results()
-        self._door = Door()
+        self._results, self._door = Results(), Door()
         self._hooks = Hooks(() if self.backend.world.rank else hooks, self)
         self._loop = TrainingLoop(self, self._step, self._parameters, self._hooks, self._results)
         self._run, self._config = None if run is None else Path(run), dict(config or {})
@@ -237,6 +237,7 @@ class Engine:
         tasks: TaskDistribution | None = None,
         learner_options: Mapping[str, Any] | None = None,
         perturb: Perturb | None = None,
+        attack: Attack | Mapping[str, Any] | str | None = None,
         batch: int | None = None,
         write: bool = True,
     ) -> Result:
@@ -250,6 +251,7 @@ class Engine:
             learner_options: other options of the learner, such as more inner steps; the parameters stay. For
                 learners that were made by ``kshot.learner``.
             perturb: (predictor, query examples) -> the examples to predict instead.
+            attack: an adversarial attack on queries, support or both: a ``kshot.Attack``, or its fields.
             batch: episodes at once; by default as many as fit into the caches of a processor, at most 64.
             write: whether the result goes into the run folder.
 
@@ -263,16 +265,16 @@ class Engine:
             check(learner, used, self.backend, built_for=self.tasks.spec)
         if episodes < 1:
             raise OptionError(f"evaluate: got episodes={episodes}, expected at least 1")
+        attack = Attack.of(attack, used.spec)
         started = time.perf_counter()
-        first = self.enter(used, split, 1)
-        batches = batches_of(episodes, first, used, batch)
+        batches = batches_of(episodes, self.enter(used, split, 1), used, batch)
         if world.size > 1:
             asked = {"split": split, "episodes": episodes, "batch": batch, "perturbed": perturb is not None}
+            asked["attack"] = attack and attack.plain()
             self._agree("evaluate", learner, used, evaluate=asked)
-        # Each rank scores its share of the batches; all ranks get the scores of all of them.
         progress = self._hooks.progress(episodes)
-        rows = evaluated(learner, used, split, batches, self.backend, world, perturb, progress)
-        result = result_of(self, rows, learner, used, split, perturbed=perturb is not None, started=started)
+        rows = evaluated(learner, used, split, batches, self.backend, world, perturb, attack, progress)
+        result = result_of(self, rows, learner, used, split, perturb=perturb, attack=attack, started=started)
         if write and not self._hooks.calling:
             self._results.add(result, self.folder, self.iteration)
         self._hooks.call("evaluation_end", iteration=self.iteration, result=result)
@@ -284,9 +286,8 @@ class Engine:
 
     def _agree(self, call: str, learner: Any, tasks: TaskDistribution, **more: Any) -> None:
         """Raise MisfitError if the ranks make different calls, or have different components, options or versions."""
-        if self.backend.world.size == 1:
-            return
-        agree(self.backend.world, {"call": call, **process_facts(self, self.outer, learner, tasks), **more})
+        if self.backend.world.size > 1:
+            agree(self.backend.world, {"call": call, **process_facts(self, self.outer, learner, tasks), **more})
 
     # --- Checkpoints and the run folder ------------------------------------------------------------------------------
 
@@ -306,6 +307,7 @@ class Engine:
         return {
             "identity": self.identity,
             "versions": versions(self.learner, self.tasks, self.backend),
+            "backend": computed_on(self.backend),
             "iteration": self.iteration,
             "iterations": self._iterations,
             **self._parameters.state(),
@@ -339,7 +341,7 @@ class Engine:
         if state is None:
             return 0
         if self.backend.world.rank == 0:
-            warn_of_versions(path, state.get("versions", {}), versions(self.learner, self.tasks, self.backend))
+            warn_of_changes(path, state, versions(self.learner, self.tasks, self.backend), computed_on(self.backend))
         self._step.load(state["optimizer"], path)
         self._take(state)
         return self.iteration
@@ -375,8 +377,7 @@ class Engine:
     def init_from(self, run: str | Path) -> Inherited:
         """Start a new training from the parameters of another run: the best validated ones, or else the last.
 
-        Copies the tensors that match by name and shape, and reports the rest, which stay as initialised: a second stage
-        of training may have new components. The run folder's config records the report.
+        Copies the tensors that match by name and shape. The others stay as initialised, and config.json reports them.
 
         Args:
             run: a run folder, or a checkpoint.
@@ -394,6 +395,6 @@ class Engine:
         """Create the run folder, with all that is needed to build this training again, on rank 0."""
         if self._run is None or self.folder is not None or self.backend.world.rank:
             return
-        config = config_of(self, self._hooks.named(), self.outer, options)
-        self.folder = RunFolder.create(self._run, {**config, **self._config})
+        config = config_of(self, self._hooks.named(), self.outer, options) | self._config
+        self.folder = RunFolder.create(self._run, config)
         save_inputs(self._run, self.tasks)

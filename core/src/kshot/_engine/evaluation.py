@@ -16,10 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kshot._engine.attack import Attack
 from kshot._engine.modes import evaluating
 from kshot._engine.processes import exchange
 from kshot._engine.provenance import describe, initial_seed, versions
 from kshot._engine.result import Result
+from kshot.devices import sample_on
 from kshot.episode import Episode, Examples, Predictor
 from kshot.errors import TrainingError
 from kshot.kinds import KINDS
@@ -43,6 +45,7 @@ def score_episodes(
     batches: Sequence[range],
     backend: Backend,
     perturb: Perturb | None = None,
+    attack: Attack | None = None,
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
     """Yield for each batch of episode indices (number of episodes done, scores {name: [B, ...]}).
 
@@ -50,20 +53,31 @@ def score_episodes(
     sees query labels.
     """
     score = KINDS[tasks.spec.kind].score
+
+    def adapt(episode: Episode) -> Predictor:
+        """Adapt: what the learner gets has no query labels in it."""
+        predictor: Predictor = learner.adapt(episode.for_adapting(learner.needs.queries))
+        return predictor
+
     for indices in batches:
-        episode: Episode = backend.place(tasks.sample(split, indices))
+        episode = sample_on(backend, tasks, split, indices)
         check_queries(learner, episode, tasks.spec.kind)  # once for each learner
         with torch.no_grad(), backend.autocast():
-            # 1. Adapt: what the learner gets has no query labels in it.
-            predictor = learner.adapt(episode.for_adapting(learner.needs.queries))
-            # 2. Perturb the queries, for example adversarially, if asked.
+            # 1. Adapt, to an attacked support if asked.
+            if attack is not None:
+                episode = attack.support(adapt, episode, tasks.spec)
+            predictor = adapt(episode)
+            # 2. Perturb or attack the queries, if asked. A learner that adapts to queries adapts to the attacked ones.
             if perturb is not None:
                 episode = attrs.evolve(episode, query=perturb(predictor, episode.query))
+            if attack is not None:
+                episode = attack.query(predictor, episode, tasks.spec)
+                predictor = adapt(episode) if learner.needs.queries == "at_adapt" else predictor
             # 3. Predict and score. NaN would be scored too: as the first class, or left out of the mean.
             tabular = tasks.spec.kind in ("classification", "regression", "sequence")
             checked = _without_nan(predictor, split, indices) if tabular else predictor
             scores = score(checked, episode)
-        yield indices[-1] + 1, {name: values.detach().double().cpu() for name, values in scores.items()}
+        yield indices[-1] + 1, {name: values.detach().cpu().double() for name, values in scores.items()}
 
 
 def _without_nan(predictor: Predictor, split: str, indices: range) -> Predictor:
@@ -90,6 +104,7 @@ def evaluated(
     backend: Backend,
     world: World,
     perturb: Perturb | None,
+    attack: Attack | None,
     progress: Callable[[int], None],
 ) -> dict[str, list[Tensor]]:
     """Evaluate this rank's share of the batches and exchange the scores: every rank returns those of all batches.
@@ -102,7 +117,8 @@ def evaluated(
     """
     own: list[dict[str, Tensor]] = []  # scores of the batches r, r + size, r + 2 size, ... of rank r
     with evaluating(learner):
-        for done, scores in score_episodes(learner, tasks, split, batches[world.rank :: world.size], backend, perturb):
+        own_batches = batches[world.rank :: world.size]
+        for done, scores in score_episodes(learner, tasks, split, own_batches, backend, perturb, attack):
             own.append(scores)
             progress(done)
     # Put the batches back in order: batch i is number i // size of rank i % size.
@@ -144,7 +160,8 @@ def result_of(
     tasks: TaskDistribution,
     split: str,
     *,
-    perturbed: bool,
+    perturb: Perturb | None,
+    attack: Attack | None,
     started: float,
 ) -> Result:
     """Return a ``Result``: the scores, and everything that is needed to interpret them.
@@ -170,7 +187,8 @@ def result_of(
         versions=versions(learner, tasks, engine.backend),
         data=str(getattr(tasks, "fingerprint", "")),
         iteration=engine.parameters_iteration,
-        perturbed=perturbed,
+        perturbed=perturb is not None or (attack is not None and attack.on != "support"),
+        attack={} if attack is None else attack.plain(),
         wall=time.perf_counter() - started,
     )
 

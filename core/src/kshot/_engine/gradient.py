@@ -27,6 +27,7 @@ from attrs import frozen
 from torch import Tensor, nn
 
 from kshot._engine.processes import everywhere, exchange, meeting
+from kshot.devices import sample_on
 from kshot.errors import TrainingError
 from kshot.protocols import Backend, Metrics, TaskDistribution, World
 from kshot.randomness import global_generators, seeded
@@ -204,7 +205,7 @@ class MetaGradient:
         Args:
             watched: whether to raise ``_Draws`` if the learner draws random numbers in the first step.
         """
-        episodes = self.backend.place(batch.tasks.sample(batch.split, chunk))
+        episodes = sample_on(self.backend, batch.tasks, batch.split, chunk)
         device = torch.device(self.backend.device)
         output: Any = None
         for step in itertools.count():

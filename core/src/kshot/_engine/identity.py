@@ -77,10 +77,19 @@ def check_parameters(path: str, theirs: Mapping[str, Any], mine: Mapping[str, An
         raise everywhere(RunError(f"{path} has the parameters of another learner; nothing was changed:\n{lines}"))
 
 
-def warn_of_versions(path: str, then: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Warn if versions of kshot, torch or plugins differ from those that wrote a checkpoint, in one message."""
+def warn_of_changes(path: str, state: Mapping[str, Any], now: Mapping[str, str], backend: str) -> None:
+    """Warn if versions of kshot, torch or plugins, or the backend, differ from those that wrote a checkpoint.
+
+    Args:
+        path: of the checkpoint, for the message.
+        state: the state in it.
+        now: the versions now.
+        backend: the backend now, see ``kshot._engine.provenance.computed_on``.
+    """
+    then, on = state.get("versions", {}), state.get("backend", backend)  # the first checkpoints don't name it
     names = [name for name in then if name != "python" and then[name] != now.get(name)]
     differing = [f"{name} {then[name]} (now {now.get(name, 'not used')})" for name in names]
+    differing += [f"the backend {on} (now {backend})"] if on != backend else []
     if differing:
         warnings.warn(
             f"{path} was written with {', '.join(differing)}; the training may not go on to the same numbers",

@@ -107,3 +107,14 @@ def leaves(facts: Mapping[str, Any], under: str = "") -> Iterator[tuple[str, Any
             yield from leaves(value, f"{under}{name}.")
         else:
             yield f"{under}{name}", value
+
+
+def computed_on(backend: Any) -> str:
+    """Return the device and the precision that a backend computes with, such as ``cpu in float32``.
+
+    Of a backend for several processes it is that of the local one: their number changes nothing that is learnt.
+    """
+    described: Mapping[str, Any] = backend.describe()
+    while isinstance(described.get("local"), Mapping):
+        described = described["local"]
+    return f"{described.get('name', 'backend')} in {described.get('precision', 'its own precision')}"

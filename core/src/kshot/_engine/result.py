@@ -69,6 +69,7 @@ class Result:
         data: fingerprint of the data.
         iteration: number of outer steps after which the learner had these parameters.
         perturbed: whether the query inputs were perturbed.
+        attack: the fields of the adversarial attack, see ``kshot.Attack``; empty if there was none.
         wall: duration of the evaluation in seconds.
 
     Example:
@@ -96,6 +97,7 @@ class Result:
     perturbed: bool = False
     wall: float = 0.0
     learner_seed: int | None = None
+    attack: Mapping[str, Any] = attrs.field(factory=dict)
 
     @property
     def headline(self) -> str:
@@ -223,10 +225,24 @@ class Result:
         joint = [f"queries {self.queries}"] if self.queries != "independent" else []
         way, shot = self.shape.get("way"), self.shape.get("shot")
         shape = [f"{way}-way {shot}-shot"] if way is not None and shot is not None else []
-        about = ", ".join([f"{self.episodes} episodes", self.split, *shape, *policy, *joint])
+        attack = [attack_text(self.attack)] if self.attack else []
+        about = ", ".join([f"{self.episodes} episodes", self.split, *shape, *policy, *joint, *attack])
         if KINDS[self.kind].percent:
             return f"{100 * self.mean:.2f} ± {100 * self.interval:.2f} % {self.headline} ({about})"
         return f"{self.mean:.4g} ± {self.interval:.2g} {self.headline} ({about})"
+
+
+def attack_text(attack: Mapping[str, Any]) -> str:
+    """Return the field ``attack`` of a result in words; an empty string if there was no attack.
+
+    Example:
+        >>> attack_text({"name": "fgsm", "epsilon": 0.1, "on": "both"})
+        'fgsm 0.1 on support and query'
+    """
+    if not attack:
+        return ""
+    on = str(attack.get("on")).replace("both", "support and query")
+    return f"{attack.get('name')} {attack.get('epsilon')} on {on}"
 
 
 def _t(n: int) -> float:

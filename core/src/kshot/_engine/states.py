@@ -26,8 +26,8 @@ def copied(value: Any) -> Any:
 def equal(a: Any, b: Any) -> bool:
     """Return whether two values of a ``state_dict`` are the same."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
-        # Sparse tensors can't be compared directly.
-        return a.shape == b.shape and torch.equal(_dense(a), _dense(b))
+        # Sparse tensors can't be compared directly, nor can tensors on two devices: a checkpoint's are on the CPU.
+        return a.shape == b.shape and torch.equal(_dense(a), _dense(b).to(a.device))
     if type(a) is not type(b):
         return False
     if isinstance(a, Mapping):

@@ -62,6 +62,7 @@ RESULT = fields(
         **dict.fromkeys(("normalisation", "queries", "data"), text),
         **dict.fromkeys(("learner", "tasks"), _component),
         "backend": _PLAIN,
+        "attack": _PLAIN,
         "versions": mapping_of(text),
         "iteration": whole(),
         "perturbed": truth,

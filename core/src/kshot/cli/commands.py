@@ -12,6 +12,7 @@ from kshot.cli.console import CHANGEABLE, EPILOG, FLAGS, Group, RunCommand, Sect
 from kshot.cli.options import (
     EVALUATE_HELP,
     PATH,
+    RESUME_HELP,
     RUN,
     SECTIONS_HELP,
     as_json,
@@ -185,7 +186,7 @@ def train_each(
             tell(line)
 
 
-@main.command(cls=RunCommand)
+@main.command(cls=SectionCommand, epilog=RESUME_HELP)
 @click.argument("run", type=PATH)
 @import_from_option
 @quiet_flag
@@ -196,10 +197,15 @@ def resume(ctx: click.Context, run: Path, import_from: Path | None, quiet: bool,
 
     RUN is the run folder. After the training, the learner is tested, as kshot train does.
     """
+    from kshot.cli.flags import put_flags
     from kshot.cli.outcomes import finish
     from kshot.runs import resume as do
+    from kshot.runs.recipe import Table
 
-    finish(ctx, lambda: do(run, quiet=quiet, import_from=import_from), run, json_)
+    changes: Table = {}
+    put_flags(changes, ctx.meta[FLAGS], ("backend",))
+    backend = changes.get("backend", {})
+    finish(ctx, lambda: do(run, backend=backend, quiet=quiet, import_from=import_from), run, json_)
 
 
 @main.command(cls=SectionCommand, epilog=EVALUATE_HELP)

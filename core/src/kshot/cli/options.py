@@ -65,6 +65,12 @@ kshot info NAME lists the options of a plugin.
       episodes              number of test episodes [default: 600]
       split                 split to test on [default: test]
       batch                 episodes computed at once [default: chosen by size]
+      attack                fgsm or pgd: attack the inputs [default: none]
+      attack.epsilon        greatest change of a number of an input
+      attack.on             query, support, both, or each for a test of each
+                            and one without an attack [default: query]
+      attack.steps, attack.step_size, attack.random_start
+                            of pgd [default: 10, 2.5 epsilon / steps, true]
 
 \b
 Values are written as in TOML: 5, 1e-3, true, [1, 2]. In addition, none and
@@ -86,6 +92,10 @@ These options can differ from those of the training:
   {", ".join(f"--{name}.NAME=VALUE" for name in CHANGEABLE[:2])},
   {", ".join(f"--{name}.NAME=VALUE" for name in CHANGEABLE[2:])}.
 kshot train --help explains them."""
+
+RESUME_HELP = """\b
+The backend can differ from that of the training, such as --backend.name=cpu
+on a machine without its device. kshot train --help explains its options."""
 
 RUN = click.option(
     "--run",
@@ -131,7 +141,7 @@ def with_configuration(command: F) -> F:
             click.option("--init-from", metavar="RUN", help="Start from the trained parameters of the run folder RUN."),
             click.option("--iterations", type=int, help="Meta-batches to train on; short for --engine.iterations."),
             click.option("--optimizer", help="Outer optimizer, such as adam; short for --optimizer.name."),
-            click.option("--backend", help="Backend, the device to compute on.  [default: cpu]"),
+            click.option("--backend", help="Device to compute on.  [default: one with a plugin, else cpu]"),
             click.option("--hooks", default="", metavar="A,B", help="Also run these hook plugins, such as plots."),
             import_from_option,
         )

@@ -3,6 +3,7 @@
 The functions keep no state, choose no device and log nothing. This package imports torch only.
 """
 
+from kshot.functional.attacks import fgsm, pgd
 from kshot.functional.conjugate import conjugate_gradient
 from kshot.functional.lstm import lstm_cell
 from kshot.functional.metric import (
@@ -20,9 +21,11 @@ __all__ = [
     "class_means",
     "class_sums",
     "conjugate_gradient",
+    "fgsm",
     "full_precision",
     "lstm_cell",
     "pairwise_squared_distance",
+    "pgd",
     "prototypical_logits",
     "sequence_errors",
     "sequence_loss",

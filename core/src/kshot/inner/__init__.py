@@ -1,8 +1,10 @@
 """The inner loop: gradient descent on the support of one task, and its lifting over the tasks of a meta-batch.
 
-Reading order: ``descent`` (the loop, written for one task), ``lifting`` (from one task to B of them), ``cost`` (the
-choice between vmap and a loop) and ``vmap_norms`` (which corrects the second derivatives that ``torch.func.vmap``
-computes through normalisation layers).
+Reading order: ``descent`` (the loop, written for one task), ``parts`` (the loop for a part of the parameters),
+``lifting`` (from one task to B of them), ``cost`` (the choice between vmap and a loop), ``chunks`` (some tasks that run
+together), ``vmap_norms`` (which corrects the second derivatives that ``torch.func.vmap`` computes through normalisation
+layers), and then ``replays``, ``programs``, ``tracing`` and ``guards`` (which record the operations of a meta-batch and
+repeat them without the Python around them). ``looping`` has the decorator ``per_episode``.
 """
 
 from kshot.inner.descent import (
@@ -16,7 +18,8 @@ from kshot.inner.descent import (
     sgd,
     take_steps,
 )
-from kshot.inner.lifting import Lift, Strategy, per_episode
+from kshot.inner.lifting import Lift, Strategy, has_inner_loop, per_episode
+from kshot.inner.parts import descend_part
 
 __all__ = [
     "Lift",
@@ -27,6 +30,8 @@ __all__ = [
     "Update",
     "check_descent",
     "descend",
+    "descend_part",
+    "has_inner_loop",
     "keep_buffers",
     "per_episode",
     "sgd",

@@ -1,6 +1,7 @@
-"""Encoders, networks that adapt, memories that are tested before use, and the policy of batch normalisation."""
+"""Encoders, networks that adapt and their heads, memories tested before use, and the policy of batch normalisation."""
 
 from kshot.nn.encoders import Encoder, EncoderChoice, conv4, encoder, infer_output_shape, linear, mlp
+from kshot.nn.heads import Head, find_head
 from kshot.nn.memories import memory
 from kshot.nn.networks import Network, NetworkChoice, network
 from kshot.nn.normalisation import Normalisation, evaluating
@@ -8,12 +9,14 @@ from kshot.nn.normalisation import Normalisation, evaluating
 __all__ = [
     "Encoder",
     "EncoderChoice",
+    "Head",
     "Network",
     "NetworkChoice",
     "Normalisation",
     "conv4",
     "encoder",
     "evaluating",
+    "find_head",
     "infer_output_shape",
     "linear",
     "memory",

@@ -86,7 +86,7 @@ def differ(a: Tensor, b: Tensor) -> bool:
         False
     """
     allowed = 2e-3 if torch.finfo(a.dtype).bits >= 32 else 5e-2
-    a, b = (t.detach().double().nan_to_num(0, 1e300, -1e300) for t in (a, b))
+    a, b = (t.detach().cpu().double().nan_to_num(0, 1e300, -1e300) for t in (a, b))
     return bool((a - b).abs().max() > allowed * torch.maximum(a.abs().max(), b.abs().max())) if a.numel() else False
 
 

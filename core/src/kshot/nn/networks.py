@@ -63,6 +63,14 @@ class Network(nn.Module):
         self.has_batch_norm = examine("Network", net, normalisation, input_shape).of_batch
 
     @property
+    def constant_statistics(self) -> bool:
+        """Whether batch statistics count as constants, so that a gradient through this network is not exact.
+
+        The policy ``support`` normalises the queries by statistics of the support that are not differentiated.
+        """
+        return self.has_batch_norm and self.normalisation == "support"
+
+    @property
     def queries(self) -> Literal["independent", "joint"]:
         """Return ``Needs.queries`` of a learner with this network: ``joint`` if queries normalise each other."""
         return "joint" if self.has_batch_norm and self.normalisation == "transductive" else "independent"

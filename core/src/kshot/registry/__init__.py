@@ -3,8 +3,9 @@
 The functions here work on the registry of the process; ``Registry()`` creates another one. Reading order: ``plugin``
 (what is known of a plugin), ``manifest`` (the ``plugin.toml``), ``discovery`` (from entry points to plugins),
 ``names`` (clashes and unknown names), ``ranges``, ``conversion`` and ``options`` (typed options), ``building`` and
-``ledger`` (components and how they were built), ``modules`` (networks named by an import path), ``registering``
-(plugins of this process, as in a notebook), ``surroundings`` (what importing a plugin must not change), ``registry``.
+``ledger`` (components and how they were built), ``devices`` (the backend if none is named), ``modules`` (networks named
+by an import path), ``registering`` (plugins of this process, as in a notebook), ``surroundings`` (what importing a
+plugin must not change), ``registry``.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ __all__ = [
     "backend",
     "built",
     "default",
+    "default_backend",
     "find",
     "hook",
     "info",
@@ -56,6 +58,7 @@ learner = default.learner
 tasks = default.tasks
 memory = default.memory
 backend = default.backend
+default_backend = default.default_backend
 hook = default.hook
 built = default.built
 rebuild = default.rebuild

@@ -20,7 +20,7 @@ from kshot.registry.plugin import LONGEST, NAME, Plugin, State
 
 STALE = "stale entry point"
 _INSTALL_AS = {"sklearn": "scikit-learn", "PIL": "pillow", "cv2": "opencv-python", "yaml": "pyyaml"}
-_NOT_PLUGINS = ("manifest", "preparations")  # groups of entry points that do not name plugins
+_NOT_PLUGINS = ("manifest", "preparations", "devices")  # groups of entry points that do not name plugins
 _Line = tuple[str, str, str]  # of entry_points.txt: group without 'kshot.', name, value
 
 
@@ -69,6 +69,19 @@ def preparations() -> frozenset[str]:
     """
     lines = (line for distribution in distributions() for line in _entry_lines(distribution))
     return _BUILTIN_PREPARATIONS | {target for group, _, target in lines if group == "preparations"}
+
+
+def devices() -> dict[str, str]:
+    """Return for each backend that may be chosen by itself the function that says whether its device is present.
+
+    A plugin registers it by an entry point of the group ``kshot.devices``, as ``module:function``. None is imported.
+
+    Example:
+        >>> "cpu" in devices()
+        False
+    """
+    lines = (line for distribution in distributions() for line in _entry_lines(distribution))
+    return {name: target for group, name, target in lines if group == "devices"}
 
 
 def _plugins_of(name: str, version: str, lines: list[_Line]) -> Iterator[tuple[Plugin, ManifestError | None]]:

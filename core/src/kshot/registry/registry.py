@@ -19,14 +19,14 @@ from attrs import evolve
 
 from kshot.errors import PluginError, Unavailable, UnknownPluginError
 from kshot.registry import names
-from kshot.registry.discovery import STALE, installed, preparations
+from kshot.registry.discovery import STALE, devices, installed, preparations
 from kshot.registry.ledger import Built, Ledger, recall
 from kshot.registry.manifest import shortened
 from kshot.registry.options import doc_of, options_of
 from kshot.registry.plugin import LEADING, MEMORY_SIZES, Factory, Key, Plugin, PluginInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from kshot.preparing import Preparation
     from kshot.protocols import Backend, Learner, TaskDistribution
@@ -349,8 +349,14 @@ class Registry:
         """
         return typing.cast("BoundMemory", self._builder.build("memories", name, options))
 
-    def backend(self, name: str = "cpu", /, **options: Any) -> Backend:
-        """Build a backend, the CPU by default.
+    def default_backend(self, options: Collection[str] = ()) -> str:
+        """Return the name of the backend to use if none is named; see ``kshot.registry.devices``."""
+        from kshot.registry.devices import first_present  # here, as listing imports no plugin
+
+        return first_present(devices(), self.load, options)
+
+    def backend(self, name: str | None = None, /, **options: Any) -> Backend:
+        """Build a backend; without a name, the one of a device that is present and has a plugin, else the CPU.
 
         Raises:
             Unavailable: the device is missing.
@@ -361,7 +367,7 @@ class Registry:
             >>> kshot.backend("cpu", precision="float32").device
             device(type='cpu')
         """
-        return typing.cast("Backend", self._builder.build("backends", name, options))
+        return typing.cast("Backend", self._builder.build("backends", name or self.default_backend(options), options))
 
     def hook(self, name: str, /, **options: Any) -> Any:
         """Build the object of a hook plugin, for the argument ``hooks`` of ``kshot.Engine``.

@@ -50,7 +50,7 @@ def train(
         training: options of the tasks that differ while training.
         optimizer, engine, evaluate: options, as in the tables of a recipe: ``{"lr": 1e-3}``,
             ``{"validate_every": 500}``, ``{"episodes": 1000}``.
-        backend: where to compute; the CPU by default.
+        backend: where to compute; by default a device that is present and has a plugin, else the CPU.
         test: for each test the options of its tasks, and under ``learner`` the options of the learner in this test.
         hooks: names of hook plugins, or objects.
         iterations: number of outer steps; short for ``engine={"iterations": ...}``.
@@ -148,11 +148,18 @@ def check_seeds(seeds: Sequence[int], folders: Sequence[Path]) -> None:
         )
 
 
-def resume(run: str | Path, *, quiet: bool = False, import_from: str | Path | None = None) -> Run:
+def resume(
+    run: str | Path,
+    *,
+    backend: Mapping[str, Any] | None = None,
+    quiet: bool = False,
+    import_from: str | Path | None = None,
+) -> Run:
     """Continue an interrupted training from its newest checkpoint, and test it; a finished training is only tested.
 
     Args:
         run: a run folder, made by a command or in Python.
+        backend: options that differ from the run's: ``backend={"name": "cpu"}`` if its device is missing here.
         quiet, import_from: see ``train``.
 
     Raises:
@@ -168,7 +175,7 @@ def resume(run: str | Path, *, quiet: bool = False, import_from: str | Path | No
         >>> resume("runs/to-resume", quiet=True).result.mean == run.result.mean
         True
     """
-    return resume_run(Path(run), quiet=quiet, import_from=import_from)
+    return resume_run(Path(run), dict(backend or {}), quiet=quiet, import_from=import_from)
 
 
 def evaluate(

@@ -19,7 +19,7 @@ from attrs import frozen
 from numpy.typing import NDArray
 
 from kshot._engine.recording import RESULT_FILE
-from kshot._engine.result import Difference, Result
+from kshot._engine.result import Difference, Result, attack_text
 from kshot._engine.run_folder import CONFIG_FILE, RunFolder
 from kshot._engine.stored import fitting
 from kshot._engine.stored_results import read_results
@@ -299,9 +299,9 @@ def _scores(test: Result, group: Sequence[_Source]) -> dict[int, NDArray[np.floa
     """Return for each seed the headline of every episode [n] on the episodes of ``test``."""
     scores = {}
     for source in group:
-        same = [result for result in source.results if not result.other_episodes(test)]
+        same = [r for r in source.results if not r.other_episodes(test) and r.attack == test.attack]
         if not same:
-            differing = source.results[0].other_episodes(test)
+            differing = source.results[0].other_episodes(test) or {"attack": (source.results[0].attack, test.attack)}
             listed = "; ".join(f"{name} {mine!r} and {theirs!r}" for name, (mine, theirs) in differing.items())
             raise DataError(
                 f"compare: {source.name} was not tested on the episodes of the first run: {listed}; test it on the "
@@ -326,7 +326,7 @@ def _row(
     way, shot = test.shape.get("way"), test.shape.get("shot")
     shape = f"{way}-way {shot}-shot" if way is not None and shot is not None else test.kind
     return Row(
-        test=shape if test.split == "test" else f"{shape}, {test.split}",
+        test=", ".join(filter(None, (shape, attack_text(test.attack), "" if test.split == "test" else test.split))),
         method=method,
         score=test.headline,
         seeds=tuple(sorted(scores)),

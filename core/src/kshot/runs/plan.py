@@ -22,7 +22,7 @@ from kshot.registry.building import overlay
 from kshot.registry.modules import rebuilt_run
 from kshot.registry.options import options_of, validate
 from kshot.runs.launch import processes
-from kshot.runs.recipe import Config, EngineOptions, EvaluateOptions, Table
+from kshot.runs.recipe import Config, EngineOptions, Table, evaluate_options
 from kshot.spec import Training
 
 log = logging.getLogger("kshot.runs")
@@ -110,7 +110,8 @@ class Plan:
         defaults = getattr(factory, "training_defaults", None)
         for name in config.hook:
             registry.load(name, "hooks")
-        registry.load(str(config.backend.get("name", "cpu")), "backends")
+        backend = {"name": registry.default_backend(config.backend), **config.backend}
+        registry.load(str(backend["name"]), "backends")
         tasks_factory = registry.load(str(config.tasks["name"]), "tasks")
         # The learner's own choices, as far as these tasks have such options and the user chooses nothing else.
         accepted = {option.name for option in options_of(tasks_factory)}
@@ -125,7 +126,7 @@ class Plan:
             own=own if str(config.training.get("name", config.tasks["name"])) == str(config.tasks["name"]) else {},
             optimizer=validate(Outer, config.optimizer, who="optimizer"),
             engine=config.engine,
-            backend={"name": "cpu", **config.backend},
+            backend=backend,
             evaluate=config.evaluate,
             hooks=config.hook,
             seed=config.seed,
@@ -153,9 +154,13 @@ class Plan:
             )
         fitting(plan, PLAN, where, "plan", advice=ADVICE)
         # The options of plugins are checked when they are built; those of the engine can be checked here.
-        for name, kind in (("optimizer", Outer), ("engine", EngineOptions), ("evaluate", EvaluateOptions)):
+        for name in ("optimizer", "engine", "evaluate"):
+            given = plan.get(name, {})
             try:
-                validate(kind, plan.get(name, {}), who=name)
+                if name == "evaluate":
+                    evaluate_options(given)
+                else:
+                    validate(Outer if name == "optimizer" else EngineOptions, given, who=name)
             except OptionError as error:
                 raise RunError(f"{where}: plan.{str(error).splitlines()[0]}; {ADVICE}") from error
         if len(plan.get("test_learners", plan["tests"])) != len(plan["tests"]):

@@ -12,6 +12,7 @@ from typing import Any
 
 from attrs import field, frozen
 
+from kshot._engine.attack import Attack
 from kshot._engine.optimizer import Outer
 from kshot.errors import KshotError, OptionError
 from kshot.randomness import as_seed
@@ -76,11 +77,14 @@ class EvaluateOptions:
         episodes: number of episodes.
         split: the split to evaluate on.
         batch: number of episodes computed at once; by default what fits the caches.
+        attack: an adversarial attack: the fields of ``kshot.Attack``. Its ``on`` may also be ``each``: then there are
+            four tests on the same episodes, with an attack of nothing, of the support, of the queries and of both.
     """
 
     episodes: Count = 600
     split: str = "test"
     batch: Count | None = None
+    attack: Mapping[str, Any] | str | None = None
 
 
 @frozen
@@ -257,7 +261,7 @@ def configure(tables: Mapping[str, Any], *, hooks: Iterable[str] = ()) -> Config
         **{name: tables.get(name, {}) for name in SECTIONS if name not in ("hook", "optimizer", "engine", "evaluate")},
         optimizer=optimizer,
         engine=validate(EngineOptions, tables.get("engine", {}), who="engine"),
-        evaluate=validate(EvaluateOptions, tables.get("evaluate", {}), who="evaluate"),
+        evaluate=evaluate_options(tables.get("evaluate", {})),
         hook={name: own.get(name, {}) for name in dict.fromkeys([*wanted, *own])},
         test=tuple(tables.get("test", ())),
         seed=seed,
@@ -266,6 +270,32 @@ def configure(tables: Mapping[str, Any], *, hooks: Iterable[str] = ()) -> Config
         init_from=_of_seed(tables.get("init_from"), seed),
         about={key: tables[key] for key in ABOUT if key in tables},
     )
+
+
+def evaluate_options(given: Mapping[str, Any]) -> Table:
+    """Return the options of ``[evaluate]``, checked and converted.
+
+    Raises:
+        OptionError: an option is unknown or has a wrong value.
+    """
+    options = validate(EvaluateOptions, given, who="evaluate")
+    attacks_of(options)
+    return options
+
+
+def attacks_of(evaluate: Mapping[str, Any]) -> tuple[Attack | None, ...]:
+    """Return the attack of each evaluation of a test; None for an evaluation without an attack.
+
+    Args:
+        evaluate: options of ``[evaluate]``.
+
+    Raises:
+        OptionError: an option of the attack is unknown or has a wrong value.
+    """
+    attack = evaluate.get("attack")
+    if isinstance(attack, Mapping) and attack.get("on") == "each":
+        return (None, *(Attack.of({**attack, "on": on}) for on in ("support", "query", "both")))
+    return (Attack.of(attack),)
 
 
 @contextlib.contextmanager

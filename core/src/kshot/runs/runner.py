@@ -26,7 +26,6 @@ from kshot.checks import check, mismatches
 from kshot.errors import MisfitError, OptionError, RunError
 from kshot.registry.building import overlay
 from kshot.registry.modules import importing
-from kshot.registry.options import validate
 from kshot.runs.comparison import labels
 from kshot.runs.launch import launch
 from kshot.runs.plan import (
@@ -41,7 +40,7 @@ from kshot.runs.plan import (
     obstacles,
     record,
 )
-from kshot.runs.recipe import Config, EvaluateOptions, Table
+from kshot.runs.recipe import Config, Table, attacks_of, evaluate_options
 from kshot.runs.run import Run
 from kshot.spec import Needs
 
@@ -82,10 +81,11 @@ def train_plan(plan: Plan, run: Path | None, *, quiet: bool, hooks: Mapping[str,
     return _begin(plan, parts, run, quiet=quiet, resuming=begun is not None, hooks=hooks or {})
 
 
-def resume_run(folder: Path, *, quiet: bool, import_from: str | Path | None) -> Run:
+def resume_run(folder: Path, backend_options: Table, *, quiet: bool, import_from: str | Path | None) -> Run:
     """Continue a run from its newest checkpoint, and test it; see ``kshot.runs.resume``."""
     with rebuilding(folder, import_from):
         plan = Plan.of_run(folder, RunFolder.open(folder).config)
+        plan = evolve(plan, backend=overlay(plan.backend, backend_options))
         backend = build_backend(plan)
         plan, training, tests = first_then_rest(backend.world, lambda: build_tasks(plan))
         parts = build(plan, training, tests, backend)
@@ -165,6 +165,9 @@ def preflight(plan: Plan, parts: Parts, engine: Engine) -> None:
     """
     for test in parts.tests:
         engine.enter(test, plan.evaluate.get("split", "test"), 1)
+        for attack in attacks_of(plan.evaluate):
+            if attack is not None:
+                attack.check(test.spec)
     with blame_own(plan):
         engine.enter(parts.training, plan.engine.get("split", "train"), engine.meta_batch)
     if plan.engine.get("validate_every") is not None:
@@ -265,14 +268,25 @@ def _finish(plan: Plan, parts: Parts, engine: Engine, run: Path | None, *, quiet
 
 
 def _evaluate_tests(plan: Plan, parts: Parts, engine: Engine, run: Path | None, wall: Mapping[str, float]) -> Run:
-    """Evaluate every test of a plan."""
+    """Evaluate every test of a plan, with each of its attacks."""
     started = time.perf_counter()
+    options = {name: value for name, value in plan.evaluate.items() if name != "attack"}
     tests = zip(parts.tests, plan.test_learners, strict=True)
+    attacks = attacks_of(plan.evaluate)
     results = tuple(
-        engine.evaluate(**plan.evaluate, tasks=tasks, learner_options=own or None, write=False) for tasks, own in tests
+        engine.evaluate(**options, attack=attack, tasks=tasks, learner_options=own or None, write=False)
+        for tasks, own in tests
+        for attack in attacks
     )
     wall = {**wall, "evaluation": time.perf_counter() - started}
-    names = labels(list(zip(plan.tests, plan.test_learners, strict=True)))
+    attacked = ["nothing" if attack is None else attack.on for attack in attacks]
+    names = labels(
+        [
+            ({**test, "attack on": on}, own)
+            for test, own in zip(plan.tests, plan.test_learners, strict=True)
+            for on in attacked
+        ]
+    )
     return Run(results, names, wall, engine.iteration, run, parts.backend.world.rank, engine)
 
 
@@ -333,12 +347,12 @@ def changed_plan(plan: Plan, changes: Mapping[str, Table]) -> Plan:
         both = overlay(test, changes.get("tasks", {})), overlay(own, changes.get("learner", {}))
         if both not in tests:
             tests.append(both)
-    given = {**plan.evaluate, **changes.get("evaluate", {})}
+    given = overlay(plan.evaluate, changes.get("evaluate", {}))
     return evolve(
         plan,
         tests=[test for test, _ in tests],
         test_learners=[own for _, own in tests],
         backend=overlay(plan.backend, changes.get("backend", {})),
-        evaluate=validate(EvaluateOptions, given, who="evaluate"),
+        evaluate=evaluate_options(given),
         hooks={},  # hooks may write files, which an evaluation does not
     )

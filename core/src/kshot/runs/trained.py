@@ -28,7 +28,7 @@ from kshot._engine.inputs import load_inputs
 from kshot._engine.run_folder import CONFIG_FILE, RunFolder, digest
 from kshot.arrays import as_inputs
 from kshot.episode import Support
-from kshot.errors import DataError, MisfitError
+from kshot.errors import DataError, MisfitError, PluginError
 from kshot.functional import full_precision
 from kshot.nn import evaluating
 from kshot.protocols import Backend, Compares, Embeds, Pooled
@@ -74,7 +74,7 @@ class Trained:
         learner: a trained learner of classification tasks.
         spec: spec of the tasks that the learner was built for.
         prepare: function from raw examples to inputs; None if examples are given as inputs already.
-        backend: where to compute, the CPU by default; the learner is placed there.
+        backend: where to compute, by default as ``kshot.backend()`` chooses; the learner is placed there.
         tasks: the tasks from which ``threshold`` takes pairs, or a function that builds them when they are needed, or
             None.
 
@@ -123,7 +123,8 @@ class Trained:
 
         Args:
             run: a run folder, made by ``kshot train`` or in Python.
-            backend: where to compute; by default the backend of the run.
+            backend: where to compute; by default the backend of the run, or if it can't be used here, the one that
+                ``kshot.backend()`` chooses, with a note.
             import_from: a folder with the network that the run names by an import path, if it is not installed.
 
         Raises:
@@ -149,7 +150,7 @@ class Trained:
             spec, prepare = rebuilt.spec, rebuilt.prepare if isinstance(rebuilt, Pooled) else None
         with importing(import_from, run=folder):
             learner = build_learner(plan, spec)
-            backend = component("backend", plan.backend) if backend is None else backend
+            backend = usable_backend(plan) if backend is None else backend
         check_tensors(checkpoint, parameters, learner)
         learner.load_state_dict(parameters)
         return cls(learner, spec, prepare=prepare, backend=backend, tasks=tasks)
@@ -303,7 +304,7 @@ class Trained:
             return euclidean
         with self._computing():
             distance: Tensor = self.learner.distance(self.backend.place(a), self.backend.place(b))
-        return distance.double().cpu()
+        return distance.cpu().double()
 
     def check_way(self, way: int) -> None:
         """Raise MisfitError if the learner was trained for another number of classes and takes no other."""
@@ -317,6 +318,17 @@ class Trained:
     def _computing(self) -> Iterator[None]:
         with evaluating(self.learner), torch.no_grad(), self.backend.autocast():
             yield
+
+
+def usable_backend(plan: Plan) -> Backend:
+    """Return the backend of a run, or another one if its device or its plugin is missing here, with a note."""
+    try:
+        built: Backend = component("backend", plan.backend)
+    except PluginError as error:
+        built = registry.backend()
+        other = built.describe().get("name")
+        log.warning("note: the backend of the run can't be used here, so %s is used: %s", other, error)
+    return built
 
 
 def verification_tasks(tasks: Pooled, split: str) -> ClassificationTasks:

@@ -12,7 +12,7 @@ import sys
 import time
 import uuid
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
@@ -23,7 +23,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 import kshot
-from kshot import Backend, World
+from kshot import Backend, Episode, TaskDistribution, World
+from kshot.devices import sample_on
 from kshot.errors import OptionError, Unavailable
 
 T = TypeVar("T")
@@ -73,6 +74,10 @@ class Distributed:
     def place(self, x: T) -> T:
         """Move a value to the device, as the local backend does."""
         return self.local.place(x)
+
+    def sample_on_device(self, tasks: TaskDistribution, split: str, indices: Sequence[int]) -> Episode:
+        """Return episodes on the device, as the local backend does."""
+        return sample_on(self.local, tasks, split, indices)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the local backend's context of mixed precision."""

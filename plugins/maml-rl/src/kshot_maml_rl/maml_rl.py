@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import attrs
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kshot import Episode, Lift, Metrics, Needs, Predictor, Rollout, Support, TaskSpec, Training
 from kshot.errors import OptionError
-from kshot.inner import State, check_descent, descend
+from kshot.inner import State, Strategy, check_descent, descend
 from kshot_maml_rl import surrogates, trust_region
 from kshot_maml_rl.explain import rollouts_by_update
 from kshot_maml_rl.options import Estimator, Order, Outer, check_options
@@ -44,7 +44,7 @@ class MamlRL(nn.Module):
         estimator: the surrogate of inner steps, ``lvc``, ``dice``, or ``log_likelihood`` as in the paper's code.
         order: ``second`` differentiates through the inner steps; ``first`` treats the inner gradients as constants.
         discount, gae, normalise: gamma and lambda of advantages, and whether to normalise them for each task.
-        strategy: how the tasks of a meta-batch run: at once (``vmap``), one after another (``loop``), or ``auto``.
+        strategy: how the tasks of a meta-batch run, see ``kshot.Lift``: ``auto`` chooses what is fast and exact.
 
     Raises:
         OptionError: negative steps, no epoch, no standard deviation, or an unknown choice.
@@ -82,7 +82,7 @@ class MamlRL(nn.Module):
         discount: float = 0.99,
         gae: float = 1.0,
         normalise: bool = True,
-        strategy: Literal["auto", "vmap", "loop"] = "auto",
+        strategy: Strategy = "auto",
     ) -> None:
         super().__init__()
         choices = {"activation": activation, "outer": outer, "estimator": estimator, "order": order}
@@ -130,13 +130,13 @@ class MamlRL(nn.Module):
 
     def adapted(self, theta: State, batches: list[Batch], first: int = 0) -> tuple[State, Tensor]:
         """Compute theta' (line 7) of one task on ``batches``, of updates ``first``, ...; also return the losses."""
-        losses = [torch.zeros(0)]
+        losses: list[Tensor] = []
         for k, batch in enumerate(batches, first):
             # theta <- theta - alpha grad L(theta), with a smaller alpha after the first update.
             lr = self.later_lr if k else self.inner_lr
             theta, loss = descend(self.inner_loss, theta, batch, lr=lr, steps=1, second_order=self.second_order)
             losses.append(loss)
-        return theta, torch.cat(losses)
+        return theta, torch.cat(losses) if losses else torch.zeros(0)
 
     @torch.no_grad()
     def play(self, support: Support, steps: int) -> tuple[list[State], list[Batch], list[Rollout]]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from kshot import Episode, Lift, Metrics, Needs, Predictor, Support, TaskSpec, Training
 from kshot.errors import OptionError
 from kshot.functional import full_precision
-from kshot.inner import State, check_descent, keep_buffers, sgd, take_steps
+from kshot.inner import State, Strategy, check_descent, keep_buffers, sgd, take_steps
 from kshot.nn import NetworkChoice, Normalisation, evaluating
 from kshot.nn import network as build_network
 from kshot_reptile.inner import adam, minibatches, paper_inner
@@ -42,7 +42,7 @@ class Reptile(nn.Module):
         inner_batch: b, examples of a minibatch; if the support has at most b examples, each step takes all of them.
         inner_steps: k in training.
         test_steps: k at evaluation and use.
-        strategy: how the tasks of a meta-batch run: at once (``vmap``), one after another (``loop``), or ``auto``.
+        strategy: how the tasks of a meta-batch run, see ``kshot.Lift``: ``auto`` chooses what is fast and exact.
         chunk: the greatest number of tasks in one vmap; None bounds its memory.
 
     Raises:
@@ -76,7 +76,7 @@ class Reptile(nn.Module):
         inner_batch: int = 10,
         inner_steps: int = 5,
         test_steps: int = 50,
-        strategy: Literal["auto", "vmap", "loop"] = "auto",
+        strategy: Strategy = "auto",
         chunk: int | None = None,
     ) -> None:
         super().__init__()

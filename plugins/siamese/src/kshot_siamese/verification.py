@@ -60,7 +60,7 @@ def pairs_of(learner: Compares, pool: Pool, *, batch: int = 256) -> Pairs:
             learner.distance(z[first[i : i + batch * 16]], z[second[i : i + batch * 16]])
             for i in range(0, len(first), batch * 16)
         ]
-    return Pairs(torch.cat(distances).double().cpu().numpy(), y[first] == y[second], first, second)
+    return Pairs(torch.cat(distances).cpu().double().numpy(), y[first] == y[second], first, second)
 
 
 def checked(distance: ArrayLike, genuine: ArrayLike) -> tuple[Floats, Booleans]:

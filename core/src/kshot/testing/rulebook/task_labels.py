@@ -1,4 +1,4 @@
-"""Rules for tasks: neither inputs nor places tell what a label is, and each label stands for a class of its own."""
+"""Rules for tasks: neither inputs nor places tell what a label is, and each label stands for another class."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def _check_targets(subject: TasksSubject, split: str) -> None:
 
 
 def _check_stream(subject: TasksSubject, split: str) -> None:
-    """Fit labels to the inputs of their own step on 32 episodes, and predict those of 32 others."""
+    """Fit the label of each step to its input on 32 episodes, and predict the labels of 32 others."""
     parts: list[tuple[Tensor, Tensor]] = [(e.query.x, e.query.y) for e in subject.many(split, 64, at_once=1)]
     if any(y.is_floating_point() for _, y in parts):
         return

@@ -1,0 +1,175 @@
+"""Record what a function depends on besides its arguments, so that a trace of it is used only while it is right.
+
+A trace has the numbers and choices of Python built in: the number of inner steps, a step size, whether a layer is in
+training. ``Guard`` records every value that can be reached from a function: the attributes of its object, the modules
+and containers in them, and the variables that it closes over. Global variables are not recorded.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+import types
+from typing import Any
+
+from torch import Tensor, nn
+
+MOST_VALUES = 100_000
+"""Number of recorded values above which a function is not traced."""
+
+_PLAIN = (type(None), bool, int, float, complex, str, bytes)
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_OPAQUE = (type, types.ModuleType, types.BuiltinFunctionType, types.CodeType)
+_MISSING = object()
+
+
+class Untraceable(Exception):
+    """Raised for a function that can't be traced; the message says why."""
+
+
+class Guard:
+    """Record all values that are reachable from a function, and tell whether they have changed.
+
+    Tensors are recorded as objects with their shape, type and need of a gradient, because a trace reads their numbers
+    anew. Numbers, texts and the like are recorded by value, and other objects by identity, with what is in them.
+
+    Args:
+        function: a function, a bound method or a partial of one.
+
+    Attributes:
+        tensors: the tensors that were found, each once.
+
+    Raises:
+        Untraceable: a module has hooks, whose effects a trace would lack, or there are too many values.
+
+    Example:
+        >>> from kshot.nn import Encoder
+        >>> class Scale:
+        ...     def __init__(self):
+        ...         self.by = 2
+        ...     def __call__(self, x):
+        ...         return self.by * x
+        >>> scale = Scale()
+        >>> guard = Guard(scale)
+        >>> guard.holds()
+        True
+        >>> scale.by = 3
+        >>> guard.holds()
+        False
+    """
+
+    def __init__(self, function: Any) -> None:
+        self.tensors: list[Tensor] = []
+        self._dicts: list[dict[Any, Any]] = []  # for each recorded item of a dict: the dict, the key and the value
+        self._keys: list[Any] = []
+        self._values: list[Any] = []
+        self._places: list[tuple[list[Any], int, Any]] = []  # items of lists
+        self._containers: list[Any] = []
+        self._lengths: list[int] = []
+        self._attributes: list[tuple[Any, str, Any]] = []  # of objects without a dict, and of cells
+        self._seen: set[int] = set()
+        self._keep: list[Any] = []  # objects whose identity was recorded, so that no other gets the same one
+        self._look(function)
+        self._facts = [_facts(t) for t in self.tensors]
+
+    def holds(self) -> bool:
+        """Return whether everything is as it was recorded."""
+        # The usual case, in which everything is the very same object, is decided without a loop in Python.
+        if list(map(len, self._containers)) != self._lengths:
+            return False
+        now = map(dict.get, self._dicts, self._keys)
+        if not all(map(operator.is_, now, self._values)) and self._changed_item() is not None:
+            return False
+        return self._changed_attribute() is None and list(map(_facts, self.tensors)) == self._facts
+
+    def changed(self) -> str:
+        """Return the name of the first value that has changed, for a message."""
+        return str(self._changed_item() or self._changed_attribute() or "an attribute")
+
+    def _changed_item(self) -> Any:
+        for container, key, value in zip(self._dicts, self._keys, self._values, strict=True):
+            if not _equal(container.get(key, _MISSING), value):
+                return key
+        return None
+
+    def _changed_attribute(self) -> str | None:
+        """Return the name of an attribute, or the place in a list, whose value has changed."""
+        for thing, name, value in self._attributes:
+            if (now := getattr(thing, name, _MISSING)) is not value and not _equal(now, value):
+                return name
+        for container, i, value in self._places:
+            if container[i] is not value and not _equal(container[i], value):
+                return f"item {i} of a list"
+        return None
+
+    def _look(self, value: Any) -> None:
+        """Record a value and what is in it."""
+        if isinstance(value, (*_PLAIN, *_OPAQUE)) or id(value) in self._seen or getattr(value, "unguarded", False):
+            return
+        self._seen.add(id(value))
+        self._keep.append(value)
+        if len(self._values) + len(self._places) + len(self._attributes) > MOST_VALUES:
+            raise Untraceable(f"it depends on more than {MOST_VALUES} values")
+        if isinstance(value, Tensor):
+            self.tensors.append(value)
+        elif isinstance(value, types.MethodType):
+            self._look(value.__self__)
+            self._look(value.__func__)
+        elif isinstance(value, types.FunctionType):
+            self._look_at_function(value)
+        elif isinstance(value, functools.partial):
+            for part in (value.func, value.args, value.keywords):
+                self._look(part)
+        elif isinstance(value, dict):
+            self._sized(value)
+            for key, item in list(value.items()):
+                self._dicts.append(value)
+                self._keys.append(key)
+                self._values.append(item)
+                self._look(item)
+        elif isinstance(value, list):
+            self._sized(value)
+            for i, item in enumerate(value):
+                self._places.append((value, i, item))
+                self._look(item)
+        elif isinstance(value, tuple | set | frozenset):
+            self._sized(value)
+            for item in value:
+                self._look(item)
+        else:
+            self._look_at_object(value)
+
+    def _sized(self, container: Any) -> None:
+        self._containers.append(container)
+        self._lengths.append(len(container))
+
+    def _look_at_function(self, function: types.FunctionType) -> None:
+        for cell in function.__closure__ or ():
+            if (content := getattr(cell, "cell_contents", _MISSING)) is not _MISSING:
+                self._attributes.append((cell, "cell_contents", content))
+                self._look(content)
+        self._look(function.__defaults__)
+        self._look(function.__kwdefaults__)
+
+    def _look_at_object(self, thing: Any) -> None:
+        if isinstance(thing, nn.Module) and any(getattr(thing, hooks, None) for hooks in _HOOKS):
+            raise Untraceable(f"the module {type(thing).__name__} has hooks")
+        if isinstance(attributes := getattr(thing, "__dict__", None), dict):
+            self._look(attributes)
+        for cls in type(thing).__mro__:
+            slots = cls.__dict__.get("__slots__", ())
+            for name in (slots,) if isinstance(slots, str) else slots:
+                value = getattr(thing, name, _MISSING)
+                if value is not _MISSING and name not in ("__weakref__", "__dict__"):
+                    self._attributes.append((thing, name, value))
+                    self._look(value)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Return whether two plain values are equal, or are the same object."""
+    return a is b or (type(a) is type(b) and isinstance(a, (*_PLAIN, tuple)) and bool(a == b))
+
+
+def _facts(t: Tensor) -> tuple[Any, ...]:
+    """Return what a trace has built in of a tensor: all but its numbers."""
+    return t.shape, t.stride(), t.dtype, t.device, t.requires_grad

@@ -1,0 +1,6 @@
+"""Few-shot classification by random hyperplanes whose normals share a subspace, and two classifiers to judge by."""
+
+from kshot_linear_classification.hyperplanes import LinearClassification
+from kshot_linear_classification.references import bayes, logistic_regression
+
+__all__ = ["LinearClassification", "bayes", "logistic_regression"]

@@ -1,0 +1,5 @@
+"""Meta-SGD (Li, Zhou, Chen & Li 2017): MAML with a learned step size for every parameter."""
+
+from kshot_metasgd.metasgd import MetaSGD
+
+__all__ = ["MetaSGD"]

@@ -1,0 +1,82 @@
+"""A trace has the operations of a function, its inputs, and nothing of the call in which it was made."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from kshot.inner.guards import Untraceable
+from kshot.inner.tracing import interpreter, trace
+
+
+@pytest.mark.parametrize("run", [lambda graph: graph, interpreter], ids=["python", "torchscript"])
+def test_a_trace_is_the_function_of_its_inputs_and_of_outer_tensors(run):
+    """Of the numbers that they have at the time, with second derivatives and operations in place."""
+    w = nn.Parameter(torch.tensor([1.0, 2.0], dtype=torch.float64))
+
+    def function(x):
+        x = x.detach().requires_grad_()
+        (first,) = torch.autograd.grad((w * x).pow(3).sum(), x, create_graph=True)
+        total = torch.zeros(2, dtype=torch.float64)
+        total.add_(first.detach())
+        count = torch.tensor(1.0, dtype=torch.float64)
+        count.add_(x.detach().sum())
+        return [*torch.autograd.grad(first.sum(), [x, w]), total, count * total]
+
+    x = torch.tensor([3.0, 4.0], dtype=torch.float64)
+    replay = run(trace(function, [x], [w]))
+    for _ in range(4):
+        x = x + 1
+        w.data = w.data + 1
+        with torch.no_grad():
+            got = replay(x, w)
+        assert all(map(torch.equal, got, function(x)))
+
+
+def test_operations_that_nobody_needs_are_left_out():
+    """Also views that show their argument as it is."""
+    graph = trace(lambda a: [a.view(2, 2).expand(2, 2).detach().exp(), (a + 1).sin()][:1], [torch.ones(2, 2)])
+    assert [str(n.target) for n in graph.graph.nodes if n.op == "call_function"] == ["aten.exp.default"]
+
+
+def test_one_tensor_that_is_two_inputs_stays_two():
+    """Later calls pass two tensors."""
+    a = torch.ones(2)
+    graph = trace(lambda x, y: [x - 2 * y], [a, a])
+    assert graph(torch.tensor([5.0]), torch.tensor([1.0]))[0].item() == 3.0
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: [x * x.sum().item()],
+        lambda x: [x if x.sum() > 0 else -x],
+        lambda x: [x[x > 0]],
+        lambda x: [x.nonzero()],
+    ],
+)
+def test_what_depends_on_numbers_is_refused(function):
+    """In Python's decisions or in the shape of a result."""
+    with pytest.raises(Untraceable, match="decides by the numbers in a tensor"):
+        trace(function, [torch.ones(3)])
+
+
+def test_convolutions_norms_and_random_numbers_are_run_by_torchscript():
+    """They have arguments of many types."""
+    conv, norm = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)
+
+    def function(x, mean, variance, *weights):
+        weights = [w.detach().requires_grad_() for w in weights]
+        y = F.max_pool2d(F.batch_norm(F.conv2d(x, weights[0]), mean, variance, weights[1], None, True), 2)
+        return [*torch.autograd.grad(F.dropout(y).square().sum(), weights), mean]
+
+    inputs = [torch.rand(2, 1, 6, 6), torch.zeros(2), torch.ones(2), conv.weight, norm.weight]
+    run = interpreter(trace(lambda x, m, v, *w: function(x, m.clone(), v.clone(), *w), inputs))
+    assert isinstance(run, torch.jit.ScriptModule)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        got = run(*inputs)
+        torch.manual_seed(0)
+        with torch.enable_grad():
+            expected = function(inputs[0], torch.zeros(2), torch.ones(2), *inputs[3:])
+    assert all(map(torch.equal, got, expected))
