@@ -168,6 +168,65 @@ def test_the_meta_gradient_is_that_of_a_second_implementation(steps, options, st
     assert torch.allclose(gradient_of(learner, waves(3)), naive(learner, waves(3), steps), rtol=0, atol=1e-10)
 
 
+# --- Traces: a warning is an error in these tests, so none of these trainings warns ---
+
+
+def trained(iterations: int, strategy: str, chunk: int | None = None) -> tuple[IMAML, Tensor]:
+    """Return a learner with batch norm after some outer steps by SGD on new tasks each, and the losses."""
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 1))
+    options = {"normalisation": "inductive", "inner_lr": 0.05, "inner_steps": 2, "cg_steps": 2}
+    learner = IMAML(SPEC, network=net, strategy=strategy, chunk=chunk, **options).double().train()
+    sgd, losses = torch.optim.SGD(learner.parameters(), lr=0.01), []
+    for t in range(iterations):
+        sgd.zero_grad()
+        losses.append(learner.meta_gradient(in_float64(Waves().sample("train", range(3 * t, 3 * t + 3))))["loss"])
+        sgd.step()
+    return learner, torch.stack(losses)
+
+
+def assert_same_training(one: tuple[IMAML, Tensor], other: tuple[IMAML, Tensor], atol: float) -> None:
+    assert torch.allclose(one[1], other[1], rtol=0, atol=atol)
+    for name, value in one[0].state_dict().items():
+        assert torch.allclose(value, other[0].state_dict()[name], rtol=0, atol=atol), name
+
+
+def traces(learner: IMAML) -> int:
+    return sum(bool(work.traces) for work in learner.lift._replays._works.values())
+
+
+def test_a_traced_training_is_the_same():
+    """To the bit as without traces, to rounding as in a loop, and for chunks of two tasks and of one."""
+    traced, chunks = trained(8, "traced"), trained(8, "traced", 2)
+    assert (traces(traced[0]), traces(chunks[0])) == (1, 1)
+    assert_same_training(traced, trained(8, "vmap"), 0.0)
+    assert_same_training(chunks, trained(8, "vmap", 2), 0.0)
+    loop = trained(8, "loop")
+    assert_same_training(traced, loop, 1e-10)
+    assert_same_training(chunks, loop, 1e-10)
+
+
+def test_a_long_training_is_traced_by_itself_and_remains_right():
+    """After a hundred meta-batches the inner loop and conjugate gradients are replayed, as a loop computes them."""
+    traced, loop = trained(110, "auto"), trained(110, "loop")
+    assert (traces(traced[0]), traces(loop[0])) == (1, 0)
+    assert_same_training(traced, loop, 1e-8)
+
+
+def test_the_losses_of_tasks_have_the_meta_gradient():
+    """The gradient of their mean is that of ``meta_gradient``, and their values are the losses on the queries."""
+    learner, episodes = smooth(inner_lr=0.05, inner_steps=3), waves(3)
+    whole = gradient_of(learner, episodes)
+    reported = float(learner.meta_gradient(episodes)["loss"])
+    learner.zero_grad()
+    losses, _ = learner.task_losses(episodes)
+    losses.mean().backward()
+    assert torch.allclose(torch.cat([p.grad.flatten() for p in learner.parameters()]), whole, rtol=0, atol=1e-12)
+    values = learner.adapt(episodes.support)(episodes.query.x)
+    assert torch.allclose(losses, (values - episodes.query.y).square().mean((1, 2)), rtol=0, atol=1e-12)
+    assert reported == pytest.approx(float(losses.detach().mean()))
+
+
 def test_without_conjugate_gradients_it_is_first_order():
     """The meta-gradient is then grad L_query at phi."""
     learner, episodes = smooth(inner_lr=0.05, inner_steps=3, cg_steps=0), waves(2)

@@ -12,6 +12,7 @@ import kshot
 from kshot import Engine, Episode, Examples, Origin, Support, TaskSpec
 from kshot.episode import map_tensors
 from kshot.errors import DataError, MisfitError, OptionError, TrainingError
+from kshot.inner import has_inner_loop
 from kshot.randomness import episode_keys, uniform
 from kshot.testing import sample_tasks
 from kshot_mamlpp import MAMLPP
@@ -186,7 +187,7 @@ def test_the_counter_counts_meta_batches_not_chunks(monkeypatch):
     monkeypatch.setattr("kshot._engine.door.check_episode", lambda *_: None)  # it accepts float32 only
     learners = []
     for chunk in (4, 1):
-        learner = learner_of(inner_steps=2, loss_iterations=3, first_order_iterations=2)
+        learner = learner_of(inner_steps=2, loss_iterations=3, first_order_iterations=2, strategy="traced")
         Engine(learner, InFloat64(), meta_batch=4, chunk=chunk, optimizer={"name": "sgd", "lr": 0.01}).train(5)
         learners.append(learner)
     assert [int(learner.annealing.meta_batches) for learner in learners] == [5, 5]
@@ -195,8 +196,9 @@ def test_the_counter_counts_meta_batches_not_chunks(monkeypatch):
 
 
 def test_a_resumed_training_goes_on_in_the_annealing(tmp_path):
-    """Parameters and the counter are those of an unbroken training, bit for bit."""
+    """Parameters and the counter are those of an unbroken training, bit for bit, though traces are made anew."""
     options = {"inner_steps": 2, "loss_iterations": 5, "first_order_iterations": 3, "normalisation": "inductive"}
+    options["strategy"] = "traced"
     engines = [
         Engine(
             learner_of(**options).float(),
@@ -215,6 +217,83 @@ def test_a_resumed_training_goes_on_in_the_annealing(tmp_path):
     assert int(unbroken.annealing.meta_batches) == 6
     for name, value in unbroken.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+# --- Traces: a warning is an error in these tests, so none of these trainings warns ---
+
+
+def trained(iterations: int, **options) -> tuple[MAMLPP, Tensor]:
+    """Return a learner after some outer steps by SGD on new tasks each, and the losses of the meta-batches."""
+    learner = learner_of(inner_steps=2, normalisation="inductive", **options)
+    sgd = torch.optim.SGD(learner.parameters(), lr=2e-4)
+    losses = []
+    for t in range(iterations):
+        sgd.zero_grad()
+        losses.append(learner.meta_gradient(in_float64(Waves().sample("train", range(2 * t, 2 * t + 2))))["loss"])
+        sgd.step()
+    return learner, torch.stack(losses)
+
+
+def traces(learner: MAMLPP) -> int:
+    return sum(bool(work.traces) for work in learner.lift._replays._works.values())
+
+
+def assert_same_learner(one: MAMLPP, other: MAMLPP, atol: float) -> None:
+    for name, value in one.state_dict().items():
+        assert torch.allclose(value, other.state_dict()[name], rtol=0, atol=atol), name
+
+
+def test_a_training_in_all_phases_is_the_same_if_it_is_traced():
+    """First order, then second, then the last loss alone: three traces, and weights that change in each iteration.
+
+    The numbers are those without traces to the bit, and those of a loop to rounding, with the statistics of each step.
+    """
+    phases = {"first_order_iterations": 4, "loss_iterations": 8}
+    (traced, losses), (plain, same), (loop, alike) = (
+        trained(12, strategy=strategy, **phases) for strategy in ("traced", "vmap", "loop")
+    )
+    assert traces(traced) == 3
+    assert torch.equal(losses, same)
+    assert_same_learner(traced, plain, 0.0)
+    assert torch.allclose(losses, alike, rtol=0, atol=1e-9)
+    assert_same_learner(traced, loop, 1e-9)
+    assert not torch.equal(traced.norms.running_0, learner_of(inner_steps=2, normalisation="inductive").norms.running_0)
+
+
+def test_a_long_training_is_traced_by_itself_and_remains_right():
+    """After a hundred meta-batches the losses still move to the last step, and the numbers are those of a loop.
+
+    A training increases the differences of rounding, so the same parameters are compared in each iteration.
+    """
+    options = {"inner_steps": 2, "normalisation": "inductive", "loss_iterations": 120}
+    traced, loop = (learner_of(strategy=strategy, **options) for strategy in ("auto", "loop"))
+    for t in range(110):
+        episodes = in_float64(Waves().sample("train", range(2 * t, 2 * t + 2)))
+        mine, theirs = gradients_of(traced, episodes), gradients_of(loop, episodes)
+        greatest = max(float(g.abs().max()) for g in theirs.values())
+        assert_equal(mine, theirs, 1e-9 * max(1.0, greatest))
+        assert_same_learner(traced, loop, 1e-12)
+        with torch.no_grad():
+            for p, g in zip(loop.parameters(), theirs.values(), strict=True):
+                p -= 0.01 * g / greatest
+        traced.load_state_dict(loop.state_dict())
+    assert (traces(traced), traces(loop)) == (1, 0)
+
+
+def test_the_backend_knows_that_it_has_an_inner_loop():
+    """Its gradients need float32, which ``cpu`` and ``cuda`` then use."""
+    assert has_inner_loop(MAMLPP(SPEC))
+
+
+def test_rates_of_the_wrong_shape_are_refused():
+    """Without the check, they would belong to other tensors, or fail inside vmap."""
+    learner = MAMLPP(SPEC, hidden=(8,), inner_steps=2)
+    for wrong in ((2, 3), (3, 4), (4,)):
+        learner.rates = nn.Parameter(torch.zeros(wrong))
+        with pytest.raises(OptionError, match=r"got rates of shape .*, expected \(2, 4\): one for each inner step"):
+            learner.meta_gradient(Waves().sample("train", range(2)))
+        with pytest.raises(OptionError, match="got rates of shape"):
+            learner.adapt(Waves().sample("train", range(2)).support)
 
 
 def test_steps_beyond_the_trained_ones_are_like_the_last():

@@ -264,10 +264,13 @@ def _concatenate(chunks: list[Any]) -> Any:
 
 
 def _code(function: Any) -> Any:
-    """Return the code of a callable: the same for every new partial or bound method of the same function."""
+    """Return the code of a callable, and the switches that a partial sets: the same for every new partial of them."""
+    switches: list[tuple[str, bool]] = []
     while isinstance(function, functools.partial):
+        switches += ((name, value) for name, value in function.keywords.items() if isinstance(value, bool))
         function = function.func
-    return getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", type(function))
+    code = getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", type(function))
+    return code, *switches
 
 
 def _name(function: Any) -> str:

@@ -8,7 +8,7 @@ task, without the axis B; ``Lift`` runs them for all tasks of a meta-batch.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated
 
 import attrs
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from kshot import Episode, Lift, Metrics, Needs, Predictor, Support, TaskSpec, Training
 from kshot.errors import OptionError
 from kshot.functional import full_precision
-from kshot.inner import State, Tensors, check_descent, descend, keep_buffers
+from kshot.inner import State, Strategy, Tensors, check_descent, descend, keep_buffers
 from kshot.nn import NetworkChoice, Normalisation, evaluating
 from kshot.nn import network as build_network
 from kshot.registry import Range
@@ -50,7 +50,7 @@ class IMAML(nn.Module):
         damping: a number that is added to lambda in the meta-gradient only. The paper's equation has none, which is
             right at the minimum. The default is that of the authors' code: few steps end far from the minimum, and
             without damping short trainings on sine waves learned less.
-        strategy: how the tasks of a meta-batch run: in parallel (``vmap``), one after another (``loop``), or ``auto``.
+        strategy: how the tasks of a meta-batch run, see ``kshot.Lift``: ``auto`` chooses what is fast and exact.
         chunk: the greatest number of tasks that run in parallel; None for as many as a limit of memory allows.
 
     Raises:
@@ -82,7 +82,7 @@ class IMAML(nn.Module):
         test_steps: Annotated[int, Range(0)] | None = None,
         cg_steps: Annotated[int, Range(0)] = 5,
         damping: Annotated[float, Range(0)] = 10.0,
-        strategy: Literal["auto", "vmap", "loop"] = "auto",
+        strategy: Strategy = "auto",
         chunk: Annotated[int, Range(1)] | None = None,
     ) -> None:
         super().__init__()
@@ -121,13 +121,21 @@ class IMAML(nn.Module):
 
         def objective(phi: State, support: Support) -> Tensor:
             """Compute G(phi) = L_support(phi) + lambda / 2 ||phi - theta||^2 (eq. 4)."""
-            away = sum((gap.square().sum() for gap in phi.away_from(theta).values()), torch.zeros(()))
+            away = sum(gap.square().sum() for gap in phi.away_from(theta).values())
             return self.support_loss(phi, support) + self.regularisation / 2 * away
 
         return descend(objective, theta, support, lr=self.inner_lr, steps=steps, second_order=False)
 
-    def task(self, theta: State, episode: Episode) -> tuple[dict[str, Tensor], dict[str, Tensor], State]:
-        """Return the metrics of one task, its meta-gradient by name (algorithm 2), and phi."""
+    def task(self, theta: State, episode: Episode) -> tuple[dict[str, Tensor], State]:
+        """Return the metrics of one task, with a loss whose gradient is the meta-gradient (algorithm 2), and phi."""
+        with torch.no_grad():
+            metrics, implicit, phi = self.solved(theta.detach(), episode)
+        # grad_theta of the sum over the parameters of (theta - theta) g, whose value is 0, is the constant g.
+        zeros = [((p - p.detach()) * implicit[name]).sum() for name, p in theta.parameters.items()]
+        return {**metrics, "loss": sum(zeros, metrics["loss"])}, phi
+
+    def solved(self, theta: State, episode: Episode) -> tuple[dict[str, Tensor], dict[str, Tensor], State]:
+        """Return the metrics of one task, its meta-gradient g by name, and phi."""
         support, query = episode.support, episode.query
         # phi, nearly the minimum of G.
         phi, losses = self.minimum(theta, support, self.inner_steps)
@@ -147,31 +155,20 @@ class IMAML(nn.Module):
         implicit = implicit_gradient(self.support_loss, phi, support, gradient, strength=strength, steps=self.cg_steps)
         return metrics, implicit, State(phi.parameters, buffers)
 
-    def meta_gradients(self, episodes: Episode) -> tuple[dict[str, Tensor], dict[str, Tensor], State, State]:
-        """Return the metrics of each task, each [B], its meta-gradient {name: [B, *]}, theta, and phi."""
-        theta = self.net.state().detach()
-        with torch.no_grad():
-            metrics, gradients, phi = self.lift.map(self.task, theta, episodes)
-        check_descent(metrics.pop("inner"), "imaml", episodes.origin)
-        keep_buffers(self.net.net, phi)  # running statistics: the mean over the tasks
-        return metrics, gradients, theta, phi
-
     def meta_gradient(self, episodes: Episode) -> Metrics:
         """Add the mean over tasks of their meta-gradients to ``.grad`` (algorithm 1)."""
-        metrics, gradients, _, _ = self.meta_gradients(episodes)
-        for name, p in self.net.state().parameters.items():
-            mean = gradients[name].mean(0)
-            p.grad = mean if p.grad is None else p.grad + mean
+        metrics, end = self.lift.mean_gradient(self.task, self.net.state(), episodes)
+        check_descent(metrics.pop("inner"), "imaml", episodes.origin)
+        keep_buffers(self.net.net, end)  # running statistics: the mean over the tasks
         return {name: values.mean() for name, values in metrics.items()}
 
     def task_losses(self, episodes: Episode) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Return losses on the queries [B], whose gradient is the meta-gradient, and theta - phi (``PerTask``)."""
-        metrics, gradients, theta, phi = self.meta_gradients(episodes)
-        losses = metrics["loss"]
-        for name, p in self.net.state().parameters.items():
-            # Adds 0 to the loss and the meta-gradient to its gradient.
-            losses = losses + ((p - p.detach()) * gradients[name]).reshape(episodes.size, -1).sum(1)
-        return losses, phi.away_from(theta)
+        theta = self.net.state()
+        metrics, phi = self.lift.map(self.task, theta, episodes)
+        check_descent(metrics["inner"], "imaml", episodes.origin)
+        keep_buffers(self.net.net, phi)
+        return metrics["loss"], phi.away_from(theta.detach())
 
     def adapt(self, support: Support) -> Predictor:
         """Take ``test_steps`` inner steps on the support, and return the predictor with the adapted parameters phi.

@@ -5,7 +5,7 @@ Letter: K inner steps in training.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +80,22 @@ def check_options(inner_steps: int, test_steps: int | None, loss_iterations: int
         raise OptionError(
             f"mamlpp: got inner_steps {inner_steps}, test_steps {test_steps}, loss_iterations {loss_iterations} and "
             f"first_order_iterations {first_order_iterations}, expected at least 1, 0, 0 and 0; raise them"
+        )
+
+
+def check_rates(rates: Tensor, steps: int, tensors: Collection[str]) -> None:
+    """Check that there is a rate for each inner step and each parameter tensor that adapts.
+
+    Raises:
+        OptionError: there is not.
+
+    Example:
+        >>> check_rates(torch.zeros(5, 2), 5, ["weight", "bias"])
+    """
+    if tuple(rates.shape) != (steps, len(tensors)):
+        raise OptionError(
+            f"mamlpp: got rates of shape {tuple(rates.shape)}, expected {(steps, len(tensors))}: one for each inner "
+            "step in training and each parameter tensor that adapts; set the attribute rates to this shape"
         )
 
 

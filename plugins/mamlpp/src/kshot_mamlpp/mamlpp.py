@@ -7,7 +7,6 @@ those after k inner steps on a task. Some functions are of one task, without B; 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -19,11 +18,11 @@ from torch import Tensor, nn
 
 from kshot import Episode, Lift, Metrics, Needs, Predictor, Support, TaskSpec
 from kshot.functional import full_precision
-from kshot.inner import State, check_descent, descend, keep_buffers
+from kshot.inner import State, Strategy, check_descent, descend, keep_buffers
 from kshot.nn import NetworkChoice, Normalisation, evaluating
 from kshot.nn import network as build_network
 from kshot.registry import Range
-from kshot_mamlpp.annealing import Annealing, check_options, default_training, initial_rate
+from kshot_mamlpp.annealing import Annealing, check_options, check_rates, default_training, initial_rate
 from kshot_mamlpp.step_norms import StepNorms
 
 
@@ -50,11 +49,12 @@ class MAMLPP(nn.Module):
         step_affine: whether batch norm has weights and biases for each step, which are learned but do not adapt to a
             task, as in the authors' settings. If not, they adapt, as in MAML.
         step_statistics: whether batch norm has running statistics for each step, for ``inductive``, or of the last.
-        strategy: how the tasks of a meta-batch run: in parallel (``vmap``), one after another (``loop``), or ``auto``.
+        strategy: how the tasks of a meta-batch run, see ``kshot.Lift``: ``auto`` chooses what is fast and exact.
         chunk: the greatest number of tasks that run in parallel; None for as many as a limit of memory allows.
 
     Raises:
-        OptionError: a number is negative, there is no inner step, or a choice is unknown.
+        OptionError: a number is negative, there is no inner step, or a choice is unknown; later, ``rates`` has been
+            set to another shape.
         DataError: the network does not accept the inputs of the tasks, or the number of classes (way) varies.
 
     Example:
@@ -85,7 +85,7 @@ class MAMLPP(nn.Module):
         loss_iterations: Annotated[int, Range(0)] = 50,
         step_affine: bool = True,
         step_statistics: bool = True,
-        strategy: Literal["auto", "vmap", "loop"] = "auto",
+        strategy: Strategy = "auto",
         chunk: Annotated[int, Range(1)] | None = None,
     ) -> None:
         super().__init__()
@@ -100,11 +100,9 @@ class MAMLPP(nn.Module):
         self.rates = nn.Parameter(rates, requires_grad=learn_rates)
         self.annealing = Annealing(loss_iterations, first_order_iterations, second_order=order == "second")
         self.inner_steps, self.test_steps = inner_steps, inner_steps if test_steps is None else test_steps
-        # A ``Lift`` chooses once how to run a function, so each phase of the training, which runs another, has its own.
-        self.lifts = {phase: Lift(strategy, chunk) for phase in itertools.product((False, True), repeat=2)}
+        self.lift = Lift(strategy, chunk)
         # With ``support``, batch statistics of the support count as constants, so the gradient is not exact.
-        constants = self.net.has_batch_norm and self.net.normalisation == "support"
-        exact = order == "second" and first_order_iterations == 0 and not constants
+        exact = order == "second" and first_order_iterations == 0 and not self.net.constant_statistics
         self.needs = attrs.evolve(type(self).needs, queries=self.net.queries, exact_gradient=exact)
         self.training_defaults = default_training(spec)
 
@@ -123,13 +121,14 @@ class MAMLPP(nn.Module):
                 self.net.on_support(self.norms.at(step, state, statistics, self.net), support.x), support.y
             )
 
+        check_rates(self.rates, self.inner_steps, self.columns)
         alpha = self.rates[min(step, self.inner_steps - 1)]
         rates = {n: alpha[self.columns[n]] for n in state.parameters}
         return descend(support_loss, state, support, lr=rates, steps=1, second_order=second_order)
 
     def task(
         self, theta: State, episode: Episode, statistics: dict[str, Tensor], *, every_step: bool, second_order: bool
-    ) -> tuple[dict[str, Any], State]:
+    ) -> tuple[dict[str, Tensor], State]:
         """Return the metrics of one task, with the loss after ``every_step`` or after the last, and theta_K."""
         state, befores, losses, judged = theta, [], [], []
         for k in range(self.inner_steps):
@@ -140,39 +139,38 @@ class MAMLPP(nn.Module):
                 judged.append(self.norms.at(k, state, statistics, self.net))
                 outputs = self.net.on_query(judged[-1], episode.query.x, episode.support.x)
                 losses.append(self.loss(outputs, episode.query.y))
-        metrics: dict[str, Any] = {"loss": losses[-1], "inner": torch.cat(befores)}
+        metrics = {"loss": losses[-1], "inner": torch.cat(befores)}
         if every_step:
-            # The multi-step loss sum_k v_k L_query(theta_k).
+            # The multi-step loss sum_k v_k L_query(theta_k). The weights depend on the counter as a tensor, which a
+            # trace of this function reads anew.
             metrics["loss"] = (self.annealing.weights(losses) * torch.stack(losses)).sum()
-            earlier = [state.buffers for state in judged[:-1]]
-            metrics["statistics"] = {n: torch.stack([b[n] for b in earlier]) for n in self.norms.running}
         if self.kind == "classification":
             metrics["accuracy"] = (outputs.argmax(-1) == episode.query.y).float().mean()
-        return metrics, State(state.parameters, judged[-1].buffers)
+        return metrics, State(state.parameters, self.norms.moved(judged))
 
-    def phase(self) -> tuple[Callable[..., Any], Lift]:
-        """Return ``task`` as the present meta-batch needs it, by the counter, and the ``Lift`` of this phase."""
-        every, second = self.annealing.phase()
-        return partial(self.task, every_step=every, second_order=second), self.lifts[every, second]
+    def present_task(self) -> Callable[..., Any]:
+        """Return ``task`` as the present meta-batch needs it, by the counter."""
+        every_step, second_order = self.annealing.phase()
+        return partial(self.task, every_step=every_step, second_order=second_order)
 
-    def finish(self, metrics: dict[str, Any], end: State, episodes: Episode) -> dict[str, Tensor]:
+    def finish(self, metrics: dict[str, Tensor], end: State, episodes: Episode) -> dict[str, Tensor]:
         """Keep the running statistics, count the meta-batch, and return the metrics to be logged, each [B]."""
         check_descent(metrics.pop("inner"), "mamlpp", episodes.origin)
         keep_buffers(self.net.net, end)  # running statistics: the mean over the tasks
-        self.norms.keep(metrics.pop("statistics", {}))
+        self.norms.keep(end)
         self.annealing.meta_batches += 1
         return metrics
 
     def meta_gradient(self, episodes: Episode) -> Metrics:
         """Add the mean over tasks of the gradient of their losses to ``.grad``, for theta, rates and batch norm."""
-        (task, lift), statistics = self.phase(), self.norms.statistics(episodes.size)
-        metrics, end = lift.mean_gradient(task, self.norms.start(self.net), episodes, statistics)
+        theta, statistics = self.norms.start(self.net), self.norms.statistics(episodes.size)
+        metrics, end = self.lift.mean_gradient(self.present_task(), theta, episodes, statistics)
         return {name: values.mean() for name, values in self.finish(dict(metrics), end, episodes).items()}
 
     def task_losses(self, episodes: Episode) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Return the losses [B] with their graph, and theta - theta_K of each task (ability ``PerTask``)."""
-        (task, lift), theta = self.phase(), self.norms.start(self.net)
-        metrics, end = lift.map(task, theta, episodes, self.norms.statistics(episodes.size))
+        theta, statistics = self.norms.start(self.net), self.norms.statistics(episodes.size)
+        metrics, end = self.lift.map(self.present_task(), theta, episodes, statistics)
         return self.finish(metrics, end, episodes)["loss"], end.away_from(theta)
 
     def adapt(self, support: Support) -> Predictor:
@@ -187,14 +185,12 @@ class MAMLPP(nn.Module):
 
         statistics = self.norms.statistics(len(support.key))
         with evaluating(self.net), torch.no_grad():
-            adapted, befores = self.lifts[False, False].map(
-                fitted, self.norms.start(self.net).detach(), support, statistics
-            )
+            adapted, befores = self.lift.map(fitted, self.norms.start(self.net).detach(), support, statistics)
         if befores:
             check_descent(torch.cat(befores, 1), "mamlpp")
 
         def predict(x: Tensor) -> Tensor:
-            outputs: Tensor = self.lifts[False, False].map(self.net.predict, adapted, x, support.x)
+            outputs: Tensor = self.lift.map(self.net.predict, adapted, x, support.x)
             return full_precision(outputs)
 
         return predict

@@ -5,11 +5,17 @@ Letters: K inner steps in training, C channels, B meta-batch. Steps are numbered
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
 
 from kshot.inner import State
 from kshot.nn import Network
 from kshot.nn.normalisation import BATCH_NORMS, running_buffers
+
+EARLIER = "kshot_mamlpp/earlier/"
+"""The beginning of a name among the buffers of a state that no buffer of the network has."""
 
 
 class StepNorms(nn.Module):
@@ -62,10 +68,21 @@ class StepNorms(nn.Module):
         named = {name: self.get_buffer(f"running_{i}") for i, name in enumerate(self.running)}
         return {name: buffer.expand(tasks, *buffer.shape) for name, buffer in named.items()}
 
-    def keep(self, statistics: dict[str, Tensor]) -> None:
-        """Set the running statistics to the mean of ``statistics`` {name: [B, K - 1, C]} over the tasks, if any."""
-        for name, of_tasks in statistics.items():
-            self.get_buffer(f"running_{self.running.index(name)}").copy_(of_tasks.mean(0))
+    def moved(self, states: Sequence[State]) -> dict[str, Tensor]:
+        """Return the buffers of the last state, and the running statistics of those before it, for ``keep``.
+
+        Args:
+            states: of one task after every inner step, or that after the last alone.
+        """
+        earlier = [state.buffers for state in states[:-1]]
+        stacked = {i: torch.stack([b[name] for b in earlier]) for i, name in enumerate(self.running) if earlier}
+        return {**states[-1].buffers, **{f"{EARLIER}{i}": values for i, values in stacked.items()}}
+
+    def keep(self, end: State) -> None:
+        """Set the running statistics of the steps before the last to the mean over the tasks of ``moved``."""
+        for i in range(len(self.running)):
+            if (of_tasks := end.buffers.get(f"{EARLIER}{i}")) is not None:
+                self.get_buffer(f"running_{i}").copy_(of_tasks.mean(0))
 
     def at(self, step: int, state: State, statistics: dict[str, Tensor], net: Network) -> State:
         """Return the state in which the network computes at a step; nothing in it is shared with ``state.buffers``.
