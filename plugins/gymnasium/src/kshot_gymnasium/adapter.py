@@ -68,7 +68,9 @@ class Environment:
 
         def tensor(array: Any, *rest: int) -> Tensor:
             """Return a copy of the numbers of all trajectories [B, E, *rest]."""
-            return torch.tensor(array, dtype=self.parameters.dtype, device=self.parameters.device).reshape(*shape, *rest)
+            return torch.tensor(array, dtype=self.parameters.dtype, device=self.parameters.device).reshape(
+                *shape, *rest
+            )
 
         observations, actions, rewards, ended = [], [], [], []
         for _ in range(self.horizon):
