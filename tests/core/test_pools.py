@@ -96,6 +96,8 @@ def test_semantics_are_a_vector_for_each_class(semantics):
         DataError, match=r"^Pool\.of: semantics: got shape .*, expected a vector for each of the 2 classes"
     ):
         Pool.of([[0.0], [1.0]], [0, 1], semantics=semantics)
+
+
 def test_a_digest_sees_everything_that_is_in_a_pool():
     """Examples, their classes, names, vectors and range; the same contents have the same digest."""
     x, y = np.arange(8.0, dtype=np.float32).reshape(4, 2), np.array([0, 0, 1, 1])
@@ -138,7 +140,9 @@ def test_a_range_is_two_numbers(wrong):
 def test_examples_lie_in_their_range():
     """Pictures of 0 to 255 that are said to be in [0, 1] would be refused only when a learner uses them."""
     assert Pool.of([[0.0], [1.0]], [0, 1], input_range=np.array([0, 1])).input_range == (0.0, 1.0)
-    with pytest.raises(DataError, match=r"^Pool\.of: got inputs in \[0, 255\], expected them in input_range \[0.0, 1.0"):
+    with pytest.raises(
+        DataError, match=r"^Pool\.of: got inputs in \[0, 255\], expected them in input_range \[0.0, 1.0"
+    ):
         Pool.of([[0.0], [255.0]], [0, 1], input_range=(0, 1))
     bytes_ = np.array([[0], [255]], np.uint8)
     with pytest.raises(DataError, match=r"got input_range \[0.0, 255.0\] of examples as uint8, expected it within"):

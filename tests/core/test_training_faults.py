@@ -195,7 +195,7 @@ def test_a_learner_that_can_not_predict_is_refused_before_training():
         def adapt(self, support):
             raise DataError("own words")
 
-    with pytest.raises(DataError, match="^own words$"):
+    with pytest.raises(DataError, match=r"^own words$"):
         Engine(Refuses(), blobs(), hooks=()).train(3)
     double = Prototypes(nn.Linear(6, 8)).double()
     engine = Engine(double, blobs(), hooks=())
@@ -215,7 +215,7 @@ def test_a_learner_without_trained_parameters_is_said_so():
         def meta_gradient(self, episodes):
             raise RuntimeError("of another kind")
 
-    with pytest.raises(RuntimeError, match="^of another kind$"):
+    with pytest.raises(RuntimeError, match=r"^of another kind$"):
         Engine(Breaks(), blobs(), hooks=()).train(3)
 
 

@@ -131,7 +131,12 @@ class Pool:
         """
         pairs = read_pairs(dataset, "Pool.of_dataset", largest=largest)
         return cls.of(
-            pairs.x, pairs.y, names=_names(names) or pairs.names, semantics=semantics, input_range=input_range, copy=False
+            pairs.x,
+            pairs.y,
+            names=_names(names) or pairs.names,
+            semantics=semantics,
+            input_range=input_range,
+            copy=False,
         )
 
     @property
