@@ -114,6 +114,8 @@ def test_tasks_that_return_no_episode_are_refused(value):
     engine = Engine(sample_learner.NearestMean(Theirs.spec), Theirs())
     with pytest.raises(DataError, match=r"Theirs, split 'train': got .*, expected an Episode"):
         engine.train(1)
+
+
 @pytest.mark.parametrize("part", ["support", "query"])
 def test_targets_that_are_not_finite_are_refused(part):
     """One NaN target makes the loss of all tasks NaN."""

@@ -33,6 +33,25 @@ def test_a_trace_is_the_function_of_its_inputs_and_of_outer_tensors(run):
         assert all(map(torch.equal, got, function(x)))
 
 
+@pytest.mark.parametrize("run", [lambda graph: graph, interpreter], ids=["python", "torchscript"])
+def test_running_statistics_that_a_norm_writes_to_are_replayed(run):
+    """The operation's signature hides that it writes, so equal copies of the statistics would be taken for one."""
+    mean, var, x = torch.zeros(3), torch.ones(3), torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+
+    def function(x):
+        kept = mean.clone(), var.clone()
+        F.batch_norm(x, *kept, training=True, momentum=0.0)
+        replaced = mean.clone(), var.clone()
+        F.batch_norm(x, *replaced, training=True, momentum=1.0)
+        return [F.batch_norm(x, *kept), F.batch_norm(x, *replaced)]
+
+    expected = function(x)
+    replay = run(trace(function, [x], [mean, var]))
+    for _ in range(4):
+        assert all(map(torch.equal, replay(x, mean, var), expected))
+    assert torch.equal(mean, torch.zeros(3))
+
+
 def test_operations_that_nobody_needs_are_left_out():
     """Also views that show their argument as it is."""
     graph = trace(lambda a: [a.view(2, 2).expand(2, 2).detach().exp(), (a + 1).sin()][:1], [torch.ones(2, 2)])

@@ -32,7 +32,19 @@ def check(learner: Any, tasks: Any, backend: Any = None, *, built_for: TaskSpec 
         kshot.errors.MisfitError: MyLearner: got tasks that do not fit:
           - the tasks are classification, the learner learns regression
     """
-    spec = tasks if isinstance(tasks, TaskSpec) else tasks.spec
+    spec = tasks if isinstance(tasks, TaskSpec) else getattr(tasks, "spec", None)
+    if not isinstance(spec, TaskSpec):
+        raise MisfitError(
+            f"tasks: got {_described(tasks)}, expected tasks such as kshot.tasks(NAME) or kshot.ClassificationTasks, "
+            "with a spec"
+        )
+    if not isinstance(getattr(learner, "needs", None), Needs):
+        raise MisfitError(
+            f"learner: got {_described(learner)}, expected a learner such as kshot.learner(NAME, tasks.spec), with "
+            "needs; pass a network as an option of a learner, and a learner without a wrapper"
+        )
+    if backend is not None and not hasattr(backend, "device"):
+        raise MisfitError(f"backend: got {_described(backend)}, expected a backend such as kshot.backend('cpu')")
     reasons = mismatches(learner.needs, spec, built_for=built_for)
     if backend is not None and torch.device(backend.device).type == "cuda" and not torch.cuda.is_available():
         reasons.append(f"the backend's device is {backend.device}, this machine has none")
@@ -40,6 +52,13 @@ def check(learner: Any, tasks: Any, backend: Any = None, *, built_for: TaskSpec 
         who = getattr(learner, "__name__", type(learner).__name__)
         lines = "\n".join(f"  - {reason}" for reason in reasons)
         raise MisfitError(f"{who}: got tasks that do not fit:\n{lines}")
+
+
+def _described(value: Any) -> str:
+    """Return what a value is, for a message."""
+    if isinstance(value, str):
+        return f"the text {value!r:.40}"
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
 def mismatches(needs: Needs, spec: TaskSpec, *, built_for: TaskSpec | None = None) -> list[str]:

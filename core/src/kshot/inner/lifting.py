@@ -180,9 +180,7 @@ class Lift:
         metrics, buffers = rows.joined
         return metrics, State({}, buffers, rows.tasks)
 
-    def _run(
-        self, function: Callable[..., Any], state: State, values: Any
-    ) -> Iterator[tuple[int, int, Chunk, Any]]:
+    def _run(self, function: Callable[..., Any], state: State, values: Any) -> Iterator[tuple[int, int, Chunk, Any]]:
         """Yield for each chunk its first and its last task, the chunk, and its stacked results."""
         B = state.tasks or len(pytree.tree_leaves(values)[0])
         shared = state.tasks is None

@@ -138,6 +138,9 @@ class _Recorder(TorchDispatchMode):
         # The arguments are looked up before the operation, which may write to them.
         arguments, named = pytree.tree_map_only(Tensor, self._node, (args, kwargs))
         results = func(*args, **kwargs)
+        if func is aten.native_batch_norm.default and args[5] and args[3] is not None:
+            # In training it also writes to the running statistics, which only its twin's signature says.
+            func = aten._native_batch_norm_legit.default
         node = self.graph.call_function(func, arguments, named)
         if isinstance(results, Tensor):
             same = func in _VIEWS and _alike(results, args[0])
