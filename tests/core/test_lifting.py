@@ -3,6 +3,7 @@
 import copy
 import gc
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -256,6 +257,21 @@ def test_tasks_of_other_shapes_are_chosen_for_anew():
     assert calls_of(lift, torch.zeros(5, 3)) == 1 + 1
     assert calls_of(lift, torch.zeros(5, 2**15)) == 1 + 5
     assert calls_of(lift, torch.zeros(5, 3)) == 1
+
+
+def test_the_switches_of_a_partial_are_chosen_for_apart(monkeypatch):
+    """A function that computes more with a switch has smaller chunks with it, whichever is run first."""
+    monkeypatch.setattr("kshot.inner.lifting.CHUNK_BYTES", 1600)
+
+    def task(state, x, *, twice):
+        y = x.sin()  # 800 bytes
+        return {"y": y.cos().sin().cos() if twice else y}
+
+    for order in ((False, True), (True, False)):
+        lift = Lift("vmap")
+        for twice in order:
+            lift.map(partial(task, twice=twice), State({}, {}), rand(4, 100))
+        assert sorted(choice.chunk for choice in lift._chosen.values()) == [1, 2]
 
 
 def test_the_results_of_all_chunks_are_in_the_order_of_the_tasks():
