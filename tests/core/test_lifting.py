@@ -315,6 +315,21 @@ def test_a_resumed_run_chooses_alike():
     assert used._chosen == new._chosen
 
 
+def test_the_switches_of_a_partial_are_chosen_for_apart(monkeypatch):
+    """A function that computes more with a switch has smaller chunks with it, whichever is run first."""
+    monkeypatch.setattr("kshot.inner.lifting.CHUNK_BYTES", 1600)
+
+    def task(state, x, *, twice):
+        y = x.sin()  # 800 bytes
+        return {"y": y.cos().sin().cos() if twice else y}
+
+    for order in ((False, True), (True, False)):
+        lift = Lift("vmap")
+        for twice in order:
+            lift.map(functools.partial(task, twice=twice), State({}, {}), rand(4, 100))
+        assert sorted(choice.chunk for choice in lift._chosen.values()) == [1, 2]
+
+
 def test_the_results_of_all_chunks_are_in_the_order_of_the_tasks():
     """Also those of the third chunk and after it."""
     point = Point(rand(1))
