@@ -43,9 +43,8 @@ class ADML(nn.Module):
         steps: of ``pgd``, the number of steps.
         step_size: of ``pgd``, the change of a number in one step; None for 2.5 epsilon / steps.
         random_start: of ``pgd``, whether to start at a random change, which depends on the episode's key alone.
-        against: whose loss the adversarial queries increase: of ``adapted``, which are the parameters theta'_clean that
-            predict them, as an attack at the test does, or of ``theta``, the parameters at that time. The paper's
-            equation for an attack has theta. The adversarial support is against theta in both.
+        against: whose loss the adversarial queries increase: of ``adapted``, which is theta'_clean and predicts them,
+            or of ``theta``, as in the paper's equation of an attack. The adversarial support is against theta.
         clean_weight: beta_1, the weight of the loss of theta'_adv on the clean queries.
         adversarial_weight: beta_2, the weight of the loss of theta'_clean on the adversarial queries.
         network: ``auto``, ``conv4``, ``mlp`` or a module from [n, *input] to logits [n, N].
