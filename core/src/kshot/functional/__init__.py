@@ -4,6 +4,7 @@ The functions keep no state, choose no device and log nothing. This package impo
 """
 
 from kshot.functional.attacks import fgsm, pgd
+from kshot.functional.gradients import log_and_sign
 from kshot.functional.lstm import lstm_cell
 from kshot.functional.metric import (
     class_means,
@@ -21,6 +22,7 @@ __all__ = [
     "class_sums",
     "fgsm",
     "full_precision",
+    "log_and_sign",
     "lstm_cell",
     "pairwise_squared_distance",
     "pgd",
