@@ -37,8 +37,8 @@ class MetaLSTM(nn.Module):
             normalises the queries by their own.
         lstm: units of the first layer of the LSTM, before the gates; 0 to leave it out.
         preprocessing: p of the representation of gradients and losses, see ``kshot.functional.log_and_sign``.
-        forget_bias, input_bias: the ranges of the gates' initial biases, the paper's. A step of gradient descent has the
-            rate sigmoid(input_bias), about 0.01; a short training should start from a greater one.
+        forget_bias, input_bias: the ranges of the gates' initial biases, the paper's. The first steps are gradient
+            descent with the rate sigmoid(input_bias), about 0.01; a short training should start from a greater one.
         order: ``first`` treats gradients and losses of the network as constants in the meta-gradient, as the paper
             does; ``second`` differentiates through them.
         inner_steps: T, steps on the complete support, in training. None for the authors' numbers on mini-ImageNet: 12
