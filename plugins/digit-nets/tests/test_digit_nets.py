@@ -76,7 +76,7 @@ def test_bad_options_are_refused():
     for wrong in ({"hidden": (0,)}, {"channels": (2,) * 4}, {"activation": "gelu"}):
         with pytest.raises(OptionError, match=r"digit-nets: got channels .* expected positive sizes"):
             DigitNets(**wrong)
-    with pytest.raises(OptionError, match=r"digit-nets: got images 301, expected 1 to 297"):
+    with pytest.raises(OptionError, match=r"digit-nets: got images 301, expected 1 to 300"):
         DigitNets(images=301)
     with pytest.raises(OptionError, match=r"got steps 5 and score_from 6, expected 1 <= score_from <= steps"):
         DigitNets(steps=5, score_from=6)
