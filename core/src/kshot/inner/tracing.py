@@ -90,7 +90,7 @@ def _unoptimised(run: Callable[..., Sequence[Tensor]]) -> Callable[..., Sequence
     """Return a function that runs a scripted graph operation by operation, as it was recorded."""
 
     def plain(*tensors: Tensor) -> Sequence[Tensor]:
-        with torch.jit.optimized_execution(False):  # type: ignore[no-untyped-call]
+        with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
             return run(*tensors)
 
     return plain

@@ -83,10 +83,12 @@ class Net:
         for weight, bias in layers[: len(self.channels)]:
             x = F.max_pool2d(act(F.conv2d(x, weight, bias, padding=1)), 2)
         x = x.flatten(1)
+        outputs: Tensor
         for weight, bias in layers[len(self.channels) : -1]:
             x = act(x @ weight.T + bias)
         weight, bias = layers[-1]
-        return x @ weight.T + bias
+        outputs = x @ weight.T + bias
+        return outputs
 
     def initial(self, keys: Any) -> Tensor:
         """Draw initial points [B, P]: weights are normal with variance 1 / fan-in, biases are 0."""

@@ -87,7 +87,7 @@ class Optimizer(torch.optim.Optimizer):
             raise OptionError(f"kshot_l2l.Optimizer: got lr {group['lr']}, expected a positive number; 1 is as learned")
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step: theta <- theta + lr * g, where [g, h] = m(gradient, h) (1606.04474, eq. 3).
 
         Args:
