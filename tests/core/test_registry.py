@@ -617,6 +617,7 @@ def test_every_first_party_name_has_group_and_distribution() -> None:
         "tuned-optimizer": "kshot-l2l",
         "associative-recall": "kshot-copy",
         "digits-mlp": "kshot-quadratics",
+        "pooled-nets": "kshot-digit-nets",
         "outliers": "kshot-gradient-agreement",
     }
     for name, row in table.items():

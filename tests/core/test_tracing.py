@@ -99,3 +99,22 @@ def test_convolutions_norms_and_random_numbers_are_run_by_torchscript():
         with torch.enable_grad():
             expected = function(inputs[0], torch.zeros(2), torch.ones(2), *inputs[3:])
     assert all(map(torch.equal, got, expected))
+
+
+def test_sums_of_matrix_products_are_rounded_as_in_the_function():
+    """TorchScript would compute the gradient of a weight that several steps use as one larger product."""
+    generator = torch.Generator().manual_seed(0)
+    x, w = torch.randn(64, 9, generator=generator), torch.randn(9, 9, generator=generator) / 3
+
+    def function(x, w):
+        w = w.detach().requires_grad_()
+        h = x
+        for _ in range(6):
+            h = torch.tanh(h @ w)
+        return torch.autograd.grad(h.sum(), [w])
+
+    run = interpreter(trace(function, [x, w]))
+    for _ in range(4):
+        with torch.no_grad():
+            got = run(x, w)
+        assert torch.equal(got[0], function(x, w)[0])

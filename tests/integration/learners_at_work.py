@@ -26,6 +26,7 @@ CASES: dict[str, Case] = {
     "boil": ("boil", {"inner_steps": 2}, "toy", {"shot": 5}),
     "protomaml": ("protomaml", {"inner_steps": 2}, "toy", {"shot": 5}),
     "metasgd": ("metasgd", {}, "sinusoid", {}),
+    "meta-lstm": ("meta-lstm", {"lstm": 4, "inner_steps": 2}, "sinusoid", {}),
     "cavia": ("cavia", {}, "sinusoid", {}),
     "first-order cavia": ("cavia", {"order": "first", "inner_steps": 3}, "toy", {"shot": 5}),
     "reptile": ("reptile", {"test_steps": 5}, "sinusoid", {}),
