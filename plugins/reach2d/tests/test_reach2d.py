@@ -8,7 +8,7 @@ import torch
 import kshot
 from kshot.errors import DataError, OptionError, TrainingError
 from kshot_reach2d import Environment, Reach2D
-from kshot_reach2d.environment import APART, MOVES, NEAR, STEP
+from kshot_reach2d.environment import MOVES, NEAR, STEP
 from kshot_reach2d.nets import Looking, looking
 
 
@@ -72,6 +72,11 @@ def test_the_expert_reaches_every_target_and_stays(actions):
     e = tasks.sample("train", range(100))
     played = e.query.source.rollout(e.query.source.expert())
     assert played.scores["success"].all()
+    if actions == "continuous":  # to pass the target is no success
+        expert, steps = e.query.source.expert(), iter(range(20))
+        passing = e.query.source.rollout(lambda seen: expert(seen) if next(steps) < 15 else torch.ones(100, 10, 2))
+        assert not passing.scores["success"].any()
+        assert passing.rewards.amax(-1).min() > -NEAR
     last = e.support.y[:, -1]
     assert (last == 4).all() if actions == "discrete" else last.abs().max() < 1e-4
     first = e.support.y[:, 0]
@@ -97,8 +102,8 @@ def test_a_demonstration_shows_the_colour_of_the_target():
     scene = e.query.source.scene()
     between = (scene.colours[..., None, :] * scene.colours[..., None, :, :]).sum(-1).clamp(-1, 1).arccos()
     apart = between[..., ~torch.eye(3, dtype=torch.bool)]
-    assert apart.min() >= APART / 3 - 1e-4
-    assert apart.min() < APART / 3 + 0.05
+    assert apart.min() >= math.pi / 2 - 1e-4
+    assert apart.min() < math.pi / 2 + 0.05
     index = scene.target[..., None, None].expand(200, 6, 1, 2)
     assert torch.allclose(scene.colours.gather(2, index)[:, :, 0], expected[:, None].expand(200, 6, 2), atol=1e-5)
 
@@ -114,7 +119,10 @@ def test_nothing_but_the_colour_tells_the_target():
     assert hue.sin().mean().abs() < 4 * math.sqrt(0.5 / 400)
     places = [part.x[:, 0].unflatten(-1, (3, 4))[..., :2] for part in (e.support, e.query)]
     assert (places[0] - places[1]).abs().amax((1, 2)).min() > 0.01
-    apart = e.query.source.scene().objects
+    first = e.query.source.scene()
+    played = first.observed(first.start)[:, 0]
+    assert (played - e.query.x[:, 0]).abs().amax(1).min() > 0.01  # nor are they those of the rollout
+    apart = first.objects
     distance = (apart[..., None, :] - apart[..., None, :, :]).norm(dim=-1)[..., ~torch.eye(3, dtype=torch.bool)]
     assert distance.min() > 2 * NEAR
 

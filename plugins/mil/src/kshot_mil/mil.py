@@ -1,8 +1,7 @@
 """MIL: Finn, Yu, Zhang, Abbeel & Levine, "One-shot visual imitation learning via meta-learning", 2017 (1709.04905).
 
 Letters: B meta-batch, S steps of the demonstrations in the support, n observations, N number of discrete actions.
-theta are all parameters, and theta' those adapted to a task. Some functions are written for one task, without the axis
-B; ``Lift`` runs them for all tasks of a meta-batch.
+theta are all parameters, and theta' those adapted to a task. Functions of one task, without B, run by ``Lift``.
 """
 
 from __future__ import annotations
@@ -140,8 +139,7 @@ class MIL(nn.Module):
         """Compute the loss that adapts the policy to the demonstrations of one task."""
         actions = self.net.on_support(self.policy.judging(theta), support.x)
         if self.observed:
-            # Section 4.3: the mean of |W y_t + b|^2 over features y_t, without the actions. W and b, the head of this
-            # loss, are learned so that its gradient changes the features as a loss with actions would.
+            # Section 4.3: the mean of |W y_t + b|^2 over features y_t, without actions; W and b, its head, are learned.
             return full_precision(actions).square().mean()
         return self.loss(actions, support.y)
 
