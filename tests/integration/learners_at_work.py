@@ -40,6 +40,8 @@ CASES: dict[str, Case] = {
     "ntm": ("ntm", {}, "copy", {"length": (1, 5), "block": 30}),
     "lstm": ("lstm", {"hidden": 30}, "stream", {"of": "toy", "instances": 4}),
     "l2l": ("l2l", {"unroll": 4}, "quadratics", {"steps": 12}),
+    "mil": ("mil", {"two_heads": True, "bias": 4}, "reach2d", {"horizon": 8}),
+    "mil, observations": ("mil", {"demonstrations": "observations"}, "reach2d", {"horizon": 8}),
     "maml-rl": ("maml-rl", {"hidden": (20,)}, "bandits", {}),
     "maml-rl, one step": ("maml-rl", {"hidden": (20,), "outer": "reinforce"}, "navigation2d", {"horizon": 20}),
 }
