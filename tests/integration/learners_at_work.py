@@ -38,6 +38,7 @@ CASES: dict[str, Case] = {
     "lstm": ("lstm", {"hidden": 30}, "stream", {"of": "toy", "instances": 4}),
     "l2l": ("l2l", {"unroll": 4}, "quadratics", {"steps": 12}),
     "maml-rl": ("maml-rl", {"hidden": (20,)}, "bandits", {}),
+    "metasgd-rl": ("metasgd-rl", {"hidden": (20,)}, "bandits", {}),
     "maml-rl, one step": ("maml-rl", {"hidden": (20,), "outer": "reinforce"}, "navigation2d", {"horizon": 20}),
 }
 META_BATCHES = (5, 1)
