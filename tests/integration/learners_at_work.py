@@ -43,6 +43,7 @@ CASES: dict[str, Case] = {
     "mil": ("mil", {"two_heads": True, "bias": 4}, "reach2d", {"horizon": 8}),
     "mil, observations": ("mil", {"demonstrations": "observations"}, "reach2d", {"horizon": 8}),
     "maml-rl": ("maml-rl", {"hidden": (20,)}, "bandits", {}),
+    "metasgd-rl": ("metasgd-rl", {"hidden": (20,)}, "bandits", {}),
     "maml-rl, one step": ("maml-rl", {"hidden": (20,), "outer": "reinforce"}, "navigation2d", {"horizon": 20}),
 }
 META_BATCHES = (5, 1)
