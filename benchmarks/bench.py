@@ -29,16 +29,20 @@ ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("images_background", "images_evaluation")
 
 
-def arguments(description: str | None, part: bool = False) -> argparse.Namespace:
+def arguments(description: str | None, part: bool = False, rows: bool = False) -> argparse.Namespace:
     """Parse the options that every benchmark has.
 
     Args:
         description: the docstring of the benchmark; ``--help`` shows its first line.
         part: whether to add the hidden options with which a benchmark starts itself in a new process.
+        rows: whether to add ``--only`` and ``--processor-time``, for a benchmark of many rows.
     """
     parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="only test the script; the figures mean nothing")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    if rows:
+        parser.add_argument("--only", default="", help="measure only the rows whose name begins with this")
+        parser.add_argument("--processor-time", action="store_true", help="measure the time of the processor")
     if part:
         parser.add_argument("--part", default="", help=argparse.SUPPRESS)
         parser.add_argument("--options", default="{}", type=str, help=argparse.SUPPRESS)
@@ -94,7 +98,12 @@ def picture_folders(root: Path | None, folder: Path) -> list[Path]:
 
 
 def alternate(
-    arms: Mapping[str, Callable[[], object]], rounds: int, *, warmup: int = 1, each: int = 1
+    arms: Mapping[str, Callable[[], object]],
+    rounds: int,
+    *,
+    warmup: int = 1,
+    each: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Return the seconds that each arm takes in each round.
 
@@ -105,13 +114,14 @@ def alternate(
         rounds: how often each arm is timed.
         warmup: rounds before these that are not timed.
         each: how many units of work (steps, episodes) one call of an arm does; its time is divided by this number.
+        clock: returns the time in seconds.
     """
     times: dict[str, list[float]] = {name: [] for name in arms}
     for r in range(warmup + rounds):
         for name, run in arms.items():
-            started = time.perf_counter()
+            started = clock()
             run()
-            taken = time.perf_counter() - started
+            taken = clock() - started
             if r >= warmup:
                 times[name].append(taken / each)
     return times
@@ -196,9 +206,9 @@ class Report:
         print(f"{self.name}: {', '.join(f'{k} {v}' for k, v in machine().items())}")
         for note in self.notes:
             print(f"  {note}")
-        cells = [list(self.rows[0]), *([show(v) for v in row.values()] for row in self.rows)]
+        cells = [list(self.rows[0] if self.rows else ()), *([show(v) for v in row.values()] for row in self.rows)]
         widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-        for row in cells:
+        for row in cells if self.rows else ():
             first, *others = zip(row, widths, strict=True)
             print("  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]))
         for value, what in self.ratios:

@@ -79,7 +79,7 @@ def test_an_outer_step_is_adam_on_the_mean_gradient():
     """Against a bare loop of torch."""
     engine, bare = Engine(NearestMean(norm=False), blobs()), NearestMean(norm=False)
     engine.train(5)
-    optimizer = torch.optim.Adam(bare.parameters(), lr=0.01)
+    optimizer = torch.optim.Adam(bare.parameters(), lr=0.01, fused=True)
     for t in range(5):
         optimizer.zero_grad()
         bare.meta_gradient(blobs().sample("train", range(4 * t, 4 * t + 4)))
@@ -127,7 +127,7 @@ def test_a_generator_takes_several_outer_steps_on_one_meta_batch():
                 yield NearestMean.meta_gradient(self, episodes)
 
     once_more = NearestMean(norm=False).double()
-    optimizer = torch.optim.Adam(once_more.parameters(), lr=0.01)
+    optimizer = torch.optim.Adam(once_more.parameters(), lr=0.01, fused=True)
     for t in range(3):
         for _ in range(2):
             optimizer.zero_grad()

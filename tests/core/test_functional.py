@@ -12,13 +12,14 @@ from kshot.functional import (
     best_threshold,
     class_means,
     class_sums,
+    conjugate_gradient,
     full_precision,
     pairwise_squared_distance,
     prototypical_logits,
 )
 
 
-@pytest.mark.parametrize("module", ["metric", "sequence", "verification"])
+@pytest.mark.parametrize("module", ["conjugate", "metric", "sequence", "verification"])
 def test_the_examples_in_docstrings_run(module):
     """A wrong example is worse than none."""
     result = doctest.testmod(importlib.import_module(f"kshot.functional.{module}"))
@@ -110,3 +111,50 @@ def test_the_mean_of_a_class_without_examples_is_zero():
     """And not NaN, which would spread to every logit."""
     means = class_means(torch.tensor([[3.0], [5.0]]), torch.tensor([2, 2]), 4)
     assert means.tolist() == [[0.0], [0.0], [4.0], [0.0]]
+
+
+# --- Linear equations ---------------------------------------------------------------------------------------------
+
+
+def positive_definite(n: int) -> torch.Tensor:
+    a = torch.randn(n, n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return a @ a.T + torch.eye(n, dtype=torch.float64)
+
+
+def test_conjugate_gradients_solve_in_as_many_iterations_as_there_are_unknowns():
+    """The solution equals that of a direct solver, and one iteration less does not reach it."""
+    a, b = positive_definite(6), torch.arange(6, dtype=torch.float64)
+    solution = torch.linalg.solve(a, b)
+    assert torch.allclose(conjugate_gradient(lambda v: a @ v, b, 6), solution, rtol=0, atol=1e-9)
+    assert not torch.allclose(conjugate_gradient(lambda v: a @ v, b, 5), solution, rtol=0, atol=1e-4)
+
+
+def test_conjugate_gradients_stay_at_the_solution():
+    """Iterations after the solution divide 0 by 0, which must not reach the result; a target of 0 is solved by 0."""
+    a, b = torch.diag(torch.tensor([2.0, 4.0])), torch.tensor([2.0, 0.0])
+    assert conjugate_gradient(lambda v: a @ v, b, 10, enough=0.0).tolist() == [1.0, 0.0]
+    assert conjugate_gradient(lambda v: a @ v, 0 * b, 10, enough=0.0).tolist() == [0.0, 0.0]
+    # A residual below ``enough`` is not worked on: with 5 > 4 = b^T b the start is the result.
+    assert conjugate_gradient(lambda v: a @ v, b, 10, enough=5.0).tolist() == [0.0, 0.0]
+
+
+def test_conjugate_gradients_stop_where_there_is_no_minimum():
+    """Along the second axis the quadratic has none: the result is that of the iteration before, 2 (1, 1)."""
+    a = torch.diag(torch.tensor([2.0, -1.0], dtype=torch.float64))
+    b = torch.tensor([1.0, 1.0], dtype=torch.float64)
+    assert conjugate_gradient(lambda v: a @ v, b, 1).tolist() == [2.0, 2.0]  # b times b^T b / b^T A b = 2 / 1
+    assert conjugate_gradient(lambda v: a @ v, b, 10).tolist() == [2.0, 2.0]
+    assert conjugate_gradient(lambda v: -v, b, 10).tolist() == [0.0, 0.0]
+
+
+def test_conjugate_gradients_can_be_vmapped():
+    """Each of several equations stops at its own iteration; the result of each is that of a direct solver."""
+    a = torch.stack([torch.eye(4, dtype=torch.float64), positive_definite(4)])
+    b = torch.arange(8, dtype=torch.float64).view(2, 4)
+    solved = torch.func.vmap(lambda a, b: conjugate_gradient(lambda v: a @ v, b, 8, enough=1e-24))(a, b)
+    assert torch.allclose(solved, torch.linalg.solve(a, b), rtol=0, atol=1e-9)
+
+
+def test_numbers_that_are_not_finite_are_not_hidden():
+    """NaN in a product must reach the result, where the engine reports it."""
+    assert conjugate_gradient(lambda v: v * torch.nan, torch.ones(2)).isnan().all()

@@ -1,6 +1,7 @@
 """``kshot.inner.lifting``: every way of running the tasks of a meta-batch, against a plain loop of autograd."""
 
 import copy
+import functools
 import gc
 import warnings
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 import kshot
 from kshot import Episode, Examples, Lift, Support
 from kshot.errors import OptionError, TrainingError
-from kshot.inner import State, descend, keep_buffers
+from kshot.inner import State, descend, keep_buffers, lifting
 from kshot.nn import Network
 
 STRATEGIES = [("loop", None), ("vmap", None), ("vmap", 1), ("vmap", 2), ("auto", None)]
@@ -256,6 +257,62 @@ def test_tasks_of_other_shapes_are_chosen_for_anew():
     assert calls_of(lift, torch.zeros(5, 3)) == 1 + 1
     assert calls_of(lift, torch.zeros(5, 2**15)) == 1 + 5
     assert calls_of(lift, torch.zeros(5, 3)) == 1
+
+
+def test_a_single_task_runs_without_vmap():
+    """Which is slower than a plain call; the function is not run once more to choose."""
+    assert calls_of(Lift("auto"), torch.zeros(1, 3)) == 1
+    assert calls_of(Lift("vmap"), torch.zeros(1, 3)) == 1 + 1
+
+
+def repeated(state, x, times):
+    CALLS.append(1)
+    return x.repeat(times).sum()
+
+
+def test_different_work_of_the_same_code_is_chosen_for_apart():
+    """Keywords of a partial, and what a function closes over; a new tensor of the same shape is the same work."""
+    lift, x = Lift("auto"), torch.zeros(4, 8)
+
+    def closing(times, tensor):
+        return lambda state, x: repeated(state, x + tensor, times)
+
+    def calls(function):
+        lift.map(function, State({}, {}), x)
+        made = len(CALLS)
+        CALLS.clear()
+        return made
+
+    for small, large in (
+        (functools.partial(repeated, times=2), functools.partial(repeated, times=2**16)),
+        (closing(2, torch.zeros(8)), closing(2**16, torch.zeros(8))),
+    ):
+        assert calls(small) == 1 + 1
+        assert calls(large) == 1 + 4
+        assert calls(small) == 1
+        assert calls(large) == 4
+    assert calls(closing(2, torch.ones(8))) == 1
+
+
+def test_the_number_of_choices_is_bounded(monkeypatch):
+    """Also for functions that differ at every call."""
+    monkeypatch.setattr(lifting, "MOST_CHOICES", 3)
+    lift = Lift("auto")
+    for i in range(6):
+        lift.map(functools.partial(repeated, times=i + 1), State({}, {}), torch.zeros(2, 3))
+    CALLS.clear()
+    assert len(lift._chosen) == 3
+
+
+def test_a_resumed_run_chooses_alike():
+    """The choice depends on the work alone, and not on what ran before."""
+    shapes = [(5, 3), (5, 2**15), (2, 3), (1, 3)]
+    used, new = Lift("auto"), Lift("auto")
+    for shape in shapes:
+        calls_of(used, torch.zeros(shape))
+    for shape in reversed(shapes):
+        calls_of(new, torch.zeros(shape))
+    assert used._chosen == new._chosen
 
 
 def test_the_results_of_all_chunks_are_in_the_order_of_the_tasks():

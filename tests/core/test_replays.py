@@ -1,6 +1,8 @@
 """Traces compute the same numbers as ordinary runs, to the bit, and are not used where they would be wrong."""
 
 import pickle
+import shutil
+import threading
 import warnings
 
 import numpy as np
@@ -190,6 +192,42 @@ def test_a_convolutional_network_is_traced(layout):
     assert traced.traces == 1
 
 
+def naive(net: nn.Module, data, steps: int) -> list[torch.Tensor]:
+    """Return the meta-gradient of a loop over tasks and steps, by autograd alone."""
+    names, start = zip(*net.named_parameters(), strict=True)
+    losses = []
+    for x, y, xq, yq in zip(*data, strict=True):
+        moved = list(start)
+        for _ in range(steps):
+            outputs = torch.func.functional_call(net, dict(zip(names, moved, strict=True)), (x,))
+            slopes = torch.autograd.grad(F.cross_entropy(outputs, y), moved, create_graph=True)
+            moved = [p - 0.01 * g for p, g in zip(moved, slopes, strict=True)]
+        outputs = torch.func.functional_call(net, dict(zip(names, moved, strict=True)), (xq,))
+        losses.append(F.cross_entropy(outputs, yq))
+    return list(torch.autograd.grad(torch.stack(losses).mean(), start))
+
+
+compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+compiled = pytest.param(
+    "compiled", None, marks=[pytest.mark.slow, pytest.mark.skipif(compiler is None, reason="no C++ compiler")]
+)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 5])
+@pytest.mark.parametrize(
+    ("strategy", "chunk"), [("traced", None), ("traced", 2), compiled, ("vmap", None), ("vmap", 2), ("loop", None)]
+)
+def test_the_meta_gradient_of_every_strategy_is_that_of_a_naive_loop(strategy, chunk, steps):
+    """To 1e-9 in float64."""
+    learner, data = Learner(mlp(), strategy, steps=steps, chunk=chunk), values(5)
+    for _ in range(2):  # the second is a replay
+        learner.zero_grad()
+        learner.step(*data)
+    assert learner.traces == (strategy in ("traced", "compiled"))
+    for p, expected in zip(learner.net.parameters(), naive(learner.net, data, steps), strict=True):
+        torch.testing.assert_close(p.grad, expected, rtol=0, atol=1e-9)
+
+
 # --- What a trace depends on ------------------------------------------------------------------------------------------
 
 
@@ -273,6 +311,51 @@ def test_auto_waits(monkeypatch):
         compare(learner, usual, values(4, seed))
     assert learner.traces == 1
     compare(learner, usual, values(4, 9))
+
+
+# --- Threads ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("net", [mlp, normed])
+def test_two_threads_compute_what_one_computes(net, two_threads, monkeypatch):
+    """To the bit: each chunk is computed by one of them, and they are added up in order."""
+    seen, outputs = set(), module.Trace.outputs
+
+    def watched(self, inputs):
+        seen.add(threading.current_thread().name)
+        assert torch.get_num_threads() == 1
+        return outputs(self, inputs)
+
+    traced, usual = pair(net, chunk=2)
+    traced.step(*values(9)), usual.step(*values(9))
+    monkeypatch.setattr(module.Trace, "outputs", watched)
+    for seed in range(3):
+        for threads, learner in ((2, traced), (1, usual)):
+            torch.set_num_threads(threads)
+            learner.zero_grad()
+            learner.step(*values(9, seed))
+            assert torch.get_num_threads() == threads
+        assert all(map(torch.equal, gradients(traced), gradients(usual)))
+        assert all(map(torch.equal, traced.buffers(), usual.buffers()))
+    assert len(seen) == 2
+    assert all(name.startswith("kshot-tasks") for name in seen)
+
+
+def test_chunks_that_draw_run_in_order(two_threads, monkeypatch):
+    """Otherwise the threads would draw one another's numbers."""
+    monkeypatch.setattr(module, "ThreadPoolExecutor", None)
+    traced, usual = pair(lambda: nn.Sequential(mlp(), nn.Dropout(0.5)), chunk=2)
+    for seed in range(3):
+        compare(traced, usual, values(6, seed))
+    assert traced.traces == 1
 
 
 # --- What is not traced -----------------------------------------------------------------------------------------------
@@ -397,7 +480,7 @@ def test_without_a_compiler_a_trace_is_interpreted(monkeypatch):
     def refuse(*args, **options):
         raise RuntimeError("No C++ compiler was found\nand more")
 
-    monkeypatch.setattr(torch, "compile", refuse)
+    monkeypatch.setattr("torch._inductor.compile", refuse)
     compiled, usual = Learner(mlp(), "compiled"), Learner(mlp(), "vmap")
 
     def run():

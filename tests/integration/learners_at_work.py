@@ -20,6 +20,8 @@ CASES: dict[str, Case] = {
     "protonet": ("protonet", {}, "toy", {}),
     "maml": ("maml", {}, "sinusoid", {}),
     "first-order maml": ("maml", {"order": "first", "inner_steps": 3}, "toy", {"shot": 5}),
+    "mamlpp": ("mamlpp", {"inner_steps": 3, "loss_iterations": 12, "first_order_iterations": 6}, "sinusoid", {}),
+    "imaml": ("imaml", {"inner_steps": 4}, "sinusoid", {}),
     "anil": ("anil", {"inner_steps": 2}, "sinusoid", {}),
     "boil": ("boil", {"inner_steps": 2}, "toy", {"shot": 5}),
     "protomaml": ("protomaml", {"inner_steps": 2}, "toy", {"shot": 5}),

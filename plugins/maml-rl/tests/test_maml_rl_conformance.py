@@ -11,3 +11,7 @@ trust_region = suite(
     options={**small, "outer": "trpo"},
     expected_failures={"task-losses-part-the-gradient": "a step within a trust region is no sum over tasks"},
 )
+metasgd_rl = suite(learner="metasgd-rl", options=small)
+one_rate_per_tensor = suite(
+    learner="metasgd-rl", options={**small, "rates": "tensor", "inner_steps": 2, "adapt_std": False}
+)

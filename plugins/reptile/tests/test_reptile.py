@@ -39,7 +39,8 @@ def smooth(kind: str) -> nn.Module:
 
 def learner(kind: str, **options: Any) -> Reptile:
     spec = (LINES if kind == "regression" else IMAGES).spec
-    return Reptile(spec, network=smooth(kind), **{"inner_lr": 0.03, "inner_batch": 3, **options}).double().train()
+    options = {"inner_lr": 0.03, "inner_batch": 3, "test_batch": 3, **options}
+    return Reptile(spec, network=smooth(kind), **options).double().train()
 
 
 def episodes(kind: str, indices: Sequence[int] = (0, 1, 2), split: str = "train") -> Episode:
@@ -190,6 +191,97 @@ def test_task_losses_have_the_displacement_for_their_gradient():
         assert losses[b].item() == pytest.approx(metrics["loss"].item(), rel=1e-12)
 
 
+# --- Kept moments ---------------------------------------------------------------------------------
+
+
+def serial_by_torch(phi: nn.Module, iterations: int, tests: Episode) -> tuple[nn.Module, Tensor]:
+    """Train as the authors' code does, with one Adam of torch for all tasks; return the net and test predictions."""
+    theta = copy.deepcopy(phi)
+    inner = torch.optim.Adam(theta.parameters(), lr=0.03, betas=(0.0, 0.999))
+
+    def go(support: Support, order: Tensor) -> None:
+        for chosen in order[0]:
+            inner.zero_grad()
+            loss_of(theta(support.x[0][chosen]), support.y[0][chosen]).backward()
+            inner.step()
+
+    for iteration in range(iterations):
+        start = copy.deepcopy(theta.state_dict())
+        e = episodes("regression", [iteration])
+        go(e.support, minibatches(e.support, 3, 5))
+        with torch.no_grad():
+            for name, p in theta.named_parameters():
+                p.copy_(start[name] + 0.5 * (p - start[name]))
+    trained = copy.deepcopy(theta)
+    go(tests.support, minibatches(tests.support, 3, 4))
+    return trained, theta(tests.query.x[0]).detach()
+
+
+def test_kept_moments_are_the_authors_serial_training():
+    """With a meta-batch of 1, training and evaluation are those of one Adam of torch that goes from task to task."""
+    reptile = learner("regression", inner_optimizer="adam", moments="kept", test_steps=4)
+    tests = episodes("regression", [7], "test")
+    trained, predicted = serial_by_torch(reptile.net.net, 3, tests)
+    optimizer = torch.optim.SGD(reptile.parameters(), lr=0.5)
+    for iteration in range(3):
+        optimizer.zero_grad()
+        reptile.meta_gradient(episodes("regression", [iteration]))
+        optimizer.step()
+    for mine, theirs in zip(reptile.parameters(), trained.parameters(), strict=True):
+        assert torch.allclose(mine, theirs, rtol=0, atol=1e-12)
+    before = {name: t.clone() for name, t in reptile.state_dict().items()}
+    assert int(before["moments.steps"]) == 15
+    assert torch.allclose(reptile.adapt(tests.support)(tests.query.x)[0], predicted, rtol=0, atol=1e-12)
+    assert all(torch.equal(before[name], t) for name, t in reptile.state_dict().items())
+
+
+def test_the_first_iteration_with_kept_moments_is_that_with_reset_ones():
+    """Moments begin at 0, and afterwards are the mean over the tasks of a meta-batch."""
+    kept = learner("regression", inner_optimizer="adam", moments="kept")
+    reset = learner("regression", inner_optimizer="adam")
+    first, _ = kept.displacement(episodes("regression"))
+    same, _ = reset.displacement(episodes("regression"))
+    assert all(torch.equal(first[name], same[name]) for name in first)
+    alone = []
+    for b in range(3):
+        one = learner("regression", inner_optimizer="adam", moments="kept")
+        one.displacement(episodes("regression", [b]))
+        alone.append(one.moments.v)
+    assert torch.allclose(kept.moments.v, torch.stack(alone).mean(0), rtol=1e-12)
+    second, _ = kept.displacement(episodes("regression"))
+    assert not torch.allclose(first["0.weight"], second["0.weight"])
+    assert int(kept.moments.steps) == 10
+
+
+def test_a_resumed_training_goes_on_with_the_kept_moments(tmp_path):
+    """Chunks give the same moments, and an interrupted training ends with the bits of an unbroken one."""
+    tasks = sample_tasks.classification(way=3, shot=4, query=2)
+
+    def engine(**options: Any) -> kshot.Engine:
+        made = kshot.learner("reptile", tasks.spec, seed=1, hidden=(5,), inner_batch=3, moments="kept")
+        return kshot.Engine(made, tasks, optimizer={"schedule": "constant"}, **options)
+
+    whole, parts, resumed, chunked = engine(), engine(), engine(), engine(chunk=2)
+    whole.train(6)
+    parts.train(3)
+    resumed.resume(parts.save(tmp_path / "three.pt"))
+    resumed.train(6)
+    expected = whole.learner.state_dict()
+    assert expected["moments.v"].abs().max() > 0
+    assert int(expected["moments.steps"]) == 6 * 5
+    for name, t in resumed.learner.state_dict().items():
+        assert torch.equal(t, expected[name]), name
+    chunked.train(6)
+    for name, t in chunked.learner.state_dict().items():
+        assert torch.allclose(t, expected[name], rtol=1e-4, atol=1e-6), name
+
+
+def test_moments_of_sgd_are_not_kept():
+    """SGD has no moments."""
+    with pytest.raises(OptionError, match="got moments='kept' with inner_optimizer='sgd', expected 'reset'"):
+        Reptile(LINES.spec, moments="kept")
+
+
 # --- Minibatches ----------------------------------------------------------------------------------
 
 
@@ -278,21 +370,42 @@ def test_inductive_statistics_are_those_of_the_trained_nets():
 # --- Defaults and errors --------------------------------------------------------------------------
 
 
-def test_the_paper_s_settings_go_by_the_tasks():
-    """The defaults are Adam at 1e-3, or 5e-4 from 20 ways on, for classification, and SGD at 0.02 for sinusoids."""
+def test_the_authors_settings_go_by_the_tasks():
+    """The defaults are those of the authors' commands for Omniglot and mini-ImageNet, and of their demo on sines."""
     vectors = kshot.TaskSpec(kind="classification", input_shape=(2,), way=5, shot=1, query=1)
+    twenty, colour = attrs.evolve(vectors, way=20), attrs.evolve(vectors, input_shape=(3, 84, 84))
     gradients = {"w": torch.tensor([4.0])}
-    for spec, step in ((vectors, 1e-3), (attrs.evolve(vectors, way=20), 5e-4), (LINES.spec, 0.08)):
-        after, _ = Reptile(spec).update({"w": torch.zeros(1)}, gradients, None)
+    for spec, step, *numbers in (
+        (vectors, 1e-3, 10, 5, 5, 50),
+        (twenty, 5e-4, 20, 10, 10, 50),
+        (colour, 1e-3, 10, 8, 15, 50),
+        (LINES.spec, 0.08, 10, 5, 10, 32),
+    ):
+        reptile = Reptile(spec, width=2)
+        after, _ = reptile.update({"w": torch.zeros(1)}, gradients, None)
         assert float(after["w"]) == pytest.approx(-step)
+        assert [reptile.inner_batch, reptile.inner_steps, reptile.test_batch, reptile.test_steps] == numbers
     assert Reptile(vectors).training_defaults.tasks == {"shot": 10, "query": 1}
 
 
-@pytest.mark.parametrize("options", [{"inner_batch": 0}, {"inner_steps": 0}, {"test_steps": -1}])
+@pytest.mark.parametrize(("train", "test"), [(3, 2), (2, 3)])
+def test_training_and_evaluation_have_their_own_minibatches(train, test):
+    """``inner_batch`` is for training alone, and ``test_batch`` for evaluation."""
+    found = []
+    for options in ({"inner_batch": train, "test_batch": test}, {"inner_batch": train, "test_batch": train}):
+        reptile, e = learner("regression", inner_optimizer="sgd", test_steps=5, **options), episodes("regression")
+        away, _ = reptile.displacement(e)
+        found.append((away, reptile.adapt(e.support)(e.query.x)))
+    (first, predicted), (second, others) = found
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.allclose(predicted, others)
+
+
+@pytest.mark.parametrize("options", [{"inner_batch": 0}, {"inner_steps": 0}, {"test_batch": 0}, {"test_steps": -1}])
 def test_bad_options_are_refused(options):
     """The message gives the value and what was expected, before any compute."""
     (name,) = options
-    with pytest.raises(OptionError, match=f"{name} {options[name]}.*at least 1, 1 and 0"):
+    with pytest.raises(OptionError, match=f"{name} {options[name]}.*at least 1, 1, 1 and 0"):
         Reptile(LINES.spec, **options)
 
 

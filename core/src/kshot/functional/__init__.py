@@ -4,6 +4,7 @@ The functions keep no state, choose no device and log nothing. This package impo
 """
 
 from kshot.functional.attacks import fgsm, pgd
+from kshot.functional.conjugate import conjugate_gradient
 from kshot.functional.lstm import lstm_cell
 from kshot.functional.metric import (
     class_means,
@@ -19,6 +20,7 @@ __all__ = [
     "best_threshold",
     "class_means",
     "class_sums",
+    "conjugate_gradient",
     "fgsm",
     "full_precision",
     "lstm_cell",

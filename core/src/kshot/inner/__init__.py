@@ -3,8 +3,9 @@
 Reading order: ``descent`` (the loop, written for one task), ``parts`` (the loop for a part of the parameters),
 ``lifting`` (from one task to B of them), ``cost`` (the choice between vmap and a loop), ``chunks`` (some tasks that run
 together), ``vmap_norms`` (which corrects the second derivatives that ``torch.func.vmap`` computes through normalisation
-layers), and then ``replays``, ``programs``, ``tracing`` and ``guards`` (which record the operations of a meta-batch and
-repeat them without the Python around them). ``looping`` has the decorator ``per_episode``.
+layers), and then ``replays``, ``identity``, ``programs``, ``traces``, ``tracing``, ``simplify`` and ``guards`` (which
+record the operations of a meta-batch and repeat them without the Python around them), and ``graphs`` (which gives what
+was recorded to a GPU at once). ``looping`` has the decorator ``per_episode``.
 """
 
 from kshot.inner.descent import (

@@ -9,7 +9,6 @@ Letters: B meta-batch, n examples. A pytree is a value that contains tensors, su
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, get_args
@@ -22,6 +21,7 @@ from kshot.errors import KshotError, OptionError, TrainingError
 from kshot.inner.chunks import Chunk, first_task, with_tasks
 from kshot.inner.cost import LOOP, Choice, cost_of
 from kshot.inner.descent import State
+from kshot.inner.identity import identity_of
 from kshot.inner.looping import per_episode
 from kshot.inner.programs import mean_loss
 from kshot.inner.replays import Replays
@@ -30,6 +30,9 @@ from kshot.inner.rows import Rows
 __all__ = ["CHUNK_BYTES", "LOOP_ABOVE", "Lift", "Strategy", "has_inner_loop", "per_episode"]
 
 Strategy = Literal["auto", "vmap", "loop", "traced", "compiled"]
+
+MOST_CHOICES = 256
+"""Number of functions and shapes for which a ``Lift`` remembers how to run them; the oldest is forgotten."""
 
 CHUNK_BYTES = 64 * 2**20
 """Memory in bytes for the intermediate results of one vmapped chunk. A chunk has as many tasks as fit into it."""
@@ -49,14 +52,18 @@ class Lift:
     - ``loop``: one task after another.
     - ``auto``: the faster of the two, judged by the size of the intermediate results of the first task. It never
       measures time, so a repeated or resumed run makes the same choice. If vmap can't run the function, ``auto``
-      warns once and loops. What ``mean_gradient`` has run a hundred times is traced: the operations are recorded once
-      and replayed without the function, which computes the same numbers with much less Python.
+      warns once and loops. What has run a hundred times is traced: the operations are recorded once and replayed
+      without the function, which computes the same numbers with much less Python.
     - ``traced``: as ``auto``, but traced from the second run on.
-    - ``compiled``: as ``traced``, and the trace is compiled by ``torch.compile``. This takes up to a minute and needs
+    - ``compiled``: as ``traced``, and the trace is compiled by torch's inductor. This takes a minute or more and needs
       a C++ compiler.
 
     A trace is made anew when an attribute changes on which the function depends. A function that can't be traced, for
-    example because it decides by the numbers in a tensor, runs as usual, and a warning says why.
+    example because it decides by the numbers in a tensor, runs as usual, and a warning says why. Results of ``map``
+    that have a graph are always computed by the function.
+
+    If torch has several threads, they share the chunks of a trace: each thread runs chunks of its own, with one thread
+    of torch, which for a loop over tasks is faster than several threads in each operation.
 
     The results of ``vmap``, ``loop`` and ``compiled`` differ by rounding only.
 
@@ -110,7 +117,19 @@ class Lift:
         Raises:
             TrainingError: the strategy is ``vmap``, and vmap can't run the function.
         """
-        return _concatenate([results for _, _, _, results in self._run(function, state, values)])
+        arguments = dict(state.parameters), dict(state.buffers), values
+        found = self._replays.find("map", function, *arguments, state.tasks)
+        if found is not None and found[0].traces:
+            return _concatenate([results for _, results in self._replays.replay(*found)])
+        chunks, results = [], []
+        for first, last, chunk, result in self._run(function, state, values):
+            chunks.append((first, last, chunk))
+            results.append(result)
+        joined = _concatenate(results)
+        # A trace has no graph, so results that have one are always computed by the function.
+        if found is not None and not any(t.requires_grad for t in pytree.tree_leaves(joined) if isinstance(t, Tensor)):
+            self._replays.ran("map", function, arguments, *found, chunks)
+        return joined
 
     def mean_gradient(
         self, function: Callable[..., Any], state: State, *values: Any
@@ -142,26 +161,24 @@ class Lift:
             >>> metrics["loss"], theta.grad
             (tensor([2., 6.]), tensor(2.))
         """
-        # Replay a trace, if there is one.
         arguments = dict(state.parameters), dict(state.buffers), values
-        found = self._replays.find(function, *arguments)
-        tasks = state.tasks or len(pytree.tree_leaves(values)[0])
+        found = self._replays.find("gradient", function, *arguments, state.tasks) if torch.is_grad_enabled() else None
         if found is not None and found[0].traces:
-            metrics, buffers = self._replays.replay(*found, tasks)
-            return dict(metrics), State({}, buffers, tasks)
-        rows = Rows(tasks)
-        chunks = []
-        for first, last, chunk, (metrics, end) in self._run(function, state, values):
-            # The mean over all tasks is the sum of (tasks of the chunk) / B * (mean over the chunk).
-            (mean_loss(metrics) * (chunk.tasks / tasks)).backward()
-            rows.add((dict(metrics), dict(end.buffers)))
-            chunks.append((first, last, chunk))
-            del metrics, end  # free the graph before the next chunk is computed
-        if found is not None:
-            shared = 0 if state.tasks else len(state.parameters) + len(state.buffers)
-            self._replays.ran(function, *found, chunks, shared)
+            rows = Rows(found[0].tasks)
+            for tasks, results in self._replays.replay(*found):
+                rows.add(results, tasks, graph=False)
+        else:
+            rows, chunks = Rows(state.tasks or len(pytree.tree_leaves(values)[0])), []
+            for first, last, chunk, (metrics, end) in self._run(function, state, values):
+                # The mean over all tasks is the sum of (tasks of the chunk) / B * (mean over the chunk).
+                (mean_loss(metrics) * (chunk.tasks / rows.tasks)).backward()
+                rows.add((dict(metrics), dict(end.buffers)), chunk.tasks)
+                chunks.append((first, last, chunk))
+                del metrics, end  # free the graph before the next chunk is computed
+            if found is not None:
+                self._replays.ran("gradient", function, arguments, *found, chunks)
         metrics, buffers = rows.joined
-        return metrics, State({}, buffers, tasks)
+        return metrics, State({}, buffers, rows.tasks)
 
     def _run(
         self, function: Callable[..., Any], state: State, values: Any
@@ -169,10 +186,14 @@ class Lift:
         """Yield for each chunk its first and its last task, the chunk, and its stacked results."""
         B = state.tasks or len(pytree.tree_leaves(values)[0])
         shared = state.tasks is None
-        # Choose between vmap and the loop once for each function and each set of shapes, by running the first task.
-        key = (_code(function), torch.is_grad_enabled(), _shapes(state), _shapes(values))
+        # Choose between vmap and the loop once for each function and each set of shapes, by running the first task. A
+        # single task runs faster without vmap.
+        one = B == 1 and self.strategy != "vmap"
+        key = (identity_of(function, by_shape=True), one, torch.is_grad_enabled(), _shapes(state), _shapes(values))
         if key not in self._chosen:
-            self._chosen[key] = self._choose(function, state, values)
+            if len(self._chosen) >= MOST_CHOICES:
+                self._chosen.pop(next(iter(self._chosen)))
+            self._chosen[key] = LOOP if one else self._choose(function, state, values)
         first = 0
         while first < B:
             choice = self._chosen[key]
@@ -261,13 +282,6 @@ def _concatenate(chunks: list[Any]) -> Any:
     leaves = [torch.cat(ts) for ts in zip(*(f[0] for f in flat), strict=True)]
     tasks = len(leaves[0]) if leaves else len(chunks)
     return with_tasks(pytree.tree_unflatten(leaves, flat[0][1]), tasks)
-
-
-def _code(function: Any) -> Any:
-    """Return the code of a callable: the same for every new partial or bound method of the same function."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    return getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", type(function))
 
 
 def _name(function: Any) -> str:

@@ -1,8 +1,14 @@
-"""The gradient of a chunk of tasks as a function of flat tensors, which is what is traced."""
+"""What is traced: the work on one chunk of tasks as a function of flat tensors.
+
+``Gradient`` is the work of ``Lift.mean_gradient``, and ``Results`` that of ``Lift.map``.
+
+Letters: B meta-batch, n the tasks of one chunk.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +19,7 @@ from kshot.inner.chunks import Chunk
 from kshot.inner.guards import Untraceable
 
 
-class Program:
+class Gradient:
     """Compute the gradients, metrics and buffers of a chunk.
 
     Args:
@@ -89,6 +95,50 @@ class Program:
         (metrics, buffers), first = self._names, len(self._present)
         second = first + len(metrics)
         return dict(zip(metrics, outputs[first:second], strict=True)), dict(zip(buffers, outputs[second:], strict=True))
+
+
+class Results:
+    """Compute the results of a chunk, a pytree of tensors without a graph.
+
+    Args:
+        chunk, spec: as for ``Gradient``.
+        grad: whether torch computes graphs when the function runs.
+    """
+
+    def __init__(self, chunk: Chunk, spec: pytree.TreeSpec, grad: bool) -> None:
+        self.learned, self._grad = list[Tensor](), grad
+        self._chunk: Chunk | None = chunk
+        self._spec: pytree.TreeSpec | None = spec
+        self._structure: pytree.TreeSpec | None = None  # of the results
+
+    def __call__(self, *tensors: Tensor) -> list[Tensor]:
+        """Return the leaves of the results, each [n, ...].
+
+        Raises:
+            Untraceable: a result is no tensor, or has a graph.
+        """
+        assert self._chunk is not None
+        assert self._spec is not None
+        with torch.set_grad_enabled(self._grad):
+            results = self._chunk.run(*pytree.tree_unflatten(list(tensors), self._spec))
+        leaves, self._structure = pytree.tree_flatten(results)
+        if not all(isinstance(t, Tensor) for t in leaves):
+            raise Untraceable("a result is no tensor")
+        if any(t.requires_grad for t in leaves):
+            raise Untraceable("a result has a graph")
+        return leaves
+
+    def forget(self) -> None:
+        """Drop what holds the function and its object."""
+        self._chunk = self._spec = None
+
+    def finish(self, outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> Any:
+        """Return the results of the chunk, in the structure of the function."""
+        assert self._structure is not None
+        return pytree.tree_unflatten(outputs, self._structure)
+
+
+Program = Gradient | Results
 
 
 def mean_loss(metrics: Mapping[str, Tensor]) -> Tensor:

@@ -21,8 +21,8 @@ class Rows:
     Example:
         >>> import torch
         >>> rows = Rows(3)
-        >>> rows.add({"loss": torch.tensor([1.0, 2.0])})
-        >>> rows.add({"loss": torch.tensor([3.0])})
+        >>> rows.add({"loss": torch.tensor([1.0, 2.0])}, 2)
+        >>> rows.add({"loss": torch.tensor([3.0])}, 1)
         >>> rows.joined
         {'loss': tensor([1., 2., 3.])}
     """
@@ -31,10 +31,16 @@ class Rows:
         self.tasks, self.done = tasks, 0
         self.joined: Any = None
 
-    def add(self, chunk: Any) -> None:
-        """Add the results of the next chunk, a pytree of tensors [tasks of the chunk, ...], without their graph."""
-        chunk = pytree.tree_map_only(Tensor, Tensor.detach, chunk)
-        count = len(pytree.tree_leaves(chunk)[0])
+    def add(self, chunk: Any, count: int, graph: bool = True) -> None:
+        """Add the results of the next chunk without their graph.
+
+        Args:
+            chunk: a pytree of tensors that begin with ``count``.
+            count: the number of tasks of the chunk.
+            graph: whether the tensors may have a graph.
+        """
+        if graph:
+            chunk = pytree.tree_map_only(Tensor, Tensor.detach, chunk)
         if count == self.tasks:  # there is only one chunk, whose results need not be copied
             self.joined = chunk
             return

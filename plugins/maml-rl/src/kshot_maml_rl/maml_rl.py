@@ -1,5 +1,4 @@
-"""MAML for reinforcement learning: Finn, Abbeel & Levine, "Model-agnostic meta-learning for fast adaptation of deep
-networks", 2017 (1703.03400), algorithm 3.
+"""MAML for reinforcement learning: Finn, Abbeel & Levine 2017 (1703.03400), algorithm 3.
 
 Letters: B meta-batch, E trajectories per task, T steps. Functions of one task have no B; ``Lift`` runs them for all.
 """
@@ -57,6 +56,7 @@ class MamlRL(nn.Module):
         (2, 4, 2)
     """
 
+    name = "maml-rl"
     needs = Needs(kinds=("control",), rollouts=0)
     training_defaults = Training(lr=2e-3, schedule="linear", meta_batch=20, iterations=100)
 
@@ -86,7 +86,7 @@ class MamlRL(nn.Module):
     ) -> None:
         super().__init__()
         choices = {"activation": activation, "outer": outer, "estimator": estimator, "order": order}
-        check_options(inner_steps, test_steps, epochs, initial_std, **choices)
+        check_options(self.name, inner_steps, test_steps, epochs, initial_std, **choices)
         self.family = Family(spec, activation, len(hidden) + 1)
         self.net = self.family.net(hidden, initial_std)
         self.inner_lr, self.later_lr = inner_lr, inner_lr / 2 if later_lr is None else later_lr
@@ -102,10 +102,8 @@ class MamlRL(nn.Module):
             self.training_defaults = attrs.evolve(type(self).training_defaults, optimizer="sgd", lr=1.0)
 
     def theta(self, parameters: Mapping[str, Tensor] | None = None) -> State:
-        """Return the state that adapts; a standard deviation that does not adapt is a buffer."""
-        changed = dict(self.net.named_parameters() if parameters is None else parameters)
-        fixed = {} if self.adapt_std or self.family.discrete else {"log_std": changed.pop("log_std")}
-        return State(changed, fixed)
+        """Return the state that adapts; parameters that do not adapt are its buffers."""
+        return self.family.state(self.net if parameters is None else parameters, self.adapt_std)
 
     def policy(self, theta: State) -> Policy:
         """Return the policies of B tasks with the parameters theta [B, *]."""
@@ -128,13 +126,16 @@ class MamlRL(nn.Module):
         """Compute L of one task (eq. 4): minus the surrogate, whose gradient is the policy gradient."""
         return -self.estimator(self.log_ratio(theta, batch), batch.advantages, running=batch.running)
 
+    def alpha(self, theta: State, k: int) -> float | Mapping[str, Tensor]:
+        """Return the rate of update k, which is smaller after the first."""
+        return self.later_lr if k else self.inner_lr
+
     def adapted(self, theta: State, batches: list[Batch], first: int = 0) -> tuple[State, Tensor]:
         """Compute theta' (line 7) of one task on ``batches``, of updates ``first``, ...; also return the losses."""
         losses: list[Tensor] = []
         for k, batch in enumerate(batches, first):
-            # theta <- theta - alpha grad L(theta), with a smaller alpha after the first update.
-            lr = self.later_lr if k else self.inner_lr
-            theta, loss = descend(self.inner_loss, theta, batch, lr=lr, steps=1, second_order=self.second_order)
+            lr, exact = self.alpha(theta, k), self.second_order  # theta <- theta - alpha grad L(theta)
+            theta, loss = descend(self.inner_loss, theta, batch, lr=lr, steps=1, second_order=exact)
             losses.append(loss)
         return theta, torch.cat(losses) if losses else torch.zeros(0)
 
@@ -143,12 +144,12 @@ class MamlRL(nn.Module):
         """Play and update B tasks (lines 5 to 7); return all policies [B, *], and each update's data and rollout."""
         states, batches, rollouts = [repeated(self.theta().detach(), len(support.key))], [], []
         for number in range(steps):
-            # Lines 5 and 6: rollout k with the policies of step k. Line 7: update k.
+            # Lines 5 to 7: rollout k with the policies of step k, and update k.
             rollouts.append(support.source.rollout(self.policy(states[-1]), number))
             batches.append(self.batch(states[-1], rollouts[-1]))
             update = lambda theta, batch, k=number: self.adapted(theta, [batch], k)  # noqa: E731
             after, losses = self.lift.map(update, states[-1], batches[-1])
-            check_descent(losses, "maml-rl")
+            check_descent(losses, self.name)
             states.append(after.detach())
         return states, batches, rollouts
 
@@ -161,10 +162,9 @@ class MamlRL(nn.Module):
     def played(self, episodes: Episode) -> tuple[list[State], list[Batch], Batch, Metrics]:
         """Run lines 5 to 8: return policies, data of the updates, data of the adapted policies, and mean returns."""
         states, batches, rollouts = self.play(episodes.support, self.inner_steps)
-        # Line 8: trajectories of the adapted policies.
-        last = episodes.query.source.rollout(self.policy(states[-1]))
-        both = {"return": last, "return_before": (*rollouts, last)[0]}
-        returns = {name: played.rewards.sum(-1).mean() for name, played in both.items()}
+        last = episodes.query.source.rollout(self.policy(states[-1]))  # line 8: the adapted policies play
+        each = {"return": last, "return_before": (*rollouts, last)[0]}
+        returns = {name: rollout.rewards.sum(-1).mean() for name, rollout in each.items()}
         return states, batches, self.batch(states[-1], last), returns
 
     def meta_gradient(self, episodes: Episode) -> Iterator[Metrics]:
@@ -178,23 +178,23 @@ class MamlRL(nn.Module):
                 metrics = trust_region.outer_step(self, batches, judged, states[-1], radius=self.radius)
             else:
                 each, _ = self.lift.mean_gradient(self.task, self.theta(), batches, judged)
-                check_descent(each["inner"], "maml-rl", episodes.origin)
+                check_descent(each["inner"], self.name, episodes.origin)
                 metrics = {"loss": each["loss"].mean()}
             yield {**metrics, **returns}
 
     def task_losses(self, episodes: Episode) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Return the outer losses [B] with their graph, and theta - theta' of each task (ability ``PerTask``)."""
         if self.outer == "trpo":
-            raise OptionError("maml-rl: got outer 'trpo', expected a step that is a sum over tasks; choose another")
+            raise OptionError(f"{self.name}: got outer 'trpo', expected a step that is a sum over tasks; change it")
         _, batches, judged, _ = self.played(episodes)
         metrics, after = self.lift.map(self.task, self.theta(), batches, judged)
         return metrics["loss"], after.away_from(self.theta())
 
     def adapt(self, support: Support) -> Predictor:
         """Make ``test_steps`` updates, each on a new rollout; return the adapted policies."""
-        adapted = self.policy(self.play(support, self.test_steps)[0][-1])
-        return adapted.__call__ if self.greedy else adapted
+        policy = self.policy(self.play(support, self.test_steps)[0][-1])
+        return policy.__call__ if self.greedy else policy
 
     def trace(self, episode: Episode) -> Mapping[str, Any]:
-        """Return the query's rollout 0 after 0 to ``test_steps`` updates (ability ``Explains``); see ``explain``."""
+        """Return the query's rollout 0 after 0 to ``test_steps`` updates (ability ``Explains``)."""
         return rollouts_by_update(self, episode)

@@ -22,6 +22,9 @@ from kshot.inner import State
 Parameters = Mapping[str, Tensor]
 Activation = Literal["tanh", "relu"]
 
+ALPHA = "alpha_"
+"""The names of learned step sizes begin so, followed by the name of the parameter that they belong to."""
+
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu}
 
 
@@ -59,6 +62,11 @@ class Family:
         if not self.discrete:
             parameters["log_std"] = nn.Parameter(torch.full((self.outputs,), math.log(std)))
         return parameters
+
+    def state(self, parameters: Parameters, adapt_std: bool) -> State:
+        """Return the state that adapts. What does not adapt is a buffer: step sizes, and the deviation if so asked."""
+        fixed = {n: p for n, p in parameters.items() if n.startswith(ALPHA) or (n == "log_std" and not adapt_std)}
+        return State({n: p for n, p in parameters.items() if n not in fixed}, fixed)
 
     @property
     def discrete(self) -> bool:

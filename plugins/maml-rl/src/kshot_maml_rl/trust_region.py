@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kshot import Metrics
+from kshot.functional import conjugate_gradient
 from kshot.inner import State
 from kshot_maml_rl.steps import mean_over_steps
 
@@ -23,34 +24,6 @@ navigation with two seeds; see the README."""
 
 SHRINK, BACKTRACKS = 0.8, 15
 """The line search of the paper's code: at most 15 lengths, each 0.8 of the one before."""
-
-
-def conjugate_gradient(product: Product, target: Tensor, iterations: int = 10, enough: float = 1e-10) -> Tensor:
-    """Solve ``product(x)`` = ``target`` [P] approximately, where ``product`` multiplies by a positive definite matrix.
-
-    Args:
-        iterations: the greatest number of iterations.
-        enough: the squared residual at which to stop.
-
-    Example:
-        >>> conjugate_gradient(lambda x: 2 * x, torch.tensor([2.0, 4.0]))
-        tensor([1., 2.])
-    """
-    x = torch.zeros_like(target)
-    residual, direction = target.clone(), target.clone()
-    squared = residual @ residual
-    for _ in range(iterations):
-        if float(squared) < enough:
-            break
-        # The minimum of the quadratic along the direction.
-        moved = product(direction)
-        length = squared / (direction @ moved)
-        x = x + length * direction
-        residual = residual - length * moved
-        # The next direction is conjugate to all before.
-        before, squared = squared, residual @ residual
-        direction = residual + squared / before * direction
-    return x
 
 
 def step(

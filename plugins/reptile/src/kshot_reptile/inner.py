@@ -1,4 +1,4 @@
-"""Reptile's inner loop: minibatches of the support, Adam without momentum, and the paper's rates.
+"""Reptile's inner loop: minibatches of the support, Adam without momentum, and the authors' settings.
 
 Letters: B meta-batch, S support size, k inner steps, b examples of a minibatch.
 """
@@ -9,7 +9,8 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from attrs import frozen
+from torch import Tensor, nn
 
 from kshot import Support, TaskSpec, generator
 from kshot.errors import DataError
@@ -73,13 +74,75 @@ def _adam_step(
     return {n: p - lr * gradients[n] / (root[n] + eps) for n, p in parameters.items()}, (t + 1, v)
 
 
-def paper_inner(spec: TaskSpec) -> tuple[Literal["sgd", "adam"], float]:
-    """Return the inner optimizer and its rate, by appendix A for Omniglot and the authors' code for sinusoids.
+class Moments(nn.Module):
+    """Keep the second moments of Adam from task to task, as the authors' code does, instead of starting from 0 in each.
+
+    They are buffers, so a checkpoint has them. Every task of a meta-batch starts with the same moments, and afterwards
+    these are the mean over its tasks. So chunks and processes make no difference. With a meta-batch of 1 this is what
+    the authors do; with a larger one, they hand the moments from one task of the meta-batch to the next.
+
+    Args:
+        parameters: the parameters that adapt, by name.
+
+    Attributes:
+        v: the decaying means of the squared gradients of all parameters [P]; 0 before the first task.
+        steps: the number of inner steps of one task after another [].
 
     Example:
-        >>> paper_inner(TaskSpec(kind="regression", input_shape=(1,), target_shape=(1,), shot=5, query=5))
-        ('sgd', 0.02)
+        >>> moments = Moments({"theta": torch.tensor([1.0, 2.0])})
+        >>> moments.keep({"theta": torch.tensor([[4.0, 0.0], [2.0, 2.0]])}, steps=5)
+        >>> moments.memory({"theta": torch.zeros(2)})
+        (5, {'theta': tensor([3., 1.])})
+    """
+
+    v: Tensor
+    steps: Tensor
+
+    def __init__(self, parameters: Tensors) -> None:
+        super().__init__()
+        self.register_buffer("v", torch.cat([torch.zeros_like(p).flatten() for p in parameters.values()]))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def memory(self, parameters: Tensors) -> tuple[int, Tensors]:
+        """Return the memory of ``adam`` with which a task starts; the parameters give names and shapes."""
+        parts = self.v.split([p.numel() for p in parameters.values()])
+        each = zip(parameters.items(), parts, strict=True)
+        return int(self.steps), {name: part.view(p.shape) for (name, p), part in each}
+
+    @torch.no_grad()
+    def keep(self, v: Tensors, steps: int) -> None:
+        """Store the mean over tasks of the moments after ``steps`` more steps, by name [B, *]."""
+        self.v.copy_(torch.cat([each.mean(0).flatten() for each in v.values()]))
+        self.steps += steps
+
+
+@frozen
+class Settings:
+    """Store what the authors choose by the tasks; the names are those of the options of ``Reptile``."""
+
+    inner_optimizer: Literal["sgd", "adam"]
+    inner_lr: float
+    inner_batch: int
+    inner_steps: int
+    test_batch: int
+    test_steps: int
+
+
+def authors_settings(spec: TaskSpec) -> Settings:
+    """Return the settings of the authors' code (openai/supervised-reptile; for sine waves, the demo of their article).
+
+    They are those of appendix A for Omniglot and mini-ImageNet, which stand here for all classification and for images
+    of three channels. On mini-ImageNet the authors evaluate 1-shot by minibatches of 5, which is the whole support, and
+    5-shot by 15, so 15 is right for both.
+
+    Example:
+        >>> authors_settings(TaskSpec(kind="classification", input_shape=(1, 28, 28), way=20, shot=1, query=5))
+        Settings(inner_optimizer='adam', inner_lr=0.0005, inner_batch=20, inner_steps=10, test_batch=10, test_steps=50)
     """
     if spec.kind == "regression":
-        return "sgd", 0.02
-    return "adam", 5e-4 if isinstance(spec.way, int) and spec.way >= 20 else 1e-3
+        return Settings("sgd", 0.02, inner_batch=10, inner_steps=5, test_batch=10, test_steps=32)
+    if len(spec.input_shape) == 3 and spec.input_shape[0] == 3:
+        return Settings("adam", 1e-3, inner_batch=10, inner_steps=8, test_batch=15, test_steps=50)
+    if isinstance(spec.way, int) and spec.way >= 20:
+        return Settings("adam", 5e-4, inner_batch=20, inner_steps=10, test_batch=10, test_steps=50)
+    return Settings("adam", 1e-3, inner_batch=10, inner_steps=5, test_batch=5, test_steps=50)

@@ -7,7 +7,8 @@ k inner steps, b examples of an inner minibatch. Functions of one task have no B
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import attrs
 import torch
@@ -17,10 +18,10 @@ from torch import Tensor, nn
 from kshot import Episode, Lift, Metrics, Needs, Predictor, Support, TaskSpec, Training
 from kshot.errors import OptionError
 from kshot.functional import full_precision
-from kshot.inner import State, Strategy, check_descent, keep_buffers, sgd, take_steps
+from kshot.inner import State, Strategy, Tensors, check_descent, keep_buffers, sgd, take_steps
 from kshot.nn import NetworkChoice, Normalisation, evaluating
 from kshot.nn import network as build_network
-from kshot_reptile.inner import adam, minibatches, paper_inner
+from kshot_reptile.inner import Moments, adam, authors_settings, minibatches
 
 
 class Reptile(nn.Module):
@@ -37,16 +38,23 @@ class Reptile(nn.Module):
         hidden: units of the hidden layers of ``mlp``.
         normalisation: which batch statistics normalise the queries, see ``kshot.nn.Network``. The paper reports
             figures without transduction, for which ``support`` is nearest, and with it, ``transductive``.
-        inner_optimizer: ``sgd``, ``adam`` (with beta1 = 0), or None for the paper's: adam; sgd for regression.
-        inner_lr: its rate; None is the paper's: 1e-3, or 5e-4 from 20 ways on, and 0.02 for regression.
-        inner_batch: b, examples of a minibatch; if the support has at most b examples, each step takes all of them.
-        inner_steps: k in training.
-        test_steps: k at evaluation and use.
+        inner_optimizer: ``sgd`` or ``adam`` (with beta1 = 0). None here and below stands for the authors' choice by the
+            tasks, see ``authors_settings``: adam, or sgd for regression.
+        inner_lr: its rate: 1e-3, or 5e-4 from 20 ways on, and 0.02 for regression.
+        inner_batch: b in training: 10, or 20 from 20 ways on. A support of at most b examples is taken whole.
+        inner_steps: k in training: 5, or 10 from 20 ways on, and 8 for images of three channels.
+        test_batch: b at evaluation and use: 5, or 10 from 20 ways on and for regression, and 15 for images of three
+            channels.
+        test_steps: k at evaluation and use: 50, or 32 for regression.
+        moments: of ``adam``, what its second moments are at the first step of a task: ``reset`` to 0, or ``kept`` from
+            the tasks of the last iteration, as in the authors' code, see ``kshot_reptile.inner.Moments``. Evaluation
+            starts from those of training, and changes nothing.
         strategy: how the tasks of a meta-batch run, see ``kshot.Lift``: ``auto`` chooses what is fast and exact.
         chunk: the greatest number of tasks in one vmap; None bounds its memory.
 
     Raises:
-        OptionError: minibatches are empty, there is no inner step, or a choice is unknown.
+        OptionError: minibatches are empty, there is no inner step, a choice is unknown, or the moments of ``sgd``,
+            which has none, are to be kept.
         DataError: the net can't take the tasks' inputs, or their way varies.
 
     Example:
@@ -73,24 +81,34 @@ class Reptile(nn.Module):
         normalisation: Normalisation = "support",
         inner_optimizer: Literal["sgd", "adam"] | None = None,
         inner_lr: float | None = None,
-        inner_batch: int = 10,
-        inner_steps: int = 5,
-        test_steps: int = 50,
+        inner_batch: int | None = None,
+        inner_steps: int | None = None,
+        test_batch: int | None = None,
+        test_steps: int | None = None,
+        moments: Literal["reset", "kept"] = "reset",
         strategy: Strategy = "auto",
         chunk: int | None = None,
     ) -> None:
         super().__init__()
-        if inner_batch < 1 or inner_steps < 1 or test_steps < 0:
+        chosen = {"inner_optimizer": inner_optimizer, "inner_lr": inner_lr, "inner_batch": inner_batch}
+        chosen |= {"inner_steps": inner_steps, "test_batch": test_batch, "test_steps": test_steps}
+        own = attrs.evolve(authors_settings(spec), **{n: value for n, value in chosen.items() if value is not None})
+        if min(own.inner_batch, own.inner_steps, own.test_batch) < 1 or own.test_steps < 0:
             raise OptionError(
-                f"reptile: got inner_batch {inner_batch}, inner_steps {inner_steps} and test_steps {test_steps}, "
-                "expected at least 1, 1 and 0; raise them"
+                f"reptile: got inner_batch {own.inner_batch}, inner_steps {own.inner_steps}, test_batch "
+                f"{own.test_batch} and test_steps {own.test_steps}, expected at least 1, 1, 1 and 0; raise them"
             )
-        paper_optimizer, paper_lr = paper_inner(spec)
-        rule = sgd if (inner_optimizer or paper_optimizer) == "sgd" else adam
+        if moments not in ("reset", "kept") or (moments == "kept" and own.inner_optimizer == "sgd"):
+            raise OptionError(
+                f"reptile: got moments={moments!r} with inner_optimizer={own.inner_optimizer!r}, expected 'reset', or "
+                "'kept' with 'adam'; change one of them"
+            )
         self.kind = spec.kind
         self.net = build_network(network, spec, normalisation=normalisation, width=width, hidden=hidden)
-        self.update = rule(paper_lr if inner_lr is None else inner_lr)
-        self.inner_batch, self.inner_steps, self.test_steps = inner_batch, inner_steps, test_steps
+        self.update = {"sgd": sgd, "adam": adam}[own.inner_optimizer](own.inner_lr)
+        self.moments = Moments(self.net.state().parameters) if moments == "kept" else None
+        self.inner_batch, self.inner_steps = own.inner_batch, own.inner_steps
+        self.test_batch, self.test_steps = own.test_batch, own.test_steps
         self.lift = Lift(strategy, chunk)
         self.needs = attrs.evolve(type(self).needs, queries=self.net.queries)
 
@@ -104,31 +122,43 @@ class Reptile(nn.Module):
         x, y = batch
         return self.loss(self.net.on_support(state, x), y)
 
-    def final_parameters(self, theta: State, support: Support, order: Tensor) -> tuple[State, Tensor]:
+    def final_parameters(self, theta: State, support: Support, order: Tensor, memory: Any) -> tuple[State, Tensor, Any]:
         """Compute theta~ = U^k(theta), one step on each of the minibatches ``order`` [k, b] (algorithm 1, line 4).
 
-        Returns:
-            theta~, without a graph to theta, and the loss before each step [k].
-        """
-        batches = ((support.x[chosen], support.y[chosen]) for chosen in order)
-        return take_steps(self.batch_loss, theta, batches, self.update, second_order=False)
+        ``memory`` is that of the inner optimizer at the first step; None starts anew.
 
-    def task(self, theta: State, episode: Episode, order: Tensor) -> tuple[dict[str, Tensor], State]:
-        """Compute theta~ of one task; also return metrics of it on the queries."""
-        final, losses = self.final_parameters(theta, episode.support, order)
+        Returns:
+            theta~, without a graph to theta, the loss before each step [k], and the moments after the last, if kept.
+        """
+
+        def update(parameters: Tensors, gradients: Tensors, _: Any) -> tuple[Tensors, Any]:
+            nonlocal memory
+            parameters, memory = self.update(parameters, gradients, memory)
+            return parameters, memory
+
+        batches = ((support.x[chosen], support.y[chosen]) for chosen in order)
+        final, losses = take_steps(self.batch_loss, theta, batches, update, second_order=False)
+        return final, losses, memory[1] if self.moments else {}
+
+    def task(self, theta: State, episode: Episode, order: Tensor, memory: Any) -> tuple[dict[str, Tensor], State, Any]:
+        """Return metrics of theta~ on the queries of one task, theta~, and the moments after it, if kept."""
+        final, losses, moments = self.final_parameters(theta, episode.support, order, memory)
         outputs = self.net.on_query(final, episode.query.x, episode.support.x)
         metrics = {"loss": self.loss(outputs, episode.query.y), "inner": losses}
         if self.kind == "classification":
             metrics["accuracy"] = (outputs.argmax(-1) == episode.query.y).float().mean()
-        return metrics, final
+        return metrics, final, moments
 
     def displacement(self, episodes: Episode) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return theta - theta~ of each task {name: [B, *]}, without a graph, and the metrics, each [B]."""
         theta = self.net.state().detach()
         order = minibatches(episodes.support, self.inner_batch, self.inner_steps)
+        memory = self.moments.memory(theta.parameters) if self.moments else None
         with torch.no_grad():
-            metrics, final = self.lift.map(self.task, theta, episodes, order)
+            metrics, final, v = self.lift.map(partial(self.task, memory=memory), theta, episodes, order)
         check_descent(metrics.pop("inner"), "reptile", episodes.origin)
+        if self.moments:
+            self.moments.keep(v, self.inner_steps)
         keep_buffers(self.net.net, final)  # running statistics: the mean over the tasks
         return final.away_from(theta), metrics
 
@@ -154,9 +184,11 @@ class Reptile(nn.Module):
 
         It maps queries [B, n, *input] to logits [B, n, N] or values [B, n, *target].
         """
-        order = minibatches(support, self.inner_batch, self.test_steps)
+        order = minibatches(support, self.test_batch, self.test_steps)
+        theta = self.net.state().detach()
+        memory = self.moments.memory(theta.parameters) if self.moments else None
         with evaluating(self.net), torch.no_grad():
-            final, losses = self.lift.map(self.final_parameters, self.net.state().detach(), support, order)
+            final, losses, _ = self.lift.map(partial(self.final_parameters, memory=memory), theta, support, order)
         check_descent(losses, "reptile")
 
         def predict(x: Tensor) -> Tensor:
