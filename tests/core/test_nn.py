@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from kshot.errors import DataError, OptionError
-from kshot.nn import Encoder, Network, conv4, encoder, infer_output_shape, network
+from kshot.nn import Encoder, Network, conv4, encoder, infer_output_shape, network, strided_conv4
 from kshot.nn.normalisation import folded, own_statistics
 from kshot.spec import TaskSpec
 
@@ -136,6 +136,35 @@ def test_conv4_with_pooling_first_is_the_papers_conv4():
     assert torch.allclose(net(x), h.flatten(1), atol=1e-10)
 
 
+def test_strided_conv4_is_mamls_network_for_omniglot():
+    """Convolutions of stride 2 with the parameters of conv4, each with norm and ReLU, then the mean over all places."""
+    net = strided_conv4((1, 28, 28)).double().train()
+    x = torch.randn(4, 1, 28, 28, dtype=torch.float64)
+    h, sizes = x, []
+    for block in net[:4]:
+        conv, norm = block[0], block[1]
+        every = F.conv2d(h, conv.weight, conv.bias, padding=1)[:, :, ::2, ::2]  # a stride of 2 keeps every second place
+        h = F.relu(F.batch_norm(every, None, None, norm.weight, norm.bias, training=True))
+        sizes.append(h.shape[-1])
+    assert sizes == [14, 7, 4, 2]
+    assert torch.allclose(net(x), h.mean((2, 3)), atol=1e-10)
+    assert [p.shape for p in net.parameters()] == [p.shape for p in conv4((1, 28, 28)).parameters()]
+
+
+def test_strided_conv4_is_chosen_by_its_name():
+    """As an encoder it gives vectors of the width; as a network a linear layer follows; other inputs are refused."""
+    images = TaskSpec(kind="classification", input_shape=(3, 16, 20), way=5, shot=1, query=1)
+    made = network("strided-conv4", images, width=6)
+    assert [m.stride for m in made.modules() if isinstance(m, nn.Conv2d)] == [(2, 2)] * 4
+    assert made.net(torch.zeros(2, 3, 16, 20)).shape == (2, 5)
+    embed = encoder("strided-conv4", (3, 16, 20), "transductive", width=6)
+    assert (infer_output_shape(embed, (3, 16, 20)), embed.normalisation) == ((6,), "transductive")
+    assert [m.stride for m in embed.modules() if isinstance(m, nn.Conv2d)] == [(2, 2)] * 4
+    for shape in ((20,), (1, 15, 28)):
+        with pytest.raises(DataError, match=r"strided_conv4: got .* expected \(channels, height >= 16"):
+            encoder("strided-conv4", shape)
+
+
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
 def test_folding_batch_norm_into_convolutions_changes_no_prediction(memory_format):
     """In float64, predictions are equal for any running statistics and scales, and the net is not changed."""
@@ -186,7 +215,7 @@ def test_unusable_encoders_are_refused():
     """The error message says what was expected."""
     with pytest.raises(DataError, match=r"expected \(channels, height >= 16"):
         encoder("conv4", (20,))
-    with pytest.raises(OptionError, match=r"expected .auto., .conv4., .mlp., .linear. or an nn\.Module"):
+    with pytest.raises(OptionError, match=r"expected .auto., .conv4., .strided-conv4., .mlp., .linear. or an nn"):
         encoder("resnet", (1, 28, 28))  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="'inductive', 'support' or 'transductive'"):
         encoder("conv4", (1, 28, 28), "batch")  # type: ignore[arg-type]

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy import stats
 
 import kshot
 from kshot._engine.result import Result
 from kshot._engine.run_folder import RunFolder
 from kshot.runs.plan import Plan, build_learner
 
-RECORDED = Path(__file__).resolve().parents[2] / "recipes" / "recorded"
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+RECORDED = RECIPES / "recorded"
 RUNS = sorted(path.parent for path in RECORDED.glob("**/config.json"))
 
 
@@ -43,3 +47,89 @@ def test_a_recorded_result_is_read_back(run: Path) -> None:
         if written["scores"]:
             result = Result.from_json(text, test=i)
             assert result.mean == pytest.approx(written["mean"], rel=1e-5)  # scores are recorded with eight digits
+
+
+def results(name: str, file: str = "result.json") -> list[Result]:
+    """Read the results of all tests of a recorded run."""
+    text = (RECORDED / name / file).read_text(encoding="utf-8")
+    return [Result.from_json(text, test=i) for i in range(len(json.loads(text)["results"]))]
+
+
+def seeds(name: str, test: int) -> list[Result]:
+    """Read the results of one test for all seeds, in their order."""
+    files = ["result.json", *sorted(path.name for path in (RECORDED / name).glob("result-seed-*.json"))]
+    return [results(name, file)[test] for file in files]
+
+
+def over_seeds(values: list[float]) -> str:
+    """Write a mean of a value per seed with its 95 % t interval."""
+    interval = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
+    return f"{np.mean(values):.3f} ± {interval:.3f}"
+
+
+def percent(result: Result) -> str:
+    """Write an accuracy as the tables do."""
+    return f"{100 * result.mean:.2f} ± {100 * result.interval:.2f}"
+
+
+def points(result: Result, reference: Result) -> str:
+    """Write a paired difference of accuracies as the tables do."""
+    difference = result.minus(reference)
+    return f"{100 * difference.mean:+.2f} ± {100 * difference.interval:.2f}"
+
+
+def minutes(name: str) -> str:
+    """Write how long the training of a recorded run took."""
+    wall = json.loads((RECORDED / name / "result.json").read_text(encoding="utf-8"))["wall"]["training"]
+    return f"{wall / 60:.0f} minutes"
+
+
+def rows(heading: str) -> dict[str, list[str]]:
+    """Return the cells of the first table after a heading of the README, without the first cell of each row, by it."""
+    text = (RECIPES / "README.md").read_text(encoding="utf-8").split(f"{heading}\n", 1)[1]
+    lines = re.search(r"(?:^\|.*\n)+", text, re.M)
+    assert lines is not None
+    cells = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in lines[0].splitlines()[2:]]
+    return {re.sub(r"\[(.*?)\]\(.*?\)", r"\1", first): others for first, *others in cells}
+
+
+def test_the_table_of_learned_initialisations_is_that_of_the_recorded_runs() -> None:
+    """Accuracies, paired differences to MAML, and costs."""
+    table = rows("## Learned initialisations on Omniglot")
+    recorded = {name: results(name) for name in table}
+    assert len(table) >= 5
+    for name, cells in table.items():
+        transductive, support = recorded[name]
+        assert (transductive.normalisation, support.normalisation) == ("transductive", "support")
+        expected = [percent(transductive), percent(support), "", "", minutes(name)]
+        if name != "maml-omniglot":
+            expected[2:4] = [points(a, b) for a, b in zip(recorded[name], recorded["maml-omniglot"], strict=True)]
+        assert cells[:5] == expected, name
+
+
+def test_the_table_of_attacked_learners_is_that_of_the_recorded_results() -> None:
+    """Four accuracies of each learner and attack, and the paired differences of ADML to MAML."""
+    table = rows("### Under attack")
+    assert len(table) == 6
+    for attack in ("FGSM", "PGD"):
+        maml, adml = (results(f"{name}-omniglot", f"attacked-{attack.lower()}.json") for name in ("maml", "adml"))
+        assert table[f"MAML, {attack}"] == [percent(result) for result in maml]
+        assert table[f"ADML, {attack}"] == [percent(result) for result in adml]
+        assert table[f"ADML less MAML, {attack}"] == [points(a, b) for a, b in zip(adml, maml, strict=True)]
+
+
+def test_the_table_of_sine_waves_is_that_of_the_recorded_runs() -> None:
+    """Errors after 1, 5 and 10 steps over three seeds; Meta-SGD and CAVIA beside MAML on the same waves."""
+    table = rows("## Sine waves")
+    assert {len(seeds(name, 0)) for name in table} == {3}
+    for name, cells in table.items():
+        tests = range(len(results(name)))
+        errors = [over_seeds([result.mean for result in seeds(name, test)]) for test in tests]
+        errors += [""] * (3 - len(errors))
+        if name.startswith("maml"):
+            difference = ""
+        else:
+            pairs = zip(seeds(name, 0), seeds("maml-sinusoid", 0), strict=True)
+            difference = over_seeds([result.minus(maml).mean for result, maml in pairs])
+            difference = difference if difference.startswith("-") else f"+{difference}"
+        assert cells[:4] == [*errors, difference], name

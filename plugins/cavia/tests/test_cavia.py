@@ -214,18 +214,19 @@ def test_without_context_parameters_it_is_a_net_trained_on_all_tasks_together(st
 # --- How a net sees phi ---------------------------------------------------------------------------
 
 
-def test_film_scales_and_shifts_the_third_block_before_its_relu():
-    """The outputs are those of conv4 by hand, with scale and shift from one linear map of phi."""
+@pytest.mark.parametrize("name", ["conv4", "strided-conv4"])
+def test_film_scales_and_shifts_the_third_block_before_its_relu(name):
+    """The outputs are those of the network by hand, with scale and shift from one linear map of phi."""
     torch.manual_seed(0)
-    learner = CAVIA(IMAGES.spec, width=6, context=4).eval()
+    learner = CAVIA(IMAGES.spec, network=name, width=6, context=4).eval()
     conditioned = learner.net.net
-    blocks, head, film = list(conditioned.net[:4]), conditioned.net[5], conditioned.film
+    blocks, head, film = list(conditioned.net[:4]), conditioned.net[-1], conditioned.film
     x = torch.rand(5, 1, 16, 16)
     phi = torch.randn(4)
     scale, shift = (film.weight @ phi + film.bias).view(2, 1, 6, 1, 1)
     h = blocks[1](blocks[0](x))
-    h = blocks[2][2](blocks[2][1](blocks[2][0](h)))
-    expected = head(blocks[3](F.relu(scale * h + shift)).flatten(1))
+    h = blocks[2][:-1](h)
+    expected = head(blocks[3](F.relu(scale * h + shift)).flatten(1))  # 16 x 16 pixels become one place
     conditioned.phi.copy_(phi)
     assert torch.allclose(conditioned(x), expected, atol=1e-6)
     assert not torch.allclose(conditioned(x), conditioned.net(x), atol=1e-2)

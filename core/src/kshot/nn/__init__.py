@@ -1,6 +1,6 @@
 """Encoders, networks that adapt and their heads, memories tested before use, and the policy of batch normalisation."""
 
-from kshot.nn.encoders import Encoder, EncoderChoice, conv4, encoder, infer_output_shape, linear, mlp
+from kshot.nn.encoders import Encoder, EncoderChoice, conv4, encoder, infer_output_shape, linear, mlp, strided_conv4
 from kshot.nn.heads import Head, find_head
 from kshot.nn.memories import memory
 from kshot.nn.networks import Network, NetworkChoice, network
@@ -22,4 +22,5 @@ __all__ = [
     "memory",
     "mlp",
     "network",
+    "strided_conv4",
 ]

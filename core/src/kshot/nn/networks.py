@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from kshot.errors import DataError, OptionError
 from kshot.inner import State
-from kshot.nn.encoders import conv4, mlp
+from kshot.nn.encoders import conv4, mlp, strided_conv4
 from kshot.nn.examination import examine, expect_outputs
 from kshot.nn.normalisation import Normalisation, check_policy, evaluating, own_statistics
 from kshot.spec import TaskSpec, bounds
 
-NetworkChoice = Literal["auto", "conv4", "mlp"] | nn.Module
+NetworkChoice = Literal["auto", "conv4", "strided-conv4", "mlp"] | nn.Module
 
 
 class Network(nn.Module):
@@ -158,12 +158,12 @@ def network(
     Its outputs are logits [n, N] for classification and values [n, *target] for regression.
 
     Args:
-        choice: ``conv4`` (with a linear layer on top), ``mlp``, or a module from [n, *input] to the outputs. ``auto``
-            chooses ``conv4`` for images of at least 16 x 16 and ``mlp`` for all other inputs. A ``Network`` is returned
-            as it is.
+        choice: ``conv4`` or ``strided-conv4`` (with a linear layer on top), ``mlp``, or a module from [n, *input] to
+            the outputs. ``auto`` chooses ``conv4`` for images of at least 16 x 16 and ``mlp`` for all other inputs. A
+            ``Network`` is returned as it is.
         spec: of the tasks.
         normalisation: of the queries; see ``Network``.
-        width: channels of conv4.
+        width: channels of the convolutions.
         hidden: units of the hidden layers of mlp.
 
     Raises:
@@ -196,10 +196,12 @@ def network(
     if choice == "conv4":
         features = width * (shape[1] // 16) * (shape[2] // 16)  # each of the four blocks halves height and width
         net = nn.Sequential(*conv4(shape, width), nn.Linear(features, out))
+    elif choice == "strided-conv4":
+        net = nn.Sequential(*strided_conv4(shape, width), nn.Linear(width, out))
     elif choice == "mlp":
         net = mlp(shape, hidden, out)
     else:
-        raise OptionError(f"network: got {choice!r}, expected 'auto', 'conv4', 'mlp' or an nn.Module")
+        raise OptionError(f"network: got {choice!r}, expected 'auto', 'conv4', 'strided-conv4', 'mlp' or an nn.Module")
     if len(target) != 1:
         net.append(nn.Unflatten(1, target))
     return Network(net, normalisation, shape)

@@ -148,8 +148,8 @@ def conditioned_network(
     Args:
         choice, spec, normalisation, width, hidden: as for ``kshot.nn.network``.
         context: the number of context parameters.
-        conditioning: ``auto`` is ``film`` for conv4 and for a module with ``film_after``, ``argument`` for a module
-            whose forward takes two inputs, and ``input`` otherwise.
+        conditioning: ``auto`` is ``film`` for conv4, strided-conv4 and a module with ``film_after``, ``argument`` for a
+            module whose forward takes two inputs, and ``input`` otherwise.
         film_after: the path of a layer of the user's module.
 
     Raises:
@@ -167,17 +167,19 @@ def conditioned_network(
     shape = spec.input_shape
     if choice == "auto":
         choice = "conv4" if len(shape) == 3 and min(shape[1:]) >= 16 else "mlp"
+    # The layer before the third ReLU.
+    before_relu = {"conv4": "2.2", "strided-conv4": "2.1"}.get(choice) if isinstance(choice, str) else None
     if conditioning == "auto":
         arguments = isinstance(choice, nn.Module) and _takes_two(choice)
-        by_film = choice == "conv4" or film_after is not None
+        by_film = before_relu is not None or film_after is not None
         conditioning = "film" if by_film else "argument" if arguments else "input"
-    if (conditioning == "argument" and isinstance(choice, str)) or (conditioning == "input" and choice == "conv4"):
+    if (conditioning == "argument" and isinstance(choice, str)) or (conditioning == "input" and before_relu):
         raise OptionError(
-            f"cavia: got conditioning={conditioning!r} and network={choice!r}, expected film for conv4, input for mlp, "
-            "and a module for argument; leave conditioning out, or give a module"
+            f"cavia: got conditioning={conditioning!r} and network={choice!r}, expected film for conv4 and "
+            "strided-conv4, input for mlp, and a module for argument; leave conditioning out, or give a module"
         )
     if conditioning == "film":
-        film_after = "2.2" if film_after is None and choice == "conv4" else film_after
+        film_after = before_relu if film_after is None else film_after
         if not film_after:
             raise OptionError(
                 "cavia: got conditioning='film' without film_after, expected the path of the layer after which phi "
