@@ -135,7 +135,7 @@ class Environment:
         scene = self.scene(number)
         form = {"way": len(MOVES)} if self.discrete else {"target_shape": (2,)}
         key = control.rollout_key(self.key, number)
-        act = control.playing(policy, key, (self.trajectories, self.horizon), **form)  # type: ignore[arg-type]
+        act = control.playing(policy, key, (self.trajectories, self.horizon), **form)
         at = scene.start
         seen, actions, rewards = [], [], []
         for _ in range(self.horizon):
@@ -162,9 +162,11 @@ class Environment:
             index = scene.target[..., None, None].expand(*scene.target.shape, 1, 2)
             way = ways.gather(-2, index).squeeze(-2)
             if self.discrete:
-                return (way[..., None, :] - STEP * MOVES.to(way)).norm(dim=-1).argmin(-1)
+                left: Tensor = (way[..., None, :] - STEP * MOVES.to(way)).norm(dim=-1)
+                return left.argmin(-1)
             # A step of full length, or the rest of the way.
-            return way / way.norm(dim=-1, keepdim=True).clamp_min(STEP)
+            action: Tensor = way / way.norm(dim=-1, keepdim=True).clamp_min(STEP)
+            return action
 
         return act
 

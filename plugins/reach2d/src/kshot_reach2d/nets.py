@@ -36,7 +36,7 @@ class Looking(nn.Module):
         super().__init__()
         self.objects, self.sharpness = objects, sharpness
         self.score = mlp((2,), (hidden,), 1)
-        nn.init.zeros_(self.score[-1].weight)  # at first all objects are attended to alike
+        nn.init.zeros_([*self.score.parameters()][-2])  # at first all objects are attended to alike
         self.act = nn.Linear(2, outputs)
         if outputs in (2, len(MOVES)):  # at first it goes to the point that it attends to
             nn.init.zeros_(self.act.bias)
