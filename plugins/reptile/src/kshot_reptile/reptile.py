@@ -89,7 +89,7 @@ class Reptile(nn.Module):
         chunk: int | None = None,
     ) -> None:
         super().__init__()
-        chosen = {"inner_optimizer": inner_optimizer, "inner_lr": inner_lr, "inner_batch": inner_batch}
+        chosen: dict[str, Any] = {"inner_optimizer": inner_optimizer, "inner_lr": inner_lr, "inner_batch": inner_batch}
         chosen |= {"inner_steps": inner_steps, "test_batch": test_batch, "test_steps": test_steps}
         own = attrs.evolve(authors_settings(spec), **{n: value for n, value in chosen.items() if value is not None})
         if min(own.inner_batch, own.inner_steps, own.test_batch) < 1 or own.test_steps < 0:
@@ -104,7 +104,7 @@ class Reptile(nn.Module):
             )
         self.kind = spec.kind
         self.net = build_network(network, spec, normalisation=normalisation, width=width, hidden=hidden)
-        self.update = {"sgd": sgd, "adam": adam}[own.inner_optimizer](own.inner_lr)
+        self.update = (sgd if own.inner_optimizer == "sgd" else adam)(own.inner_lr)
         self.moments = Moments(self.net.state().parameters) if moments == "kept" else None
         self.inner_batch, self.inner_steps = own.inner_batch, own.inner_steps
         self.test_batch, self.test_steps = own.test_batch, own.test_steps

@@ -53,16 +53,20 @@ class Demonstrations:
         (x, y), (query_x, query_y) = (self._demonstrated(part.source) for part in (episode.support, episode.query))
         # The learner plays from other starts than those of the query's demonstration.
         source = attrs.evolve(episode.query.source, key=control.own_key(episode.query.source.key, "play"))
-        support = Support(x, y, key=episode.support.key, way=self.spec.way)
+        way = self.spec.way if isinstance(self.spec.way, int) else None
+        support = Support(x, y, key=episode.support.key, way=way)
         return Episode(support, Examples(query_x, query_y, source=source), origin=episode.origin)
 
     def _demonstrated(self, environment: Any) -> tuple[Tensor, Tensor]:
         """Return the observations [B, n, *o] and actions [B, n, *a] of the expert, n = trajectories x steps."""
 
         def expert(at: Tensor) -> Tensor:
+            actions: Tensor
             if self.spec.way is None:
-                return environment.goal[:, None] - at
-            return (environment.end[:, None] > 0).long().expand(at.shape[:2])
+                actions = environment.goal[:, None] - at
+            else:
+                actions = (environment.end[:, None] > 0).long().expand(at.shape[:2])
+            return actions
 
         played = attrs.evolve(environment, horizon=STEPS).rollout(expert)
         return played.observations.flatten(1, 2), played.actions.flatten(1, 2)
