@@ -63,7 +63,7 @@ class Lift:
     that have a graph are always computed by the function.
 
     If torch has several threads, they share the chunks of a trace: each thread runs chunks of its own, with one thread
-    of torch, which for a loop over tasks is faster than several threads in each operation.
+    of torch.
 
     The results of ``vmap``, ``loop`` and ``compiled`` differ by rounding only.
 
