@@ -8,6 +8,7 @@ relatives, policies and context parameters differ in the loss that they descend 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from functools import partial
@@ -243,7 +244,7 @@ def check_descent(losses: Tensor, who: str, origin: Origin | None = None) -> Non
         kshot.errors.TrainingError: maml: got inner loss inf of task 0 before step 2 of 2, expected a finite number; ...
     """
     # One sum decides the usual case with a single synchronisation; the place is searched only on failure.
-    if losses.numel() and not bool(torch.isfinite(losses.detach().sum())):
+    if losses.numel() and not math.isfinite(losses.detach().sum().item()):
         bad = (~torch.isfinite(losses)).nonzero()
         if len(bad):
             task, step = bad[0].tolist()
@@ -270,6 +271,8 @@ def keep_buffers(module: nn.Module, state: State) -> None:
         >>> norm.running_mean
         tensor([2.])
     """
+    if not state.buffers:  # no need to look for them
+        return
     for name, buffer in module.named_buffers():
         if buffer.is_floating_point():
             buffer.copy_(state.buffers[name].mean(0))
