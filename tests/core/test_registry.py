@@ -619,6 +619,10 @@ def test_every_first_party_name_has_group_and_distribution() -> None:
         "digits-mlp": "kshot-quadratics",
         "pooled-nets": "kshot-digit-nets",
         "outliers": "kshot-gradient-agreement",
+        "metasgd-rl": "kshot-maml-rl",
+        "cartpole": "kshot-gymnasium",
+        "pendulum": "kshot-gymnasium",
+        "half-cheetah": "kshot-gymnasium",
     }
     for name, row in table.items():
         assert row["group"] in kshot.registry.GROUPS
