@@ -107,6 +107,17 @@ def test_the_table_of_learned_initialisations_is_that_of_the_recorded_runs() -> 
         assert cells[:5] == expected, name
 
 
+def test_the_table_of_attacked_learners_is_that_of_the_recorded_results() -> None:
+    """Four accuracies of each learner and attack, and the paired differences of ADML to MAML."""
+    table = rows("### Under attack")
+    assert len(table) == 6
+    for attack in ("FGSM", "PGD"):
+        maml, adml = (results(f"{name}-omniglot", f"attacked-{attack.lower()}.json") for name in ("maml", "adml"))
+        assert table[f"MAML, {attack}"] == [percent(result) for result in maml]
+        assert table[f"ADML, {attack}"] == [percent(result) for result in adml]
+        assert table[f"ADML less MAML, {attack}"] == [points(a, b) for a, b in zip(adml, maml, strict=True)]
+
+
 def test_the_table_of_sine_waves_is_that_of_the_recorded_runs() -> None:
     """Errors after 1, 5 and 10 steps over three seeds; Meta-SGD and CAVIA beside MAML on the same waves."""
     table = rows("## Sine waves")
