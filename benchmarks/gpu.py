@@ -5,6 +5,7 @@ It prints within five minutes, on any machine with a GPU:
 - protonet and MAML with conv4-64: the time of a step on the device and on the CPU, and the peak memory on the device;
 - MAML of kshot against higher, TorchOpt, parallel-metalearn and a loop of ``torch.autograd.grad``, and protonet against
   easyfsl, all on the device; libraries that are not installed are named;
+- meta-steps of MAML that are traced, and captured as CUDA graphs on a GPU of NVIDIA, against those that are not;
 - how far gradients on the device are from those of the CPU in float64, in float32 and in bfloat16;
 - tasks per second for 1 to 512 tasks per step, and episodes per second with the examples on the device and on the host.
 
@@ -115,6 +116,7 @@ def main() -> None:
         ("protonet", lambda: protonet(machine, report, options.quick, "easyfsl" not in absent)),
         ("sampling", lambda: sampling(machine, report, options.quick)),
         ("MAML", lambda: maml(machine, report, options.quick, absent)),
+        ("traced meta-steps", lambda: traced(machine, report, options.quick)),
         ("tasks per second", lambda: throughput(machine, report, options.quick)),
     ]
     for name, step in steps:
@@ -247,6 +249,30 @@ def maml(machine: Machine, report: Report, quick: bool, absent: list[str]) -> No
             maml_step.kshot_arm(maml_step.Work("omniglot", tasks, kshot.backend("cpu"))), 1
         )
     timed(machine, report, f"MAML, {tasks} tasks", arms, here, 1 if quick else 8)
+
+
+def traced(machine: Machine, report: Report, quick: bool) -> None:
+    """Time meta-steps of a small network, whose operations wait for their launches, and of a convolutional one."""
+    import kshot
+
+    shapes: list[tuple[str, dict[str, Any], int]] = [("sinusoid", {"shot": 10}, 25)]
+    if not quick:
+        shapes += [("omniglot", {"way": 5, "shot": 1, "query": 15}, 1), ("omniglot", {"way": 5, "shot": 1}, 16)]
+    for name, options, count in shapes:
+        tasks = kshot.tasks(name, **options)
+        arms: dict[str, Callable[[], None]] = {}
+        for strategy in ("traced", "vmap"):
+            backend = machine.backend()
+            learner = backend.place(kshot.learner("maml", tasks.spec, seed=0, strategy=strategy)).train()
+            batch = backend.place(tasks.sample("train", range(count)))
+
+            def step(learner: Any = learner, backend: Any = backend, batch: Any = batch) -> None:
+                learner.zero_grad()
+                with backend.autocast():
+                    float(learner.meta_gradient(batch)["loss"])
+
+            arms[strategy] = machine.waiting(step)
+        timed(machine, report, f"MAML, {count} tasks of {name}", arms, "traced", 1 if quick else 20)
 
 
 def sampling(machine: Machine, report: Report, quick: bool) -> None:

@@ -247,3 +247,16 @@ def test_tensors_without_values_of_one_shape_are_refused(make: Any, given: str) 
     for convert in (as_inputs, as_table, as_labels):
         with pytest.raises(DataError, match=given):
             convert(make())
+
+
+def test_pictures_of_pillow_have_their_channels_first():
+    """NumPy reads them with channels last, and those with a palette as numbers of colours."""
+    image = pytest.importorskip("PIL.Image")
+    palette = image.new("RGB", (2, 3), (255, 0, 0)).quantize(2)
+    inputs = as_inputs([palette, image.new("RGB", (2, 3), (255, 0, 0))])
+    assert inputs.shape == (2, 3, 3, 2)
+    assert torch.equal(inputs[0], inputs[1])
+    assert inputs[0, :, 0, 0].tolist() == [1, 0, 0]
+    assert as_table(image.new("L", (2, 3), 7)).tolist() == [[[7, 7]] * 3]
+    with pytest.raises(DataError, match=r"^x: got pictures of shapes \(1, 3, 2\), \(3, 3, 2\) .*, expected one shape"):
+        as_inputs([image.new("L", (2, 3)), image.new("RGB", (2, 3))], "x")

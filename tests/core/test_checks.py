@@ -114,6 +114,8 @@ def test_tasks_that_return_no_episode_are_refused(value):
     engine = Engine(sample_learner.NearestMean(Theirs.spec), Theirs())
     with pytest.raises(DataError, match=r"Theirs, split 'train': got .*, expected an Episode"):
         engine.train(1)
+
+
 @pytest.mark.parametrize("part", ["support", "query"])
 def test_targets_that_are_not_finite_are_refused(part):
     """One NaN target makes the loss of all tasks NaN."""
@@ -129,3 +131,22 @@ def test_a_learner_may_play_as_many_rollouts_as_the_tasks_allow():
     spec = TaskSpec(kind="control", input_shape=(2,), target_shape=(2,), rollouts=2)
     assert mismatches(Needs(kinds=("control",), rollouts=2), spec) == []
     assert len(mismatches(Needs(kinds=("control",), rollouts=3), spec)) == 1
+
+
+def test_tasks_of_demonstrations_have_an_environment_and_may_lack_actions():
+    """The source of the query is checked; classes that are actions need not all occur, and learners must allow this."""
+    for discrete in (False, True):
+        tasks = sample_tasks.Demonstrations(discrete)
+        episode = tasks.sample("train", range(3))
+        check_episode(episode, tasks.spec, "mine")
+        without = attrs.evolve(episode, query=attrs.evolve(episode.query, source=None))
+        with pytest.raises(DataError, match=r"mine: query.source: got NoneType, expected an environment"):
+            check_episode(without, tasks.spec, "mine")
+    assert set(episode.support.y[0].tolist()) != {0, 1}
+    wrong = attrs.evolve(episode, query=attrs.evolve(episode.query, y=episode.query.y + 2))
+    with pytest.raises(DataError, match=r"query.y: got labels"):
+        check_episode(wrong, tasks.spec, "mine")
+    (reason,) = mismatches(Needs(), tasks.spec)
+    assert "labels are actions of demonstrations" in reason
+    assert mismatches(Needs(absent_labels=True), tasks.spec) == []
+    assert mismatches(Needs(kinds=("regression",)), sample_tasks.Demonstrations().spec) == []

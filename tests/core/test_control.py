@@ -285,3 +285,59 @@ def test_a_control_spec_survives_json() -> None:
     """Checkpoints store and compare the specification as JSON."""
     made = spec(target_range=(-0.1, 0.1), rollouts=3)
     assert TaskSpec.from_json(made.to_json()) == made
+
+
+# --- Demonstrations ---------------------------------------------------------------------------------------
+
+
+def test_demonstrations_of_any_lengths_are_one_support() -> None:
+    """The examples are the steps of all demonstrations, in order, copied; nothing is padded."""
+    spec = TaskSpec(kind="regression", input_shape=(2,), target_shape=(1,))
+    seen = [torch.randn(T, 2) for T in (3, 5)]
+    taken = [torch.randn(T, 1).numpy() for T in (3, 5)]
+    support = control.demonstrations(list(zip(seen, taken, strict=True)), spec)
+    assert torch.equal(support.x[0], torch.cat(seen))
+    assert torch.equal(support.y[0], torch.cat([torch.from_numpy(y) for y in taken]))
+    seen[0].zero_()
+    assert support.x[0, :3].abs().min() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32])
+def test_demonstrated_classes_are_numbers_of_actions(dtype: torch.dtype) -> None:
+    """Actions of any type become int64, and bytes are no pixels; some may be absent."""
+    spec = sample_tasks.Demonstrations(discrete=True).spec
+    support = control.demonstrations([(torch.zeros(3, 1), torch.ones(3, dtype=dtype))], spec)
+    assert support.y.tolist() == [[1, 1, 1]]
+    assert (support.y.dtype, support.way) == (torch.int64, 2)
+    for wrong in ([0, 1, 2], [0, 0.5, 1], [-1, 0, 0]):
+        with pytest.raises(DataError, match="expected whole numbers from 0 to 1"):
+            control.demonstrations([(torch.zeros(3, 1), wrong)], spec)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        ((4, 2), (3, 1), r"got actions of shape \(3, 1\) in demonstration 1, expected \(4, 1\)"),
+        ((4, 3), (4, 1), r"got observations of shape \(4, 3\) in demonstration 1, expected \(4, 2\)"),
+        ((4, 2), (4, 2), r"got actions of shape \(4, 2\)"),
+    ],
+)
+def test_demonstrations_of_another_environment_are_refused(x: Any, y: Any, message: str) -> None:
+    """The message names the demonstration, what it has and what the tasks have."""
+    spec = TaskSpec(kind="regression", input_shape=(2,), target_shape=(1,))
+    right = torch.zeros(2, 2), torch.zeros(2, 1)
+    with pytest.raises(DataError, match=message):
+        control.demonstrations([right, (torch.zeros(x), torch.zeros(y))], spec)
+
+
+def test_demonstrations_that_are_empty_or_not_finite_are_refused() -> None:
+    """NaN is named with its place, before anything is computed."""
+    spec = TaskSpec(kind="regression", input_shape=(2,), target_shape=(1,))
+    with pytest.raises(DataError, match="demonstrations: got no step, expected at least one"):
+        control.demonstrations([], spec)
+    bad = torch.zeros(2, 2)
+    bad[1, 0] = torch.nan
+    with pytest.raises(DataError, match=r"observations of demonstration 0: got 1 of 4 values that are NaN"):
+        control.demonstrations([(bad, torch.zeros(2, 1))], spec)
+    with pytest.raises(DataError, match=r"actions of demonstration 0: got 2 of 2 values"):
+        control.demonstrations([(torch.zeros(2, 2), torch.full((2, 1), torch.inf))], spec)

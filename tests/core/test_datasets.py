@@ -61,6 +61,35 @@ def test_images_of_pillow_have_their_channels_first() -> None:
         assert (pairs.x.shape[1:], pairs.x.dtype) == (shape, torch.uint8)
 
 
+def test_images_of_pillow_of_any_mode_keep_their_values() -> None:
+    """Pillow's own conversion clips 16 bits at 255 and floats to 0, and shows what lies under transparent pixels."""
+    image = pytest.importorskip("PIL.Image")
+    values = {
+        ("I;16", 128 * 257): 128,
+        ("F", 0.2): 51,
+        ("LA", (9, 0)): 255,
+        ("RGBA", (9, 9, 9, 0)): 255,
+    }
+    for (mode, colour), expected in values.items():
+        pairs = read_pairs([(image.new(mode, (2, 3), colour), 0)])
+        assert pairs.x.unique().tolist() == [expected], mode
+    with pytest.raises(DataError, match=r"^read_pairs: example 0: picture 0: got values from 9 to 9, expected floats"):
+        read_pairs([(image.new("F", (2, 3), 9.0), 0)])
+
+
+def test_rows_that_are_mappings_are_said_how_to_convert() -> None:
+    """Data sets of some libraries return a mapping for each example."""
+    rows = [{"image": torch.zeros(2), "label": 0}]
+    with pytest.raises(DataError, match=r"got dict, .*; make pairs .* \[\(row\['image'\], row\['label'\]\) for row in"):
+        read_pairs(rows)
+
+
+def test_the_largest_table_is_a_number_of_bytes() -> None:
+    """It is compared with one."""
+    with pytest.raises(DataError, match=r"^read_pairs: got largest='8GB', expected a number of bytes"):
+        read_pairs([(torch.zeros(2), 0)], largest="8GB")  # type: ignore[arg-type]
+
+
 def broken(error: Exception) -> Any:
     """Return a data set whose second example raises."""
 

@@ -366,3 +366,78 @@ def test_the_run_folder_holds_what_is_needed_to_understand_it(tmp_path):
     assert sorted(p.name for p in (tmp_path / "r/checkpoints").iterdir()) == ["00000004.pt", "00000005.pt"]
     with pytest.raises(RunError, match="is not empty"):
         Engine(NearestMean(), blobs(), run=tmp_path / "r").train(5)
+
+
+def test_counts_are_whole_numbers_of_any_type_and_can_be_stored(tmp_path):
+    """A checkpoint with a number of numpy could be written and never be read again."""
+    counts = {"validate_every": np.int64(2), "validation_episodes": np.int32(4), "keep": torch.tensor(1)}
+    outer = {"lr": np.float64(0.01)}
+    engine = Engine(NearestMean(), blobs(), meta_batch=np.int64(2), optimizer=outer, hooks=(), run=tmp_path / "run")
+    engine.train(np.int64(3), checkpoint_seconds=np.float32(9), **counts)
+    again = Engine(NearestMean(), blobs(), meta_batch=2, optimizer=outer, hooks=(), run=tmp_path / "run")
+    assert again.resume() == 3
+    assert again.evaluate(np.int64(5), batch=np.int8(2)).episodes == 5
+    assert type(engine.outer.lr) is float
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda: Engine(NearestMean(), blobs()).train(2.5),
+        lambda: Engine(NearestMean(), blobs()).train(True),
+        lambda: Engine(NearestMean(), blobs()).train("3"),
+        lambda: Engine(NearestMean(), blobs()).train(3, keep=None),
+        lambda: Engine(NearestMean(), blobs()).train(2**40),
+        lambda: Engine(NearestMean(), blobs()).train(1, checkpoint_seconds="soon"),
+        lambda: Engine(NearestMean(), blobs(), meta_batch=2.0),
+        lambda: Engine(NearestMean(), blobs(), chunk="a"),
+        lambda: Engine(NearestMean(), blobs()).evaluate(2.5),
+        lambda: Engine(NearestMean(), blobs()).evaluate("3"),
+        lambda: Engine(NearestMean(), blobs()).evaluate(3, batch=-1),
+        lambda: Engine(NearestMean(), blobs()).evaluate(3, batch=0),
+        lambda: Engine(NearestMean(), blobs(), optimizer=torch.optim.Adam),
+        lambda: Engine(NearestMean(), blobs(), optimizer=["adam"]),
+        lambda: Engine(NearestMean(), blobs(), run=5),
+        lambda: Engine(NearestMean(), blobs(), run="a\0b"),
+        lambda: Engine(NearestMean(), blobs(), run="x" * 300),
+    ],
+)
+def test_options_of_a_wrong_type_are_refused_before_any_compute(use):
+    """None of them may be rounded, or raise an error of Python's."""
+    with pytest.raises(OptionError, match=r"got .*expected"):
+        use()
+
+
+def test_config_that_json_can_not_hold_is_refused(tmp_path):
+    """And no folder is left."""
+    config = {}
+    config["itself"] = config
+    with pytest.raises(OptionError, match=r"^config: got values that can't be written as JSON \(Circular"):
+        Engine(NearestMean(), blobs(), run=tmp_path / "run", config=config).train(1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_component_is_refused_by_name():
+    """Each of these was seen in somebody's first script."""
+    tasks, learner = blobs(), NearestMean()
+    for use, message in (
+        (lambda: Engine(torch.nn.Linear, tasks), "learner: got the class Linear, expected a learner"),
+        (lambda: Engine("protonet", tasks), "learner: got the text 'protonet', expected a learner"),
+        (lambda: Engine(torch.nn.DataParallel(learner), tasks), "learner: got DataParallel, expected a learner"),
+        (lambda: Engine(learner, "toy"), "tasks: got the text 'toy', expected tasks"),
+        (lambda: Engine(learner, tasks.spec), "tasks: got a TaskSpec, expected the tasks themselves"),
+        (lambda: Engine(learner, tasks, validate_on=tasks.spec), "tasks: got a TaskSpec, expected the tasks"),
+        (lambda: Engine(learner, tasks).evaluate(2, tasks=tasks.spec), "tasks: got a TaskSpec, expected the tasks"),
+        (lambda: Engine(learner, tasks, backend="cpu"), "backend: got the text 'cpu', expected a backend"),
+    ):
+        with pytest.raises(MisfitError, match=f"^{message}"):
+            use()
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(tmp_path, monkeypatch):
+    """Shells don't replace it in --run=~/runs, and a folder called ~ is removed at one's peril."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    Engine(NearestMean(), blobs(), hooks=(), run="~/runs/a").train(1)
+    assert (tmp_path / "home" / "runs" / "a" / "config.json").is_file()
+    assert not (tmp_path / "~").exists()

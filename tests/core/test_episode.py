@@ -110,6 +110,8 @@ def test_a_support_has_examples():
     for more in ({}, {"way": None}):
         with pytest.raises(DataError):
             Support.of(np.zeros((0, 2)), np.zeros(0), **more)
+
+
 @pytest.mark.parametrize(("queries", "given"), [("independent", False), ("joint", False), ("at_adapt", True)])
 def test_only_a_learner_that_asks_for_them_gets_the_query_inputs(queries, given):
     """Joint queries affect each other, but not the adaptation."""

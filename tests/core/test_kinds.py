@@ -185,3 +185,43 @@ def test_a_result_with_an_optimizer_that_diverged_prints_and_round_trips():
     assert np.isinf(again.scores["curve"][:, -1]).all()
     strict = json.loads(result.to_json(), parse_constant=pytest.fail)
     assert (strict["mean"], strict["interval"]) == ("inf", None)
+
+
+# --- Demonstrations ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+def test_policies_that_imitate_play_in_the_environment_too(discrete: bool) -> None:
+    """Behind the error of the actions there are the return and the scores of rollout 0, as played by hand."""
+    tasks = sample_tasks.Demonstrations(discrete, query=2)
+    episode = tasks.sample("test", range(3))
+    weights = torch.tensor([[1.0, -2.0]])
+
+    def predictor(x: Tensor) -> Tensor:
+        return x @ weights if discrete else -0.5 * x
+
+    scores = KINDS[tasks.spec.kind].score(predictor, episode)
+    played = episode.query.source.rollout(lambda x: (x @ weights).argmax(-1) if discrete else -0.5 * x, 0)
+    assert list(scores)[-len(played.scores) - 1 :] == ["return", *played.scores]
+    assert torch.allclose(scores["return"].float(), played.rewards.sum(-1).mean(-1))
+    for name, values in played.scores.items():
+        assert torch.allclose(scores[name].float(), values.float().mean(-1))
+    assert next(iter(scores)) == KINDS[tasks.spec.kind].headline
+
+
+def test_an_evaluation_reports_the_rollouts_of_an_imitator() -> None:
+    """The engine needs nothing else: each score has a value per episode."""
+    tasks = sample_tasks.Demonstrations()
+
+    class Still(nn.Module):
+        needs = Needs(kinds=("regression",))
+
+        def meta_gradient(self, episodes: Episode) -> dict[str, float]:
+            return {}
+
+        def adapt(self, support: Support) -> Any:
+            return torch.zeros_like
+
+    result = Engine(Still(), tasks, hooks=()).evaluate(7)
+    assert result.headline == "mse"
+    assert {name: v.shape for name, v in result.scores.items()} == {"mse": (7,), "return": (7,)}

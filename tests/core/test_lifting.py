@@ -259,10 +259,18 @@ def test_tasks_of_other_shapes_are_chosen_for_anew():
     assert calls_of(lift, torch.zeros(5, 3)) == 1
 
 
-def test_a_single_task_runs_without_vmap():
+@pytest.mark.parametrize(("strategy", "calls"), [("auto", 1), ("vmap", 2), ("loop", 1)])
+def test_the_gradient_of_a_single_task_is_computed_without_vmap(strategy, calls):
     """Which is slower than a plain call; the function is not run once more to choose."""
-    assert calls_of(Lift("auto"), torch.zeros(1, 3)) == 1
-    assert calls_of(Lift("vmap"), torch.zeros(1, 3)) == 1 + 1
+    point, made = Point(rand(3)), []
+
+    def task(state, x):
+        made.append(torch._C._functorch.is_batchedtensor(x))
+        return {"loss": (state.parameters["theta"] * x).sum()}, state
+
+    Lift(strategy).mean_gradient(task, State.of(point), rand(1, 3))
+    assert len(made) == calls
+    assert any(made) == (strategy == "vmap")
 
 
 def repeated(state, x, times):
@@ -313,6 +321,21 @@ def test_a_resumed_run_chooses_alike():
     for shape in reversed(shapes):
         calls_of(new, torch.zeros(shape))
     assert used._chosen == new._chosen
+
+
+def test_the_switches_of_a_partial_are_chosen_for_apart(monkeypatch):
+    """A function that computes more with a switch has smaller chunks with it, whichever is run first."""
+    monkeypatch.setattr("kshot.inner.lifting.CHUNK_BYTES", 1600)
+
+    def task(state, x, *, twice):
+        y = x.sin()  # 800 bytes
+        return {"y": y.cos().sin().cos() if twice else y}
+
+    for order in ((False, True), (True, False)):
+        lift = Lift("vmap")
+        for twice in order:
+            lift.map(functools.partial(task, twice=twice), State({}, {}), rand(4, 100))
+        assert sorted(choice.chunk for choice in lift._chosen.values()) == [1, 2]
 
 
 def test_the_results_of_all_chunks_are_in_the_order_of_the_tasks():

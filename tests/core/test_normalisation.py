@@ -329,3 +329,69 @@ def test_trying_a_net_or_a_learner_seeds_no_other_device(monkeypatch: pytest.Mon
     assert depends_on_batch(Centred(), (3,), training=False)
     check_queries(learner, tasks.sample("test", [0]), "classification")
     assert torch.equal(state, torch.get_rng_state())
+
+
+class Tokens(nn.Module):
+    """Takes its inputs for indices, so it raises for negative ones; centres its outputs in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(5, 8)
+
+    def forward(self, x):
+        z = self.table(x.long()).mean(1)
+        return z - z.mean(0) if self.training else z
+
+
+def test_a_net_that_takes_no_negative_inputs_is_tried_with_others():
+    """Normal numbers make it raise, which says nothing."""
+    assert depends_on_batch(Tokens(), (4,), training=True)
+    assert not depends_on_batch(Tokens(), (4,), training=False)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")
+@pytest.mark.parametrize("wrapper", [Encoder, Network])
+def test_a_net_of_torch_jit_is_refused(wrapper):
+    """Its batch norm is of no class that can be found, and it can't be called with other parameters."""
+    net = torch.jit.script(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)))
+    with pytest.raises(OptionError, match=r"got a net with a module of torch\.jit"):
+        wrapper(nn.Sequential(net), input_shape=(3,))
+
+
+class Returning(nn.Linear):
+    """Returns what a function makes of the outputs of a linear layer."""
+
+    def __init__(self, change):
+        super().__init__(3, 2)
+        self.change = change
+
+    def forward(self, x):
+        return self.change(super().forward(x))
+
+
+@pytest.mark.parametrize(
+    ("change", "got"),
+    [
+        (lambda z: (z, z), "tuple"),
+        (lambda z: {"logits": z}, "dict"),
+        (lambda z: z.mean(), r"a tensor of shape \(\)"),
+        (lambda z: z[:1], r"a tensor of shape \(1, 2\)"),
+        (lambda z: z[:, 0], r"a tensor of shape \(10,\)"),
+    ],
+)
+def test_what_is_no_embedding_for_each_input_is_refused(change, got):
+    """Libraries return tuples and mappings; the error names the net and not a line of torch."""
+    encoder = Encoder(Returning(change), input_shape=(3,)).eval()
+    message = rf"Encoder: got a net that returns {got} for 10 inputs, expected one tensor .* \[10, D, \.\.\.\]"
+    for embed in (encoder, lambda x: encoder.given(x)):
+        with pytest.raises(MisfitError, match=message):
+            embed(torch.zeros(2, 5, 3))
+    if not got.endswith("(10,\\)"):
+        network = Network(Returning(change), input_shape=(3,))
+        for compute in (
+            lambda x: network.on_support(network.state(), x),
+            lambda x: network.on_query(network.state(), x, x),
+        ):
+            with pytest.raises(MisfitError, match=rf"Network: got a net that returns {got} for 10 inputs"):
+                compute(torch.zeros(10, 3))

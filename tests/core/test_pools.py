@@ -96,6 +96,8 @@ def test_semantics_are_a_vector_for_each_class(semantics):
         DataError, match=r"^Pool\.of: semantics: got shape .*, expected a vector for each of the 2 classes"
     ):
         Pool.of([[0.0], [1.0]], [0, 1], semantics=semantics)
+
+
 def test_a_digest_sees_everything_that_is_in_a_pool():
     """Examples, their classes, names, vectors and range; the same contents have the same digest."""
     x, y = np.arange(8.0, dtype=np.float32).reshape(4, 2), np.array([0, 0, 1, 1])
@@ -113,3 +115,44 @@ def test_a_digest_sees_everything_that_is_in_a_pool():
     ]
     assert len({pool.digest() for pool in pools}) == len(pools)
     assert Pool.of(x.copy(), y.copy()).digest() == pools[0].digest()
+
+
+def test_names_are_text_in_the_order_of_the_classes():
+    """Other sequences are taken as lists of text; what has no such order is refused."""
+    for names in (np.array(["a", "b"]), ["a", "b"]):
+        pool = Pool.of([[0.0], [1.0]], [0, 1], names=names)
+        assert pool.names == ("a", "b")
+        assert all(type(name) is str for name in pool.names)
+    assert Pool.of([[0.0], [1.0]], [0, 1], names=None).names == ()
+    assert Pool.of([[0.0], [1.0]], [0, 1], names=[10, 20]).names == ("10", "20")
+    for wrong in ("ab", {0: "a", 1: "b"}, 2, iter(["a", "b"])):
+        with pytest.raises(DataError, match=r"^Pool\.of: names: got \w+, expected a name for each class"):
+            Pool.of([[0.0], [1.0]], [0, 1], names=wrong)
+
+
+@pytest.mark.parametrize("wrong", [(1, 0), "01", 1, (float("nan"), 1), (0, 1, 2), ("a", "b")])
+def test_a_range_is_two_numbers(wrong):
+    """Inputs are compared with it for years to come."""
+    with pytest.raises(DataError, match=r"^Pool\.of: got input_range .*, expected the least and the greatest value"):
+        Pool.of([[0.0], [1.0]], [0, 1], input_range=wrong)
+
+
+def test_examples_lie_in_their_range():
+    """Pictures of 0 to 255 that are said to be in [0, 1] would be refused only when a learner uses them."""
+    assert Pool.of([[0.0], [1.0]], [0, 1], input_range=np.array([0, 1])).input_range == (0.0, 1.0)
+    with pytest.raises(
+        DataError, match=r"^Pool\.of: got inputs in \[0, 255\], expected them in input_range \[0.0, 1.0"
+    ):
+        Pool.of([[0.0], [255.0]], [0, 1], input_range=(0, 1))
+    bytes_ = np.array([[0], [255]], np.uint8)
+    with pytest.raises(DataError, match=r"got input_range \[0.0, 255.0\] of examples as uint8, expected it within"):
+        Pool.of(bytes_, [0, 1], input_range=(0, 255))
+    with pytest.raises(DataError, match=r"^Pool\.of: got inputs in \[0, 1\], expected them in input_range \[0.0, 0.5"):
+        Pool.of(bytes_, [0, 1], input_range=(0, 0.5))
+    assert Pool.of(bytes_ // 2, [0, 1], input_range=(0, 0.5)).input_range == (0.0, 0.5)
+
+
+def test_an_example_has_a_number():
+    """Without any, a learner is at chance, and nothing says why."""
+    with pytest.raises(DataError, match=r"^Pool\.of: x: got shape \(2, 0\), expected at least one number"):
+        Pool.of(np.zeros((2, 0)), [0, 1])

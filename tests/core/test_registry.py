@@ -458,6 +458,8 @@ def test_a_name_that_is_none_is_taken_from_the_folder(site: Path, line: str) -> 
     (info / "METADATA").write_text(f"{line}\nVersion: 1.0\n")
     (plugin,) = handmade(Registry()).values()
     assert (plugin.distribution, plugin.version, plugin.state) == ("handmade_odd", "1.0", "broken")
+
+
 @pytest.mark.parametrize("named", ["few-tasks", "few-alias", "handmade-few"])
 def test_a_plugin_can_be_disabled_by_name_alias_and_distribution(
     named: str, site: Path, monkeypatch: pytest.MonkeyPatch
@@ -615,7 +617,12 @@ def test_every_first_party_name_has_group_and_distribution() -> None:
         "tuned-optimizer": "kshot-l2l",
         "associative-recall": "kshot-copy",
         "digits-mlp": "kshot-quadratics",
+        "pooled-nets": "kshot-digit-nets",
         "outliers": "kshot-gradient-agreement",
+        "metasgd-rl": "kshot-maml-rl",
+        "cartpole": "kshot-gymnasium",
+        "pendulum": "kshot-gymnasium",
+        "half-cheetah": "kshot-gymnasium",
     }
     for name, row in table.items():
         assert row["group"] in kshot.registry.GROUPS

@@ -127,6 +127,8 @@ def test_malformed_needs_are_refused(wrong):
     with pytest.raises(DataError, match=rf"^Needs: got {next(iter(wrong))} .*, expected"):
         Needs(**wrong)
     assert Needs(kinds=["regression"], rollouts=np.int64(2)) == Needs(kinds=("regression",), rollouts=2)
+
+
 @pytest.mark.parametrize("name", ["way", "shot", "query"])
 def test_a_range_of_any_count_makes_the_shapes_vary(name):
     """A single range is enough for episodes that can't be stacked."""

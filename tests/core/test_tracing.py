@@ -33,6 +33,25 @@ def test_a_trace_is_the_function_of_its_inputs_and_of_outer_tensors(run):
         assert all(map(torch.equal, got, function(x)))
 
 
+@pytest.mark.parametrize("run", [lambda graph: graph, interpreter], ids=["python", "torchscript"])
+def test_running_statistics_that_a_norm_writes_to_are_replayed(run):
+    """The operation's signature hides that it writes, so equal copies of the statistics would be taken for one."""
+    mean, var, x = torch.zeros(3), torch.ones(3), torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+
+    def function(x):
+        kept = mean.clone(), var.clone()
+        F.batch_norm(x, *kept, training=True, momentum=0.0)
+        replaced = mean.clone(), var.clone()
+        F.batch_norm(x, *replaced, training=True, momentum=1.0)
+        return [F.batch_norm(x, *kept), F.batch_norm(x, *replaced)]
+
+    expected = function(x)
+    replay = run(trace(function, [x], [mean, var]))
+    for _ in range(4):
+        assert all(map(torch.equal, replay(x, mean, var), expected))
+    assert torch.equal(mean, torch.zeros(3))
+
+
 def test_operations_that_nobody_needs_are_left_out():
     """Also views that show their argument as it is."""
     graph = trace(lambda a: [a.view(2, 2).expand(2, 2).detach().exp(), (a + 1).sin()][:1], [torch.ones(2, 2)])
@@ -80,3 +99,22 @@ def test_convolutions_norms_and_random_numbers_are_run_by_torchscript():
         with torch.enable_grad():
             expected = function(inputs[0], torch.zeros(2), torch.ones(2), *inputs[3:])
     assert all(map(torch.equal, got, expected))
+
+
+def test_sums_of_matrix_products_are_rounded_as_in_the_function():
+    """TorchScript would compute the gradient of a weight that several steps use as one larger product."""
+    generator = torch.Generator().manual_seed(0)
+    x, w = torch.randn(64, 9, generator=generator), torch.randn(9, 9, generator=generator) / 3
+
+    def function(x, w):
+        w = w.detach().requires_grad_()
+        h = x
+        for _ in range(6):
+            h = torch.tanh(h @ w)
+        return torch.autograd.grad(h.sum(), [w])
+
+    run = interpreter(trace(function, [x, w]))
+    for _ in range(4):
+        with torch.no_grad():
+            got = run(x, w)
+        assert torch.equal(got[0], function(x, w)[0])

@@ -181,6 +181,44 @@ def test_predictions_of_another_shape_are_refused_before_training():
         Engine(Wide(), blobs(), hooks=()).train(3)
 
 
+def test_a_learner_that_can_not_predict_is_refused_before_training():
+    """It would fail in the first validation or in the test, after the training."""
+
+    class Fails(Prototypes):
+        def adapt(self, support):
+            raise IndexError("no class 7")
+
+    with pytest.raises(MisfitError, match=r"Fails: got IndexError while it predicted .*: no class 7; .* nothing was"):
+        Engine(Fails(), blobs(), hooks=()).train(3)
+
+    class Refuses(Prototypes):
+        def adapt(self, support):
+            raise DataError("own words")
+
+    with pytest.raises(DataError, match=r"^own words$"):
+        Engine(Refuses(), blobs(), hooks=()).train(3)
+    double = Prototypes(nn.Linear(6, 8)).double()
+    engine = Engine(double, blobs(), hooks=())
+    with pytest.raises(MisfitError, match=r"Prototypes: got RuntimeError while it predicted one training episode: .*"):
+        engine.train(3)
+    assert engine.iteration == 0
+
+
+def test_a_learner_without_trained_parameters_is_said_so():
+    """Torch says that "element 0 of tensors does not require grad"."""
+    learner = Prototypes()
+    learner.requires_grad_(False)
+    with pytest.raises(MisfitError, match=r"Prototypes: got no parameter that requires a gradient, expected one"):
+        Engine(learner, blobs(), hooks=()).train(3)
+
+    class Breaks(Prototypes):
+        def meta_gradient(self, episodes):
+            raise RuntimeError("of another kind")
+
+    with pytest.raises(RuntimeError, match=r"^of another kind$"):
+        Engine(Breaks(), blobs(), hooks=()).train(3)
+
+
 def test_trying_the_predictions_changes_nothing():
     """Buffers, extra state, modes and the random states of torch, numpy and Python are as before."""
 

@@ -26,6 +26,7 @@ CASES: dict[str, Case] = {
     "boil": ("boil", {"inner_steps": 2}, "toy", {"shot": 5}),
     "protomaml": ("protomaml", {"inner_steps": 2}, "toy", {"shot": 5}),
     "metasgd": ("metasgd", {}, "sinusoid", {}),
+    "meta-lstm": ("meta-lstm", {"lstm": 4, "inner_steps": 2}, "sinusoid", {}),
     "cavia": ("cavia", {}, "sinusoid", {}),
     "first-order cavia": ("cavia", {"order": "first", "inner_steps": 3}, "toy", {"shot": 5}),
     "reptile": ("reptile", {"test_steps": 5}, "sinusoid", {}),
@@ -39,7 +40,10 @@ CASES: dict[str, Case] = {
     "ntm": ("ntm", {}, "copy", {"length": (1, 5), "block": 30}),
     "lstm": ("lstm", {"hidden": 30}, "stream", {"of": "toy", "instances": 4}),
     "l2l": ("l2l", {"unroll": 4}, "quadratics", {"steps": 12}),
+    "mil": ("mil", {"two_heads": True, "bias": 4}, "reach2d", {"horizon": 8}),
+    "mil, observations": ("mil", {"demonstrations": "observations"}, "reach2d", {"horizon": 8}),
     "maml-rl": ("maml-rl", {"hidden": (20,)}, "bandits", {}),
+    "metasgd-rl": ("metasgd-rl", {"hidden": (20,)}, "bandits", {}),
     "maml-rl, one step": ("maml-rl", {"hidden": (20,), "outer": "reinforce"}, "navigation2d", {"horizon": 20}),
 }
 META_BATCHES = (5, 1)

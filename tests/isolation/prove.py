@@ -14,7 +14,10 @@ from install import ROOT, under_proof
 LEARNERS = ("l2l", "maml", "maml-rl", "mann", "ntm", "protonet", "semi-protonet")
 """One learner of each family, whose conformance is tested at the lowest versions."""
 
-LIBRARIES = ("audiofolder", "bandits", "cifar-fs", "imagefolder", "plots", "quadratics", "semantics", "sklearn")
+LIBRARIES = (
+    *("audiofolder", "bandits", "cifar-fs", "digit-nets", "imagefolder"),
+    *("plots", "quadratics", "semantics", "sklearn"),
+)
 """The plugins that use third-party packages which the core does not use; at the lowest versions all their tests run."""
 
 TOLERATED = ("-W", "default::DeprecationWarning", "-W", "default::FutureWarning")

@@ -1,7 +1,7 @@
 """Plant faults in the sources one at a time, and see whether the tests notice; see README.md.
 
-    python tests/mutations/run.py                                  # all faults of all lists
-    python tests/mutations/run.py --list core.toml --only ID ID    # some of them
+python tests/mutations/run.py                                  # all faults of all lists
+python tests/mutations/run.py --list core.toml --only ID ID    # some of them
 """
 
 from __future__ import annotations

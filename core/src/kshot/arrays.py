@@ -1,8 +1,9 @@
 """Turn what users pass in (arrays, tensors, lists, columns of a table) into inputs and labels, or refuse it by name.
 
 Every place that accepts arrays from a user calls these functions, so that the same input means the same everywhere.
-They accept anything that ``numpy.asarray`` reads as real numbers, whatever its byte order, strides and precision, and
-tensors on any device. They raise ``DataError`` for all else: text, complex numbers, ragged lists, masked values, NaN.
+They accept anything that ``numpy.asarray`` reads as real numbers, whatever its byte order, strides and precision,
+tensors on any device, and Pillow's images, which become uint8 [channels, height, width]. They raise ``DataError`` for
+all else: text, complex numbers, ragged lists, masked values, NaN.
 All results are detached from the autograd graphs of the tensors that were passed in.
 
 Letters: n examples, N classes.
@@ -193,6 +194,8 @@ def _real_numbers(
         x = torch.stack([t.detach() for t in x])  # numpy can't read tensors that have a graph
     if isinstance(x, Tensor):
         return _strided(x, who, expected)
+    if is_picture(x) or (isinstance(x, list | tuple) and x and all(map(is_picture, x))):
+        return _pixels_of(x, who)
     if not _is_array_like(x):
         raise DataError(
             f"{who}: got {type(x).__name__}, which is no array or list, expected {expected}; collect what an "
@@ -215,6 +218,32 @@ def _real_numbers(
     if isinstance(array, np.ma.MaskedArray):  # nothing is masked
         array = array.data
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def is_picture(x: Any) -> bool:
+    """Return whether ``x`` is an image of Pillow, which need not be installed.
+
+    Example:
+        >>> is_picture(np.zeros((2, 2)))
+        False
+    """
+    return any(base.__module__ == "PIL.Image" and base.__name__ == "Image" for base in type(x).__mro__)
+
+
+def _pixels_of(x: Any, who: str) -> NDArray[np.uint8]:
+    """Return the pixels of one image of Pillow [channels, height, width], or of several of one size [n, ...]."""
+    from kshot._pixels import channels_first
+
+    if is_picture(x):
+        return channels_first(x, who)
+    pictures = [channels_first(picture, f"{who}: picture {i}") for i, picture in enumerate(x)]
+    if len(shapes := {picture.shape for picture in pictures}) > 1:
+        shown = ", ".join(str(shape) for shape in sorted(shapes)[:3])
+        raise DataError(
+            f"{who}: got pictures of shapes {shown} [channels, height, width], expected one shape; resize or crop "
+            "them, and convert all to one mode"
+        )
+    return np.stack(pictures)
 
 
 def _strided(x: Tensor, who: str, expected: str) -> Tensor:

@@ -32,7 +32,19 @@ def check(learner: Any, tasks: Any, backend: Any = None, *, built_for: TaskSpec 
         kshot.errors.MisfitError: MyLearner: got tasks that do not fit:
           - the tasks are classification, the learner learns regression
     """
-    spec = tasks if isinstance(tasks, TaskSpec) else tasks.spec
+    spec = tasks if isinstance(tasks, TaskSpec) else getattr(tasks, "spec", None)
+    if not isinstance(spec, TaskSpec):
+        raise MisfitError(
+            f"tasks: got {_described(tasks)}, expected tasks such as kshot.tasks(NAME) or kshot.ClassificationTasks, "
+            "with a spec"
+        )
+    if not isinstance(getattr(learner, "needs", None), Needs):
+        raise MisfitError(
+            f"learner: got {_described(learner)}, expected a learner such as kshot.learner(NAME, tasks.spec), with "
+            "needs; pass a network as an option of a learner, and a learner without a wrapper"
+        )
+    if backend is not None and not hasattr(backend, "device"):
+        raise MisfitError(f"backend: got {_described(backend)}, expected a backend such as kshot.backend('cpu')")
     reasons = mismatches(learner.needs, spec, built_for=built_for)
     if backend is not None and torch.device(backend.device).type == "cuda" and not torch.cuda.is_available():
         reasons.append(f"the backend's device is {backend.device}, this machine has none")
@@ -40,6 +52,13 @@ def check(learner: Any, tasks: Any, backend: Any = None, *, built_for: TaskSpec 
         who = getattr(learner, "__name__", type(learner).__name__)
         lines = "\n".join(f"  - {reason}" for reason in reasons)
         raise MisfitError(f"{who}: got tasks that do not fit:\n{lines}")
+
+
+def _described(value: Any) -> str:
+    """Return what a value is, for a message."""
+    if isinstance(value, str):
+        return f"the text {value!r:.40}"
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
 def mismatches(needs: Needs, spec: TaskSpec, *, built_for: TaskSpec | None = None) -> list[str]:
@@ -69,6 +88,8 @@ def mismatches(needs: Needs, spec: TaskSpec, *, built_for: TaskSpec | None = Non
         reasons.append("shot may be 0, the learner can't do without labelled examples")
     if spec.kind == "classification" and bounds(spec.shot)[0] == 0 and "semantics" not in spec.provides:
         reasons.append("shot may be 0, but the tasks provide no semantics to distinguish the classes by")
+    if spec.kind == "classification" and "environment" in spec.provides and not needs.absent_labels:
+        reasons.append("labels are actions of demonstrations, the learner can't do without an example of each label")
     if needs.input_range is not None:
         if spec.input_range is None:
             reasons.append(f"the learner takes inputs in {list(needs.input_range)}, the tasks' are unbounded")
@@ -158,6 +179,13 @@ def check_episode(episode: Episode, spec: TaskSpec, who: str) -> None:
     if support.semantics is not None:
         _check_tensor(support.semantics, f"{who}: support.semantics")
         check_finite(support.semantics, f"{who}: support.semantics")
+    sources = {"support": support.source, "query": query.source} if spec.kind == "control" else {}
+    for name, source in ({"query": query.source} if "environment" in spec.provides else sources).items():
+        if not isinstance(source, Environment):
+            raise DataError(
+                f"{who}: {name}.source: got {type(source).__name__}, expected an environment: an object with "
+                "rollout(policy, number=0), see kshot.episode.Environment"
+            )
     if spec.kind == "classification":
         check_class_labels(episode, who)
     elif spec.kind == "regression":
@@ -167,13 +195,6 @@ def check_episode(episode: Episode, spec: TaskSpec, who: str) -> None:
         check_finite(query.y, f"{who}: query.y")
     elif spec.kind == "sequence":
         _check_targets(query.y, query.x, spec, f"{who}: query.y")
-    elif spec.kind == "control":
-        for name, source in (("support", support.source), ("query", query.source)):
-            if not isinstance(source, Environment):
-                raise DataError(
-                    f"{who}: {name}.source: got {type(source).__name__}, expected an environment: an object with "
-                    "rollout(policy, number=0), see kshot.episode.Environment"
-                )
 
 
 def _check_tensor(value: Any, who: str) -> None:
@@ -226,6 +247,8 @@ def _check_targets(y: Tensor, x: Tensor, spec: TaskSpec, who: str) -> None:
 def check_class_labels(episode: Episode, who: str) -> None:
     """Raise DataError unless support labels are exactly 0..N-1 (if there are any) and query labels are among them.
 
+    If labels are the actions of an environment (of the query), some may be absent from the support.
+
     Example:
         >>> from kshot.episode import Examples, Support
         >>> support = Support.of([[0.0], [1.0]], [0, 1])
@@ -243,7 +266,7 @@ def check_class_labels(episode: Episode, who: str) -> None:
             raise DataError(
                 f"{who}: {name}: got labels {int(y.min())}..{int(y.max())}, expected 0..{way - 1} for {way} ways"
             )
-    if support.y.shape[1]:
+    if support.y.shape[1] and not isinstance(query.source, Environment):
         present = torch.zeros(episode.size, way, dtype=torch.bool).scatter_(1, support.y.cpu(), True)
         if not bool(present.all()):
             b, c = (~present).nonzero()[0].tolist()

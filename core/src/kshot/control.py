@@ -18,12 +18,14 @@ Letters: B tasks, E trajectories per task, T steps. For an environment of one ta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
+from kshot.arrays import as_inputs
 from kshot.episode import Begins, Environment, Episode, Examples, Origin, Policy, Rollout, Support
 from kshot.errors import DataError, TrainingError
 from kshot.randomness import as_tensor, draws, generator
@@ -183,6 +185,56 @@ def recorded(
                 "look at the policy's parameters"
             )
     return Rollout(observations, actions, rewards, running, dict(scores or {}))
+
+
+def demonstrations(trajectories: Sequence[tuple[ArrayLike | Tensor, ArrayLike | Tensor]], spec: TaskSpec) -> Support:
+    """Return the support of one task from demonstrations: pairs of observations [T, *o] and actions [T, *a].
+
+    The examples are the steps of all demonstrations. Their lengths T may differ, and nothing is padded.
+
+    Args:
+        trajectories: at least one demonstration.
+        spec: of the tasks, of kind regression (actions are numbers) or classification (actions are 0 to way - 1).
+
+    Raises:
+        DataError: there is no step; observations and actions differ in length; they have another shape than those of
+            the tasks, as from another environment; an action does not exist; or a number is NaN or infinite.
+
+    Example:
+        >>> spec = TaskSpec(kind="regression", input_shape=(2,), target_shape=(1,), provides={"environment"})
+        >>> long, short = (([[0.0, 1.0]] * steps, [[0.5]] * steps) for steps in (5, 3))
+        >>> tuple(demonstrations([long, short], spec).x.shape)
+        (1, 8, 2)
+    """
+    who = "demonstrations"
+    observations, actions = [], []
+    way = spec.way if spec.kind == "classification" and isinstance(spec.way, int) else None
+    for i, (seen, taken) in enumerate(trajectories):
+        x = as_inputs(seen, f"{who}: observations of demonstration {i}", copy=True)
+        taken = taken if isinstance(taken, Tensor) else np.asarray(taken)
+        if str(taken.dtype).endswith("uint8"):
+            taken = taken.astype(np.int64) if isinstance(taken, np.ndarray) else taken.long()  # no pixels
+        y = as_inputs(taken, f"{who}: actions of demonstration {i}", copy=True)
+        for name, values, shape in (("observations", x, spec.input_shape), ("actions", y, spec.target_shape)):
+            if values.shape != (len(x), *shape):
+                raise DataError(
+                    f"{who}: got {name} of shape {tuple(values.shape)} in demonstration {i}, expected "
+                    f"{(len(x), *shape)}: one for each step, as in the tasks of the spec; give demonstrations of their "
+                    "environment"
+                )
+        observations.append(x)
+        actions.append(y)
+    if not sum(len(x) for x in observations):
+        raise DataError(f"{who}: got no step, expected at least one; give a demonstration")
+    x, y = torch.cat(observations), torch.cat(actions)
+    if way is not None:
+        if not bool(((y == y.floor()) & (y >= 0) & (y < way)).all()):
+            raise DataError(
+                f"{who}: got actions from {float(y.min()):g} to {float(y.max()):g}, expected whole numbers from 0 to "
+                f"{way - 1}; give the numbers of actions"
+            )
+        y = y.long()
+    return Support(x[None], y[None], way=way)
 
 
 def normals(key: Tensor, purpose: str, *shape: int) -> Tensor:

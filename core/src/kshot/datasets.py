@@ -17,7 +17,7 @@ from attrs import frozen
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kshot.arrays import as_table
+from kshot.arrays import as_table, is_picture
 from kshot.errors import DataError
 
 _SECONDS = 5.0  # between two lines that say how many examples were read
@@ -59,6 +59,8 @@ def read_pairs(dataset: Any, who: str = "read_pairs", *, largest: int = 8 << 30)
         >>> pairs.x.shape, pairs.y.tolist(), pairs.names
         (torch.Size([2, 2]), [1, 0], ('cat', 'dog'))
     """
+    if not isinstance(largest, int | np.integer) or isinstance(largest, bool):
+        raise DataError(f"{who}: got largest={largest!r:.40}, expected a number of bytes, such as 8 * 2**30")
     n = _length(dataset, who)
     first, _ = _pair(dataset, 0, who)
     needed = n * first.numel() * first.element_size()
@@ -113,16 +115,14 @@ def _pair(dataset: Any, i: int, who: str) -> tuple[Tensor, int | str]:
             "out this example"
         ) from error
     if not isinstance(pair, tuple | list) or len(pair) != 2:
-        raise DataError(
-            f"{who}: example {i}: got {type(pair).__name__}, expected a pair (example, label); write a data set that "
-            "returns pairs"
-        )
+        advice = "write a data set that returns pairs"
+        if isinstance(pair, Mapping) and len(pair) > 1:
+            first, *_, last = map(repr, pair)
+            advice = f"make pairs of its entries, such as [(row[{first}], row[{last}]) for row in dataset]"
+        raise DataError(f"{who}: example {i}: got {type(pair).__name__}, expected a pair (example, label); {advice}")
     example, label = pair
-    if type(example).__module__.startswith("PIL."):
-        pixels = np.asarray(example.convert("L" if example.mode in ("1", "L") else "RGB"))
-        example = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    example = example if isinstance(example, Tensor) else np.asarray(example)
-    return as_table(example[None], f"{who}: example {i}", copy=False)[0], _plain(label, f"{who}: example {i}")
+    one = [example] if is_picture(example) else (example if isinstance(example, Tensor) else np.asarray(example))[None]
+    return as_table(one, f"{who}: example {i}", copy=False)[0], _plain(label, f"{who}: example {i}")
 
 
 def _plain(label: Any, who: str) -> int | str:

@@ -74,7 +74,8 @@ class Examples:
     Attributes:
         x: inputs [B, n, *input], float32 in the spec's ``input_range``. In a sequence n = T.
         y: targets [B, n] or [B, n, *target]; class labels are int64, 0..N-1, assigned to classes at random.
-        source: what scores predictions in tasks without targets: an ``Environment`` or an ``Objective``.
+        source: what scores predictions in tasks without targets: an ``Environment`` or an ``Objective``. Tasks of
+            demonstrations have targets, the actions, and an ``Environment`` that scores them beside.
 
     Example:
         >>> query = Examples(torch.zeros(1, 4, 3), torch.tensor([[0, 1, 0, 1]]))

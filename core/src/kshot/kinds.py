@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from attrs import frozen
 from torch import Tensor
 
-from kshot.episode import IGNORED, Episode, Predictor, check_weights
+from kshot.episode import IGNORED, Environment, Episode, Policy, Predictor, check_weights
 from kshot.errors import TrainingError
 from kshot.functional import sequence_errors
 from kshot.spec import KindName
@@ -63,6 +63,8 @@ def expect_shape(predictions: Tensor, shape: tuple[int, ...], kind: str) -> None
 def classification(predictor: Predictor, episode: Episode) -> Scores:
     """Score logits [B, n, N]: accuracy [B] and the mean negative log-likelihood of the true class [B], in nats.
 
+    If classes are the actions of an environment, the most likely action also plays in it, see ``rollout_scores``.
+
     Example:
         >>> from kshot import Examples, Support
         >>> query = Examples(torch.zeros(1, 2, 1), torch.tensor([[0, 1]]))
@@ -74,11 +76,14 @@ def classification(predictor: Predictor, episode: Episode) -> Scores:
     logits = predictor(episode.query.x).float()
     expect_shape(logits, (*y.shape, episode.support.way or 0), "classification")
     nll = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view_as(y)
-    return {"accuracy": (logits.argmax(-1) == y).float().mean(1), "nll": nll.mean(1)}
+    played = rollout_scores(lambda seen: predictor(seen).argmax(-1), episode)
+    return {"accuracy": (logits.argmax(-1) == y).float().mean(1), "nll": nll.mean(1), **played}
 
 
 def regression(predictor: Predictor, episode: Episode) -> Scores:
     """Score values [B, n, *target]: mean squared error [B], in squared units of the target.
+
+    If targets are the actions of an environment, the predictor also plays in it, see ``rollout_scores``.
 
     Example:
         >>> from kshot import Examples, Support
@@ -90,7 +95,8 @@ def regression(predictor: Predictor, episode: Episode) -> Scores:
     y = episode.query.y
     values = predictor(episode.query.x).float()
     expect_shape(values, tuple(y.shape), "regression")
-    return {"mse": (values - y).square().flatten(1).mean(1)}
+    played = rollout_scores(lambda seen: predictor(seen).float(), episode)
+    return {"mse": (values - y).square().flatten(1).mean(1), **played}
 
 
 def sequence(predictor: Predictor, episode: Episode) -> Scores:
@@ -148,10 +154,10 @@ def by_instance(values: Tensor, y: Tensor, way: int) -> Tensor:
 
 
 def control(predictor: Predictor, episode: Episode) -> Scores:
-    """Let the policy play rollout 0 of the query's environment: ``return`` [B], and the environment's other scores.
+    """Let the policy play in the query's environment: ``return`` [B], and further scores, see ``rollout_scores``.
 
-    A trajectory's return is the sum of its rewards, not discounted; a task's is the mean over its ``spec.query``
-    trajectories. A policy that draws its actions (``Begins``) is judged as it plays, by drawing.
+    A task has ``spec.query`` trajectories. A policy that draws its actions (``Begins``) is judged as it plays, by
+    drawing.
 
     Example:
         >>> from kshot.testing import sample_tasks
@@ -161,7 +167,25 @@ def control(predictor: Predictor, episode: Episode) -> Scores:
         >>> control(lambda seen: action.expand(*seen.shape[:2], *action.shape), episode)["return"].shape
         torch.Size([1])
     """
-    rollout = episode.query.source.rollout(predictor)
+    return rollout_scores(predictor, episode)
+
+
+def rollout_scores(policy: Policy, episode: Episode) -> Scores:
+    """Let a policy play rollout 0 of the query's environment: ``return`` [B], and the environment's other scores [B].
+
+    A trajectory's return is the sum of its rewards, not discounted. All scores are means over the trajectories of a
+    task. There are none if the query has no environment.
+
+    Example:
+        >>> from kshot.testing import sample_tasks
+        >>> episode = sample_tasks.Corridors().sample("test", [0, 1])
+        >>> walk_right = lambda seen: torch.ones(seen.shape[:2], dtype=torch.int64)
+        >>> list(rollout_scores(walk_right, episode))
+        ['return', 'reached']
+    """
+    if not isinstance(episode.query.source, Environment):
+        return {}
+    rollout = episode.query.source.rollout(policy)
     means = {name: values.cpu().double().mean(-1) for name, values in rollout.scores.items()}
     return {"return": rollout.rewards.cpu().double().sum(-1).mean(-1), **means}
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -75,7 +75,8 @@ class Pool:
 
         Raises:
             DataError: lengths differ, labels are not exactly 0..C-1, there is not one name or one vector for each
-                class, or a value is not a finite real number.
+                class, a value is not a finite real number, an example has no numbers, or examples lie outside of
+                ``input_range``.
 
         Warns if the examples look like pictures [num, height, width, channels]: networks take the axis after the
         first as channels.
@@ -85,6 +86,8 @@ class Pool:
         labels = as_labels(y, "Pool.of", examples=len(table)).cpu().numpy()
         if table.dtype == torch.uint8 and input_range is None:
             input_range = (0.0, 1.0)
+        input_range = _checked_range(table, input_range)
+        names = _names(names)
         vectors = None if semantics is None else as_inputs(semantics, "Pool.of: semantics", copy=True).cpu()
         # rows[c] has the positions of class c in increasing order: sort all positions by class, then write each into
         # the column that is its rank within its class.
@@ -94,7 +97,7 @@ class Pool:
         order = np.argsort(labels, kind="stable")
         starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
         rows[labels[order], np.arange(len(labels)) - np.repeat(starts, sizes)] = order
-        return cls(table, rows, sizes, names=tuple(names), semantics=vectors, input_range=input_range)
+        return cls(table, rows, sizes, names=names, semantics=vectors, input_range=input_range)
 
     @classmethod
     def of_dataset(
@@ -128,7 +131,12 @@ class Pool:
         """
         pairs = read_pairs(dataset, "Pool.of_dataset", largest=largest)
         return cls.of(
-            pairs.x, pairs.y, names=names or pairs.names, semantics=semantics, input_range=input_range, copy=False
+            pairs.x,
+            pairs.y,
+            names=_names(names) or pairs.names,
+            semantics=semantics,
+            input_range=input_range,
+            copy=False,
         )
 
     @property
@@ -179,6 +187,48 @@ def _warn_of_channels_last(x: Tensor) -> None:
             UserWarning,
             stacklevel=3,
         )
+
+
+def _names(names: Any) -> tuple[str, ...]:
+    """Return names of classes as text; () if there are none."""
+    if names is None:
+        return ()
+    if isinstance(names, str | bytes | Mapping) or not hasattr(names, "__len__"):
+        raise DataError(
+            f"Pool.of: names: got {type(names).__name__}, expected a name for each class in the order of their "
+            "numbers; give a list of them"
+        )
+    return tuple(map(str, names))
+
+
+def _checked_range(x: Tensor, input_range: Any) -> tuple[float, float] | None:
+    """Return the least and the greatest value of an input as floats, after comparing them with the examples."""
+    if not x[:1].numel() and len(x):
+        raise DataError(f"Pool.of: x: got shape {tuple(x.shape)}, expected at least one number in each example")
+    if input_range is None:
+        return None
+    try:
+        low, high = map(float, input_range)
+    except (TypeError, ValueError):
+        low, high = float("nan"), float("nan")
+    if isinstance(input_range, str) or not low <= high:
+        raise DataError(
+            f"Pool.of: got input_range {input_range!r:.40}, expected the least and the greatest value, such as (0, 1)"
+        )
+    if x.dtype == torch.uint8 and (low < 0 or high > 1):
+        raise DataError(
+            f"Pool.of: got input_range {[low, high]} of examples as uint8, expected it within [0, 1], because 255 "
+            "becomes 1; leave input_range out"
+        )
+    if x.numel() and not (x.dtype == torch.uint8 and (low, high) == (0, 1)):
+        scale = 255 if x.dtype == torch.uint8 else 1
+        least, greatest = (float(value) / scale for value in x.aminmax())
+        if least < low - 1e-6 or greatest > high + 1e-6:
+            raise DataError(
+                f"Pool.of: got inputs in [{least:.4g}, {greatest:.4g}], expected them in input_range {[low, high]}; "
+                "scale the examples, or correct input_range"
+            )
+    return low, high
 
 
 def _check_per_class(classes: int, names: Sequence[str], semantics: Tensor | None) -> None:

@@ -17,7 +17,7 @@ from kshot.errors import DataError
 Count = int | tuple[int, int]
 """A number, or a range (least, greatest) from which each block of episodes draws."""
 
-PROVISIONS: tuple[str, ...] = ("unlabelled", "semantics", "external", "identities", "stream")
+PROVISIONS: tuple[str, ...] = ("unlabelled", "semantics", "external", "identities", "stream", "environment")
 """What tasks may provide beyond examples, see ``TaskSpec.provides``."""
 
 
@@ -81,14 +81,17 @@ class TaskSpec:
         way: N, or a range; None if the kind has no classes. In control: the number of discrete actions, or None if
             actions are continuous.
         shot: labelled examples per class (or per task, if there are no classes). In control: trajectories per rollout.
-        query: queries per class (or per task). In control: trajectories by which a policy is judged.
+        query: queries per class (or per task). In control: trajectories by which a policy is judged. If the classes
+            are actions of demonstrations, shot and query are None: a demonstration has any number of each action.
         rollouts: control: how many rollouts, of ``shot`` trajectories each, a learner may play while adapting; None
             for any number.
         block: if a count is a range, episodes i with the same i // block have the same shape.
         splits: names of the splits.
         split_by: what no two splits share: classes, examples, or only episode indices.
-        provides: any of unlabelled, semantics, external, identities, and stream (a sequence whose input at t + 1
-            shows the target of t, and no earlier input the target of t).
+        provides: any of unlabelled, semantics, external, identities, stream (a sequence whose input at t + 1 shows
+            the target of t, and no earlier input the target of t), and environment (classification and regression:
+            the examples are observations and actions of demonstrations, and the query has an environment, in which
+            the adapted predictor plays).
         semantics_shape: of one class's vector, (A,), if semantics are provided.
 
     Example:
@@ -264,6 +267,8 @@ class Needs:
             class.
         input_range: the least and the greatest input value that it accepts; None if it accepts any.
         actions: in control tasks, the actions that it accepts: ``any``, ``discrete`` or ``continuous``.
+        absent_labels: whether it accepts a support without examples of some labels, such as a demonstration in which
+            not every discrete action is taken.
 
     Attributes (what the learner asks for):
         unlabelled: examples without labels in the support: ``no`` (they are ignored), ``optional`` (they are used if
@@ -300,6 +305,7 @@ class Needs:
     rollouts: int = attrs.field(default=1, converter=_count)
     exact_gradient: bool = False
     invariant: frozenset[str] = attrs.field(default=frozenset(), converter=_set)
+    absent_labels: bool = False
 
     def __attrs_post_init__(self) -> None:
         who = "Needs"

@@ -234,7 +234,8 @@ def test_it_learns_to_withstand_an_attack_on_the_queries():
     tasks = fragile()
     clean, attacked = {}, {}
     for epsilon in (0.3, 0.0):
-        learner = kshot.learner("adml", tasks.spec, seed=0, hidden=(32,), inner_lr=0.2, epsilon=epsilon)
+        options = {"hidden": (32,), "inner_lr": 0.2, "against": "theta"}
+        learner = kshot.learner("adml", tasks.spec, seed=0, epsilon=epsilon, **options)
         engine = Engine(learner, tasks, meta_batch=8, hooks=(), optimizer={"lr": 3e-3})
         engine.train(200)
         clean[epsilon] = engine.evaluate(200).mean
@@ -249,6 +250,14 @@ def test_training_takes_the_inner_steps_whatever_the_test_steps_are():
     batch = episodes()
     few, many = (gradient_of(smooth(inner_steps=2, test_steps=k), batch) for k in (2, 5))
     assert torch.equal(few, many)
+
+
+def test_queries_are_attacked_through_the_network_that_predicts_them():
+    """That is the default, and another gradient than with queries against theta."""
+    batch, choices = episodes(), ({}, {"against": "adapted"}, {"against": "theta"})
+    default, adapted, theta = (gradient_of(smooth(**chosen), batch) for chosen in choices)
+    assert torch.equal(default, adapted)
+    assert not torch.allclose(default, theta)
 
 
 def test_support_and_queries_start_from_independent_changes():

@@ -3,7 +3,7 @@
 from kshot.testing import sample_tasks, suite
 
 conformance = suite(learner="adml")
-adapted = suite(learner="adml", options={"against": "adapted", "order": "first", "inner_steps": 2})
+theta = suite(learner="adml", options={"against": "theta", "order": "first", "inner_steps": 2})
 pgd = suite(learner="adml", options={"attack": "pgd", "steps": 2})
 images = sample_tasks.classification(input_shape=(1, 16, 16))
 transductive = suite(learner="adml", tasks=images, options={"width": 8})

@@ -83,3 +83,21 @@ def test_wrong_arms_options_and_splits_are_refused():
         kshot.tasks("bandits").sample("dev", [0])
     with pytest.raises(DataError, match="got a request for rollout 3, expected 0 to 2"):
         e.support.source.rollout(always(0), 3)
+
+
+def test_only_live_arms_pay_and_lie_at_random_places():
+    """The chances of live arms are those of the same bandit with all arms; every arm is live equally often."""
+    some, every = Bandits(arms=8, live=3), Bandits(arms=8)
+    chances = some.sample("train", range(2000)).support.source.chances
+    alike = chances == every.sample("train", range(2000)).support.source.chances
+    assert ((chances > 0).sum(-1) == 3).all()
+    assert torch.equal(alike, chances > 0)
+    share = (chances > 0).float().mean(0)
+    assert (share - 3 / 8).abs().max() < 4 * (3 / 8 * 5 / 8 / 2000) ** 0.5
+    assert torch.equal(
+        Bandits(arms=8, live=8).sample("test", [0]).query.source.chances, every.sample("test", [0]).query.source.chances
+    )
+    with pytest.raises(OptionError, match="bandits: got 9 live arms, expected 1 to 8"):
+        Bandits(arms=8, live=9)
+    with pytest.raises(OptionError, match="bandits: got 0 live arms"):
+        Bandits(arms=8, live=0)

@@ -314,7 +314,7 @@ def test_a_rank_that_is_stuck_is_waited_for_as_long_as_the_user_says(tmp_path: P
     """The others give up after the timeout, and say so."""
     options = ["--backend.timeout=3", "--learner.fails=stuck", "--quiet"]
     ended = torchrun(tmp_path, "kshot", *at_work.UNDISTURBED, "--run=run", *options)
-    assert time.time() - (tmp_path / "stuck").stat().st_mtime < 45
+    assert time.time() - (tmp_path / "stuck").stat().st_mtime < 300  # of half an hour, the default; machines are slow
     assert ended.returncode != 0
     assert "kshot: rank 0 of 2 lost the other processes" in ended.stderr
     assert "kept the others waiting for too long" in ended.stderr

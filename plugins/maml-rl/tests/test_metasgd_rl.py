@@ -34,7 +34,8 @@ def enumerated(learner, parameters):
     chance = probabilities(parameters).detach()
     ones = torch.ones(2, 1, dtype=torch.float64)
     # Arm a is played with the probability pi(a) instead of 1 / 2, and pays CHANCES[a].
-    return Batch(ones[..., None], torch.tensor([[0], [1]]), (2 * chance * CHANCES)[:, None], ones, chance.log()[:, None])
+    advantages = (2 * chance * CHANCES)[:, None]
+    return Batch(ones[..., None], torch.tensor([[0], [1]]), advantages, ones, chance.log()[:, None])
 
 
 def named(learner, prefix=""):

@@ -357,6 +357,18 @@ def test_running_statistics_are_those_of_each_step(each):
         assert not torch.allclose(*predictions, atol=1e-3)
 
 
+def test_running_statistics_are_the_mean_over_tasks():
+    """Those of the earlier steps, as those of the last, of which a meta-batch of each task alone gives one."""
+    both, first, second = (learner_of(inner_steps=2, normalisation="inductive") for _ in range(3))
+    both.meta_gradient(waves(2))
+    for b, one in enumerate((first, second)):
+        one.meta_gradient(in_float64(Waves().sample("train", [b])))
+    for name in ("norms.running_0", "norms.running_1", "net.net.3.running_mean"):
+        alone = [one.get_buffer(name) for one in (first, second)]
+        assert not torch.allclose(*alone, rtol=0, atol=1e-6)
+        assert torch.allclose(both.get_buffer(name), (alone[0] + alone[1]) / 2, rtol=0, atol=1e-12)
+
+
 def test_training_reports_the_predictions_after_the_inner_steps():
     """Without the losses of earlier steps, loss and accuracy are those of the predictor."""
     tasks = sample_tasks.classification(way=4, shot=2, query=3)

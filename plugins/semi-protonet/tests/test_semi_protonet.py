@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import doctest
 import math
 import sys
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 import kshot
 from kshot import ClassificationTasks, Engine, Pool, Support
 from kshot.errors import MisfitError, OptionError
+from kshot.functional import class_means, prototypical_logits
 from kshot.randomness import episode_keys, normal
 from kshot.testing import sample_tasks
 from kshot.testing.sample_tasks import WithMore
@@ -240,6 +242,41 @@ def test_the_training_loss_is_that_of_the_refined_prototypes(refine: str) -> Non
     predictions = built.eval().adapt(episodes.support)(episodes.query.x).detach()
     naive = [float(-predictions[b, i].log_softmax(0)[y]) for b in range(3) for i, y in enumerate(episodes.query.y[b])]
     assert float(reported["loss"]) == pytest.approx(sum(naive) / len(naive), rel=1e-10)
+
+
+@pytest.mark.parametrize("refine", ["soft", "cluster", "masked"])
+def test_constant_assignments_reach_the_radius_and_the_mask_but_not_the_encoder(refine: str) -> None:
+    """The gradient of the encoder is that with the weights as numbers; those of radius and mask are the same."""
+    torch.manual_seed(0)
+    tasks = sample_tasks.classification(unlabelled=8)
+    e = kshot.episode.map_tensors(lambda t: t.double() if t.is_floating_point() else t, tasks.sample("train", range(3)))
+    net = nn.Linear(*tasks.spec.input_shape, 5)
+    found = {}
+    for assignments in ("constant", "differentiated"):
+        own = copy.deepcopy(net)
+        torch.manual_seed(1)
+        built = SemiProtoNet(tasks.spec, refine=refine, assignments=assignments, encoder=own).double()  # type: ignore[arg-type]
+        nn.init.zeros_(built.log_radius)
+        nn.init.normal_(built.mask[2].weight)
+        assert built.needs.exact_gradient is (assignments == "differentiated")
+        built.train().meta_gradient(e)
+        found[assignments] = {n: p.grad for n, p in built.named_parameters() if p.grad is not None}
+    z = built.encoder(built.seen(e.support))
+    counts = F.one_hot(e.support.y, e.support.way or 0).sum(1).double()
+    S = e.support.x.shape[1]
+    means = class_means(z[:, :S], e.support.y, e.support.way or 0)
+    shares = built.weights(means, z[:, S:]).detach()
+    logits = prototypical_logits(built.encoder(e.query.x), refined(means, counts, z[:, S:], shares))
+    naive = torch.autograd.grad(F.cross_entropy(logits.flatten(0, 1), e.query.y.flatten()), list(own.parameters()))
+    constant, differentiated = found["constant"], found["differentiated"]
+    assert constant.keys() == differentiated.keys()
+    for name, gradient in constant.items():
+        if name.startswith("encoder"):
+            expected = naive[0 if name.endswith("weight") else 1]
+            assert torch.allclose(gradient, expected, rtol=0, atol=1e-12), name
+            assert not torch.allclose(gradient, differentiated[name], rtol=1e-3) or name.endswith("bias")
+        else:
+            assert torch.allclose(gradient, differentiated[name], rtol=1e-9), name
 
 
 def test_training_reports_the_predictions_for_whole_episodes() -> None:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from kshot.episode import Episode
 from kshot.errors import DataError, MisfitError
 from kshot.protocols import TaskDistribution
 from kshot.sampling import check_episode
 from kshot.spec import TaskSpec
+
+
+def expect_tasks(tasks: Any) -> TaskDistribution:
+    """Return tasks, after checking that they can be sampled; for ``check``, their spec is enough.
+
+    Raises:
+        MisfitError: they are a spec.
+    """
+    if isinstance(tasks, TaskSpec):
+        raise MisfitError("tasks: got a TaskSpec, expected the tasks themselves, such as kshot.tasks(NAME)")
+    return cast(TaskDistribution, tasks)
 
 
 class Door:

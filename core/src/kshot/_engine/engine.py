@@ -18,7 +18,7 @@ from kshot import registry
 from kshot._engine.attack import Attack
 from kshot._engine.checkpoint_state import check_loadable, check_resumable
 from kshot._engine.cpu import OneProcess
-from kshot._engine.door import Door, check_batching
+from kshot._engine.door import Door, check_batching, expect_tasks
 from kshot._engine.evaluation import Perturb, batches_of, evaluated, result_of, with_options
 from kshot._engine.hook_calls import Hooks
 from kshot._engine.identity import identity_of, process_facts, warn_of_changes
@@ -32,14 +32,14 @@ from kshot._engine.processes import agree, from_first
 from kshot._engine.provenance import computed_on, initial_seed, versions
 from kshot._engine.recording import Results, config_of
 from kshot._engine.result import Result
-from kshot._engine.run_folder import RunFolder, load_checkpoint, save_checkpoint
+from kshot._engine.run_folder import RunFolder, load_checkpoint, run_path, save_checkpoint
 from kshot._engine.run_lock import only_training
 from kshot._engine.training_loop import TrainingLoop
-from kshot._engine.training_options import TrainingOptions, check_total
+from kshot._engine.training_options import TrainingOptions, check_total, counts
 from kshot._engine.warm_start import Inherited, inherit, trained
 from kshot.checks import check
 from kshot.episode import Episode
-from kshot.errors import OptionError, RunError
+from kshot.errors import RunError
 from kshot.protocols import Backend, TaskDistribution
 from kshot.randomness import as_seed
 from kshot.spec import Training
@@ -102,12 +102,12 @@ class Engine:
         config: Mapping[str, Any] | None = None,
     ) -> None:
         self.training: Training = getattr(learner, "training_defaults", Training())
+        meta_batch, chunk = counts("Engine", meta_batch=meta_batch, chunk=chunk)
         self.meta_batch = self.training.meta_batch if meta_batch is None else meta_batch
-        if self.meta_batch < 1 or (chunk is not None and chunk < 1):
-            raise OptionError(f"Engine: got meta_batch={self.meta_batch} and chunk={chunk}, expected at least 1")
         self.chunk = min(chunk or self.meta_batch, self.meta_batch)
         self.backend: Backend = registry.backend() if backend is None else backend
-        self.tasks, self.evaluation_tasks = tasks, tasks if validate_on is None else validate_on
+        self.tasks = expect_tasks(tasks)
+        self.evaluation_tasks = tasks if validate_on is None else expect_tasks(validate_on)
         check(learner, tasks, self.backend)
         check(learner, self.evaluation_tasks, self.backend, built_for=tasks.spec)
         check_batching(learner, tasks.spec, self.meta_batch, self.chunk)
@@ -125,7 +125,7 @@ class Engine:
         self._results, self._door = Results(), Door()
         self._hooks = Hooks(() if self.backend.world.rank else hooks, self)
         self._loop = TrainingLoop(self, self._step, self._parameters, self._hooks, self._results)
-        self._run, self._config = None if run is None else Path(run), dict(config or {})
+        self._run, self._config = None if run is None else run_path(run), dict(config or {})
 
     # --- Training ----------------------------------------------------------------------------------------------------
 
@@ -191,6 +191,7 @@ class Engine:
         )
         if self._evaluates_only:
             raise RunError("train: got an engine that load() made ready to evaluate only; use resume() to train on")
+        total = options.iterations
         check_total(self.outer, self._iterations, total)
         episodes = self.enter(self.tasks, split, self.meta_batch)
         if validate_every is not None:
@@ -259,12 +260,11 @@ class Engine:
             MisfitError, DataError: the tasks don't fit or are malformed, or processes disagree.
         """
         world = OneProcess() if self._hooks.calling else self.backend.world
-        used = self.evaluation_tasks if tasks is None else tasks
+        used = self.evaluation_tasks if tasks is None else expect_tasks(tasks)
         learner = with_options(self.learner, self.tasks.spec, self.backend, learner_options or {})
         if used is not self.evaluation_tasks or learner_options:
             check(learner, used, self.backend, built_for=self.tasks.spec)
-        if episodes < 1:
-            raise OptionError(f"evaluate: got episodes={episodes}, expected at least 1")
+        episodes, batch = counts("evaluate", episodes=episodes, batch=batch)
         attack = Attack.of(attack, used.spec)
         started = time.perf_counter()
         batches = batches_of(episodes, self.enter(used, split, 1), used, batch)

@@ -54,7 +54,9 @@ class Outer:
     weight_decay: Annotated[float, Range(0)] = 0.0
 
     def __attrs_post_init__(self) -> None:
-        validate(type(self), self.to_dict(), who="optimizer")
+        # Numbers of numpy become those of Python, which can be stored.
+        for name, value in validate(type(self), self.to_dict(), who="optimizer").items():
+            object.__setattr__(self, name, value)
 
     @classmethod
     def of(cls, training: Training, **changed: Any) -> Outer:
@@ -108,6 +110,11 @@ def outer_of(optimizer: Outer | Mapping[str, Any] | str | None, training: Traini
     """
     if isinstance(optimizer, Outer):
         return optimizer
+    if optimizer is not None and not isinstance(optimizer, str | Mapping):
+        raise OptionError(
+            f"optimizer: got {getattr(optimizer, '__name__', type(optimizer).__name__)}, expected a name such as "
+            "'adam', a mapping of options such as {'lr': 0.01}, or kshot.Outer; the engine makes torch's optimizer"
+        )
     changed = {"name": optimizer} if isinstance(optimizer, str) else dict(optimizer or {})
     if unknown := set(changed) - {f.name for f in attrs.fields(Outer)}:
         valid = ", ".join(f.name for f in attrs.fields(Outer))

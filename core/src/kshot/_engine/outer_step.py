@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
@@ -11,7 +11,7 @@ from torch import nn
 from kshot._engine.gradient import MetaBatch, MetaGradient, check_finite_gradient, check_finite_metrics
 from kshot._engine.optimizer import Outer
 from kshot._engine.processes import everywhere
-from kshot.errors import RunError, TrainingError
+from kshot.errors import MisfitError, RunError, TrainingError
 from kshot.protocols import Backend
 
 
@@ -90,6 +90,7 @@ class OuterStep:
 
         Raises:
             TrainingError: a metric or the gradient is not finite, or the learner broke its protocol.
+            MisfitError: the learner has no parameter to train, and fails for this reason.
         """
         # 1. Set the learning rate. It is a pure function of the iteration, so resuming needs no scheduler state.
         if self.optimizer is not None:
@@ -97,7 +98,7 @@ class OuterStep:
                 group["lr"] = self.outer.rate(iteration, iterations)
         metrics: Mapping[str, float] = {}
         # 2. Compute the mean meta-gradient over chunks and processes; .grad is the same on every rank afterwards.
-        for metrics in self.gradient.steps(batch):
+        for metrics in self._gradients(batch):
             check_finite_metrics(metrics, iteration, batch)
             if self.optimizer is not None:
                 # 3. Refuse a gradient that would ruin the parameters, then scale it to a norm of at most ``clip``.
@@ -114,3 +115,17 @@ class OuterStep:
                 # 4. Take the step of the outer optimizer.
                 self.optimizer.step()
         return dict(metrics)
+
+    def _gradients(self, batch: MetaBatch) -> Iterator[Mapping[str, float]]:
+        """Yield as ``MetaGradient.steps``; say so if a learner computes a gradient though nothing in it is trained."""
+        try:
+            yield from self.gradient.steps(batch)
+        except RuntimeError as error:  # torch's, of a loss without a graph
+            if self.parameters:
+                raise
+            raise everywhere(
+                MisfitError(
+                    f"{type(self.learner).__name__}: got no parameter that requires a gradient, expected one to train; "
+                    "evaluate it without training, or unfreeze some (requires_grad_(True))"
+                )
+            ) from error

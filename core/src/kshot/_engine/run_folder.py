@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,7 +28,7 @@ from torch.utils import _pytree as pytree
 
 from kshot._atomic import beside, writing
 from kshot._engine.stored import read_json, read_torch, shown
-from kshot.errors import RunError
+from kshot.errors import OptionError, RunError
 
 FORMAT = "kshot-checkpoint"
 VERSION = 1
@@ -71,9 +72,28 @@ def advice(error: Exception) -> str:
         return "choose a folder on a file system that can be written"
     if number == errno.EDQUOT:
         return "remove files of yours, as your quota is used up"
+    if number == errno.EEXIST:
+        return "choose another folder, as a file has this name or that of a folder above"
+    if number in (errno.EISDIR, errno.ENAMETOOLONG):
+        return "choose another name"
     if number in (errno.ENOENT, errno.ENOTDIR):
         return "put the folder back, as it was removed or renamed"
     return "free some space"
+
+
+def run_path(run: str | os.PathLike[str]) -> Path:
+    """Return the path of a run as a ``Path``; ``~`` is the home folder of the user.
+
+    Raises:
+        OptionError: it is no path, or one that no file system takes.
+    """
+    try:
+        path = Path(run).expanduser()
+        if "\0" in str(path) or max(map(len, map(os.fsencode, path.parts)), default=0) > 255:
+            raise ValueError("a name with a NUL character, or of more than 255 bytes")
+    except (TypeError, ValueError, RuntimeError) as error:  # the last for the home folder of an unknown user
+        raise OptionError(f"run: got {run!r:.100}, expected the path of a folder ({error}); choose another") from error
+    return path
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -188,10 +208,16 @@ class RunFolder:
         folder = Path(path)
         refuse_used(folder)
         try:
+            plain = json.loads(json.dumps(dict(config), default=str))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise OptionError(
+                f"config: got values that can't be written as JSON ({error}), expected numbers, text, lists and "
+                "mappings"
+            ) from error
+        try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             temporary = beside(folder)
             (temporary / "checkpoints").mkdir(parents=True)
-            plain = json.loads(json.dumps(dict(config), default=str))
             write_json(temporary / CONFIG_FILE, {**plain, "digest": json_digest(plain)})
             temporary.rename(folder)
         except OSError as error:

@@ -15,7 +15,7 @@ from kshot._engine.modes import evaluating
 from kshot._engine.processes import everywhere
 from kshot._engine.states import copied, equal
 from kshot.episode import Episode, slice_tasks
-from kshot.errors import MisfitError, TrainingError
+from kshot.errors import KshotError, MisfitError, TrainingError
 from kshot.kinds import expect_shape
 from kshot.protocols import Backend
 from kshot.randomness import seeded
@@ -26,13 +26,13 @@ def check_predictions(learner: Any, spec: TaskSpec, episodes: Episode, backend: 
     """Adapt to one episode and compare the shape of the predictions with the spec; nothing is changed.
 
     Only tasks that are tables of examples are tried: those with environments or objectives would be played or computed.
-    A learner that raises here is left to training and evaluation, whose messages say what it was doing.
 
     Args:
         episodes: at least one episode of the tasks that the learner is trained on.
 
     Raises:
-        MisfitError: the predictions have another shape than targets or classes.
+        MisfitError: the predictions have another shape than targets or classes, or the learner can't predict at all.
+            An error of kshot that the learner raises is passed on.
     """
     if spec.kind not in ("classification", "regression", "sequence"):
         return
@@ -41,8 +41,15 @@ def check_predictions(learner: Any, spec: TaskSpec, episodes: Episode, backend: 
             episode = backend.place(slice_tasks(episodes, 0, 1))
             predictor = learner.adapt(episode.for_adapting(learner.needs.queries))
             predictions = predictor(episode.query.x)
-        except Exception:  # whatever a learner raises
-            return
+        except KshotError as error:
+            raise everywhere(error) from None
+        except Exception as error:  # whatever a learner or its network raises
+            raise everywhere(
+                MisfitError(
+                    f"{type(learner).__name__}: got {type(error).__name__} while it predicted one training episode: "
+                    f"{error}; expected predictions; look at its network and its options; nothing was trained"
+                )
+            ) from error
     if not isinstance(predictions, Tensor):
         return
     y = episode.query.y

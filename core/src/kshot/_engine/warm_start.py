@@ -11,7 +11,7 @@ from attrs import frozen
 from torch import Tensor, nn
 
 from kshot._engine.checkpoint_state import check_state
-from kshot._engine.run_folder import RunFolder, digest, load_checkpoint
+from kshot._engine.run_folder import RunFolder, digest, load_checkpoint, run_path
 from kshot.errors import RunError
 
 
@@ -64,7 +64,7 @@ def trained(run: str | Path) -> tuple[str, int, dict[str, Tensor]]:
     Raises:
         RunError: the run does not exist, has no checkpoint, or the checkpoint is unusable.
     """
-    path = Path(run)
+    path = run_path(run)
     if not path.exists():
         raise RunError(f"{path}: there is no such run or checkpoint to start from; train it first, or correct the path")
     if path.is_dir():

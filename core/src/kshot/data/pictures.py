@@ -18,14 +18,16 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from kshot._pixels import opaque
 from kshot.data.files import check_regular, named
 from kshot.errors import DataError
+
+__all__ = ["Shape", "decode", "formats", "inputs", "named_picture", "opaque", "read"]
 
 Shape = tuple[int, int, int]
 """Channels, height and width."""
 
 _CHANNELS = (1, 3, 4)
-_CONVERTIBLE = {"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"}  # Pillow makes greys and colours of these modes
 # Formats that Pillow recognises but can't decode, those that need another program, and one that runs a script (EPS).
 _NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
@@ -96,44 +98,6 @@ def named_picture(name: Path | str) -> AbstractContextManager[None]:
 image; fix or remove it
     """
     return named(name, "can't be read as an image", "an image")
-
-
-def opaque(image: Image.Image, name: str = "image") -> Image.Image:
-    """Return a picture in 8 bits per channel, with white behind transparent pixels; 16-bit greys are scaled.
-
-    A picture in a colour space from which Pillow can't make greys, such as LAB, becomes RGB.
-
-    Args:
-        image: the picture, in any of Pillow's modes.
-        name: of the picture, for messages.
-
-    Raises:
-        DataError: its values have no known range: integers outside 0 to 65535, or floats outside 0 to 1.
-
-    Example:
-        >>> opaque(Image.new("RGBA", (1, 1), (0, 0, 0, 0))).convert("L").getpixel((0, 0))
-        255
-    """
-    if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion to 8 bits clips at 255
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise DataError(
-                f"{name}: got values from {values.min()} to {values.max()}, expected 16 bits, 0 to 65535; save it in 8 "
-                "or 16 bits"
-            )
-        return Image.fromarray((values >> 8).astype(np.uint8))
-    if image.mode == "F":
-        floats = np.asarray(image)
-        if not (np.isfinite(floats).all() and floats.min() >= 0 and floats.max() <= 1):
-            raise DataError(
-                f"{name}: got values from {floats.min():.4g} to {floats.max():.4g}, expected floats of 0 to 1; save it "
-                "in 8 or 16 bits"
-            )
-        return Image.fromarray((floats * 255).round().astype(np.uint8))
-    if image.has_transparency_data:
-        foreground = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", foreground.size, "white"), foreground)
-    return image if image.mode in _CONVERTIBLE else image.convert("RGB")
 
 
 def inputs(raw: Any, made: Callable[[Image.Image], NDArray[np.uint8]], shape: Shape, *, who: str) -> Tensor:

@@ -5,6 +5,7 @@ The functions keep no state, choose no device and log nothing. This package impo
 
 from kshot.functional.attacks import fgsm, pgd
 from kshot.functional.conjugate import conjugate_gradient
+from kshot.functional.gradients import log_and_sign
 from kshot.functional.lstm import lstm_cell
 from kshot.functional.metric import (
     class_means,
@@ -23,6 +24,7 @@ __all__ = [
     "conjugate_gradient",
     "fgsm",
     "full_precision",
+    "log_and_sign",
     "lstm_cell",
     "pairwise_squared_distance",
     "pgd",

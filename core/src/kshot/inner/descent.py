@@ -8,6 +8,7 @@ relatives, policies and context parameters differ in the loss that they descend 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from functools import partial
@@ -167,27 +168,50 @@ def take_steps(
         (tensor(2.), tensor([1., 1.]))
     """
 
-    def value(data: Any, parameters: Tensors, buffers: Tensors) -> tuple[Tensor, tuple[Tensors, Tensor]]:
-        """Compute the loss to differentiate; pass on the buffers that it wrote, and its number for the report."""
+    losses, memory = [], None
+    for data in batches:
+        gradients, before, buffers = gradient_at(loss, state, data, second_order=second_order)
+        # theta <- update(theta, gradients): the step itself is always differentiable.
+        parameters, memory = update(state.parameters, gradients, memory)
+        state = State({n: _laid_out_as(state.parameters[n], p) for n, p in parameters.items()}, buffers)
+        losses.append(before.detach())
+    return state, torch.stack(losses) if losses else torch.zeros(0)
+
+
+def gradient_at(
+    loss: Loss, state: State, data: Any, *, second_order: bool = True
+) -> tuple[dict[str, Tensor], Tensor, Tensors]:
+    """Compute the gradient of a loss at the parameters of one task, for rules that also need the loss itself.
+
+    Args:
+        loss, state, data, second_order: as for ``descend``. Without ``second_order`` the loss is a constant too.
+
+    Returns:
+        The gradients by name, the loss [], and the buffers after the loss was computed, which are copies.
+
+    Raises:
+        TrainingError: the loss is not a scalar.
+
+    Example:
+        >>> state = State({"theta": torch.tensor(1.0)}, {})
+        >>> gradient_at(lambda s, x: (s.parameters["theta"] - x) ** 2, state, 3.0)
+        ({'theta': tensor(-4.)}, tensor(4.), {})
+    """
+
+    def value(parameters: Tensors, buffers: Tensors) -> tuple[Tensor, tuple[Tensors, Tensor]]:
+        """Compute the loss to differentiate; pass on the buffers that it wrote, and its number."""
         scalar = loss(State(parameters, buffers), data)
         if not isinstance(scalar, Tensor) or scalar.ndim:
             got = f"shape {tuple(scalar.shape)}" if isinstance(scalar, Tensor) else f"type {type(scalar).__name__}"
             raise TrainingError(f"inner loop: got an inner loss of {got}, expected a scalar; take its mean or sum")
-        return scalar, (buffers, scalar.detach())
+        return scalar, (buffers, scalar)
 
-    losses, memory = [], None
-    for data in batches:
-        # The gradient of the loss at theta. Buffers are copied, because a module in training writes to them in place.
-        copies = {n: b.clone() for n, b in state.buffers.items()}
-        # Without second order the gradients are computed outside any graph, and count as constants afterwards.
-        with nullcontext() if second_order else torch.no_grad():
-            differentiate = torch.func.grad(partial(value, data), has_aux=True)
-            gradients, (buffers, before) = differentiate(state.parameters, copies)
-        # theta <- update(theta, gradients): the step itself is always differentiable.
-        parameters, memory = update(state.parameters, gradients, memory)
-        state = State({n: _laid_out_as(state.parameters[n], p) for n, p in parameters.items()}, buffers)
-        losses.append(before)
-    return state, torch.stack(losses) if losses else torch.zeros(0)
+    # Buffers are copied, because a module in training writes to them in place.
+    copies = {n: b.clone() for n, b in state.buffers.items()}
+    # Without second order the gradients are computed outside any graph, and count as constants afterwards.
+    with nullcontext() if second_order else torch.no_grad():
+        gradients, (buffers, number) = torch.func.grad(value, has_aux=True)(state.parameters, copies)
+    return gradients, number, buffers
 
 
 def _laid_out_as(before: Tensor, after: Tensor) -> Tensor:
@@ -220,7 +244,7 @@ def check_descent(losses: Tensor, who: str, origin: Origin | None = None) -> Non
         kshot.errors.TrainingError: maml: got inner loss inf of task 0 before step 2 of 2, expected a finite number; ...
     """
     # One sum decides the usual case with a single synchronisation; the place is searched only on failure.
-    if losses.numel() and not bool(torch.isfinite(losses.detach().sum())):
+    if losses.numel() and not math.isfinite(losses.detach().sum().item()):
         bad = (~torch.isfinite(losses)).nonzero()
         if len(bad):
             task, step = bad[0].tolist()
@@ -247,6 +271,8 @@ def keep_buffers(module: nn.Module, state: State) -> None:
         >>> norm.running_mean
         tensor([2.])
     """
+    if not state.buffers:  # no need to look for them
+        return
     for name, buffer in module.named_buffers():
         if buffer.is_floating_point():
             buffer.copy_(state.buffers[name].mean(0))

@@ -63,7 +63,7 @@ class Lift:
     that have a graph are always computed by the function.
 
     If torch has several threads, they share the chunks of a trace: each thread runs chunks of its own, with one thread
-    of torch, which for a loop over tasks is faster than several threads in each operation.
+    of torch.
 
     The results of ``vmap``, ``loop`` and ``compiled`` differ by rounding only.
 
@@ -122,7 +122,7 @@ class Lift:
         if found is not None and found[0].traces:
             return _concatenate([results for _, results in self._replays.replay(*found)])
         chunks, results = [], []
-        for first, last, chunk, result in self._run(function, state, values):
+        for first, last, chunk, result in self._run(function, state, values, alone=False):
             chunks.append((first, last, chunk))
             results.append(result)
         joined = _concatenate(results)
@@ -169,7 +169,7 @@ class Lift:
                 rows.add(results, tasks, graph=False)
         else:
             rows, chunks = Rows(state.tasks or len(pytree.tree_leaves(values)[0])), []
-            for first, last, chunk, (metrics, end) in self._run(function, state, values):
+            for first, last, chunk, (metrics, end) in self._run(function, state, values, alone=True):
                 # The mean over all tasks is the sum of (tasks of the chunk) / B * (mean over the chunk).
                 (mean_loss(metrics) * (chunk.tasks / rows.tasks)).backward()
                 rows.add((dict(metrics), dict(end.buffers)), chunk.tasks)
@@ -181,14 +181,19 @@ class Lift:
         return metrics, State({}, buffers, rows.tasks)
 
     def _run(
-        self, function: Callable[..., Any], state: State, values: Any
+        self, function: Callable[..., Any], state: State, values: Any, *, alone: bool
     ) -> Iterator[tuple[int, int, Chunk, Any]]:
-        """Yield for each chunk its first and its last task, the chunk, and its stacked results."""
+        """Yield for each chunk its first and its last task, the chunk, and its stacked results.
+
+        Args:
+            function, state, values: as in ``map``.
+            alone: whether a meta-batch of a single task runs without vmap, which is faster. The results of ``map`` do
+                not depend on the number of tasks, not even by rounding.
+        """
         B = state.tasks or len(pytree.tree_leaves(values)[0])
         shared = state.tasks is None
-        # Choose between vmap and the loop once for each function and each set of shapes, by running the first task. A
-        # single task runs faster without vmap.
-        one = B == 1 and self.strategy != "vmap"
+        # Choose between vmap and the loop once for each function and each set of shapes, by running the first task.
+        one = alone and B == 1 and self.strategy != "vmap"
         key = (identity_of(function, by_shape=True), one, torch.is_grad_enabled(), _shapes(state), _shapes(values))
         if key not in self._chosen:
             if len(self._chosen) >= MOST_CHOICES:

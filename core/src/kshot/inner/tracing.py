@@ -26,6 +26,8 @@ from kshot.inner.guards import Untraceable
 aten = torch.ops.aten
 _VIEWS = (aten.alias.default, aten.view.default, aten._unsafe_view.default, aten.expand.default, aten.detach.default)
 _DECIDING = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
+_JOINED = 4
+"""The least number of matrix products of which TorchScript makes one."""
 Flat = Callable[..., Sequence[Tensor]]
 
 
@@ -76,7 +78,11 @@ def interpreter(graph: fx.GraphModule) -> Callable[..., Sequence[Tensor]]:
         scripted.recompile()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that TorchScript is no longer developed
-            return torch.jit.script(scripted)
+            run: Callable[..., Sequence[Tensor]] = torch.jit.script(scripted)
+        # TorchScript computes a sum of matrix products, such as the gradient of a weight that every step of a
+        # recurrent net uses, as one larger product, which is rounded differently.
+        products = sum(node.target is aten.mm.default for node in graph.graph.nodes)
+        return run if products < _JOINED else _unoptimised(run)
     except Exception:  # an operator or a type of argument that it does not know
         return graph
 
@@ -115,6 +121,16 @@ def draws(graph: fx.GraphModule) -> bool:
     return any(tag in getattr(node.target, "tags", ()) for node in graph.graph.nodes)
 
 
+def _unoptimised(run: Callable[..., Sequence[Tensor]]) -> Callable[..., Sequence[Tensor]]:
+    """Return a function that runs a scripted graph operation by operation, as it was recorded."""
+
+    def plain(*tensors: Tensor) -> Sequence[Tensor]:
+        with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
+            return run(*tensors)
+
+    return plain
+
+
 class _Recorder(TorchDispatchMode):
     """Record the operations inside as the nodes of a graph."""
 
@@ -138,6 +154,9 @@ class _Recorder(TorchDispatchMode):
         # The arguments are looked up before the operation, which may write to them.
         arguments, named = pytree.tree_map_only(Tensor, self._node, (args, kwargs))
         results = func(*args, **kwargs)
+        if func is aten.native_batch_norm.default and args[5] and args[3] is not None:
+            # In training it also writes to the running statistics, which only its twin's signature says.
+            func = aten._native_batch_norm_legit.default
         node = self.graph.call_function(func, arguments, named)
         if isinstance(results, Tensor):
             same = func in _VIEWS and _alike(results, args[0])

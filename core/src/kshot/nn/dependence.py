@@ -33,7 +33,7 @@ INDEPENDENT = (
 
 
 def depends_on_batch(net: nn.Module, input_shape: tuple[int, ...], *, training: bool) -> bool:
-    """Return whether the outputs for two examples change when two others are beside them.
+    """Return whether the outputs for two examples change when others are beside them.
 
     The net's tensors and modes are not changed, nor is torch's global random state. Nets that draw random numbers can't
     be tried in this way, nor those that raise an exception for random inputs; the answer is then False.
@@ -56,23 +56,29 @@ def depends_on_batch(net: nn.Module, input_shape: tuple[int, ...], *, training: 
     modes = [(m, m.training) for m in net.modules()]
     tensors = itertools.chain(net.parameters(), net.buffers(), [torch.zeros(())])
     like = next(t for t in tensors if t.is_floating_point())
-    x = torch.randn(4, *input_shape, generator=torch.Generator().manual_seed(0)).to(like)
+    generator = torch.Generator().manual_seed(0)
+    shape = (6, *input_shape)
+    # Normals, and numbers of [0, 2), as a net may take its inputs for indices, which can't be negative.
+    tries = torch.randn(shape, generator=generator).to(like), torch.rand(shape, generator=generator).to(like) * 2
 
     def outputs(examples: Tensor, seed: int) -> Any:
-        with seeded("dependence", seed, device=x.device):
+        with seeded("dependence", seed, device=examples.device):
             return functional_call(net, {name: b.clone() for name, b in net.named_buffers()}, (examples,))
+
+    def depends(x: Tensor) -> bool:
+        try:
+            with torch.no_grad():
+                together, again, fewer = outputs(x, 0), outputs(x, 1), outputs(x[:2], 0)
+        except Exception:
+            return False
+        known = isinstance(together, Tensor) and together.shape[:1] == x.shape[:1] and torch.equal(together, again)
+        return known and together.shape[1:] == fewer.shape[1:] and differ(together[:2], fewer)
 
     try:
         net.train(training)
         for m in batch_norms(net) + [m for m in net.modules() if isinstance(m, _DropoutNd)]:
             m.training = False if training else m.training
-        with torch.no_grad():
-            together, again, fewer = outputs(x, 0), outputs(x, 1), outputs(x[:2], 0)
-            if not isinstance(together, Tensor) or len(together) != len(x) or not torch.equal(together, again):
-                return False
-            return differ(together[:2], fewer)
-    except Exception:
-        return False
+        return any(map(depends, tries))
     finally:
         for m, mode in modes:
             m.training = mode

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from kshot.errors import DataError, OptionError
-from kshot.nn.examination import examine
+from kshot.nn.examination import examine, expect_outputs
 from kshot.nn.normalisation import (
     Normalisation,
     check_policy,
@@ -77,13 +77,14 @@ class Encoder(nn.Module):
 
         Raises:
             DataError: the inputs have another shape than ``input_shape``.
+            MisfitError: the net returns something else than an embedding for each input.
         """
         self._check(x)
         if self.training and self.has_batch_norm:
             return per_episode_statistics(self.net, x)
         if self._always_joint:
             return torch.stack([self.net(episode) for episode in x])
-        out: Tensor = self.net(x.flatten(0, 1))
+        out = expect_outputs("Encoder", self.net(x.flatten(0, 1)), x.shape[0] * x.shape[1], axes=2)
         return out.view(*x.shape[:2], *out.shape[1:])
 
     def given(self, support_x: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
@@ -139,7 +140,7 @@ class Encoder(nn.Module):
         """Embed ``x`` [B, n, *input] by ``net``, this encoder's own or its folded version, in evaluation mode."""
         self._check(x)
         with evaluating(self):
-            z: Tensor = net(x.flatten(0, 1))
+            z = expect_outputs("Encoder", net(x.flatten(0, 1)), x.shape[0] * x.shape[1], axes=2)
         return z.view(*x.shape[:2], *z.shape[1:])
 
     def _check(self, x: Tensor) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from attrs import frozen
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from kshot.errors import DataError, OptionError
+from kshot.errors import DataError, MisfitError, OptionError
 from kshot.nn.dependence import depends_on_batch
 from kshot.nn.normalisation import Normalisation, batch_norms
 
@@ -42,13 +44,18 @@ def examine(
 
     Raises:
         OptionError: the net normalises by the statistics of its inputs in a way that can't follow the policy, or over
-            several processes.
+            several processes, or a module of it was compiled by torch.jit.
         DataError: the net has lazily initialised layers that can't be initialised.
 
     Example:
         >>> examine("Encoder", nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), "inductive", (3,))
         Statistics(of_batch=True, always=False)
     """
+    if any(isinstance(m, torch.jit.ScriptModule) for m in net.modules()):
+        raise OptionError(
+            f"{owner}: got a net with a module of torch.jit, whose layers can't be seen and which takes no other "
+            "parameters, expected ordinary modules; give the module that it was made of"
+        )
     _initialise(owner, net, input_shape)
     norms = batch_norms(net)
     if any(isinstance(m, nn.SyncBatchNorm) for m in norms):
@@ -75,6 +82,29 @@ def examine(
             "from nn.BatchNorm2d, or choose normalisation='inductive'"
         )
     return Statistics(of_batch=bool(norms) or always or unknown, always=always)
+
+
+def expect_outputs(owner: str, outputs: Any, examples: int, *, axes: int = 1) -> Tensor:
+    """Return the outputs of a net for ``examples`` inputs, after checking that they are one tensor with a row for each.
+
+    Args:
+        owner: the class that the net is for, for the error message.
+        axes: the least number of axes, with that of the inputs.
+
+    Raises:
+        MisfitError: they are something else, such as the tuple or the mapping that some libraries' networks return.
+
+    Example:
+        >>> expect_outputs("Encoder", torch.zeros(5, 2), 5).shape
+        torch.Size([5, 2])
+    """
+    if isinstance(outputs, Tensor) and outputs.ndim >= axes and len(outputs) == examples:
+        return outputs
+    got = f"a tensor of shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
+    raise MisfitError(
+        f"{owner}: got a net that returns {got} for {examples} inputs, expected one tensor with a row for each input, "
+        f"[{', '.join([str(examples), *['D'] * (axes - 1), '...'])}]; wrap it in a module that returns this tensor"
+    )
 
 
 def _initialise(owner: str, net: nn.Module, input_shape: tuple[int, ...] | None) -> None:

@@ -6,14 +6,14 @@ Letters: N way, S support size, n examples; an image is [C, H, W].
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from kshot.errors import DataError, OptionError
 from kshot.inner import State
 from kshot.nn.encoders import conv4, mlp, strided_conv4
-from kshot.nn.examination import examine
+from kshot.nn.examination import examine, expect_outputs
 from kshot.nn.normalisation import Normalisation, check_policy, evaluating, own_statistics
 from kshot.spec import TaskSpec, bounds
 
@@ -88,11 +88,11 @@ class Network(nn.Module):
 
         Raises:
             DataError: the inputs have another shape than ``input_shape``.
+            MisfitError: the net returns something else than outputs for each input.
         """
         self._check(x)
         with own_statistics(self.net, momentum=0.0):
-            outputs: Tensor = self._leaving_buffers(state).call(self.net, x)
-        return outputs
+            return expect_outputs("Network", self._leaving_buffers(state).call(self.net, x), len(x))
 
     def on_query(self, state: State, x: Tensor, support_x: Tensor) -> Tensor:
         """Compute the outputs [n, *output] for queries after adapting, by the policy of normalisation.
@@ -104,9 +104,10 @@ class Network(nn.Module):
 
         Raises:
             DataError: the inputs have another shape than ``input_shape``.
+            MisfitError: the net returns something else than outputs for each input.
         """
         self._check(x)
-        outputs: Tensor
+        outputs: Any
         if not self.has_batch_norm:
             outputs = state.call(self.net, x)
         elif self.normalisation == "support":
@@ -122,7 +123,7 @@ class Network(nn.Module):
                 outputs = self._leaving_buffers(state).call(self.net, x)
         else:
             outputs = state.call(self.net, x)
-        return outputs
+        return expect_outputs("Network", outputs, len(x))
 
     def predict(self, state: State, x: Tensor, support_x: Tensor) -> Tensor:
         """Compute ``on_query`` in evaluation mode, whatever mode the module is in."""

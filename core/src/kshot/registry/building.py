@@ -362,10 +362,15 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def _check_fit(plugin: Plugin, factory: Factory, spec: Any) -> None:
-    """Raise MisfitError if the needs that the class declares do not fit the spec.
+    """Raise MisfitError if the needs that the class declares do not fit the spec, and OptionError if there is none.
 
     Needs that only an instance can declare are checked later, by ``kshot.check``.
     """
+    from kshot.spec import TaskSpec
+
+    if not isinstance(spec, TaskSpec):
+        advice = "give their spec, tasks.spec" if hasattr(spec, "spec") else "give that of your tasks, tasks.spec"
+        raise OptionError(f"{plugin.who}: got {type(spec).__name__}, expected a kshot.TaskSpec; {advice}")
     needs = getattr(factory, "needs", None)
     if needs is None or isinstance(needs, property):
         return

@@ -100,6 +100,8 @@ class Registry:
             UnknownPluginError: no plugin (of this group) has this name.
             PluginError: it is an alias of several plugins.
         """
+        if not isinstance(name, str):
+            raise UnknownPluginError(f"got {type(name).__name__}, expected the name of a plugin; see kshot list")
         listed = self.plugins()
         named = [p for p in listed if p.name == name] or [p for p in listed if name in p.aliases]
         fitting = [p for p in named if group in (None, p.group)]

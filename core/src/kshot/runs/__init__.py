@@ -7,7 +7,8 @@
 
 Reading order: ``recipe`` (the configuration that a user gives), ``plan`` (the components that a run is built from),
 ``runner`` (train and evaluate a plan), ``calls`` (the functions above), ``run`` (their result), ``comparison`` (compare
-runs), ``trained`` (predict with a run), ``launch`` (the environment that torchrun sets).
+runs), ``learners`` (load the learner of a run), ``trained`` (predict with a run), ``launch`` (the environment that
+torchrun sets).
 Importing this module does not import torch; names are imported on first use.
 """
 
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kshot.runs.calls import evaluate, resume, train, train_seeds
     from kshot.runs.comparison import Comparison, compare
+    from kshot.runs.learners import TrainedLearner, load_learner
     from kshot.runs.predictions import Prediction
     from kshot.runs.run import Run
     from kshot.runs.trained import Threshold, Trained
@@ -29,8 +31,10 @@ _MODULE_OF = {
     "Run": "run",
     "Threshold": "trained",
     "Trained": "trained",
+    "TrainedLearner": "learners",
     "compare": "comparison",
     "evaluate": "calls",
+    "load_learner": "learners",
     "resume": "calls",
     "train": "calls",
     "train_seeds": "calls",
@@ -42,8 +46,10 @@ __all__ = [
     "Run",
     "Threshold",
     "Trained",
+    "TrainedLearner",
     "compare",
     "evaluate",
+    "load_learner",
     "resume",
     "train",
     "train_seeds",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kshot._engine.hook_checks import named_hooks
+from kshot._engine.run_folder import run_path
 from kshot.errors import OptionError
 from kshot.registry.modules import importing
 from kshot.runs.plan import Plan
@@ -175,7 +176,7 @@ def resume(
         >>> resume("runs/to-resume", quiet=True).result.mean == run.result.mean
         True
     """
-    return resume_run(Path(run), dict(backend or {}), quiet=quiet, import_from=import_from)
+    return resume_run(run_path(run), dict(backend or {}), quiet=quiet, import_from=import_from)
 
 
 def evaluate(
@@ -214,4 +215,4 @@ def evaluate(
     """
     changes = {"tasks": tasks, "learner": learner, "backend": backend, "evaluate": evaluate}
     given = {name: dict(options) for name, options in changes.items() if options is not None}
-    return evaluate_run(Path(run), given, quiet=quiet, import_from=import_from)
+    return evaluate_run(run_path(run), given, quiet=quiet, import_from=import_from)

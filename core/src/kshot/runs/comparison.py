@@ -10,7 +10,6 @@ import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 from kshot._engine.recording import RESULT_FILE
 from kshot._engine.result import Difference, Result, attack_text
-from kshot._engine.run_folder import CONFIG_FILE, RunFolder
+from kshot._engine.run_folder import CONFIG_FILE, RunFolder, run_path
 from kshot._engine.stored import fitting
 from kshot._engine.stored_results import read_results
 from kshot.errors import DataError, RunError
@@ -248,7 +247,7 @@ def _source(run: Any) -> _Source:
     if hasattr(run, "results") and hasattr(run, "engine"):
         recorded = {} if run.folder is None else RunFolder.open(run.folder).config
         return _as_source(str(run.folder or "run"), recorded, run.results)
-    path = Path(run)
+    path = run_path(run)
     folder, file = (path, path / RESULT_FILE) if path.is_dir() else (None, path)
     config = {} if folder is None else RunFolder.open(folder).config
     if folder is not None and not file.is_file():

@@ -17,7 +17,7 @@ from kshot._engine.engine import Engine
 from kshot._engine.gradient import division
 from kshot._engine.processes import everywhere, first_then_rest, from_first
 from kshot._engine.recording import RESULT_FILE
-from kshot._engine.run_folder import CONFIG_FILE, RunFolder, refuse_used, write_json
+from kshot._engine.run_folder import CONFIG_FILE, RunFolder, refuse_used, run_path, write_json
 from kshot._engine.run_lock import only_training
 from kshot._engine.states import shapes
 from kshot._engine.stored import fitting, mapping_of, plain
@@ -36,6 +36,7 @@ from kshot.runs.plan import (
     build,
     build_backend,
     build_tasks,
+    building,
     listed,
     obstacles,
     record,
@@ -52,7 +53,7 @@ ENGINE = ("meta_batch", "chunk")
 
 def folder_of(config: Config) -> Path:
     """Return the run folder: as the user asked, or ``runs/LEARNER-TASKS-SEED``."""
-    return Path(config.run or f"runs/{config.learner['name']}-{config.tasks['name']}-{config.seed}")
+    return run_path(config.run or f"runs/{config.learner['name']}-{config.tasks['name']}-{config.seed}")
 
 
 def rebuilding(folder: Path, import_from: str | Path | None) -> AbstractContextManager[None]:
@@ -162,13 +163,15 @@ def preflight(plan: Plan, parts: Parts, engine: Engine) -> None:
 
     Raises:
         DataError: an unknown split, too few classes or examples, malformed episodes.
+        OptionError: sampling raised an error that is none of kshot, as for an example that fits into no memory.
     """
-    for test in parts.tests:
-        engine.enter(test, plan.evaluate.get("split", "test"), 1)
+    for test, how in zip(parts.tests, plan.tests, strict=True):
+        with building(f"tasks {how['name']!r}"):
+            engine.enter(test, plan.evaluate.get("split", "test"), 1)
         for attack in attacks_of(plan.evaluate):
             if attack is not None:
                 attack.check(test.spec)
-    with blame_own(plan):
+    with blame_own(plan), building(f"tasks {plan.training['name']!r}"):
         engine.enter(parts.training, plan.engine.get("split", "train"), engine.meta_batch)
     if plan.engine.get("validate_every") is not None:
         engine.enter(parts.tests[0], plan.engine.get("validation_split", "val"), 1)

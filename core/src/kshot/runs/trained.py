@@ -25,7 +25,7 @@ from kshot._engine import warm_start
 from kshot._engine.checkpoint_state import check_tensors
 from kshot._engine.evaluation import BUDGET
 from kshot._engine.inputs import load_inputs
-from kshot._engine.run_folder import CONFIG_FILE, RunFolder, digest
+from kshot._engine.run_folder import CONFIG_FILE, RunFolder, digest, run_path
 from kshot.arrays import as_inputs
 from kshot.episode import Support
 from kshot.errors import DataError, MisfitError, PluginError
@@ -131,7 +131,7 @@ class Trained:
             RunError: the run does not exist, has no checkpoint, or can't be built again from its folder.
             KshotError: the learner can't be built here, or the tasks can't if they are needed.
         """
-        folder = Path(run)
+        folder = run_path(run)
         plan = Plan.of_run(folder, RunFolder.open(folder).config)
         checkpoint, _, parameters = warm_start.trained(run)
 

@@ -43,8 +43,8 @@ class ADML(nn.Module):
         steps: of ``pgd``, the number of steps.
         step_size: of ``pgd``, the change of a number in one step; None for 2.5 epsilon / steps.
         random_start: of ``pgd``, whether to start at a random change, which depends on the episode's key alone.
-        against: whose loss the adversarial queries increase: of ``theta``, as in the paper, or ``adapted``, which are
-            the parameters theta'_clean that will predict them. The adversarial support is against theta.
+        against: whose loss the adversarial queries increase: of ``adapted``, which is theta'_clean and predicts them,
+            or of ``theta``, as in the paper's equation of an attack. The adversarial support is against theta.
         clean_weight: beta_1, the weight of the loss of theta'_adv on the clean queries.
         adversarial_weight: beta_2, the weight of the loss of theta'_clean on the adversarial queries.
         network: ``auto``, ``conv4``, ``mlp`` or a module from [n, *input] to logits [n, N].
@@ -81,7 +81,7 @@ class ADML(nn.Module):
         steps: Annotated[int, Range(0)] = 5,
         step_size: Positive | None = None,
         random_start: bool = True,
-        against: Literal["theta", "adapted"] = "theta",
+        against: Literal["adapted", "theta"] = "adapted",
         clean_weight: NotNegative = 1.0,
         adversarial_weight: NotNegative = 1.0,
         network: NetworkChoice = "auto",

@@ -85,12 +85,14 @@ class Bandits:
         query: number of trajectories by which an adapted policy is scored.
         seed: fixes all episodes.
         arms: N, the number of arms.
+        live: how many arms may pay, at random places in each task; the others never pay. None is all of them. So a
+            policy can be tested with more paying arms than it was trained with.
         horizon: T, the number of pulls in a trajectory.
         history: show the policy its previous pull and the payment, for policies with a memory.
         rollouts: number of rollouts that a learner may play while it adapts: one for each update.
 
     Raises:
-        OptionError: arms is below 2, or another number is below 1.
+        OptionError: arms is below 2, another number is below 1, or ``live`` is greater than ``arms``.
 
     Example:
         >>> import torch
@@ -107,6 +109,7 @@ class Bandits:
         seed: int = 0,
         *,
         arms: int = 5,
+        live: int | None = None,
         horizon: int = 10,
         history: bool = False,
         rollouts: int = 3,
@@ -114,7 +117,9 @@ class Bandits:
         given = {"shot": shot, "query": query, "horizon": horizon, "rollouts": rollouts, "arms": arms}
         if wrong := [f"{name} {value}" for name, value in given.items() if value < (2 if name == "arms" else 1)]:
             raise OptionError(f"bandits: got {', '.join(wrong)}, expected at least 1, and at least 2 arms")
-        self.seed, self._horizon, self._history = seed, horizon, history
+        if live is not None and not 1 <= live <= arms:
+            raise OptionError(f"bandits: got {live} live arms, expected 1 to {arms}, the number of arms; change live")
+        self.seed, self._horizon, self._history, self._live = seed, horizon, history, live
         self._shot, self._query, self._arms = shot, query, arms
         self.spec = TaskSpec(
             kind="control",
@@ -132,6 +137,10 @@ class Bandits:
         check_split(split, self.spec)
         keys = episode_keys(self.seed, split, indices)
         chances, key = torch.from_numpy(uniform(keys, "chances", self._arms)).float(), as_tensor(keys)
+        if self._live is not None:
+            # The live arms are those with the smallest of random numbers.
+            rank = uniform(keys, "live", self._arms).argsort(-1).argsort(-1)
+            chances = chances * torch.from_numpy(rank < self._live)
         fields = {"chances": chances.numpy().copy()}
         origin = Origin(split, tuple(indices), self.seed, shot=self._shot, query=self._query, fields=fields)
 

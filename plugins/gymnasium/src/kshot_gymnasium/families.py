@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 from attrs import frozen
-from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
 from kshot.errors import DataError, OptionError
 from kshot.randomness import draws, uniform
 
-Vector = VectorEnv[Any, Any, Any]
+Vector = Any
+"""A ``gymnasium.vector.VectorEnv`` with ``set_attr`` and ``get_attr``, which that class does not declare itself."""
 
 KEPT = 4
 """How many vector environments of different sizes are kept for the next rollouts."""

@@ -5,28 +5,9 @@ Letters: B meta-batch, P coordinates of a point, H hidden units.
 
 from __future__ import annotations
 
-import math
-
-import torch
 from torch import Tensor, nn
 
-
-def preprocess(gradient: Tensor, p: float) -> Tensor:
-    """Represent each gradient g by two numbers of moderate size: [...] -> [..., 2] (appendix A).
-
-    They are (log|g| / p, sign g) if |g| >= e^-p, otherwise (-1, e^p g).
-
-    Example:
-        >>> preprocess(torch.tensor([1.0, -1.0, 0.0]), p=10.0)
-        tensor([[ 0.,  1.],
-                [ 0., -1.],
-                [-1.,  0.]])
-    """
-    size = gradient.abs()
-    large = size >= math.exp(-p)
-    # The clamp keeps the unused branch finite, so that its zero gradient is not 0 * infinity.
-    log = size.clamp_min(math.exp(-p)).log() / p
-    return torch.stack([log.where(large, -1.0), gradient.sign().where(large, math.exp(p) * gradient)], -1)
+from kshot.functional import log_and_sign
 
 
 class CoordinateLSTM(nn.Module):
@@ -36,10 +17,11 @@ class CoordinateLSTM(nn.Module):
 
     Args:
         hidden: H, units of each layer.
-        preprocessing: p of ``preprocess``.
+        preprocessing: p of ``kshot.functional.log_and_sign``.
         output_scale: a factor of the output.
 
     Example:
+        >>> import torch
         >>> update, state = CoordinateLSTM(hidden=5, preprocessing=10.0, output_scale=0.1)(torch.ones(2, 3), None)
         >>> tuple(update.shape), [tuple(t.shape) for t in state]
         ((2, 3), [(6, 5), (6, 5), (6, 5), (6, 5)])
@@ -62,7 +44,7 @@ class CoordinateLSTM(nn.Module):
             The update [B, P] and the new state.
         """
         # The coordinates of all tasks are one batch of B * P sequences.
-        signal = preprocess(gradient, self.p).flatten(0, 1)
+        signal = log_and_sign(gradient, self.p).flatten(0, 1)
         new_state: list[Tensor] = []
         for layer, lstm in enumerate(self.cells):
             signal, cell = lstm(signal, None if state is None else state[2 * layer : 2 * layer + 2])

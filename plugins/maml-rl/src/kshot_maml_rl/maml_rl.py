@@ -103,7 +103,7 @@ class MamlRL(nn.Module):
 
     def theta(self, parameters: Mapping[str, Tensor] | None = None) -> State:
         """Return the state that adapts; parameters that do not adapt are its buffers."""
-        return self.family.state(self.net if parameters is None else parameters, self.adapt_std)
+        return self.family.state(parameters or dict(self.net.named_parameters()), self.adapt_std)
 
     def policy(self, theta: State) -> Policy:
         """Return the policies of B tasks with the parameters theta [B, *]."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from kshot import Episode, Objective
 from kshot.errors import OptionError, Unavailable
 from kshot.randomness import choose, episode_keys, normal
+from kshot.registry import Range
 from kshot_quadratics.steps import check_split, check_steps, objective_episode, objective_spec
 
 PIXELS, CLASSES = 64, 10
@@ -78,7 +80,13 @@ class DigitsMlp:
     """
 
     def __init__(
-        self, hidden: int = 20, images: int = 128, steps: int = 100, score_from: int = 1, *, seed: int = 0
+        self,
+        hidden: Annotated[int, Range(1, 65536)] = 20,
+        images: int = 128,
+        steps: int = 100,
+        score_from: int = 1,
+        *,
+        seed: int = 0,
     ) -> None:
         check_steps("digits-mlp", steps, score_from)
         most = min(last - first for first, last in SPLITS.values())

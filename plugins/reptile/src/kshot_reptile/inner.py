@@ -5,6 +5,7 @@ Letters: B meta-batch, S support size, k inner steps, b examples of a minibatch.
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any, Literal
 
@@ -69,9 +70,14 @@ def _adam_step(
     t, before = memory or (0, {n: torch.zeros_like(g) for n, g in gradients.items()})
     # v_t = beta2 v_{t-1} + (1 - beta2) g^2, and its square root after the correction of the bias.
     v = {n: beta2 * before[n] + (1 - beta2) * g.square() for n, g in gradients.items()}
-    root = {n: (s / (1 - beta2 ** (t + 1))).sqrt() for n, s in v.items()}
+    root = {n: (s / _one_minus_power(beta2, t + 1, s)).sqrt() for n, s in v.items()}
     # theta_t = theta_{t-1} - lr g / (sqrt(v^) + eps).
     return {n: p - lr * gradients[n] / (root[n] + eps) for n, p in parameters.items()}, (t + 1, v)
+
+
+def _one_minus_power(beta2: float, t: int | Tensor, like: Tensor) -> float | Tensor:
+    """Compute 1 - beta2^t; if t is a tensor [], in the type of ``like`` and without losing digits."""
+    return 1 - beta2**t if isinstance(t, int) else -torch.expm1(math.log(beta2) * t.to(like))
 
 
 class Moments(nn.Module):
@@ -91,8 +97,8 @@ class Moments(nn.Module):
     Example:
         >>> moments = Moments({"theta": torch.tensor([1.0, 2.0])})
         >>> moments.keep({"theta": torch.tensor([[4.0, 0.0], [2.0, 2.0]])}, steps=5)
-        >>> moments.memory({"theta": torch.zeros(2)})
-        (5, {'theta': tensor([3., 1.])})
+        >>> moments.memory({"theta": torch.zeros(2)}, tasks=1)
+        (tensor([5]), {'theta': tensor([[3., 1.]])})
     """
 
     v: Tensor
@@ -103,11 +109,17 @@ class Moments(nn.Module):
         self.register_buffer("v", torch.cat([torch.zeros_like(p).flatten() for p in parameters.values()]))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
-    def memory(self, parameters: Tensors) -> tuple[int, Tensors]:
-        """Return the memory of ``adam`` with which a task starts; the parameters give names and shapes."""
+    def memory(self, parameters: Tensors, tasks: int) -> tuple[Tensor, Tensors]:
+        """Return the memory of ``adam`` with which each of B tasks starts: the steps [B], and v by name [B, *].
+
+        Args:
+            parameters: give the names and shapes.
+            tasks: B.
+        """
         parts = self.v.split([p.numel() for p in parameters.values()])
         each = zip(parameters.items(), parts, strict=True)
-        return int(self.steps), {name: part.view(p.shape) for (name, p), part in each}
+        v = {name: part.view(p.shape).expand(tasks, *p.shape) for (name, p), part in each}
+        return self.steps.expand(tasks), v
 
     @torch.no_grad()
     def keep(self, v: Tensors, steps: int) -> None:

@@ -7,7 +7,6 @@ k inner steps, b examples of an inner minibatch. Functions of one task have no B
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, Literal
 
 import attrs
@@ -90,7 +89,7 @@ class Reptile(nn.Module):
         chunk: int | None = None,
     ) -> None:
         super().__init__()
-        chosen = {"inner_optimizer": inner_optimizer, "inner_lr": inner_lr, "inner_batch": inner_batch}
+        chosen: dict[str, Any] = {"inner_optimizer": inner_optimizer, "inner_lr": inner_lr, "inner_batch": inner_batch}
         chosen |= {"inner_steps": inner_steps, "test_batch": test_batch, "test_steps": test_steps}
         own = attrs.evolve(authors_settings(spec), **{n: value for n, value in chosen.items() if value is not None})
         if min(own.inner_batch, own.inner_steps, own.test_batch) < 1 or own.test_steps < 0:
@@ -105,7 +104,7 @@ class Reptile(nn.Module):
             )
         self.kind = spec.kind
         self.net = build_network(network, spec, normalisation=normalisation, width=width, hidden=hidden)
-        self.update = {"sgd": sgd, "adam": adam}[own.inner_optimizer](own.inner_lr)
+        self.update = (sgd if own.inner_optimizer == "sgd" else adam)(own.inner_lr)
         self.moments = Moments(self.net.state().parameters) if moments == "kept" else None
         self.inner_batch, self.inner_steps = own.inner_batch, own.inner_steps
         self.test_batch, self.test_steps = own.test_batch, own.test_steps
@@ -125,7 +124,7 @@ class Reptile(nn.Module):
     def final_parameters(self, theta: State, support: Support, order: Tensor, memory: Any) -> tuple[State, Tensor, Any]:
         """Compute theta~ = U^k(theta), one step on each of the minibatches ``order`` [k, b] (algorithm 1, line 4).
 
-        ``memory`` is that of the inner optimizer at the first step; None starts anew.
+        ``memory`` is that of the inner optimizer at the first step; () starts anew.
 
         Returns:
             theta~, without a graph to theta, the loss before each step [k], and the moments after the last, if kept.
@@ -133,7 +132,7 @@ class Reptile(nn.Module):
 
         def update(parameters: Tensors, gradients: Tensors, _: Any) -> tuple[Tensors, Any]:
             nonlocal memory
-            parameters, memory = self.update(parameters, gradients, memory)
+            parameters, memory = self.update(parameters, gradients, memory or None)
             return parameters, memory
 
         batches = ((support.x[chosen], support.y[chosen]) for chosen in order)
@@ -153,9 +152,9 @@ class Reptile(nn.Module):
         """Return theta - theta~ of each task {name: [B, *]}, without a graph, and the metrics, each [B]."""
         theta = self.net.state().detach()
         order = minibatches(episodes.support, self.inner_batch, self.inner_steps)
-        memory = self.moments.memory(theta.parameters) if self.moments else None
+        memory = self.moments.memory(theta.parameters, episodes.size) if self.moments else ()
         with torch.no_grad():
-            metrics, final, v = self.lift.map(partial(self.task, memory=memory), theta, episodes, order)
+            metrics, final, v = self.lift.map(self.task, theta, episodes, order, memory)
         check_descent(metrics.pop("inner"), "reptile", episodes.origin)
         if self.moments:
             self.moments.keep(v, self.inner_steps)
@@ -186,9 +185,9 @@ class Reptile(nn.Module):
         """
         order = minibatches(support, self.test_batch, self.test_steps)
         theta = self.net.state().detach()
-        memory = self.moments.memory(theta.parameters) if self.moments else None
+        memory = self.moments.memory(theta.parameters, len(support.key)) if self.moments else ()
         with evaluating(self.net), torch.no_grad():
-            final, losses, _ = self.lift.map(partial(self.final_parameters, memory=memory), theta, support, order)
+            final, losses, _ = self.lift.map(self.final_parameters, theta, support, order, memory)
         check_descent(losses, "reptile")
 
         def predict(x: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from kshot_semi_protonet.refinement import (
 )
 
 Refine = Literal["none", "soft", "cluster", "masked"]
+Assignments = Literal["differentiated", "constant"]
 
 
 class SemiProtoNet(nn.Module):
@@ -42,6 +43,9 @@ class SemiProtoNet(nn.Module):
         refine: ``none`` (prototypical networks), ``soft`` (unlabelled examples are shared among the classes),
             ``cluster`` (shared among the classes and a distractor cluster around the origin) or ``masked`` (examples
             that are far from a prototype, by a learned threshold, count less).
+        assignments: how the encoder learns from the shares of the unlabelled examples: ``differentiated``, through the
+            distances from which they are computed, or ``constant``, which stops that gradient. The radius and the mask
+            learn in both ways. The authors' code has ``constant`` for ``soft`` and differentiates the other two.
         train_encoder: if False, only the radius of the distractor cluster or the mask is trained, on embeddings as at
             evaluation. Use it for a second stage, on classes that the encoder was not trained on.
         encoder: ``auto``, ``conv4``, ``mlp``, ``linear`` or a module from [n, *input] to [n, D].
@@ -50,8 +54,8 @@ class SemiProtoNet(nn.Module):
             unlabelled examples) or ``transductive``.
 
     Raises:
-        OptionError: the refinement, the encoder or the policy of normalisation is unknown. In training: nothing can be
-            trained.
+        OptionError: the refinement, the assignments, the encoder or the policy of normalisation is unknown. In
+            training: nothing can be trained.
         DataError: the encoder does not accept inputs of this shape.
 
     Example:
@@ -79,6 +83,7 @@ class SemiProtoNet(nn.Module):
         spec: TaskSpec,
         *,
         refine: Refine = "soft",
+        assignments: Assignments = "differentiated",
         train_encoder: bool = True,
         encoder: EncoderChoice = "auto",
         width: int = 64,
@@ -87,7 +92,12 @@ class SemiProtoNet(nn.Module):
         super().__init__()
         if refine not in get_args(Refine):
             raise OptionError(f"semi-protonet: got refine={refine!r}, expected 'none', 'soft', 'cluster' or 'masked'")
+        if assignments not in get_args(Assignments):
+            raise OptionError(
+                f"semi-protonet: got assignments={assignments!r}, expected 'differentiated' or 'constant'; choose one"
+            )
         self.refine: Refine = refine
+        self.assignments: Assignments = assignments
         self.encoder = build_encoder(encoder, spec.input_shape, normalisation, width).requires_grad_(train_encoder)
         self.train_encoder = train_encoder
         self.log_radius = nn.Parameter(torch.tensor(math.log(10.0)))
@@ -98,12 +108,16 @@ class SemiProtoNet(nn.Module):
         self.needs = attrs.evolve(
             type(self).needs,
             queries=self.encoder.queries,
+            # Constant assignments are left out of the gradient of the encoder.
+            exact_gradient=refine == "none" or assignments == "differentiated" or not train_encoder,
             # ``cluster`` and ``masked`` need unlabelled examples to learn their parameters; ``soft`` has none.
             unlabelled="no" if refine == "none" else "optional" if refine == "soft" else "required",
         )
 
     def weights(self, prototypes: Tensor, z: Tensor) -> Tensor:
         """Compute the weight of each unlabelled example ``z`` [B, U, D] for each prototype [B, N, D]: [B, U, N]."""
+        if self.assignments == "constant":  # for the encoder; the radius and the mask still learn from the loss
+            prototypes, z = prototypes.detach(), z.detach()
         distances = pairwise_squared_distance(z, prototypes)
         if self.refine == "cluster":
             return cluster_assignments(distances, z, self.log_radius)

@@ -25,7 +25,9 @@ from kshot.testing.subjects import TasksSubject
 
 
 def _no_control(subject: TasksSubject) -> str | None:
-    return None if subject.spec.kind == "control" else f"their kind is {subject.spec.kind}"
+    if subject.spec.kind == "control" or "environment" in subject.spec.provides:
+        return None
+    return f"their kind is {subject.spec.kind}"
 
 
 @frozen(eq=False)
@@ -77,8 +79,10 @@ def _play(spec: TaskSpec, environment: Any, number: int = 0) -> tuple[Rollout, C
         return environment.rollout(policy, number), policy
 
 
-def _both(episode: Episode) -> list[tuple[str, Any]]:
-    return [("support", episode.support.source), ("query", episode.query.source)]
+def _sources(episode: Episode) -> list[tuple[str, Any]]:
+    """Return the environments of support and query; demonstrations have the latter alone."""
+    both = [("support", episode.support.source), ("query", episode.query.source)]
+    return [(where, source) for where, source in both if source is not None]
 
 
 @tasks_rule(_no_control)
@@ -93,7 +97,9 @@ def rollouts_as_specified(subject: TasksSubject) -> None:
     for split in spec.splits:
         indices = list(subject.block(0, 3))
         episode = subject.tasks.sample(split, indices)
-        for (where, environment), count in zip(_both(episode), (spec.shot, spec.query), strict=True):
+        counts = {"support": spec.shot, "query": spec.query} if spec.kind == "control" else {}
+        for where, environment in _sources(episode):
+            count = counts.get(where)
             _check_rollout(*_play(spec, environment), spec, len(indices), count, f"split {split!r}, {where}")
 
 
@@ -158,7 +164,7 @@ def rollouts_are_values(subject: TasksSubject) -> None:
     spec = subject.spec
     split = spec.splits[0]
     episode = subject.tasks.sample(split, list(subject.block(0, 2)))
-    for where, environment in _both(episode):
+    for where, environment in _sources(episode):
         limit = spec.rollouts if where == "support" else None
         numbers = range(3) if limit is None else range(min(limit, 3))
         first = {n: named_tensors(_play(spec, environment, n)[0]) for n in numbers}
@@ -189,7 +195,7 @@ def rollouts_have_own_chance(subject: TasksSubject) -> None:
     indices = list(subject.block(0, 3))
     episode = subject.tasks.sample(split, indices)
     keys: dict[int, str] = {}
-    for where, environment in _both(episode):
+    for where, environment in _sources(episode):
         for n in range(1 if spec.rollouts == 1 and where == "support" else 2):
             if spec.rollouts == 0 and where == "support":
                 continue
@@ -200,7 +206,7 @@ def rollouts_have_own_chance(subject: TasksSubject) -> None:
                     broken(f"got the same key {key} in begin for {name} and for {keys[key]}, expected different keys")
                 keys[key] = name
             for b, i in enumerate(indices):
-                alone = dict(_both(subject.tasks.sample(split, [i])))[where]
+                alone = dict(_sources(subject.tasks.sample(split, [i])))[where]
                 one = named_tensors(_play(spec, alone, n)[0])
                 if differs := difference(one, rows(named_tensors(played), b)):
                     broken(
@@ -247,14 +253,14 @@ def environments_travel(subject: TasksSubject) -> None:
     spec = subject.spec
     episode = subject.tasks.sample(spec.splits[0], list(subject.block(0, 3)))
     last = episode.size - 1  # the task to compare
-    for where, environment in _both(episode):
+    for where, environment in _sources(episode):
         if spec.rollouts == 0 and where == "support":
             continue
         in_batch = rows(named_tensors(_play(spec, environment)[0]), last)
-        sliced = dict(_both(slice_tasks(episode, last, last + 1)))[where]
+        sliced = dict(_sources(slice_tasks(episode, last, last + 1)))[where]
         if differs := difference(in_batch, named_tensors(_play(spec, sliced)[0])):
             broken(f"{where}: got another rollout of task {last} after slicing, expected the same: {differs}")
-        single, policy = _play(spec, dict(_both(one_task(episode, last)))[where])
+        single, policy = _play(spec, dict(_sources(one_task(episode, last)))[where])
         if policy.begun[0][0].ndim:
             broken(f"{where}: got keys of shape {tuple(policy.begun[0][0].shape)} in begin for one task, expected ()")
         if differs := difference(in_batch, {name: t[None] for name, t in named_tensors(single).items()}):

@@ -14,12 +14,16 @@ from torch import Tensor
 from kshot.episode import Origin
 from kshot.testing.rulebook.rule import broken
 from kshot.testing.rulebook.task_overlaps import Repeats, check_contents
-from kshot.testing.rulebook.task_rule import EPISODES, tasks_rule
+from kshot.testing.rulebook.task_rule import EPISODES, labelled_by_actions, tasks_rule
 from kshot.testing.subjects import TasksSubject
 
 
 def _no_identities(subject: TasksSubject) -> str | None:
-    if "identities" in subject.spec.provides or subject.spec.kind == "classification":
+    if "identities" in subject.spec.provides:
+        return None
+    if reason := labelled_by_actions(subject):
+        return reason  # two demonstrations may observe the same
+    if subject.spec.kind == "classification":
         return None
     origin = subject.tasks.sample(subject.spec.splits[0], [0]).origin
     return None if origin is not None and origin.support_ids is not None else "their examples have no identities"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kshot.testing.rulebook.rule import broken
 from kshot.testing.rulebook.task_examples import bernstein, no_classes
-from kshot.testing.rulebook.task_rule import EPISODES, tasks_rule
+from kshot.testing.rulebook.task_rule import EPISODES, labelled_by_actions, tasks_rule
 from kshot.testing.subjects import TasksSubject
 
 # --- Inputs ---------------------------------------------------------------------------------------
@@ -20,6 +20,8 @@ from kshot.testing.subjects import TasksSubject
 
 def _no_labels(subject: TasksSubject) -> str | None:
     spec = subject.spec
+    if reason := labelled_by_actions(subject):
+        return reason
     if spec.kind in ("classification", "regression") or (spec.kind == "sequence" and "stream" in spec.provides):
         return None
     return f"their kind is {spec.kind}" + (" without a stream of labels" if spec.kind == "sequence" else "")
@@ -126,6 +128,8 @@ def _check_stream(subject: TasksSubject, split: str) -> None:
 
 
 def _no_queries(subject: TasksSubject) -> str | None:
+    if reason := labelled_by_actions(subject):
+        return reason
     return None if subject.spec.kind == "classification" else f"their kind is {subject.spec.kind}"
 
 

@@ -26,6 +26,13 @@ def tasks_rule(unless: Callable[[TasksSubject], str | None] = always) -> Callabl
     return put
 
 
+def labelled_by_actions(subject: TasksSubject) -> str | None:
+    """Return why rules on labels do not apply to classes that are actions: inputs show them, in their order."""
+    spec = subject.spec
+    actions = spec.kind == "classification" and "environment" in spec.provides
+    return "their labels are actions of demonstrations" if actions else None
+
+
 def observed(subject: TasksSubject, split: str, indices: list[int], tasks: Any = None) -> Facts:
     """Sample episodes again and copy everything that can be observed of them.
 

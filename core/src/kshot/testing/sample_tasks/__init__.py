@@ -12,6 +12,7 @@ Example:
 from __future__ import annotations
 
 from kshot.testing.sample_tasks.choosing import INPUT_SHAPES, Factory, choices, example
+from kshot.testing.sample_tasks.demonstrations import Demonstrations
 from kshot.testing.sample_tasks.drawing import normals, origin_of
 from kshot.testing.sample_tasks.environments import CorridorEnvironment, Corridors, PointEnvironment, Points
 from kshot.testing.sample_tasks.labelled import Lines, WithMore, classification
@@ -23,6 +24,7 @@ __all__ = [
     "Copying",
     "CorridorEnvironment",
     "Corridors",
+    "Demonstrations",
     "Factory",
     "LabelStream",
     "Lines",
