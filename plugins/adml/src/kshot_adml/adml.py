@@ -108,8 +108,8 @@ class ADML(nn.Module):
         self.inner_lr = (0.1 if many else 0.4) if inner_lr is None else inner_lr
         self.inner_steps, self.test_steps = inner_steps, inner_steps if test_steps is None else test_steps
         self.lift = Lift(strategy, chunk)
-        # With ``support``, batch statistics of the support count as constants, so the gradient is not exact.
-        exact = self.second_order and not self.net.constant_statistics
+        # Not exact: statistics of ``support`` count as constants, and attacks on theta' jump with the signs of noise.
+        exact = self.second_order and not self.net.constant_statistics and (against == "theta" or epsilon == 0)
         self.needs = attrs.evolve(type(self).needs, queries=self.net.queries, exact_gradient=exact)
         self.training_defaults = Training(meta_batch=16, iterations=500)
 
