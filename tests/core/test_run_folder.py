@@ -21,8 +21,9 @@ from torch import nn
 import kshot
 from kshot import ClassificationTasks, Engine, Pool, Training
 from kshot._engine.builtin_hooks import cut_back
-from kshot._engine.run_folder import RunFolder, digest, load_checkpoint, save_checkpoint, write_atomically
+from kshot._engine.run_folder import RunFolder, digest, write_atomically
 from kshot.errors import RunError
+from kshot.run import load_checkpoint, save_checkpoint
 
 ITERATIONS = 300
 

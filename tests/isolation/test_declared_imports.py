@@ -221,7 +221,9 @@ WINGS = ["values", "registry", "kshot._engine", "kshot.runs", "kshot.cli"]
 
 
 def wing(module: str) -> int:
-    """Return the place of a module in ``WINGS``."""
+    """Return the place of a module in ``WINGS``; ``kshot.run``, the files of a run, belongs to ``kshot.runs``."""
+    if module == "kshot.run":
+        return WINGS.index("kshot.runs")
     found = [i for i, name in enumerate(WINGS) if module == name or module.startswith(f"{name}.")]
     return found[0] if found else WINGS.index("registry") if module.startswith("kshot.registry") else 0
 

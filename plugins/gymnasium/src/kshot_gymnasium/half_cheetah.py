@@ -82,6 +82,11 @@ class HalfCheetah(GymnasiumTasks):
     Raises:
         OptionError: a number is below 1, the range is empty, or the goal is unknown.
         DataError: MuJoCo is not installed.
+
+    Example:
+        >>> tasks = HalfCheetah(shot=2, horizon=10, goal="direction")  # needs MuJoCo # doctest: +SKIP
+        >>> tasks.spec.input_shape, tasks.spec.target_shape  # doctest: +SKIP
+        ((17,), (6,))
     """
 
     def __init__(
