@@ -16,7 +16,7 @@ _GREY = ("1", "L", "LA", "La", "F")
 
 
 def opaque(image: Image.Image, name: str = "image") -> Image.Image:
-    """Return a picture in 8 bits per channel, with white behind transparent pixels; 16-bit greys are scaled.
+    """Return a picture in 8 bits per channel, with white behind transparent pixels; 16-bit and float greys are scaled.
 
     A picture in a colour space from which Pillow can't make greys, such as LAB, becomes RGB.
 
@@ -54,7 +54,7 @@ def opaque(image: Image.Image, name: str = "image") -> Image.Image:
 
 
 def channels_first(image: Image.Image, name: str = "image") -> NDArray[np.uint8]:
-    """Return a picture as uint8 [channels, height, width], upright and opaque; of a grey one there is one channel.
+    """Return a picture as uint8 [channels, height, width], upright and opaque; a grey picture has one channel.
 
     Args:
         image: the picture, in any of Pillow's modes.

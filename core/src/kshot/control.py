@@ -212,8 +212,9 @@ def demonstrations(trajectories: Sequence[tuple[ArrayLike | Tensor, ArrayLike | 
     for i, (seen, taken) in enumerate(trajectories):
         x = as_inputs(seen, f"{who}: observations of demonstration {i}", copy=True)
         taken = taken if isinstance(taken, Tensor) else np.asarray(taken)
+        # The numbers of actions in uint8 are not scaled to [0, 1], as those of pictures are.
         if str(taken.dtype).endswith("uint8"):
-            taken = taken.astype(np.int64) if isinstance(taken, np.ndarray) else taken.long()  # no pixels
+            taken = taken.astype(np.int64) if isinstance(taken, np.ndarray) else taken.long()
         y = as_inputs(taken, f"{who}: actions of demonstration {i}", copy=True)
         for name, values, shape in (("observations", x, spec.input_shape), ("actions", y, spec.target_shape)):
             if values.shape != (len(x), *shape):

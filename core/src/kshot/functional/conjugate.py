@@ -1,4 +1,4 @@
-"""Solve linear equations of which only products with the matrix are known. Letter: P unknowns."""
+"""Solve linear equations whose matrix is known only by its products with vectors. Letter: P unknowns."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ def conjugate_gradient(
     """Solve A x = ``target`` approximately by conjugate gradients (Hestenes & Stiefel 1952).
 
     The start is x = 0. In exact arithmetic P iterations solve any equations with a positive definite A. The function
-    has no branch that depends on numbers, so ``torch.func.vmap`` can run it for many equations; those that are solved
+    does not branch on numbers, so ``torch.func.vmap`` can run it for many systems of equations; systems that are solved
     no longer change. If A turns out not to be positive definite, the result is that of the iteration before.
 
     Args:
         product: maps v [P] to A v [P], for a symmetric positive definite matrix A.
         target: the right-hand side [P].
         iterations: the number of iterations, each with one product.
-        enough: the squared norm of the residual below which equations count as solved. A residual of 0 always does.
+        enough: the squared norm of the residual below which the equations count as solved. With a residual of 0 they
+            always do.
 
     Returns:
         x [P].

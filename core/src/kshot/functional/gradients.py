@@ -1,4 +1,4 @@
-"""Representations of gradients as inputs of networks that learn to optimize."""
+"""Represent gradients as inputs of networks that learn to optimize."""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
 """Capture a trace as a CUDA graph, whose kernels a GPU runs one after another without waiting for the processor.
 
-A small network computes each operation faster than the processor launches the next one. A CUDA graph has recorded the
-launches of all operations on fixed memory, so it is replayed by one launch.
+A GPU computes an operation of a small network faster than the processor launches the next one. A CUDA graph records the
+launches of all operations on fixed memory, so one launch replays them all.
+
+This module has never run on a GPU: the tests put another function in the place of ``record_cuda``.
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ Flat = Callable[..., Sequence[Tensor]]
 Record = Callable[[Flat, Sequence[Tensor]], tuple[Callable[[], None], Sequence[Tensor]]]
 
 LAUNCHES_BELOW = 4 * 2**20
-"""Mean size of an operation's result, in bytes, below which a trace is captured. A GPU with some terabytes a second
-writes and reads so much in the few microseconds of a launch, so larger operations don't wait for launches."""
+"""Mean size of an operation's result, in bytes, below which a trace is captured. A GPU that moves some terabytes per
+second reads and writes this much in the few microseconds of a launch, so larger operations do not wait for launches.
+The number is computed from this, not measured."""
 
 
 def captured(
@@ -36,7 +39,7 @@ def captured(
 
     Args:
         run: a function of tensors, without a graph of autograd, that does the same operations in every call.
-        tensors: on which it is called; those of later calls have the same shapes and strides.
+        tensors: its arguments; those of later calls have the same shapes and strides.
         warn: called with the reason if it can't be captured.
         device: the type of device on which all tensors must be.
         record: see ``record_cuda``, which is the default.
@@ -49,7 +52,7 @@ def captured(
         return run
     fixed = [t.detach().clone() for t in tensors]
     if any(a.stride() != b.stride() for a, b in zip(fixed, tensors, strict=True)):
-        return run  # an expanded tensor, whose copy has other strides than the trace has built in
+        return run  # an expanded tensor, whose copy has other strides than the trace assumes
     generators = global_generators(fixed[0].device)
     states = [each.get_state() for each in generators]
     cost = cost_of(run, *fixed)
@@ -80,11 +83,11 @@ def captured(
 def record_cuda(run: Flat, fixed: Sequence[Tensor]) -> tuple[Callable[[], None], Sequence[Tensor]]:
     """Record the kernels of a run on fixed tensors.
 
-    Before that it runs three times, on another stream as CUDA requires, because libraries choose their algorithms and
-    reserve memory in the first runs.
+    The function first calls it three times, on another stream as CUDA requires, because libraries choose their
+    algorithms and reserve memory in the first calls.
 
     Returns:
-        A function that runs the kernels again, on whatever numbers are in the fixed tensors, and the outputs, to which
+        A function that runs the kernels again, on the present numbers of the fixed tensors, and the outputs, to which
         they write.
 
     Raises:

@@ -1,6 +1,7 @@
-"""Tell one piece of work from another: by the function, the structure and the shapes of its inputs, and torch's modes.
+"""Identify a piece of work: by its function, the structure and shapes of its inputs, and the settings of torch.
 
-These functions run at every meta-step, so they are written to be fast.
+``Replays`` finds the trace of a piece of work by this identity. The functions run at every meta-step, so they are
+written to be fast.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ _FUNCTIONS = (functools.partial, types.MethodType, types.FunctionType)
 
 
 def identity_of(function: Any, *, by_shape: bool = False, depth: int = 3) -> Any:
-    """Return what tells this function from others: its code, its object, and the values that it closes over.
+    """Return a key that identifies a function: its code, its object, and the values that it closes over.
 
     Args:
         function: a function, a bound method, a partial of one, or another callable.
-        by_shape: tell tensors that it closes over apart by shape and type only.
-        depth: how far to look into functions that it closes over; beyond that, only the same object counts as equal.
+        by_shape: compare tensors that it closes over by shape and type only; otherwise only the same object is equal.
+        depth: how many levels of functions that it closes over are compared in this way; deeper ones are equal only if
+            they are the same object.
 
     Example:
         >>> def scaled(by):
@@ -58,7 +60,7 @@ def identity_of(function: Any, *, by_shape: bool = False, depth: int = 3) -> Any
 
 
 def _content(cell: Any) -> Any:
-    """Return what a variable of an enclosing function contains; None before it is assigned."""
+    """Return the value of a variable of an enclosing function; None before it is assigned."""
     try:
         return cell.cell_contents
     except ValueError:
@@ -68,7 +70,7 @@ def _content(cell: Any) -> Any:
 def flatten(value: Any, leaves: list[Any], structure: list[Any]) -> None:
     """Append the leaves of a pytree to ``leaves``, in the order of torch's pytrees, and its structure to ``structure``.
 
-    The origin of an episode, which says where it came from, is no part of the structure.
+    The origin of an episode is left out: two episodes that differ in it alone have the same structure.
 
     Example:
         >>> leaves, structure = [], []
@@ -99,7 +101,7 @@ def flatten(value: Any, leaves: list[Any], structure: list[Any]) -> None:
 
 
 def same_structure(a: list[Any], b: list[Any]) -> bool:
-    """Return whether two structures have the same types, names and values that are no tensors.
+    """Return whether two structures have the same types, names and other values that are not tensors.
 
     Example:
         >>> same_structure([("a",), (tuple, 2)], [("a",), (tuple, 3)])
@@ -107,12 +109,12 @@ def same_structure(a: list[Any], b: list[Any]) -> bool:
     """
     try:
         return bool(a == b)
-    except Exception:  # a value that can't be compared
+    except Exception:  # a value whose comparison raises, or has no truth value
         return False
 
 
 def facts_of(t: Any) -> Any:
-    """Return what a trace has built in of an input: all of a tensor but its numbers.
+    """Return what a trace assumes about an input: everything about a tensor except its numbers, or any other value.
 
     Example:
         >>> facts_of(torch.zeros(2))
@@ -122,7 +124,7 @@ def facts_of(t: Any) -> Any:
 
 
 def surroundings() -> tuple[Any, ...]:
-    """Return the settings of torch that a trace has built in.
+    """Return the settings of torch under which a trace is valid.
 
     Example:
         >>> surroundings()

@@ -58,12 +58,12 @@ class Lift:
     - ``compiled``: as ``traced``, and the trace is compiled by torch's inductor. This takes a minute or more and needs
       a C++ compiler.
 
-    A trace is made anew when an attribute changes on which the function depends. A function that can't be traced, for
-    example because it decides by the numbers in a tensor, runs as usual, and a warning says why. Results of ``map``
-    that have a graph are always computed by the function.
+    A trace is made again when an attribute changes on which the function depends, at most three times. A function that
+    can't be traced, for example because it decides by the numbers in a tensor, runs as usual, and a warning says why.
+    Results of ``map`` that have a graph are always computed by the function.
 
-    If torch has several threads, they share the chunks of a trace: each thread runs chunks of its own, with one thread
-    of torch.
+    If torch has several threads on the CPU, they share the chunks of a traced meta-batch: each chunk runs in one
+    thread. Chunks that draw random numbers run in order.
 
     The results of ``vmap``, ``loop`` and ``compiled`` differ by rounding only.
 

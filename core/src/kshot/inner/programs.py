@@ -1,4 +1,4 @@
-"""What is traced: the work on one chunk of tasks as a function of flat tensors.
+"""Express the work on one chunk of tasks as a function of flat tensors, which can be traced.
 
 ``Gradient`` is the work of ``Lift.mean_gradient``, and ``Results`` that of ``Lift.map``.
 
@@ -29,7 +29,7 @@ class Gradient:
         share: the weight of the mean loss of this chunk, n / B.
 
     Attributes:
-        learned: parameters that are no inputs, whose gradients are computed too.
+        learned: parameters that are not inputs, whose gradients are computed too.
     """
 
     def __init__(self, chunk: Chunk, spec: pytree.TreeSpec, inputs: Sequence[Tensor], share: float) -> None:
@@ -45,7 +45,7 @@ class Gradient:
 
         Raises:
             TrainingError: the loss of a task is not a scalar that depends on the parameters.
-            Untraceable: a metric is no tensor.
+            Untraceable: a metric or a buffer is not a tensor.
         """
         assert self._chunk is not None
         assert self._spec is not None
@@ -59,7 +59,7 @@ class Gradient:
         self._names = list(metrics), list(end.buffers)
         results = [*metrics.values(), *end.buffers.values()]
         if not all(isinstance(t, Tensor) for t in results):
-            raise Untraceable("a metric is no tensor")
+            raise Untraceable("a metric or a buffer is not a tensor")
         return [*(g for g in gradients if g is not None), *(t.detach() for t in results)]
 
     def forget(self) -> None:
@@ -69,10 +69,10 @@ class Gradient:
     def finish(
         self, outputs: Sequence[Tensor], inputs: Sequence[Tensor]
     ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
-        """Add the gradients to ``.grad``, or send them on to what an input was computed from.
+        """Add the gradients to ``.grad``; differentiate further where an input was computed from other tensors.
 
         Args:
-            outputs: of this program, which are kept.
+            outputs: those of this program; they are kept, not copied.
             inputs: the tensors that it was called with.
 
         Returns:
@@ -115,7 +115,7 @@ class Results:
         """Return the leaves of the results, each [n, ...].
 
         Raises:
-            Untraceable: a result is no tensor, or has a graph.
+            Untraceable: a result is not a tensor, or has a graph.
         """
         assert self._chunk is not None
         assert self._spec is not None
@@ -123,7 +123,7 @@ class Results:
             results = self._chunk.run(*pytree.tree_unflatten(list(tensors), self._spec))
         leaves, self._structure = pytree.tree_flatten(results)
         if not all(isinstance(t, Tensor) for t in leaves):
-            raise Untraceable("a result is no tensor")
+            raise Untraceable("a result is not a tensor")
         if any(t.requires_grad for t in leaves):
             raise Untraceable("a result has a graph")
         return leaves

@@ -1,8 +1,8 @@
-"""Decide when the work on a meta-batch is traced, and replay it: less Python, the same numbers.
+"""Decide when the work on a meta-batch is traced, and replay the trace, which needs less Python.
 
 ``Replays`` belongs to a ``Lift``. It counts how often the same function has run on tensors of the same shapes; then it
-traces the function (``kshot.inner.traces``), compares the trace with an ordinary run, and replays it from then on for
-as long as nothing else has changed on which the function depends (``kshot.inner.guards``).
+traces the function (``kshot.inner.traces``), compares the trace with an ordinary run, and replays it from then on, as
+long as nothing has changed on which the function depends (``kshot.inner.guards``).
 
 Letters: B meta-batch, n the tasks of one chunk.
 """
@@ -36,7 +36,7 @@ MOST_TRACES = 16
 """Number of functions and shapes whose traces one ``Lift`` keeps; a new one replaces the one unused for longest."""
 
 MOST_CHANGES = 3
-"""How often a function is traced anew because a value changed on which it depends; then it is not traced any more."""
+"""How often a function is traced again because a value on which it depends has changed; then it is no longer traced."""
 
 
 @attrs.define(eq=False)
@@ -99,12 +99,12 @@ class Replays:
     def find(
         self, what: str, function: Callable[..., Any], parameters: Any, buffers: Any, values: Any, tasks: int | None
     ) -> tuple[Work, list[Any]] | None:
-        """Return the work that these arguments are, and their tensors; None if nothing is traced here and now.
+        """Return the work that these arguments belong to, and their tensors; None if nothing can be traced at present.
 
         Args:
             what: ``gradient`` or ``map``.
-            function: of one task.
-            parameters, buffers, values: what it takes.
+            function: the function of one task.
+            parameters, buffers, values: its arguments.
             tasks: B if the parameters and buffers begin with B; None if all tasks share them.
         """
         if not self._traces():
@@ -173,10 +173,10 @@ class Replays:
         work.guard = guard
         work.traces = [(first, last, made[last - first]) for first, last, _ in chunks]
 
-    # -------------------- when to trace
+    # -------------------- When to trace
 
     def _traces(self) -> bool:
-        """Return whether a trace would see all that happens: no mode or tool watches the operations."""
+        """Return whether a trace would record all that happens: no mode or tool intercepts the operations."""
         return (
             self.strategy in ("auto", "traced", "compiled")
             and not torch._C._len_torch_dispatch_stack()
@@ -186,7 +186,7 @@ class Replays:
         )
 
     def _drop(self, work: Work, function: Callable[..., Any]) -> None:
-        """Forget traces that are not right any more."""
+        """Drop traces that are no longer right."""
         assert work.guard is not None
         changed = work.guard.changed()
         work.guard, work.traces, work.changes = None, [], work.changes + 1
@@ -219,8 +219,8 @@ def _in_order(work: Work, leaves: list[Tensor]) -> Chunks:
 def _dealt(work: Work, leaves: list[Tensor]) -> Chunks:
     """Run the traces of the chunks in several threads, each of them with one thread of torch.
 
-    Operations run without Python, so the threads hardly wait for one another. One task is too small to be shared by
-    all of them, which is what torch does otherwise.
+    Operations run without Python, so the threads hardly wait for one another. Otherwise torch divides each operation
+    among all threads, for which the operations of one task are too small.
     """
     threads = torch.get_num_threads()
     waiting: deque[tuple[int, list[Tensor], Trace, Future[Sequence[Tensor]]]] = deque()
@@ -228,7 +228,7 @@ def _dealt(work: Work, leaves: list[Tensor]) -> Chunks:
     with ThreadPoolExecutor(threads, "kshot-tasks", partial(torch.set_num_threads, 1)) as pool:
         try:
             while True:
-                # A few chunks are computed ahead of the one that is added up, so that few results are in memory.
+                # Compute only a few chunks ahead of the one that is added up, so that few results are in memory.
                 for first, last, trace in itertools.islice(todo, 2 * threads - len(waiting)):
                     inputs = work.of_chunk(leaves, first, last)
                     waiting.append((last - first, inputs, trace, pool.submit(trace.outputs, inputs)))

@@ -1,7 +1,7 @@
-"""Remove the operations of a trace that compute again what is there already. The numbers stay the same to the bit.
+"""Remove the operations of a trace that repeat an earlier one. The numbers stay the same to the bit.
 
-Second derivatives contain the same product or sum many times, and matrices that are transposed twice. Only operations
-are removed whose inputs and results nobody writes to.
+Second derivatives contain the same product or sum many times, and matrices that are transposed twice. An operation is
+removed only if no operation writes to its inputs or its result.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from torch import fx
 
 aten = torch.ops.aten
 _TRANSPOSED = (aten.t.default, aten.transpose.int)
-# Operations of arithmetic and views, which have no effect beside their result.
+# Arithmetic operations and views, whose only effect is their result.
 _PURE = {
     *_TRANSPOSED, aten.view.default, aten.expand.default, aten.unsqueeze.default, aten.select.int, aten.permute.default,
     aten.mul.Tensor, aten.mul.Scalar, aten.add.Tensor, aten.sub.Tensor, aten.div.Tensor, aten.div.Scalar,
     aten.neg.default, aten.exp.default, aten.sum.dim_IntList, aten.mean.default, aten.mean.dim,
     aten.mm.default, aten.bmm.default, aten.threshold_backward.default,
 }  # fmt: skip
-_VIEW = aten._unsafe_view.default  # whose schema does not say that it shows its argument
-_NORMS = ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm")  # nor that these write to running statistics
+_VIEW = aten._unsafe_view.default  # its schema does not say that the result shares memory
+_NORMS = ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm")  # no schema says that they write there
 
 
 def simplify(module: fx.GraphModule) -> None:
@@ -57,8 +57,8 @@ def simplify(module: fx.GraphModule) -> None:
 
 
 def _written(graph: fx.Graph) -> set[fx.Node]:
-    """Return the nodes whose memory may be written to by an operation, and those that share it."""
-    roots: dict[fx.Node, set[fx.Node]] = {}  # the nodes whose memory a node may show
+    """Return the nodes to whose memory an operation may write, and the nodes that share this memory."""
+    roots: dict[fx.Node, set[fx.Node]] = {}  # for each node, the nodes whose memory it may share
     written: set[fx.Node] = set()
     for node in graph.nodes:
         schema = getattr(node.target, "_schema", None)

@@ -1,5 +1,7 @@
 """Make the trace of a program, compare it with an ordinary run, and run it.
 
+On the CPU a trace that is not compiled must compute the same numbers to the bit; otherwise rounding is allowed.
+
 Letters: B meta-batch, n the tasks of one chunk.
 """
 
@@ -20,11 +22,11 @@ from kshot.inner.programs import Program
 
 @attrs.define(eq=False)
 class Trace:
-    """Store the trace of a chunk.
+    """Store the trace of one chunk.
 
     Attributes:
         program: what was traced.
-        outer: tensors beside the inputs.
+        outer: further tensors that it reads, such as parameters that are not inputs.
         draws: whether it draws from torch's global random generator.
         device: the type of device that computes its outputs.
     """
@@ -37,7 +39,7 @@ class Trace:
     _copied: set[int]  # the outputs that share memory with others, and are copied to be kept
 
     def outputs(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Return the outputs of the program, computed without its function."""
+        """Return the outputs of the program, computed from its trace."""
         with torch.no_grad(), without_autocast():
             outputs = self._run(*inputs, *self.outer)
         return [t.clone() if i in self._copied else t for i, t in enumerate(outputs)] if self._copied else outputs
@@ -49,9 +51,9 @@ def make_trace(
     """Trace a program, and compare the trace with an ordinary run.
 
     Args:
-        program: its function is forgotten afterwards.
-        guard: of the function.
-        inputs: of the program.
+        program: the work to trace; it drops its function afterwards.
+        guard: what the function depends on.
+        inputs: those of the program.
         compiled: whether to compile the trace.
         warn: called with the reason if it can't be compiled, or captured on a GPU.
 
@@ -105,7 +107,7 @@ _NO_CHANGE = contextlib.nullcontext()
 
 
 def without_autocast() -> contextlib.AbstractContextManager[Any]:
-    """Return the context in which to run a trace, which has the casts of autocast in it already."""
+    """Return the context in which to run a trace, which contains the casts of autocast already."""
     enabled = [d for d in ("cpu", "cuda") if torch.is_autocast_enabled(d)]
     if not enabled:
         return _NO_CHANGE
@@ -117,7 +119,7 @@ def without_autocast() -> contextlib.AbstractContextManager[Any]:
 
 @contextlib.contextmanager
 def same_chance(tensors: Sequence[Any]) -> Iterator[None]:
-    """Restore torch's global random states at the end, so that the same numbers are drawn again."""
+    """Restore torch's global random states at the end, so that the next block draws the same numbers."""
     devices = sorted({t.get_device() for t in tensors if isinstance(t, Tensor) and t.is_cuda})
     with torch.random.fork_rng(devices=devices):
         yield

@@ -11,7 +11,7 @@ from attrs import frozen
 
 from kshot._engine import warm_start
 from kshot._engine.checkpoint_state import check_tensors
-from kshot._engine.run_folder import CONFIG_FILE, RunFolder
+from kshot._engine.run_folder import CONFIG_FILE, RunFolder, run_path
 from kshot.errors import DataError, RunError
 from kshot.registry.modules import importing
 from kshot.runs.plan import Plan, build_learner
@@ -20,7 +20,7 @@ from kshot.spec import TaskSpec
 
 @frozen(eq=False)
 class TrainedLearner:
-    """Store the learner of a run, in evaluation mode and on the CPU, and what is known of its training.
+    """Store the learner of a run, in evaluation mode and on the CPU, and what the run records of its training.
 
     Attributes:
         learner: with the final parameters of the run.
@@ -42,7 +42,7 @@ class TrainedLearner:
 def load_learner(run: str | Path, *, import_from: str | Path | None = None) -> TrainedLearner:
     """Load the learner of a run with its final parameters: the best validated ones, or the last.
 
-    Neither the tasks nor their data are needed. Use ``kshot.Trained`` to predict classes with the result.
+    Neither the tasks nor their data are needed. To predict classes with a run, use ``kshot.Trained`` instead.
 
     Args:
         run: a run folder, made by ``kshot train`` or in Python.
@@ -61,12 +61,12 @@ def load_learner(run: str | Path, *, import_from: str | Path | None = None) -> T
         >>> load_learner(run.folder).name
         'sample-learner'
     """
-    folder = Path(run)
+    folder = run_path(run)
     config = RunFolder.open(folder).config
     plan = Plan.of_run(folder, config)
     checkpoint, _, parameters = warm_start.trained(folder)
     try:
-        described = config["identity"]["tasks"]  # the first run folders have it as a text
+        described = config["identity"]["tasks"]  # the first run folders store it as text
         spec = TaskSpec.from_dict(json.loads(described) if isinstance(described, str) else described)
     except (KeyError, TypeError, ValueError, DataError) as error:
         where = f"{folder / CONFIG_FILE}: identity.tasks"

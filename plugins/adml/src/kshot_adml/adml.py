@@ -38,13 +38,13 @@ class ADML(nn.Module):
     Args:
         spec: the specification of the tasks, which determines the inputs and outputs of the network.
         attack: ``fgsm``, one step, or ``pgd``, several steps, see ``kshot.functional``.
-        epsilon: the greatest change of a number of an input, in its units; 0 gives MAML. The default is for inputs of
-            [0, 1], and not the paper's. Adversarial inputs are clipped to the spec's ``input_range``, if it has one.
+        epsilon: the greatest change of a number of an input, in its units; 0 gives MAML. The default is our
+            choice, for inputs of [0, 1]. Adversarial inputs are clipped to the spec's ``input_range``, if it has one.
         steps: of ``pgd``, the number of steps.
         step_size: of ``pgd``, the change of a number in one step; None for 2.5 epsilon / steps.
         random_start: of ``pgd``, whether to start at a random change, which depends on the episode's key alone.
         against: whose loss the adversarial queries increase: of ``adapted``, which is theta'_clean and predicts them,
-            or of ``theta``, as in the paper's equation of an attack. The adversarial support is against theta.
+            or of ``theta``, which is how we read the paper. The adversarial support is against theta.
         clean_weight: beta_1, the weight of the loss of theta'_adv on the clean queries.
         adversarial_weight: beta_2, the weight of the loss of theta'_clean on the adversarial queries.
         network: ``auto``, ``conv4``, ``mlp`` or a module from [n, *input] to logits [n, N].

@@ -68,7 +68,7 @@ class DigitNets:
         most = min(last - first for first, last in SPLITS.values())
         if not 1 <= images <= most:
             raise OptionError(
-                f"digit-nets: got images {images}, expected 1 to {most}, the number of images of the smallest split"
+                f"digit-nets: got images {images}, expected 1 to {most}, the size of the smallest split; change it"
             )
         self.seed = seed
         self._net = Net((1, 8, 8), 10, tuple(channels), tuple(hidden), activation)

@@ -64,7 +64,7 @@ class Optimizer(torch.optim.Optimizer):
         import_from: str | Path | None = None,
     ) -> None:
         if (run is None) == (learner is None):
-            raise OptionError("kshot_l2l.Optimizer: got run and learner, or neither, expected one of them")
+            raise OptionError("kshot_l2l.Optimizer: got run and learner, or neither, expected one of them; give one")
         given = learner if learner is not None else _learner_of(run, import_from)
         self._rule: nn.Module = copy.deepcopy(given.optimizer).requires_grad_(False).eval()
         super().__init__(params, {"lr": lr})

@@ -1,4 +1,4 @@
-"""What changes during the training: losses of all inner steps first, and first-order gradients first (section 4).
+"""Change the loss and the order of the gradients during the training (section 4 of the paper).
 
 Letter: K inner steps in training.
 """
@@ -15,7 +15,7 @@ from kshot.errors import OptionError
 
 
 class Annealing(nn.Module):
-    """Count meta-batches, and say by their number how the present one is trained on.
+    """Count meta-batches, and choose the loss and the order of the present one by their number.
 
     Args:
         loss_iterations: the number of meta-batches in which the losses after all steps count.
@@ -24,8 +24,8 @@ class Annealing(nn.Module):
 
     Attributes:
         meta_batches: the number of meta-batches before the present one []. The engine treats this buffer as it treats
-            the counters of batch norm: it is in checkpoints, and counts a meta-batch once, into however many chunks and
-            processes it is divided.
+            the counters of batch norm: it is in checkpoints, and a meta-batch counts once, whatever the number of
+            chunks and processes.
 
     Example:
         >>> Annealing(loss_iterations=5, first_order_iterations=0, second_order=True).phase()

@@ -19,7 +19,8 @@ class Looking(nn.Module):
     """Score each object by its colour, attend to the softmax of the scores, and act on the way to that point.
 
     This is to a list of objects what the paper's network, convolutions and a spatial softmax, is to an image: the same
-    weights see every object, and what they attend to becomes a point.
+    weights see every object, and what they attend to becomes a point. It starts with prior knowledge: before any
+    training it moves to the point that it attends to, the mean of all objects.
 
     Args:
         objects: K.

@@ -64,15 +64,17 @@ class Reach2D:
     ) -> None:
         given = {"demonstrations": demonstrations, "query": query, "trajectories": trajectories, "horizon": horizon}
         if wrong := [f"{name} {value}" for name, value in given.items() if value < 1]:
-            raise OptionError(f"reach2d: got {', '.join(wrong)}, expected at least 1")
+            raise OptionError(f"reach2d: got {', '.join(wrong)}, expected at least 1; raise them")
         if not 2 <= objects <= len(CELLS):
-            raise OptionError(f"reach2d: got objects {objects}, expected 2 to {len(CELLS)}: the target and distractors")
+            raise OptionError(
+                f"reach2d: got objects {objects}, expected 2 to {len(CELLS)}, the target and distractors; change it"
+            )
         for name, value, choices in (
             ("actions", actions, ("continuous", "discrete")),
             ("support", support, ("actions", "observations")),
         ):
             if value not in choices:
-                raise OptionError(f"reach2d: got {name} {value!r}, expected {' or '.join(choices)}")
+                raise OptionError(f"reach2d: got {name} {value!r}, expected {' or '.join(choices)}; choose one")
         self.seed = seed
         self.discrete, self.observed = actions == "discrete", support == "observations"
         self._demonstrations, self._query, self._trajectories = demonstrations, query, trajectories
