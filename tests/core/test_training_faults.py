@@ -529,7 +529,7 @@ def test_a_checkpoint_is_written_by_time(tmp_path):
 
     Engine(Prototypes(), blobs(), run=tmp_path / "r", hooks=[Watch()]).train(4, checkpoint_seconds=1e-9)
     assert saved[0] == 1
-    with pytest.raises(kshot.errors.OptionError, match="checkpoint_seconds 0.0, expected a positive"):
+    with pytest.raises(kshot.errors.OptionError, match=r"checkpoint_seconds 0\.0, expected a positive"):
         Engine(Prototypes(), blobs()).train(4, checkpoint_seconds=0)
 
 
