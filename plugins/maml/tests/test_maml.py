@@ -213,7 +213,7 @@ def test_bad_input_is_refused_before_any_compute():
         MAML(varying)
     with pytest.raises(OptionError, match="inner_steps -1"):
         MAML(SPEC, inner_steps=-1)
-    with pytest.raises(OptionError, match="'auto', 'conv4', 'mlp'"):
+    with pytest.raises(OptionError, match="'auto', 'conv4', 'strided-conv4', 'mlp'"):
         MAML(SPEC, network="conv5")
     with pytest.raises(MisfitError, match="sequence"):
         kshot.check(MAML(SPEC), TaskSpec(kind="sequence", input_shape=(1,), target_shape=(1,), query=3))

@@ -182,7 +182,7 @@ def test_bad_input_is_refused_before_any_compute():
     """The message gives what was given, what was expected and what to do."""
     with pytest.raises(OptionError, match="protomaml: got inner_steps 6 and test_steps -1"):
         ProtoMAML(SPEC, test_steps=-1)
-    with pytest.raises(OptionError, match="'auto', 'conv4', 'mlp', 'linear'"):
+    with pytest.raises(OptionError, match="'auto', 'conv4', 'strided-conv4', 'mlp', 'linear'"):
         ProtoMAML(SPEC, encoder="conv5")
     with pytest.raises(MisfitError, match="regression"):
         kshot.check(ProtoMAML(SPEC), sample_tasks.Lines().spec)

@@ -9,4 +9,4 @@ few = {"width": 8, "test_steps": 5, "inner_batch": 4, "test_batch": 4}
 inductive = suite(learner="reptile", tasks=images, options={**few, "normalisation": "inductive"})
 support = suite(learner="reptile", tasks=images, options={**few, "normalisation": "support"})
 transductive = suite(learner="reptile", tasks=images, options={**few, "normalisation": "transductive"})
-kept = suite(learner="reptile", options={"moments": "kept"})
+kept = suite(learner="reptile", options={"moments": "kept", "inner_optimizer": "adam", "inner_lr": 0.01})
