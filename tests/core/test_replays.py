@@ -4,6 +4,7 @@ import pickle
 import shutil
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -343,6 +344,8 @@ def test_two_threads_compute_what_one_computes(net, two_threads, monkeypatch):
             learner.zero_grad()
             learner.step(*values(9, seed))
             assert torch.get_num_threads() == threads
+            with ThreadPoolExecutor(1) as later:  # a thread that begins after the replay
+                assert later.submit(torch.get_num_threads).result() == threads
         assert all(map(torch.equal, gradients(traced), gradients(usual)))
         assert all(map(torch.equal, traced.buffers(), usual.buffers()))
     assert len(seen) == 2
