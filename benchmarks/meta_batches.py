@@ -1,10 +1,10 @@
 """Measure how meta-steps of MAML grow with the meta-batch: memory, threads, and the arithmetic that conv4 reaches.
 
-- ``memory``: the peak of a second-order meta-step for 1 to 512 tasks, each in a process of its own: conv4-64 on
+- ``memory``: the peak of a second-order meta-step for 1 to 512 tasks, each in a separate process: conv4-64 on
   Omniglot, 5-way 1-shot with 1 query per class, and mlp on sinusoids with 10 support and 10 query points.
 - ``arithmetic``: conv4 with 16 tasks in one thread, floating-point operations per second, over those of a large product
   of matrices in the same process.
-- ``threads``: conv4 with 16 tasks in two threads, to each of which kshot gives tasks of its own, against one; and two
+- ``threads``: conv4 with 16 tasks in two threads, between which kshot divides the tasks, against one; and two
   threads in each operation, as torch divides them. All in one process, in turn.
 
 Run ``python benchmarks/meta_batches.py``; add ``--quick`` to test the script only, and
@@ -76,7 +76,7 @@ def arithmetic(quick: bool) -> tuple[float, float]:
 
 
 def threads(quick: bool) -> dict[str, list[float]]:
-    """Return the seconds of conv4's meta-step in one thread, in two with tasks of their own, and in two by torch."""
+    """Return the seconds of conv4's meta-step in one thread, in two that divide the tasks, and in two by torch."""
     import torch
 
     learner, episodes = made("omniglot", 2 if quick else 16, "traced")
@@ -123,7 +123,7 @@ def main() -> None:
         times = threads(options.quick)
         report.ratios += [
             (ratio_of(times["one, loop"], times["torch's"]), "two threads in each operation are {} times as fast"),
-            (ratio_of(times["one"], times["two"]), "two threads with tasks of their own are {} times as fast as one"),
+            (ratio_of(times["one"], times["two"]), "two threads that divide the tasks are {} times as fast as one"),
         ]
     report.finish(options)
 

@@ -20,7 +20,7 @@ FULL = {"precision": "float32", "memory_format": "contiguous"}
 
 
 def built(name: str) -> Any:
-    """Build a learner for images, or for tasks of its own kind; skip if a plugin is not installed."""
+    """Build a learner for images, or for the kind of tasks that it learns; skip if a plugin is not installed."""
     try:
         if name in OTHERS:
             tasks, options = OTHERS[name]

@@ -37,7 +37,7 @@ class MIL(nn.Module):
         width: channels of ``conv4``.
         hidden: units of the hidden layers of ``mlp``.
         normalisation: the statistics by which batch norm normalises the queries, see ``kshot.nn.Network``.
-        two_heads: whether the inner loss has a last layer of its own (section 4.2 of the paper).
+        two_heads: whether the inner loss uses a separate last layer (section 4.2 of the paper).
         bias: length of the vector of the bias transformation, which is added to the first linear layer; 0 for none.
         demonstrations: ``actions`` adapts to observations and actions. ``observations`` adapts to observations alone,
             by a learned loss, which implies two heads (section 4.3); actions are then needed in training only.

@@ -24,7 +24,7 @@ class Policy(nn.Module):
     Args:
         net: any module from observations [n, *input] to actions.
         input_shape: shape of one observation.
-        two_heads: whether the inner loss has a head of its own, which starts as a copy of the net's last layer.
+        two_heads: whether the inner loss uses a separate head, which starts as a copy of the net's last layer.
         bias: Z, the length of the vector z of the bias transformation; 0 for none.
 
     Attributes:
