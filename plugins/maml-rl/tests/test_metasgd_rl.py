@@ -201,3 +201,9 @@ def test_it_is_above_maml_after_one_update():
         engine.train(30)
         scores[name] = engine.evaluate(100).mean
     assert scores["metasgd-rl"] > scores["maml-rl"] + 0.1
+
+
+def test_the_order_is_that_of_the_option():
+    """First-order gradients do not go through the inner step."""
+    assert not learner_of(order="first").second_order
+    assert learner_of(order="second").second_order
