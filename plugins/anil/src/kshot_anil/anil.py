@@ -2,7 +2,7 @@
 MAML", 2019 (1909.09157), section 4.
 
 Letters: B meta-batch, N way, S support size, n queries, D features. theta are the parameters of the network, its body
-and its head; head' is the head adapted to a task. Functions of one task have no axis B; ``Lift`` runs them for B tasks.
+and its head; head' is the head adapted to a task. Functions for one task have no axis B; ``Lift`` runs them for all.
 """
 
 from __future__ import annotations
@@ -30,27 +30,28 @@ from kshot.registry import Range
 class ANIL(nn.Module):
     """Learn features, and a last layer that a few gradient steps on a support adapt to the task.
 
-    The support passes through the body once if the network is head(body(x)), see ``kshot.nn.Head.inputs``, and through
-    the whole network in each step otherwise. Both give the same result, but for dropout in the body: the features that
-    are computed once have one random mask for all inner steps.
+    If the network is head(body(x)), the support passes through the body once, see ``kshot.nn.Head.inputs``; otherwise,
+    it passes through the whole network in each step. Both give the same result, except with dropout in the body:
+    features that are computed once have one random mask for all inner steps.
 
     Args:
         spec: the specification of the tasks, which determines the inputs and outputs of the network.
-        network: ``auto``, ``conv4``, ``mlp`` or a module from [n, *input] to logits [n, N] or values [n, *target].
+        network: ``auto``, ``conv4``, ``strided-conv4``, ``mlp``, or a module from [n, *input] to logits [n, N] or to
+            regression values [n, *target]; see ``kshot.nn.network``.
         head: path of the module of the network that adapts, as in ``named_modules()``; None for the layer with
             trainable parameters that is called last. See ``kshot.nn.find_head``.
-        width: channels of ``conv4``.
+        width: channels of the convolutions.
         hidden: units of the hidden layers of ``mlp``.
         normalisation: the statistics by which batch norm normalises the queries, see ``kshot.nn.Network``.
         order: ``second`` differentiates through the inner steps; ``first`` treats the inner gradients as constants.
-        inner_lr: alpha; None for MAML's values: 0.4, or 0.1 if there are at least 20 classes; 0.01 for regression.
+        inner_lr: alpha; None for 0.4, or 0.1 for at least 20 classes; 0.01 for regression.
         inner_steps: the number of inner steps in training.
         test_steps: the number of inner steps at evaluation and prediction; None for the same as in training.
-        strategy: how the tasks of a meta-batch run, see ``kshot.Lift``: ``auto`` chooses what is fast and exact.
-        chunk: the greatest number of tasks that run in parallel; None for as many as a limit of memory allows.
+        strategy: how the tasks of a meta-batch are computed, see ``kshot.Lift``; ``auto`` chooses by their sizes.
+        chunk: the greatest number of tasks that are computed together; None for as many as a limit of memory allows.
 
     Raises:
-        OptionError: a choice is unknown, or the network has no head of this path.
+        OptionError: a number of steps is negative, a choice is unknown, or the network has no head of this path.
         DataError: the network does not accept the inputs of the tasks, or the number of classes (way) varies.
 
     Example:
@@ -105,7 +106,7 @@ class ANIL(nn.Module):
     def adapted(self, theta: State, support: Support, steps: int) -> tuple[State, Tensor]:
         """Compute head' = head - alpha grad_head L(f_(body, head)) on the support of one task, ``steps`` times.
 
-        Returns theta with head' in the place of the head, and the loss before each step [steps].
+        Returns theta with head' in place of the head, and the loss before each step [steps].
         """
         step: dict[str, Any] = {"lr": self.inner_lr, "steps": steps, "second_order": self.second_order}
         # The body is constant in the inner loop, so its features f_body(x) [S, D] of the support are computed once. In
@@ -153,7 +154,7 @@ class ANIL(nn.Module):
         return metrics["loss"], adapted.away_from(theta)
 
     def adapt(self, support: Support) -> Predictor:
-        """Take ``test_steps`` inner steps; return a function from [B, n, *input] to logits or values [B, n, ...]."""
+        """Take ``test_steps`` inner steps; return a predictor from [B, n, *input] to logits or values [B, n, ...]."""
 
         def fitted(theta: State, support: Support) -> tuple[State, Tensor]:
             adapted, losses = self.adapted(theta, support, self.test_steps)
@@ -175,7 +176,7 @@ class ANIL(nn.Module):
 
 
 def paper_rate(spec: TaskSpec) -> float:
-    """Return MAML's alpha, because nothing else differs: 0.4, 0.1 from 20 ways on; 0.01 for regression.
+    """Return alpha: 0.4, or 0.1 for at least 20 classes; 0.01 for regression. These are MAML's values for grey images.
 
     Example:
         >>> paper_rate(TaskSpec(kind="classification", input_shape=(4,), way=20, shot=1, query=5))
@@ -187,7 +188,7 @@ def paper_rate(spec: TaskSpec) -> float:
 
 
 def paper_training(spec: TaskSpec) -> Training:
-    """Return the default training: MAML's meta-batches, but far fewer iterations than in the papers.
+    """Return the default training: MAML's iterations (far fewer than in the paper), of 16 tasks (regression: 25).
 
     Example:
         >>> paper_training(TaskSpec(kind="classification", input_shape=(4,), way=5, shot=1, query=5)).meta_batch

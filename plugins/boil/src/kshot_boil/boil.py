@@ -1,7 +1,7 @@
 """BOIL: Oh, Yoo, Kim & Yun, "BOIL: Towards representation change for few-shot learning", 2020 (2008.08882), section 3.
 
 Letters: B meta-batch, N way, n queries. theta are the parameters of the network, its body and its head; body' is the
-body adapted to a task. Functions of one task have no axis B; ``Lift`` runs them for B tasks.
+body adapted to a task. Functions for one task have no axis B; ``Lift`` runs them for B tasks.
 """
 
 from __future__ import annotations
@@ -23,27 +23,29 @@ from kshot.registry import Range
 
 
 class BOIL(nn.Module):
-    """Learn a body that a few gradient steps on a support adapt to the task, and a last layer that stays as it is.
+    """Learn a body that a few gradient steps on a support adapt to the task, and a last layer that does not adapt.
 
-    The head is learned in the outer loop only. So the features of a task must move to the head, not the head to them.
+    The head is learned in the outer loop only. So the inner loop must change the features until they fit the head.
 
     Args:
         spec: the specification of the tasks, which determines the inputs and outputs of the network.
-        network: ``auto``, ``conv4``, ``mlp`` or a module from [n, *input] to logits [n, N] or values [n, *target].
+        network: ``auto``, ``conv4``, ``strided-conv4``, ``mlp``, or a module from [n, *input] to logits [n, N] or to
+            regression values [n, *target]; see ``kshot.nn.network``.
         head: path of the module of the network that does not adapt, as in ``named_modules()``; None for the layer with
             trainable parameters that is called last. See ``kshot.nn.find_head``.
-        width: channels of ``conv4``.
+        width: channels of the convolutions.
         hidden: units of the hidden layers of ``mlp``.
         normalisation: the statistics by which batch norm normalises the queries, see ``kshot.nn.Network``.
         order: ``second`` differentiates through the inner steps; ``first`` treats the inner gradients as constants.
-        inner_lr: alpha; None for the paper's 0.5 for images, and 0.01 for regression, which the paper does not have.
+        inner_lr: alpha; None for 0.5, as in the authors' code, or 0.01 for regression, which the paper does not have.
         inner_steps: the number of inner steps in training.
         test_steps: the number of inner steps at evaluation and prediction; None for the same as in training.
-        strategy: how the tasks of a meta-batch run, see ``kshot.Lift``: ``auto`` chooses what is fast and exact.
-        chunk: the greatest number of tasks that run in parallel; None for as many as a limit of memory allows.
+        strategy: how the tasks of a meta-batch are computed, see ``kshot.Lift``; ``auto`` chooses by their sizes.
+        chunk: the greatest number of tasks that are computed together; None for as many as a limit of memory allows.
 
     Raises:
-        OptionError: a choice is unknown, or the network has no head of this path, or no body.
+        OptionError: a number of steps is negative, a choice is unknown, or the network has no head of this path, or no
+            other trainable parameters.
         DataError: the network does not accept the inputs of the tasks, or the number of classes (way) varies.
 
     Example:
@@ -104,7 +106,7 @@ class BOIL(nn.Module):
         """Compute body' = body - alpha grad_body L(f_(body, head)) on the support of one task, ``steps`` times.
 
         Returns:
-            theta with body' in the place of the body, and the loss before each step [steps].
+            theta with body' in place of the body, and the loss before each step [steps].
         """
         return descend_part(
             self.support_loss,
@@ -117,11 +119,11 @@ class BOIL(nn.Module):
         )
 
     def body(self, theta: State) -> State:
-        """Return the parameters that adapt, all but those of the head, with all buffers."""
+        """Return the parameters that adapt (all except those of the head) with all buffers."""
         return State({n: p for n, p in theta.parameters.items() if n not in self.head}, theta.buffers, theta.tasks)
 
     def support_loss(self, theta: State, support: Support) -> Tensor:
-        """Compute L on the support of one task with the head as it is."""
+        """Compute L of theta on the support of one task."""
         return self.loss(self.net.on_support(theta, support.x), support.y)
 
     def task(self, theta: State, episode: Episode) -> tuple[Mapping[str, Tensor], State]:
@@ -151,7 +153,7 @@ class BOIL(nn.Module):
         return metrics["loss"], adapted.away_from(theta)
 
     def adapt(self, support: Support) -> Predictor:
-        """Take ``test_steps`` inner steps; return a function from [B, n, *input] to logits or values [B, n, ...]."""
+        """Take ``test_steps`` inner steps; return a predictor from [B, n, *input] to logits or values [B, n, ...]."""
 
         def fitted(theta: State, support: Support) -> tuple[State, Tensor]:
             adapted, losses = self.adapted(theta, support, self.test_steps)

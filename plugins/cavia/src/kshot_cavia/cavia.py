@@ -24,20 +24,20 @@ from kshot_cavia.conditioning import Conditioning, conditioned_network, keep_sta
 
 
 class CAVIA(nn.Module):
-    """Learn a network that all tasks share, and adapt a few context parameters, which are inputs of it, to a task.
+    """Learn a network that all tasks share, and adapt to each task only a few context parameters, which are its inputs.
 
     Args:
         spec: the specification of the tasks, which determines the inputs and outputs of the network.
-        network: ``auto``, ``conv4``, ``mlp`` or a module, see ``conditioning``.
-        width: channels of ``conv4``.
+        network: ``auto``, ``conv4``, ``strided-conv4``, ``mlp`` or a module, see ``conditioning``.
+        width: channels of the convolutions.
         hidden: units of the hidden layers of ``mlp``.
         context: the number of context parameters; None for the paper's: 5 for regression, 100 for classification.
             With 0 nothing adapts, and the network is trained on all tasks jointly.
-        conditioning: how the network sees phi. ``input``: phi follows the flattened inputs, so a module takes
-            [n, D + context]. ``film``: a linear map of phi scales and shifts each channel after a layer of the network.
-            ``argument``: a module is called as ``network(x, phi)``. ``auto`` is film for conv4 and for a module with
-            ``film_after``, argument for a module whose forward takes two inputs, and input otherwise.
-        film_after: the path of the layer for ``film``; for conv4 by default that before the ReLU of the third block.
+        conditioning: how the network sees phi. ``input``: phi is appended to the flattened inputs, so a module takes
+            [n, D + context]. ``film``: a linear map of phi scales and shifts each channel of the output of one layer.
+            ``argument``: a module is called as ``network(x, phi)``. ``auto`` is film for both conv4 and for a module
+            with ``film_after``, argument for a module whose forward takes two inputs, and input otherwise.
+        film_after: the path of the layer for ``film``; None is the layer before the third ReLU of either conv4.
         normalisation: the statistics by which batch norm normalises the queries, see ``kshot.nn.Network``. The
             authors' code is ``transductive``.
         order: ``second`` differentiates through the inner steps; ``first`` treats the inner gradients as constants.
@@ -45,8 +45,8 @@ class CAVIA(nn.Module):
         inner_steps: the number of inner steps in training; None for the paper's: 1 for regression, 2 for
             classification.
         test_steps: the number of inner steps at evaluation and prediction; None for the same as in training.
-        strategy: how the tasks of a meta-batch run, see ``kshot.Lift``: ``auto`` chooses what is fast and exact.
-        chunk: the greatest number of tasks that run in parallel; None for as many as a limit of memory allows.
+        strategy: how the tasks of a meta-batch are computed, see ``kshot.Lift``; ``auto`` chooses by their sizes.
+        chunk: the greatest number of tasks that are computed together; None for as many as a limit of memory allows.
 
     Raises:
         OptionError: a number is negative, a choice is unknown, or options do not fit each other.
@@ -126,7 +126,7 @@ class CAVIA(nn.Module):
         """Return the metrics of one task, with the query loss L(f_{phi', theta}), and phi' (algorithm 1)."""
         # phi' from the support (eq. 1).
         adapted, losses = self.adapted(phi, episode.support, self.inner_steps)
-        # The loss on the queries, whose gradient by theta also goes through phi' (eq. 2).
+        # The loss on the queries. Its gradient with respect to theta also passes through phi' (eq. 2).
         outputs = self.net.on_query(adapted, episode.query.x, episode.support.x)
         metrics = {"loss": self.loss(outputs, episode.query.y), "inner": losses}
         if self.kind == "classification":

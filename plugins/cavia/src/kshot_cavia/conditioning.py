@@ -1,4 +1,6 @@
-"""How a network sees the context parameters phi: beside its inputs, by FiLM, or as a separate argument.
+"""Give the context parameters phi to a network: beside its inputs, by FiLM, or as a separate argument.
+
+FiLM is feature-wise linear modulation (Perez et al. 2018, 1709.07871): a scale and a shift for each channel.
 
 Letters: n examples, D numbers of one input, C channels. phi [context] are the context parameters of one task.
 """
@@ -24,14 +26,15 @@ Conditioning = Literal["auto", "input", "film", "argument"]
 
 
 class Conditioned(nn.Module):
-    """Apply a net to inputs [n, *input] under the context parameters phi of one task.
+    """Apply a net to inputs [n, *input] and the context parameters phi of one task.
 
-    phi is 0, where every task starts; a task has its own phi in its ``State``. All other parameters are shared.
+    The buffer phi of this module is always 0, because every task starts from 0. The adapted phi of a task is in its
+    ``State``. All tasks share all other parameters.
 
     Args:
         net: for ``input`` a module that takes [n, D + context]; for ``film`` one that takes [n, *input]; for
             ``argument`` one that is called as ``net(x, phi)``.
-        context: the number of context parameters. With 0 of them there is no FiLM.
+        context: the number of context parameters. With ``context=0`` there is no FiLM.
         conditioning: ``input``, ``film`` or ``argument``.
         input_shape: shape of one input.
         film_after: the path of the layer whose output [n, C, *] FiLM scales and shifts.
@@ -65,7 +68,8 @@ class Conditioned(nn.Module):
         if film_after and film_after not in dict(net.named_modules()):
             paths = ", ".join(name for name, _ in net.named_modules() if name)
             raise OptionError(f"cavia: got film_after={film_after!r}, expected a layer of the net: {paths}; name one")
-        # Compute one input of zeros, to see that the net accepts it, and how many channels FiLM has.
+        # Try one input of zeros, to check that the net accepts it, and to find the number of channels for FiLM. It has
+        # the type and the device of the first parameter, ``like``.
         like = next(net.parameters(), self.phi)
         self.phi = self.phi.to(like.detach())
         outputs: list[Tensor] = []
@@ -84,12 +88,12 @@ class Conditioned(nn.Module):
                     f"cavia: got film_after={film_after!r}, a layer that returns no tensor [n, C, ...] once in each "
                     "call of the net, expected one that does; choose another layer"
                 )
-            # One linear map from phi to scale and shift, which starts as in the authors' code.
+            # One linear map from phi to scale and shift, initialised as in the authors' code.
             self.film = nn.Linear(context, 2 * outputs[0].shape[1]).to(like.detach())
             nn.init.kaiming_uniform_(self.film.weight, nonlinearity="linear")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the outputs for ``x`` [n, *input] under phi."""
+        """Compute the outputs [n, *output] for ``x`` [n, *input], given phi."""
         outputs: Tensor
         if self.conditioning == "argument":
             outputs = self.net(x, self.phi)
@@ -150,7 +154,7 @@ def conditioned_network(
         context: the number of context parameters.
         conditioning: ``auto`` is ``film`` for conv4, strided-conv4 and a module with ``film_after``, ``argument`` for a
             module whose forward takes two inputs, and ``input`` otherwise.
-        film_after: the path of a layer of the user's module.
+        film_after: the path of the layer for ``film``; None for the layer before the third ReLU of a conv4.
 
     Raises:
         OptionError: the options do not fit each other, or a choice is unknown.
@@ -197,7 +201,7 @@ def conditioned_network(
 
 
 def start(network: Network) -> State:
-    """Return the state from which every task starts: phi = 0 adapts, and the buffers of the net accompany it.
+    """Return the state from which every task starts: phi = 0, which adapts, and the buffers of the net.
 
     The other parameters are not in the state: all tasks share those of the network.
 
@@ -226,7 +230,7 @@ def keep_statistics(network: Network, end: State) -> None:
         >>> net.net.net.running_mean
         tensor([0., 0., 2.])
     """
-    # phi is left alone: autograd could not use the graphs of the losses after a write in place, even of the same zeros.
+    # phi is not written: autograd could not use the graphs of the losses after a write in place, even of equal zeros.
     buffers = {name.removeprefix("net."): b for name, b in end.buffers.items() if name.startswith("net.")}
     conditioned = network.net
     assert isinstance(conditioned, Conditioned)

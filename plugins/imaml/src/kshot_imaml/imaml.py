@@ -29,29 +29,30 @@ class IMAML(nn.Module):
     """Learn initial parameters near which each task has a good minimum of its support loss.
 
     A task adapts by descending G(phi) = L_support(phi) + lambda / 2 ||phi - theta||^2 from theta. The meta-gradient is
-    that of the minimum of G, by the implicit function theorem. It needs the adapted parameters only, so that memory
+    that at the minimum of G, by the implicit function theorem. It needs only the adapted parameters, so that memory
     does not grow with the number of inner steps. It is exact only at the minimum and with enough ``cg_steps``, and
     otherwise an approximation; it is never the derivative of the loss after a given number of steps.
 
     Args:
         spec: the specification of the tasks, which determines the inputs and outputs of the network.
-        network: ``auto``, ``conv4``, ``mlp`` or a module from [n, *input] to logits [n, N] or values [n, *target].
-        width: channels of ``conv4``.
+        network: ``auto``, ``conv4``, ``strided-conv4``, ``mlp``, or a module from [n, *input] to logits [n, N] or to
+            regression values [n, *target]; see ``kshot.nn.network``.
+        width: channels of the convolutions.
         hidden: units of the hidden layers of ``mlp``.
         normalisation: the statistics by which batch norm normalises the queries, see ``kshot.nn.Network``.
-        regularisation: lambda, which keeps phi near theta; the default is the paper's. Where the support loss is
-            curved downwards, lambda must be greater than this curvature, otherwise there may be no minimum.
+        regularisation: lambda, which keeps phi near theta; the default is the paper's. If the support loss has a
+            negative curvature, lambda must be greater than its size; otherwise G may have no minimum.
         inner_lr: the rate of the inner steps; None for 0.1 (the authors' code), or 0.005 for regression.
         inner_steps: the number of inner steps in training; None for the paper's: 16, or 25 if there are at least 20
             classes.
         test_steps: the number of inner steps at evaluation and prediction; None for the same as in training.
         cg_steps: the number of iterations of conjugate gradients. The default is the paper's; with 0 the meta-gradient
             is grad L_query(phi), as in first-order MAML.
-        damping: a number that is added to lambda in the meta-gradient only. The paper's equation has none, which is
-            right at the minimum. The default is that of the authors' code: few steps end far from the minimum, and
-            without damping short trainings on sine waves learned less.
-        strategy: how the tasks of a meta-batch run, see ``kshot.Lift``: ``auto`` chooses what is fast and exact.
-        chunk: the greatest number of tasks that run in parallel; None for as many as a limit of memory allows.
+        damping: a number that is added to lambda in the meta-gradient only. The paper's equation, which holds at the
+            minimum, has none. The default is that of the authors' code: a few steps end far from the minimum, and
+            without damping short trainings learned less.
+        strategy: how the tasks of a meta-batch are computed, see ``kshot.Lift``; ``auto`` chooses by their sizes.
+        chunk: the greatest number of tasks that are computed together; None for as many as a limit of memory allows.
 
     Raises:
         OptionError: lambda is not positive, another number is negative, or a choice is unknown.
@@ -89,8 +90,8 @@ class IMAML(nn.Module):
         if not regularisation > 0 or min(inner_steps or 0, test_steps or 0, cg_steps, damping) < 0:
             raise OptionError(
                 f"imaml: got regularisation {regularisation}, inner_steps {inner_steps}, test_steps {test_steps}, "
-                f"cg_steps {cg_steps} and damping {damping}, expected a positive number and four of at least 0; "
-                "raise them"
+                f"cg_steps {cg_steps} and damping {damping}, expected a positive number for the first "
+                "and at least 0 for the others; raise them"
             )
         self.kind = spec.kind
         self.net = build_network(network, spec, normalisation=normalisation, width=width, hidden=hidden)
@@ -113,7 +114,7 @@ class IMAML(nn.Module):
         return self.loss(self.net.on_support(state, support.x), support.y)
 
     def minimum(self, theta: State, support: Support, steps: int) -> tuple[State, Tensor]:
-        """Descend G from theta by ``steps`` gradient steps (algorithm 2). Nothing of the path is kept.
+        """Take ``steps`` gradient steps on G from theta (algorithm 2). The steps are not differentiated.
 
         Returns:
             phi, and G before each step [steps].
@@ -130,14 +131,14 @@ class IMAML(nn.Module):
         """Return the metrics of one task, with a loss whose gradient is the meta-gradient (algorithm 2), and phi."""
         with torch.no_grad():
             metrics, implicit, phi = self.solved(theta.detach(), episode)
-        # grad_theta of the sum over the parameters of (theta - theta) g, whose value is 0, is the constant g.
+        # Add the sum over the parameters of (theta - constant) g. Its value is 0, and its gradient is the constant g.
         zeros = [((p - p.detach()) * implicit[name]).sum() for name, p in theta.parameters.items()]
         return {**metrics, "loss": sum(zeros, metrics["loss"])}, phi
 
     def solved(self, theta: State, episode: Episode) -> tuple[dict[str, Tensor], dict[str, Tensor], State]:
         """Return the metrics of one task, its meta-gradient g by name, and phi."""
         support, query = episode.support, episode.query
-        # phi, nearly the minimum of G.
+        # phi, which is near the minimum of G.
         phi, losses = self.minimum(theta, support, self.inner_steps)
 
         def query_loss(parameters: Tensors, buffers: Tensors) -> tuple[Tensor, tuple[Tensor, Tensors]]:

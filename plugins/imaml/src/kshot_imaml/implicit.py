@@ -1,4 +1,4 @@
-"""The derivative of a regularised minimum, by conjugate gradients. Letter: P numbers in all parameters."""
+"""Compute the derivative of a regularised minimum by conjugate gradients. Letter: P, the number of all parameters."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def implicit_gradient(
 
     Args:
         loss: the support loss of a state, whose Hessian at phi is H.
-        phi: the minimum, of one task.
+        phi: the adapted parameters of one task, ideally the minimum.
         support: passed on to ``loss``.
         gradient: grad L_query(phi), by name.
-        strength: lambda.
+        strength: lambda; the learner adds its damping.
         steps: the number of iterations; with 0 the result is ``gradient``.
 
     Returns:
-        g, by name.
+        g, by name, in the shapes of ``gradient``.
 
     Example:
         For the loss theta^2, H is 2:
@@ -44,8 +44,8 @@ def implicit_gradient(
         copies = {n: b.clone() for n, b in phi.buffers.items()}
         return torch.func.grad(lambda named: loss(State(named, copies), support))(parameters)
 
-    # H v is the derivative of grad L_support along v. H is symmetric, so this is the product from the left, too, and
-    # each costs one backward pass through the gradient, which is computed once.
+    # H v is the derivative of grad L_support in the direction v. H is symmetric, so H v = v^T H: one backward pass
+    # through the gradient, whose graph is computed once.
     pull: Any = torch.func.vjp(slope, dict(phi.parameters))[1]
 
     def product(v: Tensor) -> Tensor:

@@ -28,17 +28,19 @@ class MAML(nn.Module):
 
     Args:
         spec: the specification of the tasks, which determines the inputs and outputs of the network.
-        network: ``auto``, ``conv4``, ``mlp`` or a module from [n, *input] to logits [n, N] or values [n, *target].
-        width: channels of ``conv4``.
+        network: ``auto``, ``conv4``, ``strided-conv4``, ``mlp``, or a module from [n, *input] to logits [n, N] or to
+            regression values [n, *target]; see ``kshot.nn.network``.
+        width: channels of the convolutions.
         hidden: units of the hidden layers of ``mlp``.
         normalisation: the statistics by which batch norm normalises the queries, see ``kshot.nn.Network``. The
             published results are ``transductive``.
         order: ``second`` differentiates through the inner steps; ``first`` treats the inner gradients as constants.
-        inner_lr: alpha; None for the values of ``paper_rate``.
-        inner_steps: inner steps in training. The paper: 5-way Omniglot and sinusoids 1, else 5.
-        test_steps: inner steps at evaluation; None for ``inner_steps``. The paper: Omniglot 3, or 5 in 20-way; else 10.
-        strategy: how the tasks of a meta-batch run, see ``kshot.Lift``: ``auto`` chooses what is fast and exact.
-        chunk: the greatest number of tasks that run in parallel; None for as many as a limit of memory allows.
+        inner_lr: alpha, the size of an inner step; None for the value of ``paper_rate``.
+        inner_steps: inner steps in training. The paper has 1 for 5-way Omniglot and for sinusoids, and 5 otherwise.
+        test_steps: inner steps at evaluation and prediction; None for ``inner_steps``. The paper has 3 for 5-way
+            Omniglot, 5 for 20-way Omniglot, and 10 otherwise.
+        strategy: how the tasks of a meta-batch are computed, see ``kshot.Lift``; ``auto`` chooses by their sizes.
+        chunk: the greatest number of tasks that are computed together; None for as many as a limit of memory allows.
 
     Raises:
         OptionError: a number of steps is negative, or a choice is unknown.
@@ -169,10 +171,10 @@ class MAML(nn.Module):
 
 
 def paper_rate(spec: TaskSpec) -> float:
-    """Return alpha: 0.4 for 5-way and 0.1 for 20-way tasks, 0.01 for images of three channels and for regression.
+    """Return alpha: 0.4, or 0.1 for at least 20 classes; 0.01 for images of three channels and for regression.
 
-    They are the paper's (appendix A.1, section 5.1), but its loss is a sum over classes. With a mean the same alpha
-    takes smaller steps; in a trial on Omniglot, 0.4 with the mean trained better.
+    They are the paper's (appendix A.1, section 5.1), but its loss is a sum over classes. With the mean, the same alpha
+    takes smaller steps. In a trial on Omniglot, 0.4 with the mean trained better than 2.0, the paper's steps.
 
     Example:
         >>> paper_rate(TaskSpec(kind="classification", input_shape=(4,), way=5, shot=1, query=5))
@@ -186,7 +188,7 @@ def paper_rate(spec: TaskSpec) -> float:
 def paper_training(spec: TaskSpec) -> Training:
     """Return the default training: the authors' meta-batches, but far fewer iterations than their 60,000 or more.
 
-    For sinusoids these are 25 tasks; for Omniglot 32 in 5-way and 16 in 20-way.
+    These are 25 tasks for regression; for classification 32, or 16 for at least 20 classes.
 
     Example:
         >>> paper_training(TaskSpec(kind="classification", input_shape=(4,), way=5, shot=1, query=5)).meta_batch

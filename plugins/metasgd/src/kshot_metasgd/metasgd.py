@@ -1,7 +1,7 @@
 """Meta-SGD: Li, Zhou, Chen & Li, "Meta-SGD: learning to learn quickly for few-shot learning", 2017 (1707.09835).
 
 Letters: B meta-batch, N way, n queries. theta are the parameters of the network, theta' those adapted to a task, and
-alpha the step sizes, which are learned with theta. ``o`` is the product of elements. Some functions are written for one
+alpha the step sizes, which are learned with theta. ``o`` is the elementwise product. Some functions are written for one
 task, without the axis B; ``Lift`` runs them for all tasks of a meta-batch.
 """
 
@@ -30,23 +30,24 @@ class MetaSGD(nn.Module):
 
     Args:
         spec: the specification of the tasks, which determines the inputs and outputs of the network.
-        network: ``auto``, ``conv4``, ``mlp`` or a module from [n, *input] to logits [n, N] or values [n, *target].
-        width: channels of ``conv4``.
+        network: ``auto``, ``conv4``, ``strided-conv4``, ``mlp``, or a module from [n, *input] to logits [n, N] or to
+            regression values [n, *target]; see ``kshot.nn.network``.
+        width: channels of the convolutions.
         hidden: units of the hidden layers of ``mlp``.
         normalisation: the statistics by which batch norm normalises the queries, see ``kshot.nn.Network``.
         order: ``second`` differentiates through the inner steps; ``first`` treats the inner gradients as constants.
             Both learn alpha.
-        rates: ``element`` for one step size per element of theta, as in the paper; ``tensor`` for one per tensor.
+        rates: ``element`` (the paper's) for a step size per element of theta, ``tensor`` for one per parameter tensor.
         initial_alpha: the range (least, greatest) of the uniform distribution of the initial step sizes; the default
             is the paper's. With two equal numbers all step sizes start from this number. Training may make a step size
             negative.
         inner_steps: the number of inner steps in training; the paper has one.
         test_steps: the number of inner steps at evaluation and prediction; None for the same as in training.
-        strategy: how the tasks of a meta-batch run, see ``kshot.Lift``: ``auto`` chooses what is fast and exact.
-        chunk: the greatest number of tasks that run in parallel; None for as many as a limit of memory allows.
+        strategy: how the tasks of a meta-batch are computed, see ``kshot.Lift``; ``auto`` chooses by their sizes.
+        chunk: the greatest number of tasks that are computed together; None for as many as a limit of memory allows.
 
     Attributes:
-        alpha: the step sizes, one parameter for each trainable parameter of the network and in the same order.
+        alpha: the step sizes, one tensor for each trainable parameter tensor of the network, in the same order.
 
     Raises:
         OptionError: a number of steps is negative, the range of alpha is empty, or a choice is unknown.
@@ -130,9 +131,10 @@ class MetaSGD(nn.Module):
         return metrics, adapted
 
     def meta_gradient(self, episodes: Episode) -> Metrics:
-        """Add the mean over tasks of the gradient of L(f_theta') by (theta, alpha) to ``.grad`` (line 9).
+        """Add the mean over tasks of the gradient of L(f_theta') with respect to theta and alpha to ``.grad``.
 
-        After one inner step the gradient of alpha is -grad L_query(theta') o grad L_support(theta).
+        The engine takes the outer step (line 9). After one inner step, the gradient of alpha is
+        -grad L_query(theta') o grad L_support(theta).
         """
         metrics, end = self.lift.mean_gradient(self.task, self.net.state(), episodes)
         check_descent(metrics.pop("inner"), "metasgd", episodes.origin)
@@ -186,7 +188,7 @@ class MetaSGD(nn.Module):
 
 
 def paper_training(spec: TaskSpec) -> Training:
-    """Return the default training: that of maml, to which it is compared; far fewer iterations than the paper has.
+    """Return the default training: MAML's iterations (far fewer than in the paper), of 16 tasks (regression: 25).
 
     Example:
         >>> paper_training(TaskSpec(kind="regression", input_shape=(1,), target_shape=(1,), shot=5, query=5)).meta_batch

@@ -15,12 +15,12 @@ def initial_step_sizes(theta: Mapping[str, Tensor], bounds: tuple[float, float],
     """Draw the initial alpha from torch's random generator (Li et al. 2017, 1707.09835, algorithm 1, line 1).
 
     Args:
-        theta: the parameters by name.
+        theta: the parameter tensors by name.
         bounds: the range (least, greatest) of the uniform distribution.
-        per_element: whether each element of a parameter has its own step size, or each parameter has one.
+        per_element: whether each element of a parameter tensor has its own step size; otherwise each tensor has one.
 
     Returns:
-        One tensor for each parameter, in the same order: of its shape, or [].
+        The step sizes of each parameter tensor, in the same order: a tensor of its shape if ``per_element``, else [].
 
     Raises:
         OptionError: the range is empty or not finite.
@@ -44,12 +44,12 @@ def initial_step_sizes(theta: Mapping[str, Tensor], bounds: tuple[float, float],
 def step_sizes_of(
     theta: Mapping[str, Tensor], names: Sequence[str], alpha: Sequence[Tensor], *, per_element: bool
 ) -> dict[str, Tensor]:
-    """Return alpha by the names of the parameters, after a check of its shapes.
+    """Return the step sizes by the name of their parameter tensor, after checking their shapes.
 
     Args:
         theta: the parameters that adapt, by name.
-        names: the name of the parameter to which each element of ``alpha`` belongs.
-        alpha: the step sizes.
+        names: for each tensor in ``alpha``, the name of the parameter tensor that it belongs to.
+        alpha: the step sizes, one tensor for each parameter tensor.
         per_element: as for ``initial_step_sizes``.
 
     Raises:

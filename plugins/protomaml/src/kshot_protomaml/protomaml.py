@@ -2,7 +2,7 @@
 (1903.03096), section 3.
 
 Letters: B meta-batch, N way, S support size, n queries, D embedding. theta are the parameters of the encoder f_theta;
-W [N, D] and b [N] are those of a linear head that is made for each task. Functions of one task have no axis B;
+W [N, D] and b [N] are those of a linear head that is built for each task. Functions for one task have no axis B;
 ``Lift`` runs them for B tasks.
 """
 
@@ -26,23 +26,24 @@ from kshot.registry import Range
 
 
 class ProtoMAML(nn.Module):
-    """Learn an encoder that a few gradient steps on a support adapt together with a head made of its prototypes.
+    """Learn an encoder that a few gradient steps on a support adapt together with a head built from its prototypes.
 
     The head starts as the linear form of prototypical networks, so without inner steps the predictions are those of a
     prototypical network. Any number of classes works, because no parameter of the head is learned.
 
     Args:
         spec: the specification of the tasks, which determines the inputs of the encoder.
-        encoder: ``auto`` (by the input shape), ``conv4``, ``mlp``, ``linear``, or a module from [n, *input] to [n, D].
-        width: number of channels of ``conv4``, of units of ``mlp``, or of outputs of ``linear``.
+        encoder: ``auto`` (by the input shape), ``conv4``, ``strided-conv4``, ``mlp``, ``linear``, or a module from
+            [n, *input] to [n, D].
+        width: number of channels of the convolutions, of units of ``mlp``, or of outputs of ``linear``.
         normalisation: the statistics by which batch norm normalises the queries, see ``kshot.nn.Network``.
         order: ``first`` treats the inner gradients as constants, as in the paper's experiments (fo-Proto-MAML);
-            ``second`` differentiates through them. Gradients flow through the first head in both cases.
-        inner_lr: alpha.
+            ``second`` differentiates through them. Both differentiate through the initial head.
+        inner_lr: alpha, the size of an inner step.
         inner_steps: the number of inner steps in training.
         test_steps: the number of inner steps at evaluation and prediction; None for the same as in training.
-        strategy: how the tasks of a meta-batch run, see ``kshot.Lift``: ``auto`` chooses what is fast and exact.
-        chunk: the greatest number of tasks that run in parallel; None for as many as a limit of memory allows.
+        strategy: how the tasks of a meta-batch are computed, see ``kshot.Lift``; ``auto`` chooses by their sizes.
+        chunk: the greatest number of tasks that are computed together; None for as many as a limit of memory allows.
 
     Raises:
         OptionError: a number of steps is negative, or a choice is unknown.
@@ -89,7 +90,7 @@ class ProtoMAML(nn.Module):
         self.training_defaults = Training(meta_batch=16, iterations=500)
 
     def start(self, theta: State, support: Support) -> State:
-        """Return the state from which the inner loop of one task starts: theta, and the head of its prototypes.
+        """Return the state from which the inner loop of one task starts: theta, and the head from its prototypes.
 
         Returns:
             The parameters of the encoder under ``net.``, and those of the head under ``head.``.
@@ -105,9 +106,9 @@ class ProtoMAML(nn.Module):
         return F.cross_entropy(head_logits(state, z), support.y)
 
     def adapted(self, theta: State, support: Support, steps: int) -> tuple[State, Tensor]:
-        """Make the head, then compute (theta, W, b)' = (theta, W, b) - alpha grad L, ``steps`` times, for one task.
+        """Build the head, then compute (theta, W, b)' = (theta, W, b) - alpha grad L, ``steps`` times, for one task.
 
-        An inner gradient is by theta, W and b as separate variables, although the first W and b depend on theta.
+        An inner gradient treats theta, W and b as separate variables, although the initial W and b depend on theta.
 
         Returns:
             The adapted parameters of encoder and head, and the loss before each step [steps].
@@ -122,7 +123,7 @@ class ProtoMAML(nn.Module):
         )
 
     def task(self, theta: State, episode: Episode) -> tuple[Mapping[str, Tensor], State]:
-        """Return the metrics of one task, with the loss of the adapted encoder and head on the queries, and both."""
+        """Return the metrics of one task, with the query loss of the adapted encoder and head, and these."""
         # Inner loop: the head from the prototypes, then all parameters from the support.
         adapted, losses = self.adapted(theta, episode.support, self.inner_steps)
         # Outer loss, whose gradient reaches theta as the start of the encoder and through the prototypes.
@@ -132,7 +133,7 @@ class ProtoMAML(nn.Module):
         return {"loss": F.cross_entropy(logits, episode.query.y), "inner": losses, "accuracy": accuracy}, adapted
 
     def meta_gradient(self, episodes: Episode) -> Metrics:
-        """Add the mean over tasks of the gradient of the query loss by theta to ``.grad``."""
+        """Add the mean over tasks of the gradient of the query loss with respect to theta to ``.grad``."""
         metrics, end = self.lift.mean_gradient(self.task, self.net.state(), episodes)
         check_descent(metrics.pop("inner"), "protomaml", episodes.origin)
         keep_buffers(self.net.net, end)  # the new running statistics are the mean over the tasks

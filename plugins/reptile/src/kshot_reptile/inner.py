@@ -19,13 +19,14 @@ from kshot.inner import Tensors, Update
 
 
 def minibatches(support: Support, size: int, steps: int) -> Tensor:
-    """Draw the examples of the support that each step takes: int64 [B, k, min(b, S)].
+    """Draw the indices of the support examples that each step uses: int64 [B, k, min(b, S)].
 
     As in the authors' code, passes over the support in random order follow one another and are cut into minibatches.
-    If the support is not larger than a minibatch, every step takes all of it. The order of each task is drawn from its
-    own key.
+    If the support is not larger than a minibatch, every step uses all of it. The order of each task is drawn from the
+    key of its episode.
 
     Args:
+        support: the supports of B tasks.
         size: b.
         steps: k.
 
@@ -51,7 +52,7 @@ def minibatches(support: Support, size: int, steps: int) -> Tensor:
 def adam(lr: float, beta2: float = 0.999, eps: float = 1e-8) -> Update:
     """Return the rule of Adam (Kingma & Ba 2015, algorithm 1) with beta1 = 0: no momentum, as in Reptile's paper.
 
-    Its memory is the number of steps and the decaying mean of squared gradients.
+    Its memory is the number of steps and the decaying means of the squared gradients, by name.
 
     Example:
         The first step is lr * sign(gradient):
@@ -84,15 +85,15 @@ class Moments(nn.Module):
     """Keep the second moments of Adam from task to task, as the authors' code does, instead of starting from 0 in each.
 
     They are buffers, so a checkpoint has them. Every task of a meta-batch starts with the same moments, and afterwards
-    these are the mean over its tasks. So chunks and processes make no difference. With a meta-batch of 1 this is what
-    the authors do; with a larger one, they hand the moments from one task of the meta-batch to the next.
+    these are the mean over its tasks. So the numbers of chunks and processes make no difference. With a meta-batch of 1
+    this is what the authors do; in a larger one, they pass the moments from one task to the next.
 
     Args:
         parameters: the parameters that adapt, by name.
 
     Attributes:
-        v: the decaying means of the squared gradients of all parameters [P]; 0 before the first task.
-        steps: the number of inner steps of one task after another [].
+        v: the decaying means of the squared gradients [P], for all P parameters; 0 before the first task.
+        steps: the number of inner steps of all meta-batches so far, int64 [].
 
     Example:
         >>> moments = Moments({"theta": torch.tensor([1.0, 2.0])})
@@ -113,7 +114,7 @@ class Moments(nn.Module):
         """Return the memory of ``adam`` with which each of B tasks starts: the steps [B], and v by name [B, *].
 
         Args:
-            parameters: give the names and shapes.
+            parameters: tensors by name, whose names and shapes the result has.
             tasks: B.
         """
         parts = self.v.split([p.numel() for p in parameters.values()])
@@ -123,14 +124,14 @@ class Moments(nn.Module):
 
     @torch.no_grad()
     def keep(self, v: Tensors, steps: int) -> None:
-        """Store the mean over tasks of the moments after ``steps`` more steps, by name [B, *]."""
+        """Store the mean over tasks of the moments ``v``, by name [B, *], after ``steps`` more steps."""
         self.v.copy_(torch.cat([each.mean(0).flatten() for each in v.values()]))
         self.steps += steps
 
 
 @frozen
 class Settings:
-    """Store what the authors choose by the tasks; the names are those of the options of ``Reptile``."""
+    """Store the authors' settings for one type of tasks; the names are those of the options of ``Reptile``."""
 
     inner_optimizer: Literal["sgd", "adam"]
     inner_lr: float

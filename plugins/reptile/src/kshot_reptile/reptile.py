@@ -1,7 +1,7 @@
 """Reptile: Nichol, Achiam & Schulman, "On first-order meta-learning algorithms", 2018 (1803.02999).
 
 The inner optimizer and the minibatches are in ``inner.py``. Letters: B meta-batch, N way, S support size, n queries,
-k inner steps, b examples of an inner minibatch. Functions of one task have no B; ``Lift`` runs them for all.
+k inner steps, b examples of an inner minibatch. Functions for one task have no axis B; ``Lift`` runs them for all.
 """
 
 from __future__ import annotations
@@ -24,37 +24,38 @@ from kshot_reptile.inner import Moments, adam, authors_settings, minibatches
 
 
 class Reptile(nn.Module):
-    """A learner that moves an initialisation towards the parameters that plain training on each task leads to.
+    """Learn initial parameters by moving them towards the parameters that plain training on each task leads to.
 
-    Training uses the support of a task, which has more shots than in the test; the queries are only measured. Serial
+    Training uses the support of a task, with more shots than in the test; queries are for logged metrics only. Serial
     Reptile (algorithm 1) is a meta-batch of 1, batched Reptile (algorithm 2) a larger one. The outer step theta + eps *
     mean(theta~ - theta) is SGD with the rate eps, which the paper decreases linearly to 0.
 
     Args:
-        spec: the specification of the tasks, which determines the net's inputs and outputs.
-        network: ``auto``, ``conv4``, ``mlp`` or a module from [n, *input] to logits [n, N] or values [n, *target].
-        width: channels of ``conv4``.
+        spec: the specification of the tasks, which determines the inputs and outputs of the network.
+        network: ``auto``, ``conv4``, ``strided-conv4``, ``mlp``, or a module from [n, *input] to logits [n, N] or to
+            regression values [n, *target]; see ``kshot.nn.network``.
+        width: channels of the convolutions.
         hidden: units of the hidden layers of ``mlp``.
-        normalisation: which batch statistics normalise the queries, see ``kshot.nn.Network``. The paper reports
-            figures without transduction, for which ``support`` is nearest, and with it, ``transductive``.
-        inner_optimizer: ``sgd`` or ``adam`` (with beta1 = 0). None here and below stands for the authors' choice by the
-            tasks, see ``authors_settings``: adam, or sgd for regression.
-        inner_lr: its rate: 1e-3, or 5e-4 from 20 ways on, and 0.02 for regression.
-        inner_batch: b in training: 10, or 20 from 20 ways on. A support of at most b examples is taken whole.
-        inner_steps: k in training: 5, or 10 from 20 ways on, and 8 for images of three channels.
-        test_batch: b at evaluation and use: 5, or 10 from 20 ways on and for regression, and 15 for images of three
-            channels.
-        test_steps: k at evaluation and use: 50, or 32 for regression.
-        moments: of ``adam``, what its second moments are at the first step of a task: ``reset`` to 0, or ``kept`` from
-            the tasks of the last iteration, as in the authors' code, see ``kshot_reptile.inner.Moments``. Evaluation
-            starts from those of training, and changes nothing.
-        strategy: how the tasks of a meta-batch run, see ``kshot.Lift``: ``auto`` chooses what is fast and exact.
-        chunk: the greatest number of tasks in one vmap; None bounds its memory.
+        normalisation: the statistics by which batch norm normalises the queries, see ``kshot.nn.Network``. The paper
+            reports results with transduction (``transductive``) and without it, to which ``support`` is nearest.
+        inner_optimizer: ``sgd`` or ``adam`` (with beta1 = 0). For this and the next five options, None is the authors'
+            choice for such tasks, see ``authors_settings``; here it is adam, or sgd for regression.
+        inner_lr: its rate; None for 1e-3, 5e-4 from 20 ways on, and 0.02 for regression.
+        inner_batch: b in training; None for 10, or 20 from 20 ways on. A support of at most b examples is used whole.
+        inner_steps: k in training; None for 5, 10 from 20 ways on, and 8 for images of three channels.
+        test_batch: b at evaluation and prediction; None for 5, 10 from 20 ways on and for regression, and 15 for images
+            of three channels.
+        test_steps: k at evaluation and prediction; None for 50, or 32 for regression.
+        moments: the second moments of ``adam`` at the first step of a task: ``reset`` to 0, or ``kept`` from the tasks
+            of the last iteration, as in the authors' code, see ``kshot_reptile.inner.Moments``. Evaluation starts from
+            the kept ones, and does not change them.
+        strategy: how the tasks of a meta-batch are computed, see ``kshot.Lift``; ``auto`` chooses by their sizes.
+        chunk: the greatest number of tasks that are computed together; None for as many as a limit of memory allows.
 
     Raises:
-        OptionError: minibatches are empty, there is no inner step, a choice is unknown, or the moments of ``sgd``,
-            which has none, are to be kept.
-        DataError: the net can't take the tasks' inputs, or their way varies.
+        OptionError: a minibatch has no examples, there is no inner step, a choice is unknown, or ``moments`` is
+            ``kept`` with ``sgd``, which has no moments.
+        DataError: the network does not accept the inputs of the tasks, or the number of classes (way) varies.
 
     Example:
         >>> from kshot.testing import sample_tasks
@@ -124,7 +125,7 @@ class Reptile(nn.Module):
     def final_parameters(self, theta: State, support: Support, order: Tensor, memory: Any) -> tuple[State, Tensor, Any]:
         """Compute theta~ = U^k(theta), one step on each of the minibatches ``order`` [k, b] (algorithm 1, line 4).
 
-        ``memory`` is that of the inner optimizer at the first step; () starts anew.
+        ``memory`` is the memory of the inner optimizer before the first step; () for none.
 
         Returns:
             theta~, without a graph to theta, the loss before each step [k], and the moments after the last, if kept.
@@ -162,7 +163,7 @@ class Reptile(nn.Module):
         return final.away_from(theta), metrics
 
     def meta_gradient(self, episodes: Episode) -> Metrics:
-        """Add the mean over tasks of theta - theta~ to ``.grad`` (algorithm 2, line 6). It is not a loss's gradient."""
+        """Add the mean over tasks of theta - theta~ to ``.grad`` (algorithm 2, line 6). No loss has this gradient."""
         away, metrics = self.displacement(episodes)
         for name, p in self.net.state().parameters.items():
             mean = away[name].mean(0)
