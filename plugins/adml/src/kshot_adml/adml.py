@@ -1,7 +1,8 @@
 """ADML: Yin, Tang, Xu & Wang, "Adversarial meta-learning", 2018 (1806.03316).
 
 Letters: B meta-batch, N way, S support size, n queries. theta are the parameters of the network. They adapt twice: to
-the clean support (theta'_clean) and to the adversarial support (theta'_adv). Functions of one task have no axis B.
+the clean support (theta'_clean) and to the adversarial support (theta'_adv). Some functions are written for one task,
+without the axis B; ``Lift`` runs them for all tasks of a meta-batch.
 """
 
 from __future__ import annotations
@@ -30,33 +31,31 @@ NotNegative = Annotated[float, Range(0)]
 class ADML(nn.Module):
     """Learn initial parameters that adapt well to clean and to adversarial examples.
 
-    As in MAML, the parameters adapt by gradient descent. In training they adapt to the clean support, and separately to
-    the adversarial support; each result is judged on the other sort of queries. Evaluation adapts to the support that
-    it is given. It is for classification only: a small change of an input leaves its class as it is, but not the value
-    of a regression function.
+    In training, the parameters adapt to the clean support, and separately to the adversarial support, by gradient
+    descent as in MAML; each result is tested on queries of the other type. Evaluation adapts to the given support.
 
     Args:
         spec: the specification of the tasks, which determines the inputs and outputs of the network.
         attack: ``fgsm``, one step, or ``pgd``, several steps, see ``kshot.functional``.
-        epsilon: the greatest change of a number of an input, in its units; 0 gives MAML. The default is our
-            choice, for inputs of [0, 1]. Adversarial inputs are clipped to the spec's ``input_range``, if it has one.
-        steps: of ``pgd``, the number of steps.
-        step_size: of ``pgd``, the change of a number in one step; None for 2.5 epsilon / steps.
-        random_start: of ``pgd``, whether to start at a random change, which depends on the episode's key alone.
-        against: whose loss the adversarial queries increase: of ``adapted``, which is theta'_clean and predicts them,
-            or of ``theta``, which is how we read the paper. The adversarial support is against theta.
+        epsilon: the greatest change of a number of an input, in the unit of the inputs; the default is for inputs in
+            [0, 1]. Adversarial inputs are clipped to the spec's ``input_range``, if it has one.
+        steps: the number of steps of ``pgd``.
+        step_size: the change of a number in one step of ``pgd``; None for 2.5 epsilon / steps.
+        random_start: whether ``pgd`` starts at a random change, which depends on the episode's key alone.
+        against: whether the adversarial queries increase the loss of ``adapted``, which is theta'_clean and predicts
+            them, or of ``theta``, as the paper seems to do. The adversarial support increases the loss of theta.
         clean_weight: beta_1, the weight of the loss of theta'_adv on the clean queries.
         adversarial_weight: beta_2, the weight of the loss of theta'_clean on the adversarial queries.
-        network: ``auto``, ``conv4``, ``mlp`` or a module from [n, *input] to logits [n, N].
-        width: channels of ``conv4``.
+        network: ``auto``, ``conv4``, ``strided-conv4``, ``mlp`` or a module from [n, *input] to logits [n, N].
+        width: channels of the convolutions.
         hidden: units of the hidden layers of ``mlp``.
-        normalisation: of the queries, see ``kshot.nn.Network``. Running statistics are those of the clean queries.
+        normalisation: of the queries, see ``kshot.nn.Network``. Clean queries alone change the running statistics.
         order: ``second`` differentiates through the inner steps; ``first`` treats the inner gradients as constants.
-        inner_lr: alpha, for both supports; None for those of MAML's paper: 0.4, or 0.1 from 20 classes on.
+        inner_lr: alpha, for both supports; None for 0.4, or 0.1 for at least 20 classes.
         inner_steps: the number of inner steps in training.
         test_steps: the number of inner steps at evaluation and prediction; None for the same as in training.
-        strategy: how the tasks of a meta-batch run, see ``kshot.Lift``: ``auto`` chooses what is fast and exact.
-        chunk: the greatest number of tasks that run in parallel; None for as many as a limit of memory allows.
+        strategy: how the tasks of a meta-batch are computed, see ``kshot.Lift``; ``auto`` chooses by their sizes.
+        chunk: the greatest number of tasks that are computed together; None for as many as a limit of memory allows.
 
     Raises:
         OptionError: a number of steps is negative, or a choice is unknown.
@@ -108,7 +107,7 @@ class ADML(nn.Module):
         self.inner_lr = (0.1 if many else 0.4) if inner_lr is None else inner_lr
         self.inner_steps, self.test_steps = inner_steps, inner_steps if test_steps is None else test_steps
         self.lift = Lift(strategy, chunk)
-        # Not exact: statistics of ``support`` count as constants, and attacks on theta' jump with the signs of noise.
+        # Not exact: statistics of ``support`` count as constants, and the signs in an attack on theta' may jump.
         exact = self.second_order and not self.net.constant_statistics and (against == "theta" or epsilon == 0)
         self.needs = attrs.evolve(type(self).needs, queries=self.net.queries, exact_gradient=exact)
         self.training_defaults = Training(meta_batch=16, iterations=500)
@@ -172,7 +171,7 @@ class ADML(nn.Module):
         return {**metrics, "inner": torch.maximum(losses, clean_losses)}, by_adversarial
 
     def meta_gradient(self, episodes: Episode) -> Metrics:
-        """Add the mean over tasks of the gradient of both weighted losses to ``.grad``. The engine steps."""
+        """Add the mean over tasks of the gradient of both weighted losses to ``.grad``."""
         starts = self.perturbation.starts(episodes)
         metrics, end = self.lift.mean_gradient(self.task, self.net.state(), episodes, starts)
         check_descent(metrics.pop("inner"), "adml", episodes.origin)

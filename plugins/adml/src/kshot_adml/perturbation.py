@@ -22,7 +22,7 @@ class Perturbation:
         attack: ``fgsm`` or ``pgd``.
         epsilon: the greatest change of a number of an input.
         input_range: the least and the greatest value of an input; None for any value.
-        steps, step_size, random_start: of ``pgd``.
+        steps, step_size, random_start: options of ``pgd``.
 
     Example:
         >>> import torch
@@ -41,7 +41,7 @@ class Perturbation:
         """Return x + delta [n, *input], without a graph, for one task.
 
         Args:
-            gradient: the gradient, by the inputs, of the loss that is to become large.
+            gradient: returns the gradient, with respect to the inputs, of the loss that the attack increases.
             x: inputs [n, *input].
             start: the delta from which ``pgd`` starts; None for 0.
         """
@@ -52,7 +52,7 @@ class Perturbation:
         return pgd(gradient, x, steps=self.steps, start=start, input_range=self.input_range, **bounds)
 
     def starts(self, episodes: Episode) -> Mapping[str, Tensor]:
-        """Return the random deltas of ``support`` and ``query`` [B, n, *input], by the keys of the episodes alone.
+        """Draw the random deltas of ``support`` and ``query`` [B, n, *input], which depend on the episodes' keys alone.
 
         The mapping is empty if the attack starts at 0.
         """
@@ -63,7 +63,7 @@ class Perturbation:
 
 
 def buffers_apart(state: State) -> State:
-    """Return a state with copies of its buffers, so that what a network writes does not reach the state.
+    """Return a state with copies of its buffers, so that a network that writes to them does not change ``state``.
 
     Example:
         >>> import torch

@@ -17,13 +17,13 @@ from kshot.spec import KIND_NAMES
 
 
 class GradientAgreement(nn.Module):
-    """A wrapper of a learner that weighs each task by how well its gradient agrees with those of all tasks.
+    """Wrap a learner, and weight each task by how well its gradient agrees with the gradients of all tasks.
 
-    It takes a learner and is one: inner loop, losses, adaptation and training defaults are those of ``inner``.
+    The inner loop, the losses, the adaptation and the training defaults are those of ``inner``.
 
     Args:
         spec: the specification of the tasks.
-        inner: a learner with the ability ``PerTask``, such as maml or reptile; on the command line by name, with its
+        inner: a learner with the ability ``PerTask``, such as maml or reptile. The command line takes its name and its
             options: ``--learner.inner=maml --learner.inner.inner_lr=0.01``.
 
     Raises:
@@ -31,7 +31,7 @@ class GradientAgreement(nn.Module):
 
     Example:
         >>> from kshot.testing import sample_tasks
-        >>> class Mean(nn.Module):  # predicts a constant; nothing adapts to a task but the pseudo-gradient theta - y
+        >>> class Mean(nn.Module):  # predicts a constant theta; an inner step would end at the mean target
         ...     needs = Needs(kinds=("regression",))
         ...     def __init__(self):
         ...         super().__init__()
@@ -47,7 +47,7 @@ class GradientAgreement(nn.Module):
         ['greatest_weight', 'least_weight', 'loss']
     """
 
-    # What any inner learner may need; an instance needs what its inner learner needs.
+    # All that an inner learner may need; an instance has the needs of its inner learner.
     needs = Needs(kinds=KIND_NAMES, couples_tasks=True, variable_way=True, zero_shot=True, rollouts=0)
 
     def __init__(self, spec: TaskSpec, *, inner: Learner) -> None:
@@ -55,8 +55,8 @@ class GradientAgreement(nn.Module):
         if not isinstance(inner, PerTask):
             raise MisfitError(
                 f"gradient-agreement: got an inner {type(inner).__name__} without task_losses(episodes), expected a "
-                "learner whose meta-gradient is a sum over tasks (kshot.protocols.PerTask); choose such a learner, for "
-                "example maml or reptile"
+                "learner whose meta-gradient is a mean over tasks (kshot.protocols.PerTask); choose such a learner, "
+                "for example maml or reptile"
             )
         self.inner = inner
         self.needs = attrs.evolve(inner.needs, couples_tasks=True, exact_gradient=False)
@@ -73,7 +73,7 @@ class GradientAgreement(nn.Module):
         return {"loss": losses.detach().mean(), "least_weight": weights.min(), "greatest_weight": weights.max()}
 
     def adapt(self, support: Support) -> Predictor:
-        """Adapt as the inner learner does."""
+        """Adapt as the inner learner does; return its predictor from queries [B, n, *input] to [B, n, ...]."""
         return self.inner.adapt(support)
 
 
@@ -84,8 +84,8 @@ def agreement(gradients: Tensor) -> Tensor:
         gradients: g_i [B, P]; their common scale does not matter.
 
     Returns:
-        The weights [B], which may be negative; their absolute values sum to 1. If the sums are nothing but rounding
-        errors, as for two opposite tasks, no weight is better than another, and all are 1/B.
+        The weights [B], which may be negative; their absolute values sum to 1. If the sums are only rounding errors, as
+        for two opposite tasks, all weights are 1/B.
 
     Example:
         Two tasks agree and one disagrees:

@@ -1,4 +1,4 @@
-"""A view of classification tasks in which some training tasks can't be learned, to test gradient agreement.
+"""Change classification tasks so that some training tasks can't be learned, to test gradient agreement.
 
 Letters: B meta-batch, n queries.
 """
@@ -17,14 +17,15 @@ from kshot.randomness import draws
 
 
 class Outliers:
-    """A view in which every n-th training episode (0, n, 2n, ...) has shuffled query labels, which can't be learned.
+    """Shuffle the query labels of every n-th training episode (0, n, 2n, ...), so that it can't be learned.
 
-    The supports of these episodes, all other episodes and all other splits are unchanged. The shuffling depends on the
-    episode alone. The field ``outlier`` [B] of the origin tells which episodes are outliers.
+    This is a view of other tasks. The supports of these episodes, all other episodes and all other splits are
+    unchanged. The shuffling depends on the episode alone. The field ``outlier`` [B] of the origin says which episodes
+    are outliers.
 
     Args:
         of: the classification tasks.
-        every: n; with a meta-batch of n there is one outlier in each.
+        every: n; with meta-batches of n tasks, each has one outlier.
 
     Raises:
         MisfitError: ``of`` are not classification tasks.

@@ -1,4 +1,4 @@
-"""Change the loss and the order of the gradients during the training (section 4 of the paper).
+"""Change the loss and the order of the gradients during the training (Antoniou et al. 2018, 1810.09502, section 4).
 
 Letter: K inner steps in training.
 """
@@ -15,15 +15,15 @@ from kshot.errors import OptionError
 
 
 class Annealing(nn.Module):
-    """Count meta-batches, and choose the loss and the order of the present one by their number.
+    """Count meta-batches, and choose the loss and the order of the gradients of the current one by its number.
 
     Args:
-        loss_iterations: the number of meta-batches in which the losses after all steps count.
-        first_order_iterations: the number of meta-batches with first-order gradients.
-        second_order: whether the gradients after these are of second order.
+        loss_iterations: the number of meta-batches, from the first, in which the losses after all steps count.
+        first_order_iterations: the number of meta-batches, from the first, with first-order gradients.
+        second_order: whether the gradients of later meta-batches are of second order.
 
     Attributes:
-        meta_batches: the number of meta-batches before the present one []. The engine treats this buffer as it treats
+        meta_batches: the number of meta-batches before the current one, int64 []. The engine treats this buffer like
             the counters of batch norm: it is in checkpoints, and a meta-batch counts once, whatever the number of
             chunks and processes.
 
@@ -46,7 +46,7 @@ class Annealing(nn.Module):
         return done < self.loss_iterations, self.second_order and done >= self.first_order_iterations
 
     def weights(self, losses: Sequence[Tensor]) -> Tensor:
-        """Return the weights v [K] of ``losses``, as numbers of their type."""
+        """Return the weights v [K] of ``losses``, which are K scalars, in their type."""
         return loss_weights(self.meta_batches.to(losses[-1].dtype), len(losses), self.loss_iterations)
 
 
@@ -57,7 +57,9 @@ def loss_weights(iteration: Tensor, steps: int, iterations: int) -> Tensor:
     of their initial value until the end, where it drops to 0.
 
     Args:
-        iteration: the number of meta-batches before the present one [].
+        iteration: the number of meta-batches before the current one [].
+        steps: K.
+        iterations: the number of meta-batches until the last step has all the weight.
 
     Example:
         >>> loss_weights(torch.tensor(0.0), 4, 10), loss_weights(torch.tensor(5.0), 4, 10)
@@ -87,7 +89,7 @@ def check_rates(rates: Tensor, steps: int, tensors: Collection[str]) -> None:
     """Check that there is a rate for each inner step and each parameter tensor that adapts.
 
     Raises:
-        OptionError: there is not.
+        OptionError: ``rates`` has another shape than [``steps``, number of ``tensors``].
 
     Example:
         >>> check_rates(torch.zeros(5, 2), 5, ["weight", "bias"])
@@ -112,8 +114,8 @@ def initial_rate(spec: TaskSpec) -> float:
 def default_training(spec: TaskSpec) -> Training:
     """Return the default training: the authors' for Omniglot, but 500 iterations instead of 50,000.
 
-    For regression, of which the paper has none, it has smaller steps of the outer optimizer: on sine waves, training
-    with steps of 0.001 diverged in some seeds, because the learned rates became too large.
+    The paper has no regression. For regression the learning rate of the outer optimizer is smaller: on sine waves,
+    training with 0.001 diverged for some seeds, because the learned rates became too large.
 
     Example:
         >>> default_training(TaskSpec(kind="classification", input_shape=(4,), way=5, shot=1, query=5)).schedule

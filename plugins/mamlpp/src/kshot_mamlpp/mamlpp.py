@@ -2,7 +2,7 @@
 
 What changes during the training is in ``annealing.py``, and what batch norm has for each step in ``step_norms.py``.
 Letters: B meta-batch, N way, n queries, K inner steps in training; theta are the parameters of the network, theta_k
-those after k inner steps on a task. Some functions are of one task, without B; ``Lift`` runs them for a meta-batch.
+those after k inner steps on a task. Functions for one task have no axis B; ``Lift`` runs them for a meta-batch.
 """
 
 from __future__ import annotations
@@ -31,30 +31,34 @@ class MAMLPP(nn.Module):
 
     Args:
         spec: the specification of the tasks, which determines the inputs and outputs of the network.
-        network: ``auto``, ``conv4``, ``mlp`` or a module from [n, *input] to logits [n, N] or values [n, *target].
-        width: channels of ``conv4``.
+        network: ``auto``, ``conv4``, ``strided-conv4``, ``mlp``, or a module from [n, *input] to logits [n, N] or to
+            regression values [n, *target]; see ``kshot.nn.network``.
+        width: channels of the convolutions.
         hidden: units of the hidden layers of ``mlp``.
         normalisation: the statistics by which batch norm normalises the queries, see ``kshot.nn.Network``. The
             published results are ``transductive``.
         order: ``second`` differentiates through the inner steps; ``first`` treats the inner gradients as constants.
         first_order_iterations: the number of meta-batches at the start of training with the order ``first``. The
             default is that of the authors' settings; the paper describes a third of the training.
-        inner_lr: the initial rates; None for 0.1 (the authors' for Omniglot), or 0.01 for regression.
-        learn_rates: whether the rates are learned; they are the attribute ``rates`` [K, parameter tensors that adapt].
+        inner_lr: the initial inner rates; None for 0.1 (the authors' for Omniglot), or 0.01 for regression.
+        learn_rates: whether the rates are learned; see the attribute ``rates``.
         inner_steps: K, the number of inner steps in training.
-        test_steps: the number of inner steps at evaluation and prediction; None for K. Steps after the K-th have its
-            rates and batch norm. Learned rates are right for K steps only; with more, the loss may rise or diverge.
-        loss_iterations: the number of meta-batches at the start of training with a loss after every step; 0 for that
-            after the last step only. The default is a tenth of the default training, as in the authors' settings.
+        test_steps: the number of inner steps at evaluation and prediction; None for K. Steps after the K-th use its
+            rates and batch norm. The rates are learned for K steps; with more, the loss may rise or diverge.
+        loss_iterations: the number of meta-batches at the start of training with a loss after every step; later there
+            is only the loss after the last step. The default is a tenth of the default training, as the authors have.
         step_affine: whether batch norm has weights and biases for each step, which are learned but do not adapt to a
-            task, as in the authors' settings. If not, they adapt, as in MAML.
-        step_statistics: whether batch norm has running statistics for each step, for ``inductive``, or of the last.
-        strategy: how the tasks of a meta-batch run, see ``kshot.Lift``: ``auto`` chooses what is fast and exact.
-        chunk: the greatest number of tasks that run in parallel; None for as many as a limit of memory allows.
+            task, as in the authors' settings. Otherwise they adapt, as in MAML.
+        step_statistics: whether batch norm has running statistics for each step. Only ``inductive`` uses them.
+        strategy: how the tasks of a meta-batch are computed, see ``kshot.Lift``; ``auto`` chooses by their sizes.
+        chunk: the greatest number of tasks that are computed together; None for as many as a limit of memory allows.
+
+    Attributes:
+        rates: the inner rates alpha [K, number of parameter tensors that adapt].
 
     Raises:
-        OptionError: a number is negative, there is no inner step, or a choice is unknown; later, ``rates`` has been
-            set to another shape.
+        OptionError: a number is negative, there is no inner step, or a choice is unknown. ``meta_gradient`` and
+            ``adapt`` raise it if ``rates`` was set to a tensor of another shape.
         DataError: the network does not accept the inputs of the tasks, or the number of classes (way) varies.
 
     Example:
@@ -114,7 +118,7 @@ class MAMLPP(nn.Module):
     def inner_step(
         self, step: int, state: State, support: Support, statistics: dict[str, Tensor], second_order: bool
     ) -> tuple[State, Tensor]:
-        """Compute theta_{k+1} = theta_k - alpha_k grad L_support(theta_k), for the step k, and the loss before [1]."""
+        """Compute theta_{k+1} = theta_k - alpha_k grad L_support(theta_k), and the loss before the step k [1]."""
 
         def support_loss(state: State, support: Support) -> Tensor:
             return self.loss(
@@ -129,7 +133,7 @@ class MAMLPP(nn.Module):
     def task(
         self, theta: State, episode: Episode, statistics: dict[str, Tensor], *, every_step: bool, second_order: bool
     ) -> tuple[dict[str, Tensor], State]:
-        """Return the metrics of one task, with the loss after ``every_step`` or after the last, and theta_K."""
+        """Return the metrics of one task, with the loss after every step or after the last one, and theta_K."""
         state, befores, losses, judged = theta, [], [], []
         for k in range(self.inner_steps):
             state, before = self.inner_step(k, state, episode.support, statistics, second_order)
@@ -141,15 +145,15 @@ class MAMLPP(nn.Module):
                 losses.append(self.loss(outputs, episode.query.y))
         metrics = {"loss": losses[-1], "inner": torch.cat(befores)}
         if every_step:
-            # The multi-step loss sum_k v_k L_query(theta_k). The weights depend on the counter as a tensor, which a
-            # trace of this function reads anew.
+            # The multi-step loss sum_k v_k L_query(theta_k). The weights are computed from a tensor, the counter, which
+            # a trace of this function reads in each run.
             metrics["loss"] = (self.annealing.weights(losses) * torch.stack(losses)).sum()
         if self.kind == "classification":
             metrics["accuracy"] = (outputs.argmax(-1) == episode.query.y).float().mean()
         return metrics, State(state.parameters, self.norms.moved(judged))
 
     def present_task(self) -> Callable[..., Any]:
-        """Return ``task`` as the present meta-batch needs it, by the counter."""
+        """Return ``task`` with the loss and the order of the gradients that the counter of meta-batches determines."""
         every_step, second_order = self.annealing.phase()
         return partial(self.task, every_step=every_step, second_order=second_order)
 
@@ -174,7 +178,7 @@ class MAMLPP(nn.Module):
         return self.finish(metrics, end, episodes)["loss"], end.away_from(theta)
 
     def adapt(self, support: Support) -> Predictor:
-        """Take ``test_steps`` steps; return the predictor of queries [B, n, *input] as logits [B, n, N] or values."""
+        """Take ``test_steps`` steps; return a predictor from queries [B, n, *input] to logits or values [B, n, ...]."""
 
         def fitted(state: State, support: Support, statistics: dict[str, Tensor]) -> tuple[State, list[Tensor]]:
             befores = []

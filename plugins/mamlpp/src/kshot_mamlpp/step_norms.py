@@ -1,4 +1,4 @@
-"""Batch normalisation with weights, biases and running statistics for each inner step (section 4 of the paper).
+"""Batch normalisation with weights, biases and running statistics for each inner step (section 4 of the MAML++ paper).
 
 Letters: K inner steps in training, C channels, B meta-batch. Steps are numbered from 0.
 """
@@ -15,20 +15,20 @@ from kshot.nn import Network
 from kshot.nn.normalisation import BATCH_NORMS, running_buffers
 
 EARLIER = "kshot_mamlpp/earlier/"
-"""The beginning of a name among the buffers of a state that no buffer of the network has."""
+"""Prefix of the names of the earlier steps' statistics among the buffers of a state; no buffer of a network has it."""
 
 
 class StepNorms(nn.Module):
-    """Store what the batch norm layers of a network have for each inner step.
+    """Store the weights, biases and running statistics of batch norm layers for each inner step.
 
-    The network itself has the weights, biases and statistics of the last step, with which predictions are made; this
-    module has those of the K - 1 steps before. All start with the network's.
+    The network itself has those of the last step, which are used for predictions; this module has those of the K - 1
+    steps before. All start from the values in the network.
 
     Args:
         net: the network.
         steps: K.
-        affine: whether each step has its own weights and biases. They do not adapt to a task then.
-        statistics: whether each step has its own running statistics. Only the policy ``inductive`` uses any.
+        affine: whether each step has its own weights and biases. Then they do not adapt to a task.
+        statistics: whether each step has its own running statistics. Only the policy ``inductive`` uses them.
 
     Attributes:
         not_adapted: the names of the network's parameters that do not adapt.
@@ -72,7 +72,7 @@ class StepNorms(nn.Module):
         """Return the buffers of the last state, and the running statistics of those before it, for ``keep``.
 
         Args:
-            states: of one task after every inner step, or that after the last alone.
+            states: the states of one task after each inner step, or only the state after the last.
         """
         earlier = [state.buffers for state in states[:-1]]
         stacked = {i: torch.stack([b[name] for b in earlier]) for i, name in enumerate(self.running) if earlier}
@@ -88,7 +88,7 @@ class StepNorms(nn.Module):
         """Return the state in which the network computes at a step; nothing in it is shared with ``state.buffers``.
 
         Args:
-            step: the number of the step; steps after the last have what the last has.
+            step: the number of the step; steps after the last use the values of the last.
             state: the adapted parameters of one task, and its buffers with the statistics of the last step.
             statistics: of this task, {name: [K - 1, C]}.
             net: the network, whose parameters are those of the last step.

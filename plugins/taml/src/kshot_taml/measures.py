@@ -7,8 +7,8 @@ Letters: B tasks, written M in the paper; l_i the loss of task i, and m their me
 
 **Zero losses.** Logarithms and negative powers of 0 are infinite. So a loss counts as at least ``eps`` times the mean,
 where eps is the precision of its type (1.2e-7 for float32). If all losses are 0, they are equal, and every measure is
-0. The losses are not negative, as cross-entropies and squared errors are not; for others the measures mean nothing.
-A single task is as equal as can be, so every measure of it is 0.
+0. Losses must not be negative (cross-entropies and squared errors never are); otherwise the measures mean nothing.
+For a single task every measure is 0.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def shares(losses: Tensor) -> Tensor:
         (tensor([0.5000, 1.5000]), tensor([1., 1.]))
     """
     mean = losses.mean()
-    # Divide by 1 where the mean is 0, as autograd also differentiates the branch that ``where`` does not choose.
+    # Divide by 1 if the mean is 0, because autograd also differentiates the branch that ``where`` does not choose.
     relative = losses / torch.where(mean > 0, mean, 1)
     return torch.where(mean > 0, relative.clamp_min(torch.finfo(losses.dtype).eps), torch.ones_like(losses))
 
@@ -147,11 +147,14 @@ def inequality(measure: str, losses: Tensor, *, epsilon: float = 0.5, alpha: flo
     Args:
         measure: the name.
         losses: l_i [B], at least 0.
-        epsilon: of ``atkinson``.
-        alpha: of ``generalised-entropy``.
+        epsilon: the option of ``atkinson``.
+        alpha: the option of ``generalised-entropy``.
 
     Returns:
-        The inequality [].
+        The inequality [], a number without a unit.
+
+    Raises:
+        KeyError: there is no measure of this name.
 
     Example:
         >>> inequality("gini", torch.tensor([1.0, 3.0]))

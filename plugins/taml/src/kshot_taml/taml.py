@@ -28,28 +28,29 @@ Measure = Literal["entropy", "gini", "theil", "variance-of-logs", "atkinson", "g
 class TAML(nn.Module):
     """Learn initial parameters as MAML does, which do not favour some tasks over others.
 
-    A term is added to the loss of MAML. With ``entropy`` the initial predictions are to be undecided, and the adapted
-    ones decided. The other measures are of the inequality of the losses of a meta-batch.
+    A term is added to the loss of MAML. With ``entropy`` it makes the initial predictions uncertain, and the adapted
+    ones certain. The other measures say how unequal the losses of the tasks of a meta-batch are.
 
     Args:
         spec: the specification of the tasks, which determines the inputs and outputs of the network.
         measure: ``entropy`` (classification only), or an inequality, see ``kshot_taml.measures``: ``gini``, ``theil``,
             ``variance-of-logs``, ``atkinson`` or ``generalised-entropy``.
         weight: lambda, the weight of the term; with 0 this is MAML. The default is not the paper's.
-        losses: which losses an inequality is of: those ``before`` adapting, as in the paper, or ``after``. Both are of
-            the queries.
-        epsilon: of ``atkinson``, the aversion to inequality.
-        alpha: of ``generalised-entropy``, its order.
-        network: ``auto``, ``conv4``, ``mlp`` or a module from [n, *input] to logits [n, N] or values [n, *target].
-        width: channels of ``conv4``.
+        losses: whether an inequality is computed from the losses ``before`` adapting, as in the paper, or ``after``.
+            Both are losses on the queries.
+        epsilon: the aversion to inequality of ``atkinson``.
+        alpha: the order of ``generalised-entropy``.
+        network: ``auto``, ``conv4``, ``strided-conv4``, ``mlp``, or a module from [n, *input] to logits [n, N] or to
+            regression values [n, *target]; see ``kshot.nn.network``.
+        width: channels of the convolutions.
         hidden: units of the hidden layers of ``mlp``.
         normalisation: the statistics by which batch norm normalises the queries, see ``kshot.nn.Network``.
         order: ``second`` differentiates through the inner steps; ``first`` treats the inner gradients as constants.
-        inner_lr: alpha; None for those of MAML's paper: 0.4, or 0.1 from 20 classes on; 0.01 for regression.
+        inner_lr: the size of an inner step; None for 0.4, or 0.1 for at least 20 classes; 0.01 for regression.
         inner_steps: the number of inner steps in training.
         test_steps: the number of inner steps at evaluation and prediction; None for the same as in training.
-        strategy: how the tasks of a meta-batch run, see ``kshot.Lift``: ``auto`` chooses what is fast and exact.
-        chunk: the greatest number of tasks that run in parallel; None for as many as a limit of memory allows. An
+        strategy: how the tasks of a meta-batch are computed, see ``kshot.Lift``; ``auto`` chooses by their sizes.
+        chunk: the greatest number of tasks that are computed together; None for as many as a limit of memory allows. An
             inequality needs the graphs of all tasks of a meta-batch at once.
 
     Raises:
@@ -65,7 +66,7 @@ class TAML(nn.Module):
         ['inequality', 'loss', 'query_loss']
     """
 
-    # An inequality needs all tasks of a meta-batch. An instance with ``entropy`` does not, see ``__init__``.
+    # An inequality needs all tasks of a meta-batch; ``entropy`` does not, see ``__init__``.
     needs = Needs(kinds=("classification", "regression"), couples_tasks=True, invariant={"order"})
 
     def __init__(
@@ -112,7 +113,7 @@ class TAML(nn.Module):
         self.needs = attrs.evolve(type(self).needs, queries=self.net.queries, exact_gradient=exact)
         if measure == "entropy":
             self.needs = attrs.evolve(self.needs, kinds=("classification",), couples_tasks=False)
-        # Meta-batches of MAML, but at least 16 tasks, as an inequality of few losses is mostly chance.
+        # At least 16 tasks in a meta-batch, because the inequality of a few losses is mostly chance.
         self.training_defaults = Training(meta_batch=25 if regression else 16, iterations=2000 if regression else 500)
 
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
@@ -142,7 +143,7 @@ class TAML(nn.Module):
         metrics = {"loss": loss, "query_loss": loss, "inner": inner}
         if self.kind == "classification":
             metrics["accuracy"] = (outputs.argmax(-1) == y).float().mean()
-        # The predictions of theta on the same queries. What they write to running statistics is dropped.
+        # The predictions of theta on the same queries. Changes of running statistics go to a copy and are dropped.
         if self.measure == "entropy" or self.before:
             copies = State(theta.parameters, {n: b.clone() for n, b in theta.buffers.items()}, theta.tasks)
             initial = self.net.on_query(copies, x, episode.support.x)
@@ -162,10 +163,10 @@ class TAML(nn.Module):
         theta = self.net.state()
         extra: dict[str, Tensor] = {}
         if self.measure == "entropy":
-            # A sum over tasks: the graph of one chunk after another.
+            # The loss is a mean over tasks, so only the graph of one chunk is in memory at a time.
             metrics, end = self.lift.mean_gradient(self.task, theta, episodes)
         else:
-            # The inequality is of all tasks together, so their graphs are kept.
+            # The inequality depends on all tasks together, so their graphs are kept.
             metrics, end = self.lift.map(self.task, theta, episodes)
             losses = metrics.pop("initial_loss") if self.before else metrics["loss"]
             unequal = inequality(self.measure, losses, epsilon=self.epsilon, alpha=self.alpha)
