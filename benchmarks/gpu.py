@@ -5,7 +5,7 @@ It prints within five minutes, on any machine with a GPU:
 - protonet and MAML with conv4-64: the time of a step on the device and on the CPU, and the peak memory on the device;
 - MAML of kshot against higher, TorchOpt, parallel-metalearn and a loop of ``torch.autograd.grad``, and protonet against
   easyfsl, all on the device; libraries that are not installed are named;
-- meta-steps of MAML that are traced, and captured as CUDA graphs on a GPU of NVIDIA, against those that are not;
+- meta-steps of MAML that are traced, and captured as CUDA graphs on an NVIDIA GPU, against those that are not;
 - how far gradients on the device are from those of the CPU in float64, in float32 and in bfloat16;
 - tasks per second for 1 to 512 tasks per step, and episodes per second with the examples on the device and on the host.
 

@@ -20,7 +20,7 @@ from kshot.testing import sample_learner, sample_tasks
 from kshot_cuda import Cuda
 from kshot_cuda.cuda import device_of, present
 
-gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU of NVIDIA")
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_a_missing_device_is_an_error_that_says_what_to_do(monkeypatch):
     """Built or not with CUDA is the first thing that a user has to know."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: False)
-    with pytest.raises(Unavailable, match=r"cuda: got no device .*no CUDA.*expected a GPU.*--backend.name=cpu"):
+    with pytest.raises(Unavailable, match=r"cuda: got no device .*no CUDA.*expected an NVIDIA GPU.*--backend.name=cpu"):
         kshot.backend("cuda")
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
     with pytest.raises(Unavailable, match=f"built with CUDA {torch.version.cuda}"):

@@ -16,7 +16,7 @@ if torch.cuda.is_available():
     bfloat16 = suite(backend="cuda", options={"precision": "bfloat16"})
 else:
 
-    @pytest.mark.skip(reason="needs a GPU of NVIDIA: the rules for backends on the device itself")
+    @pytest.mark.skip(reason="needs an NVIDIA GPU: the rules for backends on the device itself")
     def test_rules_on_a_gpu() -> None:
         """The suites take the place of this test where there is a GPU."""
 

@@ -1,4 +1,4 @@
-"""A backend that computes on a GPU of NVIDIA."""
+"""A backend that computes on an NVIDIA GPU."""
 
 from kshot_cuda.cuda import Cuda
 

@@ -1,4 +1,4 @@
-"""Compute on a GPU of NVIDIA: the device, its precision, and the tables of examples in its memory."""
+"""Compute on an NVIDIA GPU: the device, its precision, and the tables of examples in its memory."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ T = TypeVar("T")
 
 
 class Cuda:
-    """Compute on a GPU of NVIDIA, with one process.
+    """Compute on an NVIDIA GPU, with one process.
 
-    Learners and episodes are moved to the device. Tables of examples that fit are copied there once, as uint8 if they
-    are, and episodes are gathered on the device: the same numbers, bit by bit, as on the host. Other episodes are
-    transferred by way of pinned memory.
+    Learners and episodes are moved to the device. Tables of examples that fit are copied there once, uint8 tables as
+    uint8, and the examples of an episode are selected there. Their bits are the same as on the host, the CPU. Other
+    episodes are transferred through pinned memory.
 
     Args:
         precision: ``float32``, or ``bfloat16`` by autocast. ``auto`` chooses bfloat16 if the device computes with it
             (compute capability 8.0, Ampere, or later) and the first module that is placed has convolutions and no
-            inner loop. Other networks would lose precision and gain little, and through an inner loop (MAML) the
-            meta-gradient in bfloat16 was off by 20 %, on a CPU.
+            inner loop. Other networks would lose precision and gain little speed. With an inner loop (MAML), the error
+            of the meta-gradient in bfloat16 was 20 % on a CPU.
         memory_format: memory format of convolution weights. ``auto`` is ``channels_last`` in bfloat16 and for modules
             without batch or group norm, and ``contiguous`` otherwise, as with the backend ``cpu``.
-        index: the number of the device, from 0; None is the current device of the process. Under torchrun with
-            ``--backend=distributed --backend.local=cuda``, None is the device with the number ``LOCAL_RANK``.
+        index: the number of the device, from 0; None for the current device of the process. Under torchrun with
+            ``--backend=distributed --backend.local=cuda``, this is the device with the number ``LOCAL_RANK``.
         tf32: whether float32 products and convolutions may round their factors to 10 bits (TF32), which is faster and
             changes results by about 1e-3. torch allows this for convolutions by default; this backend does not.
-        deterministic: whether cuDNN uses only algorithms that give the same bits each time. Other operations may still
-            add up in any order.
+        deterministic: whether cuDNN, the library for convolutions, uses only algorithms that give the same bits each
+            time. Other operations may still add the terms of a sum in any order.
         resident: whether to keep tables of examples in the memory of the device, if a table takes at most half of what
             is free.
 
@@ -75,7 +75,7 @@ class Cuda:
         The first module decides the precision if that is ``auto``, and each module its own memory format.
         """
         if isinstance(x, nn.Module):
-            # The device is first asked here, not when the backend is built: ``distributed`` chooses it in between.
+            # The device is asked here and not when the backend is built, because ``distributed`` chooses it in between.
             if self.precision == "auto":
                 exact_enough = convolves(x) and not has_inner_loop(x)
                 self.precision = "bfloat16" if exact_enough and has_bfloat16(self.device) else "float32"
@@ -84,7 +84,7 @@ class Cuda:
         return move(x, self.device, memory_format=self.memory_format, pin=self.device.type == "cuda")
 
     def sample_on_device(self, tasks: TaskDistribution, split: str, indices: Sequence[int]) -> Episode:
-        """Return episodes on the device, gathered from the tables there if ``resident`` (ability ``Samples``)."""
+        """Return episodes on the device, selected from the tables there if ``resident`` (ability ``Samples``)."""
         if not self.resident:
             return self.place(tasks.sample(split, indices))
         return self.place(gathered_sample(tasks, split, indices, self._tables))
@@ -110,40 +110,48 @@ class Cuda:
 
 
 def present() -> bool:
-    """Return whether torch can use a GPU of NVIDIA here; kshot asks this if the user names no backend.
+    """Return whether torch can use an NVIDIA GPU here; kshot calls this if the user names no backend.
 
-    A GPU of AMD, which torch calls cuda too, was never tried, so it is used only if the user asks for it.
+    An AMD GPU, which torch also calls cuda, was never tried, so it is used only if the user names this backend.
+
+    Example:
+        >>> present() == (torch.cuda.is_available() and torch.version.hip is None)
+        True
     """
     return torch.cuda.is_available() and torch.version.hip is None
 
 
 def device_of(index: int | None) -> torch.device:
-    """Return the device with a number, or the current device of the process, after checking that it exists.
+    """Return the device ``index``, or the current device of the process for None, after checking that it exists.
 
     Raises:
         Unavailable: torch was built without CUDA, or finds no device.
-        OptionError: there are fewer devices.
+        OptionError: no device has this number.
+
+    Example:
+        >>> device_of(None).type if present() else "cuda"
+        'cuda'
     """
     if not torch.cuda.is_available():
         built = f"CUDA {torch.version.cuda}" if torch.backends.cuda.is_built() else "no CUDA"
         raise Unavailable(
-            f"cuda: got no device that torch {torch.__version__}, built with {built}, can use; expected a GPU of "
-            "NVIDIA with its driver; see nvidia-smi and https://pytorch.org/get-started, or compute on the CPU: "
+            f"cuda: got no device that torch {torch.__version__}, built with {built}, can use; expected an "
+            "NVIDIA GPU with its driver; see nvidia-smi and https://pytorch.org/get-started, or compute on the CPU: "
             "--backend.name=cpu"
         )
     if index is not None and index >= (count := torch.cuda.device_count()):
         names = ", ".join(f"{i} ({torch.cuda.get_device_name(i)})" for i in range(count))
-        raise OptionError(f"cuda: got index={index}, expected the number of a device of this machine: {names}")
+        raise OptionError(f"cuda: got index={index}, expected the number of a device: {names}; choose one")
     return torch.device("cuda") if index is None else torch.device("cuda", index)
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Return whether a device computes with bfloat16 itself (Ampere or later); older ones emulate it slowly."""
+    """Return whether the hardware of a device computes in bfloat16 (Ampere or later); older ones emulate it slowly."""
     return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return how many bytes of a device's memory are free, or reserved by torch and not in use."""
+    """Return how many bytes of a device's memory torch can use: free, or reserved by torch and not in use."""
     free, _ = torch.cuda.mem_get_info(device)
     return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
@@ -155,7 +163,17 @@ def device_name(device: torch.device) -> str:
 
 @contextmanager
 def computing(cast: AbstractContextManager[Any], tf32: bool, deterministic: bool) -> Iterator[None]:
-    """Compute inside ``cast``, with these settings of the process, and restore them afterwards."""
+    """Run a ``with`` block inside ``cast`` and with these settings of the process; restore the settings afterwards.
+
+    Args:
+        cast: the context of autocast.
+        tf32, deterministic: as for ``Cuda``.
+
+    Example:
+        >>> with computing(nullcontext(), tf32=False, deterministic=True):
+        ...     torch.backends.cudnn.deterministic
+        True
+    """
     chosen = [*float32_settings(tf32), (_get_deterministic, _set_deterministic, deterministic)]
     before = [get() for get, _, _ in chosen]
     try:
@@ -169,13 +187,20 @@ def computing(cast: AbstractContextManager[Any], tf32: bool, deterministic: bool
 
 
 Setting = tuple[Callable[[], Any], Callable[[Any], None], Any]
-"""Functions that return and set a setting of the process, and the value that it is to have."""
+"""Three items: a function that returns a setting of the process, one that changes it, and the wanted value."""
 
 
 def float32_settings(tf32: bool) -> list[Setting]:
     """Return the settings that decide whether products and convolutions of float32 numbers are rounded to TF32.
 
-    torch has two interfaces, and the older one raises an error once the newer one (torch 2.9) was used.
+    torch has two interfaces. The older one raises an error after the newer one (torch 2.9) was used.
+
+    Args:
+        tf32: whether to round.
+
+    Example:
+        >>> all(callable(get) and callable(put) for get, put, value in float32_settings(tf32=False))
+        True
     """
     try:
         torch.get_float32_matmul_precision()

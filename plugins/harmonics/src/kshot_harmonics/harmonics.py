@@ -19,19 +19,19 @@ from kshot.sampling import check_split, shape_of_block
 
 
 class Harmonics:
-    """Regression tasks y = a1 sin(w x + b1) + a2 sin(2 w x + b2): a wave and its second harmonic.
+    """Sample regression tasks y = a1 sin(w x + b1) + a2 sin(2 w x + b2): a wave and its second harmonic.
 
     For each task, the amplitudes a1 and a2 are standard normal, the phases b1 and b2 are uniform in [0, 2 pi], and the
     frequency w (radians per unit of x) and the centre m of the inputs are uniform in their ranges. The inputs of
     support and query are normal with mean m and standard deviation 1.
 
-    The origin's fields have these numbers of each task: ``amplitude`` (a1, a2) [B, 2], ``phase`` (b1, b2) [B, 2],
-    ``frequency`` w [B] and ``centre`` m [B].
+    ``origin.fields`` of an episode has these numbers of each task: ``amplitude`` (a1, a2) [B, 2], ``phase`` (b1, b2)
+    [B, 2], ``frequency`` w [B] and ``centre`` m [B].
 
     Args:
         shot: K, the number of support points, or a range (least, greatest).
         query: number of query points, or a range.
-        seed: fixes all episodes.
+        seed: the seed from which all episodes are drawn.
         frequency: range (least, greatest) of w; (5, 7) in the paper.
         centre: range (least, greatest) of m; (-4, 4) in the paper.
         noise: standard deviation of a normal error on the targets of support and query.
@@ -61,9 +61,12 @@ class Harmonics:
     ) -> None:
         for name, (least, greatest) in (("frequency", frequency), ("centre", centre)):
             if not -np.inf < least <= greatest < np.inf:
-                raise OptionError(f"harmonics: got {name} {(least, greatest)}, expected (least, greatest)")
+                raise OptionError(
+                    f"harmonics: got {name} {(least, greatest)}, expected two finite numbers (least, greatest); give "
+                    "the smaller one first"
+                )
         if not 0 <= noise < np.inf:
-            raise OptionError(f"harmonics: got noise {noise}, expected a standard deviation of 0 or more")
+            raise OptionError(f"harmonics: got noise {noise}, expected a finite number of at least 0; change it")
         self.frequency, self.centre, self.noise = frequency, centre, noise
         self.seed = seed
         self.spec = TaskSpec(
@@ -88,7 +91,7 @@ class Harmonics:
         (w_least, w_greatest), (m_least, m_greatest) = self.frequency, self.centre
         w = w_least + (w_greatest - w_least) * uniform(keys, "frequency", 1)
         m = m_least + (m_greatest - m_least) * uniform(keys, "centre", 1)
-        # Draw its points: those of the support do not depend on the number of queries, nor the other way round.
+        # Draw its points. Those of the support do not depend on the number of queries, and vice versa.
         points = {}
         for part, count in (("support", shot), ("query", query)):
             x = m + normal(keys, f"{part}/x", count)

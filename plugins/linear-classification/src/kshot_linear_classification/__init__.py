@@ -1,4 +1,4 @@
-"""Few-shot classification by random hyperplanes whose normals share a subspace, and two classifiers to judge by."""
+"""Few-shot classification by random hyperplanes whose normals share a subspace, and two classifiers to compare with."""
 
 from kshot_linear_classification.hyperplanes import LinearClassification
 from kshot_linear_classification.references import bayes, logistic_regression

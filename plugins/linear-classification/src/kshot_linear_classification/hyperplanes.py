@@ -1,4 +1,4 @@
-"""Two classes on the two sides of a random hyperplane, whose normal lies in or near a subspace common to all tasks.
+"""Classify by a random hyperplane, whose normal lies in or near a subspace that is common to all tasks.
 
 This is the setting of theory on learning a linear representation of several tasks: Du et al., "Few-shot learning via
 learning the representation, provably", 2020 (2002.09434); Tripuraneni, Jin & Jordan, "Provable meta-learning of linear
@@ -26,30 +26,30 @@ Array = NDArray[np.float64]
 
 
 class LinearClassification:
-    """Binary classification tasks: label 1 on one side of a hyperplane through the origin, label 0 on the other.
+    """Sample binary classification tasks: label 1 on one side of a hyperplane through the origin, label 0 on the other.
 
     The normal of a task's hyperplane is w = (u + spread * v) / sqrt(1 + spread^2) [D]: u is a uniformly random unit
-    vector in an r-dimensional subspace that all tasks of all splits share, and v one that is orthogonal to it. So
-    -w is as probable as w, so no label belongs to one side. Inputs are standard normal (and then pushed away from
-    the hyperplane if there is a margin), with equal numbers of both labels in support and query. The support is ordered
-    by label, the query is shuffled.
+    vector in an r-dimensional subspace that all tasks of all splits share, and v is one that is orthogonal to this
+    subspace. w and -w are equally probable, so no side has always the same label. Inputs are standard normal; if there
+    is a margin, they are then moved away from the hyperplane. Support and query have equal numbers of both labels. The
+    support is ordered by label, and the query is shuffled.
 
-    ``normal`` in the origin's fields is w of each task [B, D].
+    ``origin.fields["normal"]`` of an episode is w of each task [B, D].
 
     Args:
         shot: K, support examples per class, or a range (least, greatest).
         query: Q, queries per class, or a range.
-        seed: fixes all episodes, but not the subspace.
+        seed: the seed of all episodes, but not of the subspace.
         dimensions: D, the length of an input.
         subspace: r, the dimension of the common subspace; D for hyperplanes that have nothing in common.
         spread: tangent of the angle between w and the subspace; 0 for normals in the subspace.
-        margin: distance from the hyperplane within which there are no inputs.
-        noise: probability that an example is on the other side than its label says.
-        subspace_seed: fixes the common subspace.
+        margin: distance from the hyperplane within which there are no inputs, in the unit of the inputs.
+        noise: probability that an example is on the wrong side of the hyperplane.
+        subspace_seed: the seed of the common subspace.
         block: episodes with the same i // block have the same numbers of examples, if these are ranges.
 
     Raises:
-        OptionError: a number is out of its range, or there is no direction outside of the subspace for ``spread``.
+        OptionError: a number is out of its range, or ``spread`` is not 0 and the subspace has all dimensions.
         DataError: a number of examples is negative, or a range of them is empty.
 
     Example:
@@ -76,17 +76,18 @@ class LinearClassification:
         who = "linear-classification"
         if not 1 <= subspace <= dimensions:
             raise OptionError(
-                f"{who}: got subspace {subspace} and dimensions {dimensions}, expected 1 <= subspace <= dimensions"
+                f"{who}: got subspace {subspace} and dimensions {dimensions}, expected 1 <= subspace <= dimensions; "
+                "change one of them"
             )
         if not (0 <= spread < np.inf and 0 <= margin < np.inf and 0 <= noise < 0.5):
             raise OptionError(
-                f"{who}: got spread {spread}, margin {margin} and noise {noise}, expected spread >= 0, margin >= 0 and "
-                "0 <= noise < 0.5"
+                f"{who}: got spread {spread}, margin {margin} and noise {noise}, expected finite numbers with "
+                "spread >= 0, margin >= 0 and 0 <= noise < 0.5; change them"
             )
         if spread and subspace == dimensions:
             raise OptionError(
                 f"{who}: got spread {spread} and a subspace of all {dimensions} dimensions, expected a smaller "
-                "subspace, or spread 0"
+                "subspace, or spread 0; change one of them"
             )
         self.dimensions, self.subspace = dimensions, subspace
         self.spread, self.margin, self.noise = spread, margin, noise
@@ -119,7 +120,7 @@ class LinearClassification:
         shot, query = int(shape["shot"] or 0), int(shape["query"] or 0)
         keys = episode_keys(self.seed, split, indices)
         w = self.normals(keys)
-        # Labels come first, K and Q of each; then every example gets an input on the side of its label.
+        # Draw the labels first, K and Q of each; then draw an input for every example on the side of its label.
         labels = {
             "support": np.tile(np.repeat([0, 1], shot), (len(keys), 1)),
             "query": choose(keys, "order", 2 * query, 2 * query) % 2,
@@ -155,7 +156,7 @@ def orthonormal(seed: int, dimensions: int, count: int) -> Array:
     key = episode_keys(seed, "linear-classification/subspace", [0])
     vectors = normal(key, "basis", dimensions * count).reshape(dimensions, count)
     q, r = np.linalg.qr(vectors)
-    # The signs of q are a convention of the library; those that make the diagonal of r positive are unique.
+    # The signs of q depend on the library; those that make the diagonal of r positive are unique.
     basis: Array = q * np.where(np.diag(r) < 0, -1.0, 1.0)
     return basis
 

@@ -1,4 +1,4 @@
-"""Two classifiers to judge a result by: one that knows how tasks are distributed, and one that learns each task alone.
+"""Two classifiers to compare a result with: one knows how tasks are distributed, and one learns each task alone.
 
 Letters: B tasks, S support examples, n queries, D dimensions of an input, M sampled normals.
 """
@@ -17,13 +17,13 @@ from kshot.registry import Range
 from kshot_linear_classification.hyperplanes import LinearClassification
 
 _EXCLUDED = -30.0
-"""Log-likelihood of an example that a normal excludes: finite, so that some of the sampled normals always remain."""
+"""Log-likelihood of an example that contradicts a normal: finite, so that some of the sampled normals always remain."""
 
 
 def bayes(
     tasks: LinearClassification, support: Support, x: Tensor, *, samples: Annotated[int, Range(1)] = 100_000
 ) -> Tensor:
-    """Predict by the rule of Bayes with the true distribution of tasks: no learner has a better expected accuracy.
+    """Predict by Bayes' rule with the true distribution of tasks: no learner has a better expected accuracy.
 
     p(y | x, support) is proportional to the mean over normals w of p(x, y | w) prod_i p(x_i, y_i | w). The mean is
     over ``samples`` normals that are drawn from the distribution of tasks. Without noise, few of them agree with all S
@@ -31,7 +31,7 @@ def bayes(
     subspaces of a few dimensions, and for supports of up to about ten examples; other tasks need more samples.
 
     Args:
-        tasks: whose distribution is known.
+        tasks: the tasks, whose distribution is used.
         support: labelled examples: x [B, S, D], y [B, S].
         x: queries [B, n, D].
         samples: M, the number of normals.
@@ -54,7 +54,7 @@ def bayes(
         distance = task_x @ normals.mT  # [S, M]
         agrees = (distance > 0) == task_y[:, None].bool()
         posterior = (torch.where(agrees, right, wrong) + _input_likelihood(tasks, distance)).double().sum(0)
-        # Normals whose weight is nothing beside the greatest are left out.
+        # Leave out normals whose weight is negligible compared with the greatest weight.
         kept = (posterior > posterior.max() - 25).nonzero()[:, 0]
         # p(side of x, x | support), for the positive and the negative side [n].
         distance = queries @ normals[kept].mT

@@ -1,4 +1,4 @@
-"""Compute on the GPU of a Mac, by Metal Performance Shaders (MPS)."""
+"""Compute on the GPU of a Mac with Metal Performance Shaders (MPS)."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ T = TypeVar("T")
 class Mps:
     """Compute on the GPU of a Mac, with one process.
 
-    Learners and episodes are moved to the device. Tables of examples that fit are copied there once, as uint8 if they
-    are, and episodes are gathered on the device: the same numbers, bit by bit, as on the host. MPS has no float64.
+    Learners and episodes are moved to the device. Tables of examples that fit are copied there once, uint8 tables as
+    uint8, and the examples of an episode are selected there. Their bits are the same as on the host, the CPU. MPS has
+    no float64.
 
     Args:
-        precision: ``float32``, or ``bfloat16`` by autocast. ``auto`` is float32: whether bfloat16 is faster there was
-            not measured.
+        precision: ``float32``, or ``bfloat16`` by autocast. ``auto`` is float32, because it was not
+            measured whether bfloat16 is faster.
         memory_format: memory format of convolution weights. ``auto`` is ``channels_last`` in bfloat16 and for modules
             without batch or group norm, and ``contiguous`` otherwise, as with the backend ``cpu``.
         resident: whether to keep tables of examples in the memory of the device, if a table takes at most half of what
@@ -59,7 +60,7 @@ class Mps:
         """Return ``x`` on the device with the same numbers; a module is moved in place.
 
         Raises:
-            MisfitError: a tensor is float64, which MPS has not.
+            MisfitError: a tensor is float64 or complex128, which MPS does not have.
         """
         if isinstance(x, nn.Module):
             for tensor in (*x.parameters(), *x.buffers()):
@@ -71,7 +72,7 @@ class Mps:
         return move(x, self.device, memory_format=self.memory_format)
 
     def sample_on_device(self, tasks: TaskDistribution, split: str, indices: Sequence[int]) -> Episode:
-        """Return episodes on the device, gathered from the tables there if ``resident`` (ability ``Samples``)."""
+        """Return episodes on the device, selected from the tables there if ``resident`` (ability ``Samples``)."""
         if not self.resident:
             return self.place(tasks.sample(split, indices))
         return self.place(gathered_sample(tasks, split, indices, self._tables))
@@ -92,7 +93,12 @@ class Mps:
 
 
 def present() -> bool:
-    """Return whether torch can use the GPU of this Mac; kshot asks this if the user names no backend."""
+    """Return whether torch can use the GPU of this Mac; kshot calls this if the user names no backend.
+
+    Example:
+        >>> present() == torch.backends.mps.is_available()
+        True
+    """
     return torch.backends.mps.is_available()
 
 
@@ -100,27 +106,35 @@ def device() -> torch.device:
     """Return the device, after checking that it exists.
 
     Raises:
-        Unavailable: torch was built without MPS, or this machine is no Mac with a usable GPU.
+        Unavailable: torch was built without MPS, or this machine is not a Mac with a usable GPU.
+
+    Example:
+        >>> device().type if present() else "mps"
+        'mps'
     """
     if not torch.backends.mps.is_available():
         built = "with" if torch.backends.mps.is_built() else "without"
         raise Unavailable(
             f"mps: got no device that torch {torch.__version__}, built {built} MPS, can use; expected a Mac with an "
-            "Apple or AMD GPU and macOS 14 or later; or compute on the CPU: --backend.name=cpu"
+            "Apple or AMD GPU and macOS 14 or later; compute on the CPU: --backend.name=cpu"
         )
     return torch.device("mps")
 
 
 def free_bytes() -> int:
-    """Return how many bytes Metal recommends to use in addition to those in use."""
+    """Return how many more bytes of memory can be used without exceeding the amount that Metal recommends."""
     return max(0, int(torch.mps.recommended_max_memory()) - int(torch.mps.driver_allocated_memory()))
 
 
 def check_type(tensor: Tensor) -> Tensor:
-    """Return a tensor, after checking that MPS has its type.
+    """Return the tensor, after checking that MPS has its type.
 
     Raises:
         MisfitError: it is float64 or complex128.
+
+    Example:
+        >>> check_type(torch.ones(2))
+        tensor([1., 1.])
     """
     if tensor.dtype in (torch.float64, torch.complex128):
         raise MisfitError(
