@@ -392,7 +392,7 @@ class Untraceable(nn.Module):
         ("counts", "calls"),
         ("collects", "changes"),
         ("decides", ""),
-        ("draws", "something changes by itself"),
+        ("draws", "something changes between runs"),
         ("selects", "decides by the numbers in a tensor"),
         ("hooked", "has hooks"),
     ],

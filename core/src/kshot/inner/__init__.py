@@ -4,8 +4,8 @@ Reading order: ``descent`` (the loop, written for one task), ``parts`` (the loop
 ``lifting`` (from one task to B of them), ``cost`` (the choice between vmap and a loop), ``chunks`` (some tasks that run
 together), ``vmap_norms`` (which corrects the second derivatives that ``torch.func.vmap`` computes through normalisation
 layers), and then ``replays``, ``identity``, ``programs``, ``traces``, ``tracing``, ``simplify`` and ``guards`` (which
-record the operations of a meta-batch and repeat them without the Python around them), and ``graphs`` (which gives what
-was recorded to a GPU at once). ``looping`` has the decorator ``per_episode``.
+record the operations of a meta-batch and repeat them without the Python around them), and ``graphs`` (which makes a GPU
+run a recording by one launch). ``looping`` has the decorator ``per_episode``.
 """
 
 from kshot.inner.descent import (

@@ -1,4 +1,4 @@
-"""Some tasks of a meta-batch that run together: by ``torch.func.vmap``, or a single one in a loop.
+"""Run a chunk, which is a group of tasks of a meta-batch: by ``torch.func.vmap``, or a single task in a loop.
 
 Letters: B meta-batch, n the tasks of one chunk.
 """
@@ -46,7 +46,7 @@ class Chunk:
 
         Args:
             parameters, buffers: of the state, by name.
-            values: what the function takes beside the state; every tensor begins with n.
+            values: the arguments of the function after the state; every tensor begins with n.
         """
         if self.choice.chunk is None:
             result = self.function(*first_task(State(parameters, buffers), self.shared, values))

@@ -1,4 +1,4 @@
-"""What one task costs, by the number and the size of its intermediate results, and the choice made by it."""
+"""Measure the cost of one task by the number and the size of its intermediate results, to choose vmap or a loop."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class _Counting(TorchDispatchMode):
 
 
 def cost_of(function: Callable[..., Any], *task: Any) -> Cost:
-    """Measure one task by running it; random numbers that it draws are drawn again afterwards.
+    """Measure one task by running it; the state of torch's random generator for the CPU is restored afterwards.
 
     Example:
         >>> cost_of(lambda x: x + 1, torch.zeros(4))

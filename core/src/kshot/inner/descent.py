@@ -100,12 +100,12 @@ def descend(
 
     Args:
         loss: the loss of a state on this task's ``data``, a scalar.
-        state: the start; it is not changed.
+        state: the initial state; it is not changed.
         data: passed on to ``loss``.
         lr: one rate, or one for each parameter by name (a scalar or of the parameter's shape; it may be learned).
         steps: the number of steps, at least 0.
         second_order: whether autograd can differentiate through the inner gradients, as exact MAML needs. Without
-            it the gradients are constants (first-order MAML) and cost no memory.
+            it the gradients are constants (first-order MAML), and no graph of them is kept in memory.
 
     Returns:
         The adapted state, and the loss before each step [steps], without a graph. See ``check_descent``.

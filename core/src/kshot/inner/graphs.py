@@ -3,7 +3,7 @@
 A GPU computes an operation of a small network faster than the processor launches the next one. A CUDA graph records the
 launches of all operations on fixed memory, so one launch replays them all.
 
-This module has never run on a GPU: the tests put another function in the place of ``record_cuda``.
+This module has never run on a GPU: the tests replace ``record_cuda`` by another function.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def captured(
     device: str = "cuda",
     record: Record | None = None,
 ) -> Flat:
-    """Return a function that replays ``run`` as a CUDA graph if launches bound it, and ``run`` itself otherwise.
+    """Return a function that replays ``run`` as a CUDA graph if launches take most of its time, else ``run`` itself.
 
     A run that draws random numbers is not captured.
 

@@ -1,4 +1,4 @@
-"""Record what a function depends on besides its arguments, so that a trace of it is used only while it is right.
+"""Record what a function depends on besides its arguments, so that a trace is not used after this has changed.
 
 A trace has the numbers and choices of Python built in: the number of inner steps, a step size, whether a layer is in
 training. ``Guard`` records every value that can be reached from a function: the attributes of its object, the modules
@@ -30,8 +30,9 @@ class Untraceable(Exception):
 class Guard:
     """Record all values that are reachable from a function, and tell whether they have changed.
 
-    Tensors are recorded as objects with their shape, type and need of a gradient, because a trace reads their numbers
-    anew. Numbers, texts and the like are recorded by value, and other objects by identity, with what is in them.
+    Tensors are recorded by identity, shape, type and ``requires_grad``, and not by value, because a trace reads their
+    values in each run. Numbers, texts and the like are recorded by value, and other objects by identity, with what is
+    in them.
 
     Args:
         function: a function, a bound method or a partial of one.
@@ -43,7 +44,6 @@ class Guard:
         Untraceable: a module has hooks, whose effects a trace would lack, or there are too many values.
 
     Example:
-        >>> from kshot.nn import Encoder
         >>> class Scale:
         ...     def __init__(self):
         ...         self.by = 2
@@ -171,5 +171,5 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def _facts(t: Tensor) -> tuple[Any, ...]:
-    """Return what a trace has built in of a tensor: all but its numbers."""
+    """Return what a trace assumes about a tensor: everything except its values."""
     return t.shape, t.stride(), t.dtype, t.device, t.requires_grad

@@ -1,6 +1,6 @@
 """Identify a piece of work: by its function, the structure and shapes of its inputs, and the settings of torch.
 
-``Replays`` finds the trace of a piece of work by this identity. The functions run at every meta-step, so they are
+``Replays`` finds the trace of a piece of work by this identity. The functions run for every meta-batch, so they are
 written to be fast.
 """
 

@@ -52,8 +52,8 @@ class Lift:
     - ``loop``: one task after another.
     - ``auto``: the faster of the two, judged by the size of the intermediate results of the first task. It never
       measures time, so a repeated or resumed run makes the same choice. If vmap can't run the function, ``auto``
-      warns once and loops. What has run a hundred times is traced: the operations are recorded once and replayed
-      without the function, which computes the same numbers with much less Python.
+      warns once and loops. A function that has run a hundred times on the same shapes is traced: its operations are
+      recorded once and then replayed, which computes the same numbers with much less Python.
     - ``traced``: as ``auto``, but traced from the second run on.
     - ``compiled``: as ``traced``, and the trace is compiled by torch's inductor. This takes a minute or more and needs
       a C++ compiler.

@@ -63,7 +63,7 @@ class Gradient:
         return [*(g for g in gradients if g is not None), *(t.detach() for t in results)]
 
     def forget(self) -> None:
-        """Drop what holds the function and its object."""
+        """Drop the references to the function and its object."""
         self._chunk = self._spec = None
 
     def finish(
@@ -129,7 +129,7 @@ class Results:
         return leaves
 
     def forget(self) -> None:
-        """Drop what holds the function and its object."""
+        """Drop the references to the function and its object."""
         self._chunk = self._spec = None
 
     def finish(self, outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> Any:

@@ -140,7 +140,7 @@ class Replays:
         leaves: list[Tensor],
         chunks: Sequence[tuple[int, int, Chunk]],
     ) -> None:
-        """Count a run without a trace, and trace the function if it is due.
+        """Count a run without a trace, and trace the function if it has run often enough.
 
         Args:
             what, function: as for ``find``.
@@ -186,7 +186,7 @@ class Replays:
         )
 
     def _drop(self, work: Work, function: Callable[..., Any]) -> None:
-        """Drop traces that are no longer right."""
+        """Drop traces that are no longer valid."""
         assert work.guard is not None
         changed = work.guard.changed()
         work.guard, work.traces, work.changes = None, [], work.changes + 1

@@ -51,7 +51,7 @@ def make_trace(
     """Trace a program, and compare the trace with an ordinary run.
 
     Args:
-        program: the work to trace; it drops its function afterwards.
+        program: the work to trace; its reference to the function is dropped afterwards.
         guard: what the function depends on.
         inputs: those of the program.
         compiled: whether to compile the trace.
@@ -81,7 +81,7 @@ def make_trace(
         with same_chance(inputs), torch.no_grad(), without_autocast():
             got = run(*inputs, *outer)
         if not _equal(got, expected, exactly=not compiled and got[0].device.type == "cpu"):
-            raise Untraceable("its trace computes other numbers, because something changes by itself")
+            raise Untraceable("its trace computes other numbers, because something changes between runs")
     program.forget()
     places = [t.untyped_storage().data_ptr() for t in got]
     given = {t.untyped_storage().data_ptr() for t in (*inputs, *outer)}

@@ -27,7 +27,7 @@ aten = torch.ops.aten
 _VIEWS = (aten.alias.default, aten.view.default, aten._unsafe_view.default, aten.expand.default, aten.detach.default)
 _DECIDING = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 _JOINED = 4
-"""The least number of matrix products of which TorchScript makes one."""
+"""The least number of matrix products that TorchScript may join into one."""
 Flat = Callable[..., Sequence[Tensor]]
 
 
@@ -155,7 +155,7 @@ class _Recorder(TorchDispatchMode):
         arguments, named = pytree.tree_map_only(Tensor, self._node, (args, kwargs))
         results = func(*args, **kwargs)
         if func is aten.native_batch_norm.default and args[5] and args[3] is not None:
-            # In training it also writes to the running statistics, which only its twin's signature says.
+            # In training it also writes to the running statistics. Only the schema of the operation below says so.
             func = aten._native_batch_norm_legit.default
         node = self.graph.call_function(func, arguments, named)
         if isinstance(results, Tensor):
