@@ -115,7 +115,7 @@ def test_the_table_of_attacked_learners_is_that_of_the_recorded_results() -> Non
         maml, adml = (results(f"{name}-omniglot", f"attacked-{attack.lower()}.json") for name in ("maml", "adml"))
         assert table[f"MAML, {attack}"] == [percent(result) for result in maml]
         assert table[f"ADML, {attack}"] == [percent(result) for result in adml]
-        assert table[f"ADML less MAML, {attack}"] == [points(a, b) for a, b in zip(adml, maml, strict=True)]
+        assert table[f"ADML minus MAML, {attack}"] == [points(a, b) for a, b in zip(adml, maml, strict=True)]
 
 
 def test_the_table_of_sine_waves_is_that_of_the_recorded_runs() -> None:
