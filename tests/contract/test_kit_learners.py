@@ -669,6 +669,7 @@ def test_every_rule_for_learners_has_a_learner_that_breaks_it() -> None:
     tested = {getattr(case, "values", case)[0] for case in BROKEN}
     elsewhere = {
         "budget-kept",  # test_kit_control.py
+        "unknown-choices-are-refused",  # test_kit_catches.py
         "plays-from-own-chance",
         "iterates-by-step",  # test_kit_objectives.py
         "task-losses-part-the-gradient",  # test_kit_per_task.py

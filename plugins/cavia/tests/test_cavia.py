@@ -336,7 +336,7 @@ def test_bad_input_is_refused_before_any_compute():
     with pytest.raises(DataError, match="expected one number: the last layer has an output for each class"):
         CAVIA(varying)
     for wrong in ({"context": -1}, {"inner_steps": -1}, {"test_steps": -1}):
-        with pytest.raises(OptionError, match=r"cavia: got context .* expected at least 0; raise them"):
+        with pytest.raises(OptionError, match=r"CAVIA: \w+: got -1 \(int\), expected int (from|at least) 0"):
             CAVIA(SPEC, **wrong)
     with pytest.raises(DataError, match=r"cavia: got a net .* \(1, 1\) with 5 context parameters .*\(D \+ context"):
         CAVIA(SPEC, network=nn.Linear(1, 1))

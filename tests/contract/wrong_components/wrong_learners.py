@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import numpy as np
@@ -55,6 +55,19 @@ class Prototypes(nn.Module):
 
     def adapt(self, support: Support) -> Predict:
         return lambda x: self.logits(support, x)
+
+
+@caught_by("unknown-choices-are-refused")
+class IgnoresUnknownChoices(Prototypes):
+    """It takes a misspelt choice for the other one."""
+
+    def __init__(self, spec: TaskSpec, *, distance: Literal["squared", "plain"] = "squared") -> None:
+        super().__init__(spec)
+        self.squared = distance == "squared"
+
+    def logits(self, support: Support, x: Tensor) -> Tensor:
+        logits = super().logits(support, x)
+        return logits if self.squared else -(-logits + 1e-6).sqrt()
 
 
 @right()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from kshot.registry.ledger import Built
 from kshot.registry.manifest import API_LEVEL, GROUPS
+from kshot.registry.options import check_values
 from kshot.registry.plugin import SINGULAR, Plugin, PluginInfo, State
 from kshot.registry.ranges import Range
 from kshot.registry.registry import Registry
@@ -28,6 +29,7 @@ __all__ = [
     "State",
     "backend",
     "built",
+    "check_values",
     "default",
     "default_backend",
     "find",

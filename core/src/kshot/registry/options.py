@@ -32,7 +32,17 @@ from kshot.registry.conversion import (
     type_text,
 )
 
-__all__ = ["Option", "Raw", "did_you_mean", "options_of", "parse_literal", "table", "type_text", "validate"]
+__all__ = [
+    "Option",
+    "Raw",
+    "check_values",
+    "did_you_mean",
+    "options_of",
+    "parse_literal",
+    "table",
+    "type_text",
+    "validate",
+]
 
 LONGEST_DOC = 100_000  # characters of a docstring
 
@@ -220,6 +230,44 @@ def validate(
         listing = f"its options:\n{table(options.values())}" if options else "it takes no options"
         raise OptionError(f"{who}: {'; '.join(wrong)}\n{listing}")
     return result
+
+
+def check_values(factory: Callable[..., Any], values: Mapping[str, Any]) -> None:
+    """Check that each option has one of the choices, or is in the range, that its annotation declares.
+
+    ``kshot.learner`` and its like do this for every plugin; a class that is called directly, does it by this call at
+    the beginning of its ``__init__``.
+
+    Args:
+        factory: the class whose options they are.
+        values: the options by name, usually ``locals()``; other names are ignored.
+
+    Raises:
+        OptionError: an option has another value; the message names all of them.
+
+    Example:
+        >>> class Mine:
+        ...     def __init__(self, spec, *, order: typing.Literal["first", "second"] = "first") -> None:
+        ...         check_values(Mine, locals())
+        >>> Mine(None, order="third")
+        Traceback (most recent call last):
+        kshot.errors.OptionError: Mine: order: got 'third', expected 'first' | 'second'
+    """
+    wrong: list[str] = []
+    for option in options_of(factory):
+        if option.name in values and _is_limited(option.annotation):
+            try:
+                convert(values[option.name], option.annotation)
+            except WrongType as exc:
+                wrong.append(f"{option.name}: {exc}")
+    if wrong:
+        raise OptionError(f"{factory.__name__}: {'; '.join(wrong)}")
+
+
+def _is_limited(annotation: Any) -> bool:
+    """Return whether a type annotation declares choices or a range, and can be checked completely."""
+    origin = typing.get_origin(annotation)
+    return origin in (typing.Literal, typing.Annotated) or any(map(_is_limited, typing.get_args(annotation)))
 
 
 def table(options: Iterable[Option]) -> str:

@@ -21,7 +21,7 @@ from kshot.functional import full_precision
 from kshot.inner import State, Strategy, check_descent, descend, keep_buffers
 from kshot.nn import NetworkChoice, Normalisation, evaluating
 from kshot.nn import network as build_network
-from kshot.registry import Range
+from kshot.registry import Range, check_values
 from kshot_adml.perturbation import Perturbation, buffers_apart
 
 Positive = Annotated[float, Range(above=0)]
@@ -95,6 +95,7 @@ class ADML(nn.Module):
         chunk: Annotated[int, Range(1)] | None = None,
     ) -> None:
         super().__init__()
+        check_values(ADML, locals())
         if inner_steps < 0 or (test_steps or 0) < 0:
             raise OptionError(
                 f"adml: got inner_steps {inner_steps} and test_steps {test_steps}, expected at least 0; raise them"

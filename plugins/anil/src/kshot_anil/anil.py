@@ -24,7 +24,7 @@ from kshot.functional import full_precision
 from kshot.inner import State, Strategy, check_descent, descend, descend_part, keep_buffers
 from kshot.nn import NetworkChoice, Normalisation, evaluating, find_head
 from kshot.nn import network as build_network
-from kshot.registry import Range
+from kshot.registry import Range, check_values
 
 
 class ANIL(nn.Module):
@@ -82,6 +82,7 @@ class ANIL(nn.Module):
         chunk: Annotated[int, Range(1)] | None = None,
     ) -> None:
         super().__init__()
+        check_values(ANIL, locals())
         if inner_steps < 0 or (test_steps or 0) < 0:
             raise OptionError(
                 f"anil: got inner_steps {inner_steps} and test_steps {test_steps}, expected at least 0; raise them"

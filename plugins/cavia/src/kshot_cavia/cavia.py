@@ -15,11 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kshot import Episode, Lift, Metrics, Needs, Predictor, Support, TaskSpec, Training
-from kshot.errors import OptionError
 from kshot.functional import full_precision
 from kshot.inner import State, Strategy, check_descent, descend
 from kshot.nn import NetworkChoice, Normalisation, evaluating
-from kshot.registry import Range
+from kshot.registry import Range, check_values
 from kshot_cavia.conditioning import Conditioning, conditioned_network, keep_statistics, start
 
 
@@ -84,16 +83,12 @@ class CAVIA(nn.Module):
         chunk: Annotated[int, Range(1)] | None = None,
     ) -> None:
         super().__init__()
+        check_values(CAVIA, locals())
         self.kind = spec.kind
         paper_context, paper_steps = (5, 1) if spec.kind == "regression" else (100, 2)
         context = paper_context if context is None else context
         self.inner_steps = paper_steps if inner_steps is None else inner_steps
         self.test_steps = self.inner_steps if test_steps is None else test_steps
-        if min(context, self.inner_steps, self.test_steps) < 0:
-            raise OptionError(
-                f"cavia: got context {context}, inner_steps {inner_steps} and test_steps {test_steps}, expected at "
-                "least 0; raise them"
-            )
         self.net = conditioned_network(
             network, spec, context=context, conditioning=conditioning, film_after=film_after,
             normalisation=normalisation, width=width, hidden=hidden,

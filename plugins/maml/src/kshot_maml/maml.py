@@ -20,7 +20,7 @@ from kshot.functional import full_precision
 from kshot.inner import State, Strategy, check_descent, descend, keep_buffers
 from kshot.nn import NetworkChoice, Normalisation, evaluating
 from kshot.nn import network as build_network
-from kshot.registry import Range
+from kshot.registry import Range, check_values
 
 
 class MAML(nn.Module):
@@ -73,6 +73,7 @@ class MAML(nn.Module):
         chunk: Annotated[int, Range(1)] | None = None,
     ) -> None:
         super().__init__()
+        check_values(MAML, locals())
         if inner_steps < 0 or (test_steps or 0) < 0:
             raise OptionError(
                 f"maml: got inner_steps {inner_steps} and test_steps {test_steps}, expected at least 0; raise them"

@@ -69,22 +69,6 @@ def loss_weights(iteration: Tensor, steps: int, iterations: int) -> Tensor:
     return torch.cat([earlier, (1 - earlier.sum())[None]])
 
 
-def check_options(inner_steps: int, test_steps: int | None, loss_iterations: int, first_order_iterations: int) -> None:
-    """Check the numbers of steps and of meta-batches.
-
-    Raises:
-        OptionError: a number is negative, or there is no inner step.
-
-    Example:
-        >>> check_options(1, None, 0, 0)
-    """
-    if inner_steps < 1 or min(test_steps or 0, loss_iterations, first_order_iterations) < 0:
-        raise OptionError(
-            f"mamlpp: got inner_steps {inner_steps}, test_steps {test_steps}, loss_iterations {loss_iterations} and "
-            f"first_order_iterations {first_order_iterations}, expected at least 1, 0, 0 and 0; raise them"
-        )
-
-
 def check_rates(rates: Tensor, steps: int, tensors: Collection[str]) -> None:
     """Check that there is a rate for each inner step and each parameter tensor that adapts.
 

@@ -21,8 +21,8 @@ from kshot.functional import full_precision
 from kshot.inner import State, Strategy, check_descent, descend, keep_buffers
 from kshot.nn import NetworkChoice, Normalisation, evaluating
 from kshot.nn import network as build_network
-from kshot.registry import Range
-from kshot_mamlpp.annealing import Annealing, check_options, check_rates, default_training, initial_rate
+from kshot.registry import Range, check_values
+from kshot_mamlpp.annealing import Annealing, check_rates, default_training, initial_rate
 from kshot_mamlpp.step_norms import StepNorms
 
 
@@ -93,7 +93,7 @@ class MAMLPP(nn.Module):
         chunk: Annotated[int, Range(1)] | None = None,
     ) -> None:
         super().__init__()
-        check_options(inner_steps, test_steps, loss_iterations, first_order_iterations)
+        check_values(MAMLPP, locals())
         self.kind = spec.kind
         self.net = build_network(network, spec, normalisation=normalisation, width=width, hidden=hidden)
         self.norms = StepNorms(self.net, inner_steps, affine=step_affine, statistics=step_statistics)

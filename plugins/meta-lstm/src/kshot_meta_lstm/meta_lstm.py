@@ -20,7 +20,7 @@ from kshot.functional import full_precision
 from kshot.inner import State, Strategy, Tensors, check_descent, descend, gradient_at, keep_buffers
 from kshot.nn import NetworkChoice, Normalisation, evaluating
 from kshot.nn import network as build_network
-from kshot.registry import Range
+from kshot.registry import Range, check_values
 from kshot_meta_lstm.gates import Gates
 
 
@@ -85,6 +85,7 @@ class MetaLSTM(nn.Module):
         chunk: Annotated[int, Range(1)] | None = None,
     ) -> None:
         super().__init__()
+        check_values(MetaLSTM, locals())
         self.kind = spec.kind
         # Algorithm 1, line 1: c_0 are the initial parameters of the network.
         self.net = build_network(network, spec, normalisation=normalisation, width=width, hidden=hidden)

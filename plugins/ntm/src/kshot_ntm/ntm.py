@@ -23,6 +23,7 @@ from kshot import Episode, Memory, MemoryFactory, Metrics, Needs, Predictor, Sup
 from kshot.episode import check_finite
 from kshot.errors import DataError, OptionError
 from kshot.functional import lstm_cell, sequence_errors, sequence_loss
+from kshot.registry import check_values
 from kshot_ntm_memory import NTMMemory
 
 Carry = tuple[Tensor, Tensor] | None
@@ -125,6 +126,7 @@ class NTM(nn.Module):
         hidden: int = 100,
     ) -> None:
         super().__init__()
+        check_values(NTM, locals())
         if hidden < 1:
             raise OptionError(f"ntm: got hidden {hidden}, expected at least 1 unit; raise hidden")
         self.memory: Memory = kshot.nn.memory(memory or NTMMemory, slots=128, width=20, reads=1)

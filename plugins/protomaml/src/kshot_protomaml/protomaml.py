@@ -22,7 +22,7 @@ from kshot.functional import class_means, full_precision
 from kshot.inner import State, Strategy, check_descent, descend, keep_buffers
 from kshot.nn import EncoderChoice, Network, Normalisation, evaluating
 from kshot.nn import encoder as build_encoder
-from kshot.registry import Range
+from kshot.registry import Range, check_values
 
 
 class ProtoMAML(nn.Module):
@@ -74,6 +74,7 @@ class ProtoMAML(nn.Module):
         chunk: Annotated[int, Range(1)] | None = None,
     ) -> None:
         super().__init__()
+        check_values(ProtoMAML, locals())
         if inner_steps < 0 or (test_steps or 0) < 0:
             raise OptionError(
                 f"protomaml: got inner_steps {inner_steps} and test_steps {test_steps}, expected at least 0; raise them"

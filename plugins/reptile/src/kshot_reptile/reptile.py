@@ -20,6 +20,7 @@ from kshot.functional import full_precision
 from kshot.inner import State, Strategy, Tensors, check_descent, keep_buffers, sgd, take_steps
 from kshot.nn import NetworkChoice, Normalisation, evaluating
 from kshot.nn import network as build_network
+from kshot.registry import check_values
 from kshot_reptile.inner import Moments, adam, authors_settings, minibatches
 
 
@@ -90,6 +91,7 @@ class Reptile(nn.Module):
         chunk: int | None = None,
     ) -> None:
         super().__init__()
+        check_values(Reptile, locals())
         chosen: dict[str, Any] = {"inner_optimizer": inner_optimizer, "inner_lr": inner_lr, "inner_batch": inner_batch}
         chosen |= {"inner_steps": inner_steps, "test_batch": test_batch, "test_steps": test_steps}
         own = attrs.evolve(authors_settings(spec), **{n: value for n, value in chosen.items() if value is not None})

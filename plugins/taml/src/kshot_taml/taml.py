@@ -19,7 +19,7 @@ from kshot.functional import full_precision
 from kshot.inner import State, Strategy, check_descent, descend, keep_buffers
 from kshot.nn import NetworkChoice, Normalisation, evaluating
 from kshot.nn import network as build_network
-from kshot.registry import Range
+from kshot.registry import Range, check_values
 from kshot_taml.measures import inequality, prediction_entropy
 
 Measure = Literal["entropy", "gini", "theil", "variance-of-logs", "atkinson", "generalised-entropy"]
@@ -90,6 +90,7 @@ class TAML(nn.Module):
         chunk: Annotated[int, Range(1)] | None = None,
     ) -> None:
         super().__init__()
+        check_values(TAML, locals())
         if inner_steps < 0 or (test_steps or 0) < 0:
             raise OptionError(
                 f"taml: got inner_steps {inner_steps} and test_steps {test_steps}, expected at least 0; raise them"

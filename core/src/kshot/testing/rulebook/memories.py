@@ -203,7 +203,7 @@ def _check_nothing_detached(subject: MemorySubject, memory: Any) -> None:
             t.add_(1e-6 * noise)
             moved = run(memory, interfaces)[0][-1]
             t.sub_(1e-6 * noise)
-        return float((moved - reads).abs().max()) * 1e6
+        return float((moved - reads.detach()).abs().max()) * 1e6
 
     steps = {f"the interface vector of step {s + 1} of 4": (interfaces[s], slopes[0]) for s in range(len(interfaces))}
     named = {f"the parameter {n}": (p, slope) for (n, p), slope in zip(parameters.items(), slopes[1:], strict=True)}
