@@ -246,12 +246,12 @@ def check_values(factory: Callable[..., Any], values: Mapping[str, Any]) -> None
         OptionError: an option has another value; the message names all of them.
 
     Example:
-        >>> class Mine:
-        ...     def __init__(self, spec, *, order: typing.Literal["first", "second"] = "first") -> None:
-        ...         check_values(Mine, locals())
-        >>> Mine(None, order="third")
+        >>> def mine(spec, *, order="first"):
+        ...     check_values(mine, locals())
+        >>> mine.__annotations__["order"] = typing.Literal["first", "second"]
+        >>> mine(None, order="third")
         Traceback (most recent call last):
-        kshot.errors.OptionError: Mine: order: got 'third', expected 'first' | 'second'
+        kshot.errors.OptionError: mine: order: got 'third', expected one of 'first', 'second'
     """
     wrong: list[str] = []
     for option in options_of(factory):
