@@ -1,6 +1,7 @@
 """Traces compute the same numbers as ordinary runs, to the bit, and are not used where they would be wrong."""
 
 import pickle
+import random
 import shutil
 import threading
 import warnings
@@ -381,6 +382,12 @@ class Untraceable(nn.Module):
             return x if x.sum().item() > 0 else 2 * x
         elif self.how == "draws":
             return x * float(np.random.default_rng().random())
+        elif self.how == "tosses":
+            return x if np.random.rand() < 2 else -x
+        elif self.how == "tosses in Python":
+            return x if random.random() < 2 else -x
+        elif self.how == "reads":
+            return x * (1 + sum(map(sum, x.detach().tolist())))
         elif self.how == "selects":
             return x[:, x.detach().sum(0) > -1e9]
         return x
@@ -393,6 +400,9 @@ class Untraceable(nn.Module):
         ("collects", "changes"),
         ("decides", ""),
         ("draws", "something changes by itself"),
+        ("tosses", "random numbers of Python or NumPy"),
+        ("tosses in Python", "random numbers of Python or NumPy"),
+        ("reads", "takes the numbers out of a tensor"),
         ("selects", "decides by the numbers in a tensor"),
         ("hooked", "has hooks"),
     ],

@@ -1,5 +1,6 @@
 """A trace has the operations of a function, its inputs, and nothing of the call in which it was made."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -77,6 +78,15 @@ def test_one_tensor_that_is_two_inputs_stays_two():
 def test_what_depends_on_numbers_is_refused(function):
     """In Python's decisions or in the shape of a result."""
     with pytest.raises(Untraceable, match="decides by the numbers in a tensor"):
+        trace(function, [torch.ones(3)])
+
+
+@pytest.mark.parametrize(
+    "function", [lambda x: [x * sum(x.tolist())], lambda x: [x * float(x.numpy()[0])], lambda x: [x * np.asarray(x)[0]]]
+)
+def test_numbers_that_python_reads_without_an_operation_are_refused(function):
+    """A trace would have the numbers of its first inputs built in."""
+    with pytest.raises(Untraceable, match="takes the numbers out of a tensor"):
         trace(function, [torch.ones(3)])
 
 

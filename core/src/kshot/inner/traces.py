@@ -8,10 +8,12 @@ Letters: B meta-batch, n the tasks of one chunk.
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import attrs
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -68,7 +70,10 @@ def make_trace(
         raise Untraceable("its object keeps a tensor that was computed from others")
     program.learned = [t for t in outer if t.requires_grad]
     with same_chance(inputs):
+        before = _other_chance()
         expected = program(*inputs)
+        if _other_chance() != before:
+            raise Untraceable("it draws random numbers of Python or NumPy")
     with same_chance(inputs):
         graph = trace(program, inputs, outer)
     if not guard.holds():
@@ -119,10 +124,21 @@ def without_autocast() -> contextlib.AbstractContextManager[Any]:
 
 @contextlib.contextmanager
 def same_chance(tensors: Sequence[Any]) -> Iterator[None]:
-    """Restore torch's global random states at the end, so that the next block draws the same numbers."""
+    """Restore the global random states at the end, so that the next block draws the same numbers."""
     devices = sorted({t.get_device() for t in tensors if isinstance(t, Tensor) and t.is_cuda})
-    with torch.random.fork_rng(devices=devices):
-        yield
+    of_python, of_numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
+
+
+def _other_chance() -> tuple[Any, ...]:
+    """Return the states of the global random generators of Python and NumPy, to compare them."""
+    kind, words, *rest = np.random.get_state()
+    return random.getstate(), kind, np.asarray(words).tobytes(), *rest
 
 
 def _equal(got: Sequence[Tensor], expected: Sequence[Tensor], *, exactly: bool) -> bool:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
@@ -26,6 +27,8 @@ from kshot.inner.guards import Untraceable
 aten = torch.ops.aten
 _VIEWS = (aten.alias.default, aten.view.default, aten._unsafe_view.default, aten.expand.default, aten.detach.default)
 _DECIDING = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
+_READING = (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__)
+"""Methods that give the numbers of a tensor to Python by no operation."""
 _JOINED = 4
 """The least number of matrix products of which TorchScript makes one."""
 Flat = Callable[..., Sequence[Tensor]]
@@ -54,7 +57,7 @@ def trace(function: Flat, inputs: Sequence[Tensor], outer: Sequence[Tensor] = ()
     """
     # Each input is a new tensor object, so that two inputs that are one object remain two.
     inputs = [t.detach() for t in inputs]
-    with _Recorder(inputs, outer) as recorder:
+    with _Reading(), _Recorder(inputs, outer) as recorder:
         outputs = function(*inputs)
         graph: fx.GraphModule = recorder.finish(outputs)
     return graph
@@ -129,6 +132,15 @@ def _unoptimised(run: Callable[..., Sequence[Tensor]]) -> Callable[..., Sequence
             return run(*tensors)
 
     return plain
+
+
+class _Reading(TorchFunctionMode):
+    """Refuse methods that take numbers out of tensors, where a trace can't follow them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _READING:
+            raise Untraceable(f"Tensor.{func.__name__} takes the numbers out of a tensor")
+        return func(*args, **(kwargs or {}))
 
 
 class _Recorder(TorchDispatchMode):
