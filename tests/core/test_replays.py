@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from kshot import Lift
 from kshot.inner import State, descend, keep_buffers
@@ -386,6 +387,9 @@ class Untraceable(nn.Module):
             return x if np.random.rand() < 2 else -x
         elif self.how == "tosses in Python":
             return x if random.random() < 2 else -x
+        elif self.how == "fails":  # in the trace only, as an operation may that torch does not support there
+            if type(_get_current_dispatch_mode()).__name__ == "_Recorder":
+                raise NotImplementedError("no such\noperation")
         elif self.how == "reads":
             return x * (1 + sum(map(sum, x.detach().tolist())))
         elif self.how == "selects":
@@ -400,6 +404,7 @@ class Untraceable(nn.Module):
         ("collects", "changes"),
         ("decides", ""),
         ("draws", "something changes by itself"),
+        ("fails", "(NotImplementedError: no such)"),
         ("tosses", "random numbers of Python or NumPy"),
         ("tosses in Python", "random numbers of Python or NumPy"),
         ("reads", "takes the numbers out of a tensor"),

@@ -167,8 +167,11 @@ class Replays:
                         program = Results(chunk, spec, torch.is_grad_enabled())
                     compiled = self.strategy == "compiled"
                     made[last - first] = make_trace(program, guard, inputs, compiled=compiled, warn=self._warn)
-        except Untraceable as reason:
-            self._refuse(work, function, str(reason))
+        except Exception as error:  # of torch, for example; the function itself has just run without one
+            reason = next(iter(str(error).strip().splitlines()), "")[:200]
+            self._refuse(
+                work, function, reason if isinstance(error, Untraceable) else f"{type(error).__name__}: {reason}"
+            )
             return
         work.guard = guard
         work.traces = [(first, last, made[last - first]) for first, last, _ in chunks]
