@@ -435,6 +435,38 @@ def test_what_can_not_be_traced_runs_as_usual_and_says_why(how, reason):
     assert traced.traces == 0
 
 
+def _hook_gradient(learner):
+    return learner.net[0].weight.register_hook(lambda gradient: 3 * gradient)
+
+
+def _hook_accumulation(learner):
+    return learner.alpha["0/weight"].register_post_accumulate_grad_hook(lambda p: (p.grad.mul_(3), None)[1])
+
+
+def _hook_modules(learner):
+    double = torch.nn.modules.module.register_module_forward_hook
+    return double(lambda m, inputs, output: 2 * output if isinstance(m, nn.Tanh) else None)
+
+
+@pytest.mark.parametrize("hook", [_hook_gradient, _hook_accumulation, _hook_modules])
+@pytest.mark.parametrize("early", [True, False])
+def test_hooks_of_parameters_and_of_all_modules_are_called(hook, early):
+    """Whether they are registered before a trace is made or later; a trace would leave them out."""
+    traced, usual = pair(usual="loop", chunk=1)
+    if not early:
+        for seed in range(2):
+            compare(traced, usual, values(3, seed))
+    hooks = [hook(learner) for learner in (traced, usual)[: 1 if hook is _hook_modules else 2]]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it is not traced
+            for seed in range(3):
+                compare(traced, usual, values(3, seed))
+    finally:
+        for handle in hooks:
+            handle.remove()
+
+
 def test_a_foreign_parameter_is_not_forgotten():
     """One that is no attribute of the object would get no gradient from a trace."""
     foreign = _TABLE["foreign"] = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kshot.inner.identity import has_hooks
+
 MOST_VALUES = 100_000
 """Number of recorded values above which a function is not traced."""
 
@@ -49,8 +51,8 @@ class Guard:
         tensors: the tensors that were found, each once.
 
     Raises:
-        Untraceable: a module has hooks, whose effects a trace would lack, something has a random generator of its own,
-            or there are too many values.
+        Untraceable: a module or a tensor has hooks, whose effects a trace would lack, something has a random generator
+            of its own, or there are too many values.
 
     Example:
         >>> from kshot.nn import Encoder
@@ -132,6 +134,8 @@ class Guard:
         if len(self._values) + len(self._places) + len(self._attributes) > MOST_VALUES:
             raise Untraceable(f"it depends on more than {MOST_VALUES} values")
         if isinstance(value, Tensor):
+            if has_hooks(value):
+                raise Untraceable("a parameter has hooks")
             self.tensors.append(value)
         elif isinstance(value, types.MethodType):
             self._look(value.__self__)
@@ -204,4 +208,4 @@ def _equal(a: Any, b: Any) -> bool:
 
 def _facts(t: Tensor) -> tuple[Any, ...]:
     """Return what a trace has built in of a tensor: all but its numbers."""
-    return t.shape, t.stride(), t.dtype, t.device, t.requires_grad
+    return t.shape, t.stride(), t.dtype, t.device, t.requires_grad, has_hooks(t)

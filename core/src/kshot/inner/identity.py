@@ -118,9 +118,21 @@ def facts_of(t: Any) -> Any:
 
     Example:
         >>> facts_of(torch.zeros(2))
-        (torch.Size([2]), (1,), torch.float32, device(type='cpu'), False, True)
+        (torch.Size([2]), (1,), torch.float32, device(type='cpu'), False, True, False)
     """
-    return (t.shape, t.stride(), t.dtype, t.device, t.requires_grad, t.is_leaf) if isinstance(t, Tensor) else t
+    if not isinstance(t, Tensor):
+        return t
+    return t.shape, t.stride(), t.dtype, t.device, t.requires_grad, t.is_leaf, has_hooks(t)
+
+
+def has_hooks(t: Tensor) -> bool:
+    """Return whether autograd calls a function of the user when a tensor gets its gradient, which a trace would not do.
+
+    Example:
+        >>> has_hooks(torch.zeros(2))
+        False
+    """
+    return bool(t._backward_hooks or t._post_accumulate_grad_hooks)
 
 
 def surroundings() -> tuple[Any, ...]:
