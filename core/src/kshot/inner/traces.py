@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from kshot.inner import graphs
+from kshot.inner.cost import same_chance
 from kshot.inner.guards import Guard, Untraceable
+from kshot.inner.identity import AUTOCAST
 from kshot.inner.programs import Program
 
 
@@ -120,19 +122,6 @@ def without_autocast() -> contextlib.AbstractContextManager[Any]:
     for device in enabled:
         stack.enter_context(torch.autocast(device, enabled=False))
     return stack
-
-
-@contextlib.contextmanager
-def same_chance(tensors: Sequence[Any]) -> Iterator[None]:
-    """Restore the global random states at the end, so that the next block draws the same numbers."""
-    devices = sorted({t.get_device() for t in tensors if isinstance(t, Tensor) and t.is_cuda})
-    of_python, of_numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        random.setstate(of_python)
-        np.random.set_state(of_numpy)
 
 
 def _other_chance() -> tuple[Any, ...]:
