@@ -17,6 +17,8 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from kshot import Lift
 from kshot.inner import State, descend, keep_buffers
 from kshot.inner import replays as module
+from kshot.inner.identity import surroundings
+from kshot.inner.traces import without_autocast
 
 _TABLE: dict[str, nn.Parameter] = {}
 
@@ -181,6 +183,20 @@ def test_autocast_is_in_the_trace():
             compare(traced, usual, values(4, seed, torch.float32))
     assert traced.traces == 1
     compare(traced, usual, values(4, 9, torch.float32))  # not the trace of autocast
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
+def test_a_trace_under_autocast_is_of_that_device(device):
+    """Without autocast it is another trace, and while a trace runs, no autocast casts a second time."""
+    before = surroundings()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is no such device here
+        mode = torch.autocast(device, torch.bfloat16)
+    mode._enabled = True
+    with mode:
+        assert surroundings() != before
+        with without_autocast():
+            assert not torch.is_autocast_enabled(device)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

@@ -16,6 +16,9 @@ from torch.utils import _pytree as pytree
 
 from kshot.episode import Episode
 
+AUTOCAST = ("cpu", "cuda", "mps")
+"""The types of devices on which the backends of kshot compute by autocast."""
+
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _FUNCTIONS = (functools.partial, types.MethodType, types.FunctionType)
 
@@ -142,5 +145,5 @@ def surroundings() -> tuple[Any, ...]:
         >>> surroundings()
         (torch.float32, True)
     """
-    autocast = [(d, torch.get_autocast_dtype(d)) for d in ("cpu", "cuda") if torch.is_autocast_enabled(d)]
+    autocast = [(d, torch.get_autocast_dtype(d)) for d in AUTOCAST if torch.is_autocast_enabled(d)]
     return torch.get_default_dtype(), torch.is_grad_enabled(), *autocast

@@ -115,7 +115,7 @@ _NO_CHANGE = contextlib.nullcontext()
 
 def without_autocast() -> contextlib.AbstractContextManager[Any]:
     """Return the context in which to run a trace, which contains the casts of autocast already."""
-    enabled = [d for d in ("cpu", "cuda") if torch.is_autocast_enabled(d)]
+    enabled = [d for d in AUTOCAST if torch.is_autocast_enabled(d)]
     if not enabled:
         return _NO_CHANGE
     stack = contextlib.ExitStack()
