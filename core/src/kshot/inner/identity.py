@@ -56,13 +56,13 @@ def identity_of(function: Any, *, by_shape: bool = False, depth: int = 3) -> Any
     if isinstance(function, types.MethodType):
         return identity_of(function.__func__, by_shape=by_shape, depth=depth), id(function.__self__)
     if isinstance(function, types.FunctionType):
-        cells = tuple(known(_content(cell)) for cell in function.__closure__ or ())
+        cells = tuple(known(content_of(cell)) for cell in function.__closure__ or ())
         named = sorted((name, known(value)) for name, value in (function.__kwdefaults__ or {}).items())
         return function.__code__, cells, tuple(map(known, function.__defaults__ or ())), tuple(named)
     return type(function), id(function)
 
 
-def _content(cell: Any) -> Any:
+def content_of(cell: Any) -> Any:
     """Return the value of a variable of an enclosing function; None before it is assigned."""
     try:
         return cell.cell_contents
