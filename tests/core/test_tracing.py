@@ -101,7 +101,7 @@ def test_convolutions_norms_and_random_numbers_are_run_by_torchscript():
 
     inputs = [torch.rand(2, 1, 6, 6), torch.zeros(2), torch.ones(2), conv.weight, norm.weight]
     run = interpreter(trace(lambda x, m, v, *w: function(x, m.clone(), v.clone(), *w), inputs))
-    assert isinstance(run, torch.jit.ScriptModule)
+    assert isinstance(run, torch.jit.ScriptFunction)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
         got = run(*inputs)
@@ -128,3 +128,12 @@ def test_sums_of_matrix_products_are_rounded_as_in_the_function():
         with torch.no_grad():
             got = run(x, w)
         assert torch.equal(got[0], function(x, w)[0])
+
+
+def test_a_trace_that_is_dropped_leaves_no_type_behind():
+    """torch keeps what it knows of a scripted module for good: some megabytes for each trace."""
+    types = torch.jit._recursive.concrete_type_store.type_store
+    before = len(types)
+    run = interpreter(trace(lambda a: [2 * a], [torch.ones(2)]))
+    assert isinstance(run, torch.jit.ScriptFunction)
+    assert len(types) == before
