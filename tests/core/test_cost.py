@@ -1,12 +1,15 @@
 """``kshot.inner.cost``: the measure of one task, and the choice between vmap and a loop."""
 
+import random
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import kshot
 from kshot import Lift
-from kshot.inner import State, descend
+from kshot.inner import State, cost, descend
 from kshot.inner.cost import cost_of
 from kshot.nn import Network, network
 
@@ -40,7 +43,23 @@ def test_small_nets_are_vmapped_and_large_ones_looped():
 def test_counting_a_task_leaves_the_random_numbers_as_they_were():
     """The first task runs once more to be measured; a dropout in it must not change the run."""
     before = torch.default_generator.get_state()
-    cost = cost_of(lambda x: (x + 1, torch.rand(3)), torch.zeros(4))
+    measured = cost_of(lambda x: (x + 1, torch.rand(3)), torch.zeros(4))
     assert torch.equal(before, torch.default_generator.get_state())
-    assert cost.bytes == 4 * 4 + 3 * 4
-    assert (cost.device, cost.apart) == ("cpu", False)
+    assert measured.bytes == 4 * 4 + 3 * 4
+    assert (measured.device, measured.apart) == ("cpu", False)
+
+
+def test_counting_restores_every_generator(monkeypatch):
+    """Those of Python, of NumPy and of the device of the inputs, which another generator stands for here."""
+    other = torch.Generator()
+    monkeypatch.setattr(cost, "global_generators", lambda device: [torch.default_generator, other])
+    draw = [random.random, np.random.rand, lambda: float(torch.rand((), generator=other))]
+    numbers = []
+    for counted in (True, False):
+        random.seed(0)
+        np.random.seed(0)
+        other.manual_seed(0)
+        if counted:
+            cost_of(lambda x: (x, [each() for each in draw]), torch.zeros(4))
+        numbers.append([each() for each in draw])
+    assert numbers[0] == numbers[1]

@@ -1,8 +1,11 @@
 """A guard notices every change of what a function depends on, and nothing else."""
 
+import collections
 import functools
+import random
 
 import attrs
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -19,6 +22,7 @@ class Slotted:
 class Thing:
     def __init__(self) -> None:
         self.number, self.items, self.table = 1, [1, 2], {"a": 1}
+        self.queue, self.array = collections.deque([1, 2]), np.array([1.0, 2.0])
         self.net, self.slotted, self.pair = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1)), Slotted(), (Slotted(), 3)
         self.myself = self
 
@@ -35,6 +39,9 @@ class Thing:
         lambda t: delattr(t, "number"),
         lambda t: t.items.append(3),
         lambda t: t.items.__setitem__(0, 5),
+        lambda t: t.queue.append(3),
+        lambda t: t.queue.__setitem__(0, 5),
+        lambda t: t.array.__setitem__(0, 5.0),
         lambda t: t.table.update(a=2),
         lambda t: t.table.update(b=2),
         lambda t: t.net.eval(),
@@ -95,3 +102,41 @@ def test_hooks_and_endless_values_are_refused(monkeypatch):
     monkeypatch.setattr(guards, "MOST_VALUES", 3)
     with pytest.raises(Untraceable, match="more than 3 values"):
         Guard(Thing().method)
+
+
+class ByName(dict):
+    """A dict whose items are attributes too, as many programs keep their options."""
+
+    __getattr__ = dict.__getitem__
+
+
+class Anything:
+    """An object that has every attribute."""
+
+    def __init__(self) -> None:
+        self.number = 1
+
+    def __getattr__(self, name):
+        return True
+
+
+def test_objects_with_attributes_of_any_name_are_guarded():
+    """They are asked for no attribute that they may invent, or answer with another exception."""
+    thing = Thing()
+    thing.options, thing.anything = ByName(number=1), Anything()
+    guard = Guard(thing.method)
+    assert guard.holds()
+    thing.anything.number = 2
+    assert not guard.holds()
+    guard = Guard(thing.method)
+    thing.options["number"] = 2
+    assert not guard.holds()
+
+
+@pytest.mark.parametrize("held", [random.Random(0), np.random.default_rng(0), torch.Generator(), np.zeros(1001)])
+def test_own_generators_and_large_arrays_are_refused(held):
+    """A trace would repeat what the generator gave; a large array would be compared at every run."""
+    thing = Thing()
+    thing.held = held
+    with pytest.raises(Untraceable, match=r"generator of its own|keep it in a buffer"):
+        Guard(thing.method)

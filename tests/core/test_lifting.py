@@ -228,6 +228,46 @@ def test_what_a_task_writes_into_its_buffers_stays_its_own(strategy):
     assert float(counter) == 0
 
 
+@pytest.mark.parametrize("strategy", ["vmap", "loop"])
+@pytest.mark.parametrize("tasks", [1, 3])
+def test_a_result_shares_no_memory_with_an_argument(strategy, tasks):
+    """Otherwise a predictor after no inner step would change when its learner is trained further."""
+    theta, lift = nn.Parameter(torch.ones(2)), Lift(strategy)
+    for _ in range(3):
+        with torch.no_grad():
+            state, own = lift.map(lambda s, x: (s, x[0]), State({"w": theta}, {}), x := torch.ones(tasks, 2))
+            theta.add_(1)
+            x.add_(1)
+        assert torch.equal(state.parameters["w"], (theta - 1).detach().expand(tasks, 2))
+        assert own.tolist() == [1.0] * tasks
+
+
+class Scaled(nn.Module):
+    """A layer with the parameters of a normalisation, which does not normalise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(5)), nn.Parameter(torch.zeros(5))
+
+    def forward(self, x):
+        return x * self.weight + self.bias
+
+
+def test_a_layer_that_is_replaced_by_a_normalisation_is_chosen_for_anew():
+    """vmap's second derivatives of a normalisation with weights of each task need a correction."""
+    gradients = []
+    for strategy in ("loop", "vmap"):
+        torch.manual_seed(0)
+        net = Network(nn.Sequential(nn.Linear(4, 5), Scaled(), nn.Tanh(), nn.Linear(5, 2)).double())
+        x, y, lift = rand(3, 6, 4), rand(3, 6, 2, seed=1), Lift(strategy)
+        for layer in (net.net[1], nn.LayerNorm(5).double()):
+            net.net[1] = layer
+            net.zero_grad()
+            lift.mean_gradient(task_of(net, 1), net.state(), x, y, x, y)
+        gradients.append([p.grad for p in net.parameters()])
+    assert all(torch.allclose(a, b, rtol=1e-9) for a, b in zip(*gradients, strict=True))
+
+
 def calls_of(lift: Lift, x: Tensor) -> int:
     """Return how often a function is called for tasks x [B, *]; vmap calls it once for each chunk."""
     lift.map(once_for_each_call, State({}, {}), x)

@@ -1,6 +1,7 @@
 """Traces compute the same numbers as ordinary runs, to the bit, and are not used where they would be wrong."""
 
 import pickle
+import random
 import shutil
 import threading
 import warnings
@@ -11,10 +12,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from kshot import Lift
 from kshot.inner import State, descend, keep_buffers
 from kshot.inner import replays as module
+from kshot.inner.identity import surroundings
+from kshot.inner.traces import without_autocast
 
 _TABLE: dict[str, nn.Parameter] = {}
 
@@ -179,6 +183,20 @@ def test_autocast_is_in_the_trace():
             compare(traced, usual, values(4, seed, torch.float32))
     assert traced.traces == 1
     compare(traced, usual, values(4, 9, torch.float32))  # not the trace of autocast
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
+def test_a_trace_under_autocast_is_of_that_device(device):
+    """Without autocast it is another trace, and while a trace runs, no autocast casts a second time."""
+    before = surroundings()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is no such device here
+        mode = torch.autocast(device, torch.bfloat16)
+    mode._enabled = True
+    with mode:
+        assert surroundings() != before
+        with without_autocast():
+            assert not torch.is_autocast_enabled(device)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -381,6 +399,15 @@ class Untraceable(nn.Module):
             return x if x.sum().item() > 0 else 2 * x
         elif self.how == "draws":
             return x * float(np.random.default_rng().random())
+        elif self.how == "tosses":
+            return x if np.random.rand() < 2 else -x
+        elif self.how == "tosses in Python":
+            return x if random.random() < 2 else -x
+        elif self.how == "fails":  # in the trace only, as an operation may that torch does not support there
+            if type(_get_current_dispatch_mode()).__name__ == "_Recorder":
+                raise NotImplementedError("no such\noperation")
+        elif self.how == "reads":
+            return x * (1 + sum(map(sum, x.detach().tolist())))
         elif self.how == "selects":
             return x[:, x.detach().sum(0) > -1e9]
         return x
@@ -393,6 +420,10 @@ class Untraceable(nn.Module):
         ("collects", "changes"),
         ("decides", ""),
         ("draws", "something changes between runs"),
+        ("fails", "(NotImplementedError: no such)"),
+        ("tosses", "random numbers of Python or NumPy"),
+        ("tosses in Python", "random numbers of Python or NumPy"),
+        ("reads", "takes the numbers out of a tensor"),
         ("selects", "decides by the numbers in a tensor"),
         ("hooked", "has hooks"),
     ],
@@ -418,6 +449,38 @@ def test_what_can_not_be_traced_runs_as_usual_and_says_why(how, reason):
     assert len(said) == 1
     assert reason in said[0]
     assert traced.traces == 0
+
+
+def _hook_gradient(learner):
+    return learner.net[0].weight.register_hook(lambda gradient: 3 * gradient)
+
+
+def _hook_accumulation(learner):
+    return learner.alpha["0/weight"].register_post_accumulate_grad_hook(lambda p: (p.grad.mul_(3), None)[1])
+
+
+def _hook_modules(learner):
+    double = torch.nn.modules.module.register_module_forward_hook
+    return double(lambda m, inputs, output: 2 * output if isinstance(m, nn.Tanh) else None)
+
+
+@pytest.mark.parametrize("hook", [_hook_gradient, _hook_accumulation, _hook_modules])
+@pytest.mark.parametrize("early", [True, False])
+def test_hooks_of_parameters_and_of_all_modules_are_called(hook, early):
+    """Whether they are registered before a trace is made or later; a trace would leave them out."""
+    traced, usual = pair(usual="loop", chunk=1)
+    if not early:
+        for seed in range(2):
+            compare(traced, usual, values(3, seed))
+    hooks = [hook(learner) for learner in (traced, usual)[: 1 if hook is _hook_modules else 2]]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it is not traced
+            for seed in range(3):
+                compare(traced, usual, values(3, seed))
+    finally:
+        for handle in hooks:
+            handle.remove()
 
 
 def test_a_foreign_parameter_is_not_forgotten():

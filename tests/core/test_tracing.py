@@ -1,5 +1,6 @@
 """A trace has the operations of a function, its inputs, and nothing of the call in which it was made."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -80,6 +81,15 @@ def test_what_depends_on_numbers_is_refused(function):
         trace(function, [torch.ones(3)])
 
 
+@pytest.mark.parametrize(
+    "function", [lambda x: [x * sum(x.tolist())], lambda x: [x * float(x.numpy()[0])], lambda x: [x * np.asarray(x)[0]]]
+)
+def test_numbers_that_python_reads_without_an_operation_are_refused(function):
+    """A trace would have the numbers of its first inputs built in."""
+    with pytest.raises(Untraceable, match="takes the numbers out of a tensor"):
+        trace(function, [torch.ones(3)])
+
+
 def test_convolutions_norms_and_random_numbers_are_run_by_torchscript():
     """They have arguments of many types."""
     conv, norm = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)
@@ -91,7 +101,7 @@ def test_convolutions_norms_and_random_numbers_are_run_by_torchscript():
 
     inputs = [torch.rand(2, 1, 6, 6), torch.zeros(2), torch.ones(2), conv.weight, norm.weight]
     run = interpreter(trace(lambda x, m, v, *w: function(x, m.clone(), v.clone(), *w), inputs))
-    assert isinstance(run, torch.jit.ScriptModule)
+    assert isinstance(run, torch.jit.ScriptFunction)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
         got = run(*inputs)
@@ -118,3 +128,12 @@ def test_sums_of_matrix_products_are_rounded_as_in_the_function():
         with torch.no_grad():
             got = run(x, w)
         assert torch.equal(got[0], function(x, w)[0])
+
+
+def test_a_trace_that_is_dropped_leaves_no_type_behind():
+    """torch keeps what it knows of a scripted module for good: some megabytes for each trace."""
+    types = torch.jit._recursive.concrete_type_store.type_store
+    before = len(types)
+    run = interpreter(trace(lambda a: [2 * a], [torch.ones(2)]))
+    assert isinstance(run, torch.jit.ScriptFunction)
+    assert len(types) == before

@@ -360,3 +360,12 @@ def test_it_learns_to_fit_sine_waves_from_ten_points():
     engine = Engine(kshot.learner("imaml", SPEC, seed=0), Waves())
     engine.train(150)
     assert engine.evaluate(200).mean < 1.61
+
+
+def test_a_network_without_trainable_parameters_is_refused():
+    """By a message of kshot, not one of torch.func."""
+    tasks = sample_tasks.classification()
+    learner = IMAML(tasks.spec, hidden=(8,))
+    learner.requires_grad_(False)
+    with pytest.raises(TrainingError, match="depends on the parameters"):
+        learner.meta_gradient(tasks.sample("train", range(2)))

@@ -421,3 +421,14 @@ def test_an_empty_support_and_a_diverging_inner_loop_are_named():
         wild.meta_gradient(episodes("regression", [40, 41]))
     with pytest.raises(TrainingError, match=r"reptile: got inner loss .* of task 0"):
         wild.adapt(episodes("regression", [40, 41]).support)
+
+
+def test_kept_moments_of_other_parameters_are_refused():
+    """A layer that is frozen after the learner was built has moments, which belong to no parameter that adapts."""
+    tasks = sample_tasks.classification()
+    learner = Reptile(tasks.spec, hidden=(8,), inner_optimizer="adam", moments="kept")
+    learner.net.net[1].weight.requires_grad_(False)
+    episode = tasks.sample("train", range(2))
+    for run in (learner.meta_gradient, lambda e: learner.adapt(e.support)):
+        with pytest.raises(OptionError, match="expected one for each number that adapts"):
+            run(episode)

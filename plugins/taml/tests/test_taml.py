@@ -238,3 +238,12 @@ def test_training_takes_the_inner_steps_whatever_the_test_steps_are():
     spec = sample_tasks.Lines().spec
     few, many = (gradient_of(smooth(spec, inner_steps=2, test_steps=k), batch) for k in (2, 5))
     assert torch.equal(few, many)
+
+
+def test_a_network_without_trainable_parameters_is_refused():
+    """By a message of kshot, not one of autograd."""
+    tasks = sample_tasks.classification()
+    learner = TAML(tasks.spec, hidden=(8,))
+    learner.requires_grad_(False)
+    with pytest.raises(TrainingError, match="without trainable parameters"):
+        learner.meta_gradient(tasks.sample("train", range(2)))

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import random
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from attrs import frozen
 from torch import Tensor
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kshot.inner.vmap_norms import AffineApart
+from kshot.randomness import global_generators
 
 
 @frozen
@@ -79,8 +84,34 @@ def cost_of(function: Callable[..., Any], *task: Any) -> Cost:
         >>> cost_of(lambda x: x + 1, torch.zeros(4))
         Cost(operations=1, bytes=16, device='cpu', apart=False)
     """
-    state = torch.default_generator.get_state()
-    with _Counting() as counted, AffineApart(only_look=True) as layers:
+    with same_chance(task), _Counting() as counted, AffineApart(only_look=True) as layers:
         function(*task)
-    torch.default_generator.set_state(state)
     return Cost(counted.operations, counted.bytes, counted.device, layers.met)
+
+
+@contextlib.contextmanager
+def same_chance(values: Any) -> Iterator[None]:
+    """Restore the global random states at the end, so that the next block draws the same numbers.
+
+    They are those of Python, of NumPy, and of torch on the CPU and on the devices of the tensors in ``values``.
+
+    Args:
+        values: a pytree of tensors and other values.
+
+    Example:
+        >>> with same_chance([torch.zeros(2)]):
+        ...     first = torch.rand(())
+        >>> bool(torch.rand(()) == first)
+        True
+    """
+    devices = {t.device for t in pytree.tree_leaves(values) if isinstance(t, Tensor)} | {torch.device("cpu")}
+    generators = {id(each): each for device in devices for each in global_generators(device)}.values()
+    states = [(each, each.get_state()) for each in generators]
+    of_python, of_numpy = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        for each, state in states:
+            each.set_state(state)
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)

@@ -9,17 +9,27 @@ from __future__ import annotations
 
 import functools
 import operator
+import random
 import types
+from collections import deque
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
+
+from kshot.inner.identity import has_hooks
 
 MOST_VALUES = 100_000
 """Number of recorded values above which a function is not traced."""
 
+MOST_NUMBERS = 1000
+"""Number of elements above which an array of NumPy is not compared at every run; its function is not traced."""
+
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _OPAQUE = (type, types.ModuleType, types.BuiltinFunctionType, types.CodeType)
+_GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 _MISSING = object()
 
 
@@ -31,7 +41,7 @@ class Guard:
     """Record all values that are reachable from a function, and tell whether they have changed.
 
     Tensors are recorded by identity, shape, type and ``requires_grad``, and not by value, because a trace reads their
-    values in each run. Numbers, texts and the like are recorded by value, and other objects by identity, with what is
+    values in each run. Numbers, texts, arrays of NumPy and the like are recorded by value, and other objects by identity, with what is
     in them.
 
     Args:
@@ -41,7 +51,8 @@ class Guard:
         tensors: the tensors that were found, each once.
 
     Raises:
-        Untraceable: a module has hooks, whose effects a trace would lack, or there are too many values.
+        Untraceable: a module or a tensor has hooks, whose effects a trace would lack, something has a random generator
+            of its own, or there are too many values.
 
     Example:
         >>> class Scale:
@@ -63,7 +74,8 @@ class Guard:
         self._dicts: list[dict[Any, Any]] = []  # for each recorded item of a dict: the dict, the key and the value
         self._keys: list[Any] = []
         self._values: list[Any] = []
-        self._places: list[tuple[list[Any], int, Any]] = []  # items of lists
+        self._places: list[tuple[list[Any] | deque[Any], int, Any]] = []  # items of lists
+        self._arrays: list[tuple[Any, Any]] = []  # arrays of NumPy, and copies of them
         self._containers: list[Any] = []
         self._lengths: list[int] = []
         self._attributes: list[tuple[Any, str, Any]] = []  # of objects without a dict, and of cells
@@ -80,11 +92,13 @@ class Guard:
         now = map(dict.get, self._dicts, self._keys)
         if not all(map(operator.is_, now, self._values)) and self._changed_item() is not None:
             return False
-        return self._changed_attribute() is None and list(map(_facts, self.tensors)) == self._facts
+        if self._changed_attribute() is not None or self._changed_array() is not None:
+            return False
+        return list(map(_facts, self.tensors)) == self._facts
 
     def changed(self) -> str:
         """Return the name of the first value that has changed, for a message."""
-        return str(self._changed_item() or self._changed_attribute() or "an attribute")
+        return str(self._changed_item() or self._changed_attribute() or self._changed_array() or "an attribute")
 
     def _changed_item(self) -> Any:
         for container, key, value in zip(self._dicts, self._keys, self._values, strict=True):
@@ -102,15 +116,25 @@ class Guard:
                 return f"item {i} of a list"
         return None
 
+    def _changed_array(self) -> str | None:
+        """Return words for an array of NumPy whose numbers have changed."""
+        for array, copy in self._arrays:
+            if array.dtype != copy.dtype or array.shape != copy.shape or array.tobytes() != copy.tobytes():
+                return "an array"
+        return None
+
     def _look(self, value: Any) -> None:
         """Record a value and what is in it."""
-        if isinstance(value, (*_PLAIN, *_OPAQUE)) or id(value) in self._seen or getattr(value, "unguarded", False):
+        # ``unguarded`` is asked of the class: an object may answer for any name, or raise any exception.
+        if isinstance(value, (*_PLAIN, *_OPAQUE)) or id(value) in self._seen or _is_unguarded(type(value)):
             return
         self._seen.add(id(value))
         self._keep.append(value)
         if len(self._values) + len(self._places) + len(self._attributes) > MOST_VALUES:
             raise Untraceable(f"it depends on more than {MOST_VALUES} values")
         if isinstance(value, Tensor):
+            if has_hooks(value):
+                raise Untraceable("a parameter has hooks")
             self.tensors.append(value)
         elif isinstance(value, types.MethodType):
             self._look(value.__self__)
@@ -127,7 +151,7 @@ class Guard:
                 self._keys.append(key)
                 self._values.append(item)
                 self._look(item)
-        elif isinstance(value, list):
+        elif isinstance(value, list | deque):
             self._sized(value)
             for i, item in enumerate(value):
                 self._places.append((value, i, item))
@@ -136,6 +160,12 @@ class Guard:
             self._sized(value)
             for item in value:
                 self._look(item)
+        elif isinstance(value, np.ndarray):
+            if value.size > MOST_NUMBERS:
+                raise Untraceable("it depends on a large array of NumPy; keep it in a buffer")
+            self._arrays.append((value, value.copy()))
+        elif isinstance(value, _GENERATORS):
+            raise Untraceable("it has a random generator of its own")
         else:
             self._look_at_object(value)
 
@@ -165,6 +195,11 @@ class Guard:
                     self._look(value)
 
 
+def _is_unguarded(cls: type) -> bool:
+    """Return whether objects of a class say that nothing in them changes what a function computes."""
+    return any(vars(c).get("unguarded") is True for c in cls.__mro__)
+
+
 def _equal(a: Any, b: Any) -> bool:
     """Return whether two plain values are equal, or are the same object."""
     return a is b or (type(a) is type(b) and isinstance(a, (*_PLAIN, tuple)) and bool(a == b))
@@ -172,4 +207,4 @@ def _equal(a: Any, b: Any) -> bool:
 
 def _facts(t: Tensor) -> tuple[Any, ...]:
     """Return what a trace assumes about a tensor: everything except its values."""
-    return t.shape, t.stride(), t.dtype, t.device, t.requires_grad
+    return t.shape, t.stride(), t.dtype, t.device, t.requires_grad, has_hooks(t)

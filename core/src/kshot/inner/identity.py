@@ -16,6 +16,9 @@ from torch.utils import _pytree as pytree
 
 from kshot.episode import Episode
 
+AUTOCAST = ("cpu", "cuda", "mps")
+"""The types of devices on which the backends of kshot compute by autocast."""
+
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _FUNCTIONS = (functools.partial, types.MethodType, types.FunctionType)
 
@@ -53,13 +56,13 @@ def identity_of(function: Any, *, by_shape: bool = False, depth: int = 3) -> Any
     if isinstance(function, types.MethodType):
         return identity_of(function.__func__, by_shape=by_shape, depth=depth), id(function.__self__)
     if isinstance(function, types.FunctionType):
-        cells = tuple(known(_content(cell)) for cell in function.__closure__ or ())
+        cells = tuple(known(content_of(cell)) for cell in function.__closure__ or ())
         named = sorted((name, known(value)) for name, value in (function.__kwdefaults__ or {}).items())
         return function.__code__, cells, tuple(map(known, function.__defaults__ or ())), tuple(named)
     return type(function), id(function)
 
 
-def _content(cell: Any) -> Any:
+def content_of(cell: Any) -> Any:
     """Return the value of a variable of an enclosing function; None before it is assigned."""
     try:
         return cell.cell_contents
@@ -118,9 +121,21 @@ def facts_of(t: Any) -> Any:
 
     Example:
         >>> facts_of(torch.zeros(2))
-        (torch.Size([2]), (1,), torch.float32, device(type='cpu'), False, True)
+        (torch.Size([2]), (1,), torch.float32, device(type='cpu'), False, True, False)
     """
-    return (t.shape, t.stride(), t.dtype, t.device, t.requires_grad, t.is_leaf) if isinstance(t, Tensor) else t
+    if not isinstance(t, Tensor):
+        return t
+    return t.shape, t.stride(), t.dtype, t.device, t.requires_grad, t.is_leaf, has_hooks(t)
+
+
+def has_hooks(t: Tensor) -> bool:
+    """Return whether autograd calls a function of the user when a tensor gets its gradient, which a trace would not do.
+
+    Example:
+        >>> has_hooks(torch.zeros(2))
+        False
+    """
+    return bool(t._backward_hooks or t._post_accumulate_grad_hooks)
 
 
 def surroundings() -> tuple[Any, ...]:
@@ -130,5 +145,5 @@ def surroundings() -> tuple[Any, ...]:
         >>> surroundings()
         (torch.float32, True)
     """
-    autocast = [(d, torch.get_autocast_dtype(d)) for d in ("cpu", "cuda") if torch.is_autocast_enabled(d)]
+    autocast = [(d, torch.get_autocast_dtype(d)) for d in AUTOCAST if torch.is_autocast_enabled(d)]
     return torch.get_default_dtype(), torch.is_grad_enabled(), *autocast

@@ -9,6 +9,8 @@ Letters: B meta-batch, n examples. A pytree is a value that contains tensors, su
 
 from __future__ import annotations
 
+import functools
+import types
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, get_args
@@ -21,7 +23,7 @@ from kshot.errors import KshotError, OptionError, TrainingError
 from kshot.inner.chunks import Chunk, first_task, with_tasks
 from kshot.inner.cost import LOOP, Choice, cost_of
 from kshot.inner.descent import State
-from kshot.inner.identity import identity_of
+from kshot.inner.identity import content_of, identity_of
 from kshot.inner.looping import per_episode
 from kshot.inner.programs import mean_loss
 from kshot.inner.replays import Replays
@@ -125,7 +127,7 @@ class Lift:
         for first, last, chunk, result in self._run(function, state, values, alone=False):
             chunks.append((first, last, chunk))
             results.append(result)
-        joined = _concatenate(results)
+        joined = _own_memory(_concatenate(results), arguments)
         # A trace has no graph, so results that have one are always computed by the function.
         if found is not None and not any(t.requires_grad for t in pytree.tree_leaves(joined) if isinstance(t, Tensor)):
             self._replays.ran("map", function, arguments, *found, chunks)
@@ -194,7 +196,8 @@ class Lift:
         shared = state.tasks is None
         # Choose between vmap and the loop once for each function and each set of shapes, by running the first task.
         one = alone and B == 1 and self.strategy != "vmap"
-        key = (identity_of(function, by_shape=True), one, torch.is_grad_enabled(), _shapes(state), _shapes(values))
+        what = identity_of(function, by_shape=True), _layers(function)
+        key = (*what, one, torch.is_grad_enabled(), _shapes(state), _shapes(values))
         if key not in self._chosen:
             if len(self._chosen) >= MOST_CHOICES:
                 self._chosen.pop(next(iter(self._chosen)))
@@ -287,6 +290,38 @@ def _concatenate(chunks: list[Any]) -> Any:
     leaves = [torch.cat(ts) for ts in zip(*(f[0] for f in flat), strict=True)]
     tasks = len(leaves[0]) if leaves else len(chunks)
     return with_tasks(pytree.tree_unflatten(leaves, flat[0][1]), tasks)
+
+
+def _own_memory(results: Any, arguments: Any) -> Any:
+    """Return the results, with copies of those without a graph that share the memory of an argument.
+
+    Otherwise a state that was not changed for a task, such as that after no inner step, would change when the learner
+    is trained further.
+    """
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return results
+    given = {_memory(t) for t in pytree.tree_leaves(arguments) if isinstance(t, Tensor)} - {None}
+    # A view of a parameter that was made without gradients needs one, but has no graph: it is a leaf.
+    return pytree.tree_map_only(Tensor, lambda t: t.clone() if t.is_leaf and _memory(t) in given else t, results)
+
+
+def _memory(t: Tensor) -> int | None:
+    """Return what identifies the memory of a tensor; None if it has no memory of its own, as a sparse one."""
+    return t.untyped_storage()._cdata if t.layout == torch.strided else None
+
+
+def _layers(function: Any) -> tuple[type, ...]:
+    """Return the types of the layers that a function may call: those of its object, or of what it closes over.
+
+    A layer that is replaced by another, of the same parameters, may be a normalisation.
+    """
+    while isinstance(function, functools.partial):
+        function = function.func
+    if isinstance(function, types.MethodType):
+        owners: list[Any] = [function.__self__]
+    else:
+        owners = [content_of(cell) for cell in getattr(function, "__closure__", None) or ()]
+    return tuple(type(m) for owner in owners if isinstance(owner, nn.Module) for m in owner.modules())
 
 
 def _name(function: Any) -> str:

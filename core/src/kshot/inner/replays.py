@@ -20,12 +20,13 @@ from typing import Any
 import attrs
 import torch
 from torch import Tensor
+from torch.nn.modules.module import _has_any_global_hook
 from torch.utils import _pytree as pytree
 
 from kshot.episode import Episode
 from kshot.inner.chunks import Chunk
 from kshot.inner.guards import Guard, Untraceable
-from kshot.inner.identity import facts_of, flatten, identity_of, same_structure, surroundings
+from kshot.inner.identity import facts_of, flatten, has_hooks, identity_of, same_structure, surroundings
 from kshot.inner.programs import Gradient, Program, Results
 from kshot.inner.traces import Trace, make_trace
 
@@ -156,6 +157,8 @@ class Replays:
         _, spec = pytree.tree_flatten((parameters, buffers, values))
         made: dict[int, Trace] = {}
         try:
+            if any(has_hooks(t) for t in leaves if isinstance(t, Tensor)):
+                raise Untraceable("a parameter has hooks")
             guard = Guard(function)
             for first, last, chunk in chunks:
                 if last - first not in made:
@@ -167,8 +170,11 @@ class Replays:
                         program = Results(chunk, spec, torch.is_grad_enabled())
                     compiled = self.strategy == "compiled"
                     made[last - first] = make_trace(program, guard, inputs, compiled=compiled, warn=self._warn)
-        except Untraceable as reason:
-            self._refuse(work, function, str(reason))
+        except Exception as error:  # of torch, for example; the function itself has just run without one
+            reason = next(iter(str(error).strip().splitlines()), "")[:200]
+            self._refuse(
+                work, function, reason if isinstance(error, Untraceable) else f"{type(error).__name__}: {reason}"
+            )
             return
         work.guard = guard
         work.traces = [(first, last, made[last - first]) for first, last, _ in chunks]
@@ -183,6 +189,7 @@ class Replays:
             and not torch._C._len_torch_function_stack()
             and not torch.is_anomaly_enabled()
             and torch._C._functorch.peek_interpreter_stack() is None
+            and not _has_any_global_hook()
         )
 
     def _drop(self, work: Work, function: Callable[..., Any]) -> None:

@@ -8,15 +8,19 @@ Letters: B meta-batch, n the tasks of one chunk.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import random
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
+import numpy as np
 import torch
 from torch import Tensor
 
 from kshot.inner import graphs
+from kshot.inner.cost import same_chance
 from kshot.inner.guards import Guard, Untraceable
+from kshot.inner.identity import AUTOCAST
 from kshot.inner.programs import Program
 
 
@@ -68,7 +72,10 @@ def make_trace(
         raise Untraceable("its object keeps a tensor that was computed from others")
     program.learned = [t for t in outer if t.requires_grad]
     with same_chance(inputs):
+        before = _other_chance()
         expected = program(*inputs)
+        if _other_chance() != before:
+            raise Untraceable("it draws random numbers of Python or NumPy")
     with same_chance(inputs):
         graph = trace(program, inputs, outer)
     if not guard.holds():
@@ -108,7 +115,7 @@ _NO_CHANGE = contextlib.nullcontext()
 
 def without_autocast() -> contextlib.AbstractContextManager[Any]:
     """Return the context in which to run a trace, which contains the casts of autocast already."""
-    enabled = [d for d in ("cpu", "cuda") if torch.is_autocast_enabled(d)]
+    enabled = [d for d in AUTOCAST if torch.is_autocast_enabled(d)]
     if not enabled:
         return _NO_CHANGE
     stack = contextlib.ExitStack()
@@ -117,12 +124,10 @@ def without_autocast() -> contextlib.AbstractContextManager[Any]:
     return stack
 
 
-@contextlib.contextmanager
-def same_chance(tensors: Sequence[Any]) -> Iterator[None]:
-    """Restore torch's global random states at the end, so that the next block draws the same numbers."""
-    devices = sorted({t.get_device() for t in tensors if isinstance(t, Tensor) and t.is_cuda})
-    with torch.random.fork_rng(devices=devices):
-        yield
+def _other_chance() -> tuple[Any, ...]:
+    """Return the states of the global random generators of Python and NumPy, to compare them."""
+    kind, words, *rest = np.random.get_state()
+    return random.getstate(), kind, np.asarray(words).tobytes(), *rest
 
 
 def _equal(got: Sequence[Tensor], expected: Sequence[Tensor], *, exactly: bool) -> bool:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import operator
-import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
@@ -26,6 +27,8 @@ from kshot.inner.guards import Untraceable
 aten = torch.ops.aten
 _VIEWS = (aten.alias.default, aten.view.default, aten._unsafe_view.default, aten.expand.default, aten.detach.default)
 _DECIDING = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
+_READING = (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__)
+"""Methods that give the numbers of a tensor to Python by no operation."""
 _JOINED = 4
 """The least number of matrix products that TorchScript may join into one."""
 Flat = Callable[..., Sequence[Tensor]]
@@ -54,7 +57,7 @@ def trace(function: Flat, inputs: Sequence[Tensor], outer: Sequence[Tensor] = ()
     """
     # Each input is a new tensor object, so that two inputs that are one object remain two.
     inputs = [t.detach() for t in inputs]
-    with _Recorder(inputs, outer) as recorder:
+    with _Reading(), _Recorder(inputs, outer) as recorder:
         outputs = function(*inputs)
         graph: fx.GraphModule = recorder.finish(outputs)
     return graph
@@ -68,23 +71,42 @@ def interpreter(graph: fx.GraphModule) -> Callable[..., Sequence[Tensor]]:
         >>> run(torch.tensor([1.0, 2.0]))
         [tensor([2., 4.])]
     """
-    scripted = fx.GraphModule(graph, copy.deepcopy(graph.graph))
-    for node in scripted.graph.nodes:
+    try:
+        run = _scripted(graph)
+    except Exception:  # an operator or a type of argument that it does not know
+        return graph
+    # TorchScript computes a sum of matrix products, such as the gradient of a weight that every step of a recurrent
+    # net uses, as one larger product, which is rounded differently.
+    products = sum(node.target is aten.mm.default for node in graph.graph.nodes)
+    return run if products < _JOINED else _unoptimised(run)
+
+
+def _scripted(graph: fx.GraphModule) -> Callable[..., Sequence[Tensor]]:
+    """Return a function of TorchScript that runs the graph.
+
+    It is in a compilation unit of its own, which is freed with it; ``torch.jit.script`` would keep the type of every
+    module for good, some megabytes for each trace.
+    """
+    nodes = copy.deepcopy(graph.graph)
+    constants: dict[str, Any] = {}  # by name; they become arguments, because a function has no attributes
+    for node in list(nodes.nodes):
         # TorchScript knows operators by their name and finds the overload by the arguments.
         if isinstance(node.target, torch._ops.OpOverload):
             node.target = node.target.overloadpacket
         node.kwargs = {k: str(v) if isinstance(v, torch.device) else v for k, v in node.kwargs.items()}
-    try:
-        scripted.recompile()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that TorchScript is no longer developed
-            run: Callable[..., Sequence[Tensor]] = torch.jit.script(scripted)
-        # TorchScript computes a sum of matrix products, such as the gradient of a weight that every step of a
-        # recurrent net uses, as one larger product, which is rounded differently.
-        products = sum(node.target is aten.mm.default for node in graph.graph.nodes)
-        return run if products < _JOINED else _unoptimised(run)
-    except Exception:  # an operator or a type of argument that it does not know
-        return graph
+        if node.op == "get_attr":
+            node.op = "placeholder"
+            constants[node.name] = graph.get_buffer(str(node.target))
+            node.target = node.name
+    code = nodes.python_code("self")
+    # The code also forgets results ("; x = None"), and its first argument is an object.
+    lines = [line.split(";")[0] for line in code.src.strip().splitlines()]
+    source = "\n".join(lines).replace("def forward(self", "def forward(", 1).replace("(, ", "(", 1) + "\n"
+    known: Any = {"torch": torch, **code.globals}.get
+    unit = torch._C.CompilationUnit()
+    unit.define(source, known)
+    function: Any = unit.find_function("forward")
+    return partial(function, **constants) if constants else function
 
 
 def compiler(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
@@ -129,6 +151,15 @@ def _unoptimised(run: Callable[..., Sequence[Tensor]]) -> Callable[..., Sequence
             return run(*tensors)
 
     return plain
+
+
+class _Reading(TorchFunctionMode):
+    """Refuse methods that take numbers out of tensors, where a trace can't follow them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _READING:
+            raise Untraceable(f"Tensor.{func.__name__} takes the numbers out of a tensor")
+        return func(*args, **(kwargs or {}))
 
 
 class _Recorder(TorchDispatchMode):

@@ -23,7 +23,7 @@ def implicit_gradient(
         support: passed on to ``loss``.
         gradient: grad L_query(phi), by name.
         strength: lambda; the learner adds its damping.
-        steps: the number of iterations; with 0 the result is ``gradient``.
+        steps: the number of iterations; with 0, or without parameters, the result is ``gradient``.
 
     Returns:
         g, by name, in the shapes of ``gradient``.
@@ -36,7 +36,7 @@ def implicit_gradient(
         >>> implicit_gradient(square, phi, None, {"theta": torch.tensor([3.0])}, strength=1.0, steps=1)
         {'theta': tensor([1.])}
     """
-    if steps == 0:
+    if steps == 0 or not gradient:
         return dict(gradient)
 
     def slope(parameters: Tensors) -> Any:

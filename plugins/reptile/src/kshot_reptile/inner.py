@@ -14,7 +14,7 @@ from attrs import frozen
 from torch import Tensor, nn
 
 from kshot import Support, TaskSpec, generator
-from kshot.errors import DataError
+from kshot.errors import DataError, OptionError
 from kshot.inner import Tensors, Update
 
 
@@ -116,8 +116,17 @@ class Moments(nn.Module):
         Args:
             parameters: tensors by name, whose names and shapes the result has.
             tasks: B.
+
+        Raises:
+            OptionError: other parameters adapt than when the learner was built.
         """
-        parts = self.v.split([p.numel() for p in parameters.values()])
+        sizes = [p.numel() for p in parameters.values()]
+        if sum(sizes) != len(self.v):
+            raise OptionError(
+                f"reptile: got moments of {len(self.v)} numbers for parameters of {sum(sizes)}, expected one for each "
+                "number that adapts; freeze parameters before the learner is built, or choose moments='reset'"
+            )
+        parts = self.v.split(sizes)
         each = zip(parameters.items(), parts, strict=True)
         v = {name: part.view(p.shape).expand(tasks, *p.shape) for (name, p), part in each}
         return self.steps.expand(tasks), v

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kshot import Episode, Lift, Metrics, Needs, Predictor, Support, TaskSpec, Training
-from kshot.errors import MisfitError, OptionError
+from kshot.errors import MisfitError, OptionError, TrainingError
 from kshot.functional import full_precision
 from kshot.inner import State, Strategy, check_descent, descend, keep_buffers
 from kshot.nn import NetworkChoice, Normalisation, evaluating
@@ -172,6 +172,8 @@ class TAML(nn.Module):
             losses = metrics.pop("initial_loss") if self.before else metrics["loss"]
             unequal = inequality(self.measure, losses, epsilon=self.epsilon, alpha=self.alpha)
             total = metrics["loss"].mean() + self.weight * unequal
+            if not total.requires_grad:
+                raise TrainingError("taml: got a network without trainable parameters, expected some; unfreeze them")
             total.backward()
             extra = {"loss": total.detach(), "inequality": unequal.detach()}
         check_descent(metrics.pop("inner"), "taml", episodes.origin)
