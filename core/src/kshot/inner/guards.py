@@ -41,8 +41,8 @@ class Guard:
     """Record all values that are reachable from a function, and tell whether they have changed.
 
     Tensors are recorded by identity, shape, type and ``requires_grad``, and not by value, because a trace reads their
-    values in each run. Numbers, texts, arrays of NumPy and the like are recorded by value, and other objects by identity, with what is
-    in them.
+    values in each run. Numbers, texts, arrays of NumPy and the like are recorded by value, and other objects by
+    identity, with what is in them.
 
     Args:
         function: a function, a bound method or a partial of one.
