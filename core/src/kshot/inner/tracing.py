@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import operator
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,12 +21,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from kshot.inner.guards import Untraceable
+from kshot.inner.scripts import scripted
 
 aten = torch.ops.aten
 _VIEWS = (aten.alias.default, aten.view.default, aten._unsafe_view.default, aten.expand.default, aten.detach.default)
 _DECIDING = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
-_JOINED = 4
-"""The least number of matrix products of which TorchScript makes one."""
 Flat = Callable[..., Sequence[Tensor]]
 
 
@@ -68,21 +66,8 @@ def interpreter(graph: fx.GraphModule) -> Callable[..., Sequence[Tensor]]:
         >>> run(torch.tensor([1.0, 2.0]))
         [tensor([2., 4.])]
     """
-    scripted = fx.GraphModule(graph, copy.deepcopy(graph.graph))
-    for node in scripted.graph.nodes:
-        # TorchScript knows operators by their name and finds the overload by the arguments.
-        if isinstance(node.target, torch._ops.OpOverload):
-            node.target = node.target.overloadpacket
-        node.kwargs = {k: str(v) if isinstance(v, torch.device) else v for k, v in node.kwargs.items()}
     try:
-        scripted.recompile()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that TorchScript is no longer developed
-            run: Callable[..., Sequence[Tensor]] = torch.jit.script(scripted)
-        # TorchScript computes a sum of matrix products, such as the gradient of a weight that every step of a
-        # recurrent net uses, as one larger product, which is rounded differently.
-        products = sum(node.target is aten.mm.default for node in graph.graph.nodes)
-        return run if products < _JOINED else _unoptimised(run)
+        return scripted(graph)
     except Exception:  # an operator or a type of argument that it does not know
         return graph
 
@@ -119,16 +104,6 @@ def draws(graph: fx.GraphModule) -> bool:
     """
     tag = torch.Tag.nondeterministic_seeded
     return any(tag in getattr(node.target, "tags", ()) for node in graph.graph.nodes)
-
-
-def _unoptimised(run: Callable[..., Sequence[Tensor]]) -> Callable[..., Sequence[Tensor]]:
-    """Return a function that runs a scripted graph operation by operation, as it was recorded."""
-
-    def plain(*tensors: Tensor) -> Sequence[Tensor]:
-        with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
-            return run(*tensors)
-
-    return plain
 
 
 class _Recorder(TorchDispatchMode):
