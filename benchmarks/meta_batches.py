@@ -4,8 +4,9 @@
   Omniglot, 5-way 1-shot with 1 query per class, and mlp on sinusoids with 10 support and 10 query points.
 - ``arithmetic``: conv4 with 16 tasks in one thread, floating-point operations per second, over those of a large product
   of matrices in the same process.
-- ``threads``: conv4 with 16 tasks in two threads, between which kshot divides the tasks, against one; and two
-  threads in each operation, as torch divides them. All in one process, in turn.
+- ``threads``: conv4 of 64 and of 32 channels with 16 tasks in two threads, between which kshot divides the tasks,
+  against one; and two threads in each operation, as torch divides them. All in one process, in turn. On a machine that
+  is not idle the ratio of processor times shows whether two threads do more work than one.
 
 Run ``python benchmarks/meta_batches.py``; add ``--quick`` to test the script only, and
 ``--only memory`` to measure only that.
@@ -27,12 +28,12 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def made(tasks: str, number: int, strategy: str = "auto") -> tuple[Any, Any]:
+def made(tasks: str, number: int, strategy: str = "auto", width: int = 64) -> tuple[Any, Any]:
     """Return a learner and a meta-batch, on kshot's backend ``cpu``."""
     import kshot
 
     distribution, backend = kshot.tasks(tasks, **SHAPES[tasks]), kshot.backend("cpu")
-    learner = kshot.learner("maml", distribution.spec, seed=0, strategy=strategy).train()
+    learner = kshot.learner("maml", distribution.spec, seed=0, strategy=strategy, width=width).train()
     return backend.place(learner), backend.place(distribution.sample("train", range(number)))
 
 
@@ -75,26 +76,34 @@ def arithmetic(quick: bool) -> tuple[float, float]:
     return tuple(1e-9 * n / statistics.median(t) for n, t in zip(speeds, times.values(), strict=True))  # type: ignore[return-value]
 
 
-def threads(quick: bool) -> dict[str, list[float]]:
-    """Return the seconds of conv4's meta-step in one thread, in two that divide the tasks, and in two by torch."""
+def threads(quick: bool, width: int) -> dict[str, list[float]]:
+    """Return the seconds of conv4's meta-step in one thread, in two that divide the tasks, and in two by torch.
+
+    Under ``one, processor`` and ``two, processor`` are the seconds that the processors spend in the first two.
+    """
     import torch
 
-    learner, episodes = made("omniglot", 2 if quick else 16, "traced")
-    untraced, _ = made("omniglot", 1, "loop")
+    learner, episodes = made("omniglot", 2 if quick else 16, "traced", width)
+    untraced, _ = made("omniglot", 1, "loop", width)
     step, loop = stepping(learner, episodes), stepping(untraced, episodes)
     torch.set_num_threads(1)
     for _ in range(3):
         step()
+    spent: dict[str, list[float]] = {"one, processor": [], "two, processor": []}
 
-    def within(number: int, run: Any) -> Any:
+    def within(number: int, run: Any, name: str = "") -> Any:
         def timed() -> None:
             torch.set_num_threads(number)
+            began = time.process_time()
             run()
+            if name:
+                spent[name].append(time.process_time() - began)
 
         return timed
 
-    arms = {"one": within(1, step), "two": within(2, step), "one, loop": within(1, loop), "torch's": within(2, loop)}
-    return alternate(arms, 1 if quick else 9)
+    arms = {"one": within(1, step, "one, processor"), "two": within(2, step, "two, processor")}
+    arms |= {"one, loop": within(1, loop), "torch's": within(2, loop)}
+    return alternate(arms, 1 if quick else 9) | spent
 
 
 def main() -> None:
@@ -119,11 +128,14 @@ def main() -> None:
         reached, possible = arithmetic(options.quick)
         report.ratios.append((reached / possible, "conv4 reaches {} of the arithmetic of a large product of matrices, "
                               f"{reached:.0f} of {possible:.0f} thousand million operations per second"))  # fmt: skip
-    if "threads".startswith(options.only):
-        times = threads(options.quick)
+    for width in (64, 32):
+        if not "threads".startswith(options.only):
+            continue
+        times, what = threads(options.quick, width), f"conv4 of {width} channels: two threads"
         report.ratios += [
-            (ratio_of(times["one, loop"], times["torch's"]), "two threads in each operation are {} times as fast"),
-            (ratio_of(times["one"], times["two"]), "two threads that divide the tasks are {} times as fast as one"),
+            (ratio_of(times["one, loop"], times["torch's"]), f"{what} in each operation are {{}} times as fast as one"),
+            (ratio_of(times["one"], times["two"]), f"{what} that divide the tasks are {{}} times as fast as one"),
+            (ratio_of(times["two, processor"], times["one, processor"]), f"{what} take {{}} times the processor time"),
         ]
     report.finish(options)
 

@@ -448,3 +448,11 @@ def test_a_loss_that_can_not_be_differentiated_is_refused(answer):
 
     with pytest.raises(TrainingError, match=r"Wrong.meta_gradient: got .*, expected the episode's loss"):
         Wrong().meta_gradient(episodes(1))
+
+
+@pytest.mark.parametrize(("tasks", "chunk", "sizes"), [(16, 10, [8, 8]), (9, 2, [2, 2, 2, 2, 1]), (3, 5, [3])])
+def test_chunks_have_nearly_the_same_size(tasks, chunk, sizes):
+    """So threads that share them finish together."""
+    start = State({"a": torch.zeros(2)}, {})
+    run = Lift("vmap", chunk)._run(lambda s, x: s.parameters["a"] * x, start, (torch.ones(tasks, 2),), alone=False)
+    assert [last - first for first, last, *_ in run] == sizes

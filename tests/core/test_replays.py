@@ -370,6 +370,37 @@ def test_two_threads_compute_what_one_computes(net, two_threads, monkeypatch):
     assert all(name.startswith("kshot-tasks") for name in seen)
 
 
+def test_the_thread_that_adds_up_leaves_the_processors_to_the_tasks(two_threads, monkeypatch):
+    """With two threads of torch, each sum of a large gradient would wake one that spins for milliseconds."""
+    seen, finish = [], module.Gradient.finish
+
+    def watched(self, outputs, inputs):
+        seen.append((threading.current_thread(), torch.get_num_threads()))
+        return finish(self, outputs, inputs)
+
+    traced, _ = pair(chunk=2)
+    traced.step(*values(9))
+    monkeypatch.setattr(module.Gradient, "finish", watched)
+    traced.step(*values(9))
+    assert seen == [(threading.main_thread(), 1)] * 5
+    assert torch.get_num_threads() == 2
+
+
+def test_an_error_while_adding_up_restores_the_number_of_threads(two_threads, monkeypatch):
+    """Also while the exception, which refers to the interrupted functions, is still in use."""
+
+    def fails(self, outputs, inputs):
+        raise MemoryError("too large")
+
+    traced, _ = pair(chunk=2)
+    traced.step(*values(9))
+    monkeypatch.setattr(module.Gradient, "finish", fails)
+    with pytest.raises(MemoryError) as caught:
+        traced.step(*values(9))
+    assert torch.get_num_threads() == 2
+    del caught
+
+
 def test_chunks_that_draw_run_in_order(two_threads, monkeypatch):
     """Otherwise the threads would draw one another's numbers."""
     monkeypatch.setattr(module, "ThreadPoolExecutor", None)

@@ -181,6 +181,18 @@ def test_features_that_are_computed_once_change_nothing(order, normalisation, mo
         assert torch.allclose(a, b, rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize("normalisation", ["transductive", "support", "inductive"])
+def test_a_traced_evaluation_predicts_the_same_to_the_bit(normalisation, recwarn):
+    """Under ``support`` the predictor runs the support only for its statistics, and uses no other result of it."""
+    traced, usual = (images(normalisation=normalisation, strategy=s, chunk=1)[0].eval() for s in ("traced", "loop"))
+    batch = images()[1]
+    for _ in range(3):
+        assert torch.equal(*(m.adapt(batch.support)(batch.query.x) for m in (traced, usual)))
+    works = traced.lift._replays._works.values()
+    assert [len(work.traces) for work in works] == [3, 3]  # of adapting and of predicting, for each task
+    assert not recwarn.list
+
+
 def test_a_net_with_more_than_a_head_after_its_body_gives_the_same_gradient():
     """What follows the head is computed by the complete network: here a function that changes no logit."""
 

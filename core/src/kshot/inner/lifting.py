@@ -10,6 +10,7 @@ Letters: B meta-batch, n examples. A pytree is a value that contains tensors, su
 from __future__ import annotations
 
 import functools
+import math
 import types
 import warnings
 from collections.abc import Callable, Iterator
@@ -205,7 +206,9 @@ class Lift:
         first = 0
         while first < B:
             choice = self._chosen[key]
-            last = min(first + (choice.chunk or 1), B)
+            # Chunks of nearly the same size: threads that share them finish together.
+            left = B - first
+            last = first + math.ceil(left / math.ceil(left / (choice.chunk or 1)))
             chunk = Chunk(function, choice, shared, last - first)
             own = _tasks(values, first, last)
             parameters, buffers = dict(state.parameters), dict(state.buffers)

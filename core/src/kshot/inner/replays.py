@@ -9,10 +9,11 @@ Letters: B meta-batch, n the tasks of one chunk.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import warnings
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -128,9 +129,9 @@ class Replays:
 
     def replay(self, work: Work, leaves: list[Tensor]) -> Iterator[tuple[int, Any]]:
         """Yield for each chunk its number of tasks, and its results; the program adds gradients to ``.grad``."""
-        chunks = _dealt(work, leaves) if work.parallel else _in_order(work, leaves)
-        for tasks, inputs, trace, outputs in chunks:
-            yield tasks, trace.program.finish(outputs, inputs)
+        with contextlib.closing((_dealt if work.parallel else _in_order)(work, leaves)) as chunks:
+            for tasks, inputs, trace, outputs in chunks:
+                yield tasks, trace.program.finish(outputs, inputs)
 
     def ran(
         self,
@@ -212,7 +213,7 @@ class Replays:
             warnings.warn(message, stacklevel=6)
 
 
-Chunks = Iterator[tuple[int, list[Tensor], Trace, Sequence[Tensor]]]
+Chunks = Generator[tuple[int, list[Tensor], Trace, Sequence[Tensor]], None, None]
 """For each chunk, in order: its number of tasks, its inputs, its trace, and the outputs of the trace."""
 
 
@@ -227,13 +228,15 @@ def _dealt(work: Work, leaves: list[Tensor]) -> Chunks:
     """Run the traces of the chunks in several threads, each of them with one thread of torch.
 
     Operations run without Python, so the threads hardly wait for one another. Otherwise torch divides each operation
-    among all threads, for which the operations of one task are too small.
+    among all threads, for which the operations of one task are too small. That includes this thread, which adds up the
+    results: torch's own threads would spin for milliseconds after each sum, on the processors that the tasks need.
     """
     threads = torch.get_num_threads()
     waiting: deque[tuple[int, list[Tensor], Trace, Future[Sequence[Tensor]]]] = deque()
     todo = iter(work.traces)
     with ThreadPoolExecutor(threads, "kshot-tasks", partial(torch.set_num_threads, 1)) as pool:
         try:
+            torch.set_num_threads(1)
             while True:
                 # Compute only a few chunks ahead of the one that is added up, so that few results are in memory.
                 for first, last, trace in itertools.islice(todo, 2 * threads - len(waiting)):

@@ -12,7 +12,6 @@ import contextlib
 import copy
 import operator
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -23,14 +22,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from kshot.inner.guards import Untraceable
+from kshot.inner.scripts import scripted
 
 aten = torch.ops.aten
 _VIEWS = (aten.alias.default, aten.view.default, aten._unsafe_view.default, aten.expand.default, aten.detach.default)
 _DECIDING = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 _READING = (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__)
 """Methods that give the numbers of a tensor to Python by no operation."""
-_JOINED = 4
-"""The least number of matrix products that TorchScript may join into one."""
 Flat = Callable[..., Sequence[Tensor]]
 
 
@@ -72,41 +70,9 @@ def interpreter(graph: fx.GraphModule) -> Callable[..., Sequence[Tensor]]:
         [tensor([2., 4.])]
     """
     try:
-        run = _scripted(graph)
+        return scripted(graph)
     except Exception:  # an operator or a type of argument that it does not know
         return graph
-    # TorchScript computes a sum of matrix products, such as the gradient of a weight that every step of a recurrent
-    # net uses, as one larger product, which is rounded differently.
-    products = sum(node.target is aten.mm.default for node in graph.graph.nodes)
-    return run if products < _JOINED else _unoptimised(run)
-
-
-def _scripted(graph: fx.GraphModule) -> Callable[..., Sequence[Tensor]]:
-    """Return a function of TorchScript that runs the graph.
-
-    It is in a compilation unit of its own, which is freed with it; ``torch.jit.script`` would keep the type of every
-    module for good, some megabytes for each trace.
-    """
-    nodes = copy.deepcopy(graph.graph)
-    constants: dict[str, Any] = {}  # by name; they become arguments, because a function has no attributes
-    for node in list(nodes.nodes):
-        # TorchScript knows operators by their name and finds the overload by the arguments.
-        if isinstance(node.target, torch._ops.OpOverload):
-            node.target = node.target.overloadpacket
-        node.kwargs = {k: str(v) if isinstance(v, torch.device) else v for k, v in node.kwargs.items()}
-        if node.op == "get_attr":
-            node.op = "placeholder"
-            constants[node.name] = graph.get_buffer(str(node.target))
-            node.target = node.name
-    code = nodes.python_code("self")
-    # The code also forgets results ("; x = None"), and its first argument is an object.
-    lines = [line.split(";")[0] for line in code.src.strip().splitlines()]
-    source = "\n".join(lines).replace("def forward(self", "def forward(", 1).replace("(, ", "(", 1) + "\n"
-    known: Any = {"torch": torch, **code.globals}.get
-    unit = torch._C.CompilationUnit()
-    unit.define(source, known)
-    function: Any = unit.find_function("forward")
-    return partial(function, **constants) if constants else function
 
 
 def compiler(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
@@ -141,16 +107,6 @@ def draws(graph: fx.GraphModule) -> bool:
     """
     tag = torch.Tag.nondeterministic_seeded
     return any(tag in getattr(node.target, "tags", ()) for node in graph.graph.nodes)
-
-
-def _unoptimised(run: Callable[..., Sequence[Tensor]]) -> Callable[..., Sequence[Tensor]]:
-    """Return a function that runs a scripted graph operation by operation, as it was recorded."""
-
-    def plain(*tensors: Tensor) -> Sequence[Tensor]:
-        with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
-            return run(*tensors)
-
-    return plain
 
 
 class _Reading(TorchFunctionMode):
