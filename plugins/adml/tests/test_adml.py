@@ -194,7 +194,7 @@ def test_regression_is_refused():
 
 def test_bad_input_is_refused():
     """The message gives what was given, what was expected and what to do."""
-    with pytest.raises(OptionError, match="inner_steps -1"):
+    with pytest.raises(OptionError, match="inner_steps: got -1"):
         ADML(LIMITED, inner_steps=-1)
     with pytest.raises(OptionError, match=r"epsilon: got -1.*at least 0"):
         kshot.learner("adml", LIMITED, epsilon=-1)

@@ -229,7 +229,7 @@ def test_bad_input_is_refused_before_any_compute():
     """The message gives what was given, what was expected and what to do."""
     with pytest.raises(OptionError, match=r"anil: got head 'fc', expected .*: '1', '3', '5', or one that contains"):
         ANIL(SPEC, head="fc")
-    with pytest.raises(OptionError, match="anil: got inner_steps 1 and test_steps -1"):
+    with pytest.raises(OptionError, match="test_steps: got -1"):
         ANIL(SPEC, test_steps=-1)
     with pytest.raises(DataError, match="expected one number: the last layer has an output for each class"):
         ANIL(tasks(way=(2, 5), block=4).spec)

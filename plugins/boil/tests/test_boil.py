@@ -156,7 +156,7 @@ def test_bad_input_is_refused_before_any_compute():
         BOIL(SPEC, head="fc")
     with pytest.raises(OptionError, match=r"boil: got a network whose head '' has all .*, expected a body that"):
         BOIL(SPEC, network=nn.Linear(12, 5))
-    with pytest.raises(OptionError, match="boil: got inner_steps 1 and test_steps -1"):
+    with pytest.raises(OptionError, match="test_steps: got -1"):
         BOIL(SPEC, test_steps=-1)
     with pytest.raises(DataError, match="expected one number: the last layer has an output for each class"):
         BOIL(tasks(way=(2, 5), block=4).spec)

@@ -211,9 +211,9 @@ def test_bad_input_is_refused_before_any_compute():
     varying = TaskSpec(kind="classification", input_shape=(4,), way=(2, 5), shot=1, query=1, block=4)
     with pytest.raises(DataError, match="expected one number: the last layer has an output for each class"):
         MAML(varying)
-    with pytest.raises(OptionError, match="inner_steps -1"):
+    with pytest.raises(OptionError, match="inner_steps: got -1"):
         MAML(SPEC, inner_steps=-1)
-    with pytest.raises(OptionError, match="'auto', 'conv4', 'strided-conv4', 'mlp'"):
+    with pytest.raises(OptionError, match=r"'auto' \| 'conv4' \| 'strided-conv4' \| 'mlp'"):
         MAML(SPEC, network="conv5")
     with pytest.raises(MisfitError, match="sequence"):
         kshot.check(MAML(SPEC), TaskSpec(kind="sequence", input_shape=(1,), target_shape=(1,), query=3))

@@ -185,7 +185,7 @@ def test_entropy_is_for_classification_only():
 
 def test_bad_input_is_refused():
     """The message gives what was given, what was expected and what to do."""
-    with pytest.raises(OptionError, match="inner_steps -1"):
+    with pytest.raises(OptionError, match="inner_steps: got -1"):
         TAML(LINES.spec, inner_steps=-1)
     with pytest.raises(OptionError, match=r"measure: got 'ginni'.*did you mean 'gini'"):
         kshot.learner("taml", LINES.spec, measure="ginni")

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kshot import Episode, Lift, Metrics, Needs, Predictor, Support, TaskSpec, Training
-from kshot.errors import OptionError
 from kshot.functional import full_precision
 from kshot.inner import State, Strategy, check_descent, descend, keep_buffers
 from kshot.nn import NetworkChoice, Normalisation, evaluating
@@ -96,10 +95,6 @@ class ADML(nn.Module):
     ) -> None:
         super().__init__()
         check_values(ADML, locals())
-        if inner_steps < 0 or (test_steps or 0) < 0:
-            raise OptionError(
-                f"adml: got inner_steps {inner_steps} and test_steps {test_steps}, expected at least 0; raise them"
-            )
         self.net = build_network(network, spec, normalisation=normalisation, width=width, hidden=hidden)
         self.perturbation = Perturbation(attack, epsilon, spec.input_range, steps, step_size, random_start)
         self.against, self.clean_weight, self.adversarial_weight = against, clean_weight, adversarial_weight

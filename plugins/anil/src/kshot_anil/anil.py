@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from kshot import Episode, Lift, Metrics, Needs, Predictor, Support, TaskSpec, Training
 from kshot.episode import map_tensors
-from kshot.errors import OptionError
 from kshot.functional import full_precision
 from kshot.inner import State, Strategy, check_descent, descend, descend_part, keep_buffers
 from kshot.nn import NetworkChoice, Normalisation, evaluating, find_head
@@ -83,10 +82,6 @@ class ANIL(nn.Module):
     ) -> None:
         super().__init__()
         check_values(ANIL, locals())
-        if inner_steps < 0 or (test_steps or 0) < 0:
-            raise OptionError(
-                f"anil: got inner_steps {inner_steps} and test_steps {test_steps}, expected at least 0; raise them"
-            )
         self.kind = spec.kind
         self.net = build_network(network, spec, normalisation=normalisation, width=width, hidden=hidden)
         self.head = find_head(self.net.net, spec.input_shape, head, "anil")

@@ -77,10 +77,6 @@ class BOIL(nn.Module):
     ) -> None:
         super().__init__()
         check_values(BOIL, locals())
-        if inner_steps < 0 or (test_steps or 0) < 0:
-            raise OptionError(
-                f"boil: got inner_steps {inner_steps} and test_steps {test_steps}, expected at least 0; raise them"
-            )
         self.kind = spec.kind
         self.net = build_network(network, spec, normalisation=normalisation, width=width, hidden=hidden)
         self.head = find_head(self.net.net, spec.input_shape, head, "boil")

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kshot import Episode, Lift, Metrics, Needs, Predictor, Support, TaskSpec, Training
-from kshot.errors import OptionError
 from kshot.functional import full_precision
 from kshot.inner import State, Strategy, check_descent, descend, keep_buffers
 from kshot.nn import NetworkChoice, Normalisation, evaluating
@@ -74,10 +73,6 @@ class MAML(nn.Module):
     ) -> None:
         super().__init__()
         check_values(MAML, locals())
-        if inner_steps < 0 or (test_steps or 0) < 0:
-            raise OptionError(
-                f"maml: got inner_steps {inner_steps} and test_steps {test_steps}, expected at least 0; raise them"
-            )
         self.kind = spec.kind
         self.net = build_network(network, spec, normalisation=normalisation, width=width, hidden=hidden)
         self.second_order = order == "second"

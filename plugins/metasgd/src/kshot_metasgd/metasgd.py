@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kshot import Episode, Lift, Metrics, Needs, Predictor, Support, TaskSpec, Training
-from kshot.errors import OptionError
 from kshot.functional import full_precision
 from kshot.inner import State, Strategy, check_descent, descend, keep_buffers
 from kshot.nn import NetworkChoice, Normalisation, evaluating
@@ -84,10 +83,6 @@ class MetaSGD(nn.Module):
     ) -> None:
         super().__init__()
         check_values(MetaSGD, locals())
-        if inner_steps < 0 or (test_steps or 0) < 0:
-            raise OptionError(
-                f"metasgd: got inner_steps {inner_steps} and test_steps {test_steps}, expected at least 0; raise them"
-            )
         self.kind = spec.kind
         self.net = build_network(network, spec, normalisation=normalisation, width=width, hidden=hidden)
         self.second_order, self.per_element = order == "second", rates == "element"

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kshot import Episode, Lift, Metrics, Needs, Predictor, Support, TaskSpec, Training
-from kshot.errors import OptionError
 from kshot.functional import class_means, full_precision
 from kshot.inner import State, Strategy, check_descent, descend, keep_buffers
 from kshot.nn import EncoderChoice, Network, Normalisation, evaluating
@@ -75,10 +74,6 @@ class ProtoMAML(nn.Module):
     ) -> None:
         super().__init__()
         check_values(ProtoMAML, locals())
-        if inner_steps < 0 or (test_steps or 0) < 0:
-            raise OptionError(
-                f"protomaml: got inner_steps {inner_steps} and test_steps {test_steps}, expected at least 0; raise them"
-            )
         built = build_encoder(encoder, spec.input_shape, normalisation, width)
         self.net = Network(built.net, built.normalisation, spec.input_shape)
         self.second_order, self.inner_lr = order == "second", inner_lr

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kshot import Episode, Lift, Metrics, Needs, Predictor, Support, TaskSpec, Training
-from kshot.errors import MisfitError, OptionError, TrainingError
+from kshot.errors import MisfitError, TrainingError
 from kshot.functional import full_precision
 from kshot.inner import State, Strategy, check_descent, descend, keep_buffers
 from kshot.nn import NetworkChoice, Normalisation, evaluating
@@ -91,10 +91,6 @@ class TAML(nn.Module):
     ) -> None:
         super().__init__()
         check_values(TAML, locals())
-        if inner_steps < 0 or (test_steps or 0) < 0:
-            raise OptionError(
-                f"taml: got inner_steps {inner_steps} and test_steps {test_steps}, expected at least 0; raise them"
-            )
         if measure == "entropy" and spec.kind != "classification":
             raise MisfitError(
                 f"taml: got measure 'entropy' for {spec.kind} tasks, expected classification, whose predictions are "
