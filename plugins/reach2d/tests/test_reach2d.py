@@ -216,3 +216,17 @@ def test_one_task_plays_as_in_a_meta_batch():
     together = e.query.source.rollout(lambda seen: seen[..., :2])
     alone = Environment(e.query.source.hue[1], e.query.source.key[1], 2, 20, 3).rollout(lambda seen: seen[..., :2])
     assert torch.equal(together.observations[1], alone.observations)
+
+
+def test_a_picture_shows_the_paths_and_the_target():
+    """Paths, objects, hues and targets are those of the scene, from the start of each trajectory."""
+    source = Reach2D(trajectories=4, objects=4).sample("test", range(3)).query.source
+    scene, played = source.scene(), source.rollout(source.expert())
+    above = source.from_above(played.observations)
+    assert torch.allclose(above["objects"], scene.objects - scene.start[:, :, None], atol=1e-6)
+    assert torch.equal(above["targets"], scene.target)
+    assert torch.allclose(above["hues"].cos(), scene.colours[..., 0], atol=1e-5)
+    assert torch.allclose(above["hues"].sin(), scene.colours[..., 1], atol=1e-5)
+    moved = STEP * played.actions.cumsum(-2)
+    assert torch.equal(above["paths"][:, :, 0], torch.zeros(3, 4, 2))
+    assert torch.allclose(above["paths"][:, :, 1:], moved[:, :, :-1], atol=1e-5)

@@ -1,7 +1,7 @@
 """An agent in the plane that is to reach one of several coloured objects, for B tasks at once.
 
-The tasks follow the simulated reaching of Finn et al. 2017 (1709.04905), section 5.1: the target has a colour that only
-a demonstration shows, and lies among distractors of other colours, at other places in each trajectory. Objects also
+The tasks follow the simulated reaching of Finn et al. 2017 (1709.04905): the target has a colour that only a
+demonstration shows, and lies among distractors of other colours, at other places in each trajectory. Objects also
 have a texture, which the paper's do not have: it differs in each trajectory, and says nothing about the target.
 
 Letters: B tasks, E trajectories per task, T steps, K objects.
@@ -177,6 +177,21 @@ class Environment:
             return action
 
         return act
+
+    def from_above(self, observations: Tensor) -> dict[str, Tensor]:
+        """Return what a picture of trajectories [..., T, 6K] shows, seen from where each of them starts.
+
+        Returns:
+            ``paths`` [..., T, 2]; ``objects`` [..., K, 2] and their ``hues`` [..., K] in radians; and ``targets`` [...],
+            the number of the object whose hue is that of the task. The first axis of ``observations`` is B.
+        """
+        seen = observations.unflatten(-1, (self.objects, FEATURES))
+        ways, colours = seen[..., :2], seen[..., 0, :, 2:4]
+        # The way to an object shortens by the way of the agent.
+        paths = ways[..., :1, 0, :] - ways[..., 0, :]
+        hues = torch.atan2(colours[..., 1], colours[..., 0])
+        towards = torch.cos(hues - self.hue.reshape(-1, *[1] * (hues.ndim - 1)))
+        return {"paths": paths, "objects": ways[..., 0, :, :], "hues": hues, "targets": towards.argmax(-1)}
 
 
 register_value(Environment, "hue", "key")
