@@ -120,7 +120,7 @@ class MIL(nn.Module):
         return F.cross_entropy(actions, y) if self.kind == "classification" else F.mse_loss(actions, y)
 
     def demonstrated(self, support: Support) -> Support:
-        """Return what the policy adapts to: observations, perhaps the unlabelled ones, and actions unless ``observed``."""
+        """Return the observations to which the policy adapts, also unlabelled ones, and the actions if it uses them."""
         x, y, more = support.x, support.y, support.unlabelled
         if self.observed:
             x, y = x if more is None else torch.cat([x, more], 1), y[:, :0]
@@ -135,7 +135,7 @@ class MIL(nn.Module):
         """Compute the loss that adapts the policy to the demonstrations of one task."""
         actions = self.net.on_support(self.policy.judging(theta), support.x)
         if self.observed:
-            # The learned loss: the mean of |W y_t + b|^2 over features y_t, without actions. W and b are the inner head.
+            # The learned loss: the mean of |W y_t + b|^2 over features y_t. W and b are the inner head.
             return full_precision(actions).square().mean()
         return self.loss(actions, support.y)
 

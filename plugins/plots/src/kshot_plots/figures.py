@@ -7,8 +7,8 @@ which pictures can be drawn, whatever the learner is:
 - ``read_weights``, ``write_weights`` [B, T, heads, M]: the places where a memory was read and written;
 - ``trajectories`` [B, k, E, T, 2], ``goal`` [B, 2]: paths in the plane after 0 to k - 1 updates;
 - ``paths`` [B, k, E, T, 2] after 0 to k - 1 inner steps, each in a scene of its own with K ``objects`` [B, k, E, K, 2]
-  of some ``hues`` [B, k, E, K], of which ``targets`` [B, k, E] are to be reached; and the same names with ``shown_`` for
-  the demonstrations [B, D, ...].
+  of some ``hues`` [B, k, E, K], of which ``targets`` [B, k, E] are to be reached; and the same names with ``shown_``
+  for the demonstrations [B, D, ...].
 """
 
 from __future__ import annotations

@@ -80,9 +80,9 @@ class Environment:
 
     An object has a hue and a texture, which are angles; a task is the hue of the target. In each trajectory the
     distractors have other hues, which differ from the target's and from each other by at least ``APART`` / K, and
-    textures, places, start and order of the objects are random. A trajectory has T steps. The reward of each is minus the distance to the
-    target after it. The score ``success`` [B, E] is whether the agent is near the target after the last step, and
-    ``distracted`` whether it is then near a distractor.
+    textures, places, start and order of the objects are random. A trajectory has T steps. The reward of each is minus
+    the distance to the target after it. The score ``success`` [B, E] is whether the agent is near the target after the
+    last step, and ``distracted`` whether it is then near a distractor.
 
     Attributes:
         hue: the target's hue in each task [B], hidden from the policy.
@@ -182,8 +182,8 @@ class Environment:
         """Return what a picture of trajectories [..., T, 6K] shows, seen from where each of them starts.
 
         Returns:
-            ``paths`` [..., T, 2]; ``objects`` [..., K, 2] and their ``hues`` [..., K] in radians; and ``targets`` [...],
-            the number of the object whose hue is that of the task. The first axis of ``observations`` is B.
+            ``paths`` [..., T, 2]; ``objects`` [..., K, 2] and their ``hues`` [..., K] in radians; and ``targets``
+            [...], the number of the object whose hue is that of the task. The first axis of ``observations`` is B.
         """
         seen = observations.unflatten(-1, (self.objects, FEATURES))
         ways, colours = seen[..., :2], seen[..., 0, :, 2:4]

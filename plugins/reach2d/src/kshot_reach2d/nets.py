@@ -16,7 +16,7 @@ from kshot_reach2d.environment import FEATURES, MOVES, STEP
 
 
 class Looking(nn.Module):
-    """Score each object by its colour and texture, attend to the softmax of the scores, and act on the way to that point.
+    """Score each object by its look, attend to the softmax of the scores, and act on the way to that point.
 
     This is to a list of objects what the paper's network, convolutions and a spatial softmax, is to an image: the same
     weights see every object, and what they attend to becomes a point. It starts with prior knowledge: before any

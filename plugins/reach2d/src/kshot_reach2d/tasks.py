@@ -29,9 +29,11 @@ class Reach2D:
 
     The examples are the steps of an expert's demonstrations: observations [B, D T, 6K] and actions [B, D T, 2], or the
     numbers of discrete actions [B, D T]. An expert that has arrived stays where it is, so all demonstrations have T
-    steps. No two splits share the hue of a target: in each quarter of the circle, 60 degrees are for training, and 15
-    each for validation and test. Distractors have any hue. The query has an ``Environment``, in which the adapted predictor plays from other starts, with the objects
+    steps. The query has an ``Environment``, in which the adapted predictor plays from other starts, with the objects
     at other places, and is scored by the share of trajectories that reach the target.
+
+    No two splits share the hue of a target: in each quarter of the circle, 60 degrees are for training, and 15 each
+    for validation and test. Distractors have any hue.
 
     Args:
         demonstrations: number of demonstrations in the support.
