@@ -61,10 +61,10 @@ def seeds(name: str, test: int) -> list[Result]:
     return [results(name, file)[test] for file in files]
 
 
-def over_seeds(values: list[float]) -> str:
+def over_seeds(values: list[float], digits: int = 3) -> str:
     """Write a mean of a value per seed with its 95 % t interval."""
     interval = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
-    return f"{np.mean(values):.3f} ± {interval:.3f}"
+    return f"{np.mean(values):.{digits}f} ± {interval:.{digits}f}"
 
 
 def percent(result: Result) -> str:
@@ -133,3 +133,15 @@ def test_the_table_of_sine_waves_is_that_of_the_recorded_runs() -> None:
             difference = over_seeds([result.minus(maml).mean for result, maml in pairs])
             difference = difference if difference.startswith("-") else f"+{difference}"
         assert cells[:4] == [*errors, difference], name
+
+
+def test_the_table_of_imitation_is_that_of_the_recorded_runs() -> None:
+    """Success in percent before and after adaptation over three seeds, in the README of the learner."""
+    text = (RECIPES.parent / "plugins/mil/README.md").read_text(encoding="utf-8").split("What to expect", 1)[1]
+    table = [line.strip("|").split("|")[1:] for line in text.splitlines() if line.startswith("|")][2:]
+    names = [f"mil-reach2d{name}" for name in ("", "-bias", "-two-heads", "-observations", "-cloning")]
+    for name, cells in zip(names, table, strict=True):
+        means = [[100 * float(result.means("success")) for result in seeds(name, test)] for test in (0, 1)]
+        expected = [over_seeds(values, 1) for values in means]
+        assert {len(values) for values in means} == {3}
+        assert [cell.strip() for cell in cells] == expected, name

@@ -104,6 +104,69 @@ def disturb(learner: MIL) -> None:
             p += 0.3 * torch.randn(p.shape, generator=generator, dtype=p.dtype)
 
 
+@pytest.mark.parametrize("options", [{}, {"two_heads": True}, {"bias": 4}, {"demonstrations": "observations"}])
+def test_the_adapted_policy_is_that_of_a_naive_loop(options):
+    """It acts with its own head and with the bias transformation, after as many steps as asked for."""
+    learner = smooth(inner_steps=1, test_steps=2, **options)
+    disturb(learner)
+    e = in_float64(TASKS.sample("test", range(2)))
+    first = {n.removeprefix("net."): p.detach() for n, p in learner.policy.named_parameters()}
+    observed = "demonstrations" in options
+    head = "inner_head" if observed or "two_heads" in options else "4"
+    for steps, policy in ((2, learner.adapt(e.support)), (1, learner.adapt(e.support, steps=1))):
+        played = policy(e.query.x)
+        for b in range(2):
+            theta = {n: p.clone().requires_grad_() for n, p in first.items()}
+            for _ in range(steps):
+                actions = output(theta, e.support.x[b], head)
+                inner = actions.pow(2).mean() if observed else (actions - e.support.y[b]).pow(2).mean()
+                gradients = torch.autograd.grad(inner, list(theta.values()), allow_unused=True)
+                moved = zip(theta.items(), gradients, strict=True)
+                theta = {n: (p if g is None else p - LR * g).detach().requires_grad_() for (n, p), g in moved}
+            assert torch.allclose(played[b], output(theta, e.query.x[b], "4"), atol=1e-10)
+
+
+def test_a_trace_has_the_rollouts_after_each_number_of_steps():
+    """They are those that the query's environment plays; arrays for a picture are those of the environment."""
+    for discrete in (False, True):
+        tasks = sample_tasks.Demonstrations(discrete=discrete, shot=2)
+        learner = MIL(tasks.spec, hidden=(8,), test_steps=2, inner_lr=1.0)
+        e = tasks.sample("test", range(3))
+        traced = learner.trace(e)
+        for k in range(3):
+            adapted = MIL(tasks.spec, hidden=(8,), test_steps=k, inner_lr=1.0)
+            adapted.load_state_dict(learner.state_dict())
+            policy = adapted.adapt(e.support)
+            played = e.query.source.rollout(lambda x, p=policy, d=discrete: p(x).argmax(-1) if d else p(x))
+            assert torch.equal(traced["observations"][:, k], played.observations)
+            assert torch.equal(traced["actions"][:, k], played.actions)
+            assert torch.equal(traced["rewards"][:, k], played.rewards)
+        assert not torch.equal(traced["rewards"][:, 0], traced["rewards"][:, 2])
+        assert "paths" not in traced
+    with pytest.raises(DataError, match="got an episode without an environment"):
+        learner.trace(attrs.evolve(e, query=attrs.evolve(e.query, source=None)))
+
+
+def test_a_trace_of_reach2d_shows_its_demonstrations():
+    """The environment says what a picture shows: paths of the rollouts and of each demonstration, and the target."""
+    pytest.importorskip("kshot_reach2d")
+    tasks = kshot.tasks("reach2d", demonstrations=2, horizon=7, trajectories=4)
+    learner = MIL(tasks.spec, hidden=(8,))
+    e = tasks.sample("test", range(3))
+    traced = learner.trace(e)
+    assert tuple(traced["paths"].shape) == (3, 2, 4, 7, 2)
+    assert torch.equal(traced["targets"][:, 1], e.query.source.scene().target)
+    shown = traced["shown_paths"]
+    assert tuple(shown.shape) == (3, 2, 7, 2)
+    assert torch.allclose(shown[:, 1, 1:], 0.1 * e.support.y[:, 7:-1].cumsum(1), atol=1e-5)
+    # A support of other lengths has no picture of its demonstrations.
+    part = attrs.evolve(e, support=attrs.evolve(e.support, x=e.support.x[:, :10], y=e.support.y[:, :10]))
+    assert "shown_paths" not in learner.trace(part)
+    seen = kshot.tasks("reach2d", support="observations", horizon=7)
+    observer = MIL(seen.spec, hidden=(8,), demonstrations="observations")
+    assert tuple(observer.trace(seen.sample("test", [0]))["shown_paths"].shape) == (1, 1, 7, 2)
+
+
 def test_actions_that_are_classes_have_the_cross_entropy():
     """The meta-gradient for discrete actions is that of a naive loop, and some actions may not be demonstrated."""
     tasks = sample_tasks.Demonstrations(discrete=True)

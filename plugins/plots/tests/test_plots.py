@@ -12,7 +12,7 @@ import kshot
 from kshot import Engine, Needs, Result
 from kshot.errors import OptionError
 from kshot.testing import sample_tasks
-from kshot_plots import Plots, curves, fit, of_result, of_trace, trajectories, weights, write
+from kshot_plots import Plots, curves, fit, of_result, of_trace, scenes, trajectories, weights, write
 from kshot_plots.figures import slots_in_use
 
 
@@ -99,6 +99,31 @@ def test_trajectories_have_a_panel_for_each_number_of_updates():
     assert [axes.get_title() for axes in figure.axes] == ["before", "after 1 update", "after 2 updates"]
     assert np.array_equal(figure.axes[1].lines[2].get_xydata(), paths[1, 1, 2])
     assert figure.axes[0].lines[-1].get_xydata().tolist() == [[0.3, 0.4]]
+
+
+def test_scenes_show_the_demonstration_and_the_paths_before_and_after_all_steps():
+    """Each row is a trajectory with its own objects; one demonstration leaves the panels below it empty."""
+    random = np.random.default_rng(0)
+    kinds = {"paths": (5, 2), "objects": (3, 2), "hues": (3,), "targets": ()}
+    trace = {name: random.normal(size=(2, 4, 2, *shape)) for name, shape in kinds.items()}
+    trace |= {f"shown_{name}": random.normal(size=(2, 1, *shape)) for name, shape in kinds.items()}
+    trace["targets"], trace["shown_targets"] = random.integers(3, size=(2, 4, 2)), random.integers(3, size=(2, 1))
+    figure = scenes(trace, task=1)
+    panels = np.array(figure.axes).reshape(2, 3)
+    assert [axes.get_title() for axes in panels[0]] == ["demonstration", "before", "after 3 steps"]
+    for r in range(2):
+        for axes, k in ((panels[r, 1], 0), (panels[r, 2], 3)):
+            ring, path, start = axes.lines
+            assert np.array_equal(path.get_xydata(), trace["paths"][1, k, r])
+            assert np.array_equal(ring.get_xydata()[0], trace["objects"][1, k, r, trace["targets"][1, k, r]])
+            assert np.array_equal(start.get_xydata()[0], trace["paths"][1, k, r, 0])
+            assert np.array_equal(axes.collections[0].get_offsets(), trace["objects"][1, k, r])
+            assert np.array_equal(axes.collections[0].get_array(), trace["hues"][1, k, r] % (2 * np.pi))
+    assert np.array_equal(panels[0, 0].lines[1].get_xydata(), trace["shown_paths"][1, 0])
+    assert not panels[1, 0].lines
+    alone = {name: values[:, :1] for name, values in trace.items() if not name.startswith("shown_")}
+    assert [axes.get_title() for axes in scenes(alone, rows=1).axes] == ["before"]
+    assert list(of_trace(trace)) == ["scenes"]
 
 
 def test_only_what_a_trace_contains_is_drawn():

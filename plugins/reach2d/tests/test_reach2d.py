@@ -45,9 +45,11 @@ def test_the_motion_is_that_of_a_naive_loop(discrete):
         for i in range(4):
             x, y = scene.start[b, i].tolist()
             objects, colours = scene.objects[b, i].tolist(), scene.colours[b, i].tolist()
+            textures = scene.textures[b, i].tolist()
+            looks = [(*c, *texture) for c, texture in zip(colours, textures, strict=True)]
             target = int(scene.target[b, i])
             for t in range(15):
-                seen = [v for (ox, oy), c in zip(objects, colours, strict=True) for v in (ox - x, oy - y, *c)]
+                seen = [v for (ox, oy), look in zip(objects, looks, strict=True) for v in (ox - x, oy - y, *look)]
                 assert played.observations[b, i, t].tolist() == pytest.approx(seen, abs=1e-5)
                 a = taken[b, i, t]
                 if discrete:
@@ -84,8 +86,8 @@ def test_the_expert_reaches_every_target_and_stays(actions):
 
 
 def target_of(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Return the object [..] that the first steps ``x`` [.., 12] go to, by its direction."""
-    ways = x.unflatten(-1, (3, 4))[..., :2]
+    """Return the object [..] that the first steps ``x`` [.., 18] go to, by its direction."""
+    ways = x.unflatten(-1, (3, 6))[..., :2]
     return (torch.nn.functional.normalize(ways, dim=-1) * y[..., None, :]).sum(-1).argmax(-1)
 
 
@@ -96,7 +98,7 @@ def test_a_demonstration_shows_the_colour_of_the_target():
     expected = torch.stack([hue.cos(), hue.sin()], -1)
     for part in (e.support, e.query):
         x, y = part.x[:, 0], part.y[:, 0]
-        colours = x.unflatten(-1, (3, 4))[..., 2:]
+        colours = x.unflatten(-1, (3, 6))[..., 2:4]
         shown = colours[torch.arange(200), target_of(x, y)]
         assert torch.allclose(shown, expected, atol=1e-5)
     scene = e.query.source.scene()
@@ -111,13 +113,21 @@ def test_a_demonstration_shows_the_colour_of_the_target():
 def test_nothing_but_the_colour_tells_the_target():
     """The target's number in the observation is uniform, and so are hues; places differ between the demonstrations."""
     e = Reach2D(trajectories=10).sample("train", range(400))
-    target = e.query.source.scene().target
+    scene = e.query.source.scene()
+    target = scene.target
     counts = torch.bincount(target.flatten(), minlength=3)
     assert (counts - 4000 / 3).abs().max() < 4 * math.sqrt(4000 * 2 / 9)
     hue = torch.from_numpy(e.origin.fields["hue"])
     assert hue.cos().mean().abs() < 4 * math.sqrt(0.5 / 400)
     assert hue.sin().mean().abs() < 4 * math.sqrt(0.5 / 400)
-    places = [part.x[:, 0].unflatten(-1, (3, 4))[..., :2] for part in (e.support, e.query)]
+    # Textures are uniform, for targets as for distractors, and those of two trajectories are not related.
+    for number in range(3):
+        textures = scene.textures[torch.arange(400)[:, None], torch.arange(10), (target + number) % 3]
+        assert textures.mean((0, 1)).abs().max() < 4 * math.sqrt(0.5 / 4000)
+        assert (textures[:, 0] * textures[:, 1]).sum(-1).mean().abs() < 4 * math.sqrt(0.5 / 400)
+    assert torch.allclose(scene.textures.norm(dim=-1), torch.ones(400, 10, 3))
+    assert (scene.textures - scene.colours).abs().amax((0, 1, 2)).min() > 1
+    places = [part.x[:, 0].unflatten(-1, (3, 6))[..., :2] for part in (e.support, e.query)]
     assert (places[0] - places[1]).abs().amax((1, 2)).min() > 0.01
     first = e.query.source.scene()
     played = first.observed(first.start)[:, 0]
@@ -125,6 +135,15 @@ def test_nothing_but_the_colour_tells_the_target():
     apart = first.objects
     distance = (apart[..., None, :] - apart[..., None, :, :]).norm(dim=-1)[..., ~torch.eye(3, dtype=torch.bool)]
     assert distance.min() > 2 * NEAR
+
+
+def test_no_two_splits_share_the_hue_of_a_target():
+    """In each quarter of the circle training has 60 degrees, then validation and test 15 each; all are used."""
+    for split, (low, high) in {"train": (0, 60), "val": (60, 75), "test": (75, 90)}.items():
+        hue = Reach2D().sample(split, range(200)).origin.fields["hue"] * 180 / math.pi
+        assert set(hue // 90) == {0, 1, 2, 3}
+        place = hue % 90
+        assert low - 1e-4 <= place.min() < low + 3 < high - 3 < place.max() <= high + 1e-4
 
 
 def test_a_policy_without_the_task_does_not_succeed():
@@ -140,7 +159,7 @@ def test_a_policy_without_the_task_does_not_succeed():
 def test_observations_alone_are_unlabelled_examples():
     """The support then has no actions, and its observations are the same."""
     full, e = (Reach2D(2, support=s).sample("test", [1, 5]) for s in ("actions", "observations"))
-    assert e.support.x.shape == (2, 0, 12)
+    assert e.support.x.shape == (2, 0, 18)
     assert e.support.y.shape == (2, 0, 2)
     assert torch.equal(e.support.unlabelled, full.support.x)
     assert torch.equal(e.query.y, full.query.y)
@@ -151,8 +170,8 @@ def test_options_change_numbers_and_shapes():
     """Examples are demonstrations times steps; ``trajectories`` is that of the rollout."""
     t = kshot.tasks("reach2d", demonstrations=2, query=3, trajectories=4, objects=5, horizon=6)
     e = t.sample("train", [0])
-    assert (t.spec.shot, t.spec.query, t.spec.input_shape) == (12, 18, (20,))
-    assert e.support.x.shape == (1, 12, 20)
+    assert (t.spec.shot, t.spec.query, t.spec.input_shape) == (12, 18, (30,))
+    assert e.support.x.shape == (1, 12, 30)
     assert e.query.y.shape == (1, 18, 2)
     assert e.query.source.rollout(lambda seen: seen[..., :2]).rewards.shape == (1, 4, 6)
 
@@ -178,16 +197,16 @@ def test_the_network_attends_to_objects_in_any_order():
     """Its actions do not depend on the order of the objects, and at first it attends to all alike."""
     torch.manual_seed(0)
     net = looking(Reach2D(objects=4).spec)
-    x = torch.randn(5, 16)
-    shuffled = x.unflatten(-1, (4, 4))[:, [2, 0, 3, 1]].flatten(1)
+    x = torch.randn(5, 24)
+    shuffled = x.unflatten(-1, (4, 6))[:, [2, 0, 3, 1]].flatten(1)
     with torch.no_grad():
-        mean = x.unflatten(-1, (4, 4))[..., :2].mean(1)
+        mean = x.unflatten(-1, (4, 6))[..., :2].mean(1)
         direction = mean / (mean.square().sum(-1, keepdim=True) + 0.01).sqrt()
         assert torch.allclose(net(x), direction, atol=1e-6)
         net.score[-1].weight.normal_()
         assert torch.allclose(net(x), net(shuffled), atol=1e-6)
         assert not torch.allclose(net(x), net.act(direction), atol=1e-2)
-    assert looking(Reach2D(actions="discrete").spec)(torch.zeros(2, 12)).shape == (2, 9)
+    assert looking(Reach2D(actions="discrete").spec)(torch.zeros(2, 18)).shape == (2, 9)
     assert isinstance(net, Looking)
 
 
@@ -197,3 +216,17 @@ def test_one_task_plays_as_in_a_meta_batch():
     together = e.query.source.rollout(lambda seen: seen[..., :2])
     alone = Environment(e.query.source.hue[1], e.query.source.key[1], 2, 20, 3).rollout(lambda seen: seen[..., :2])
     assert torch.equal(together.observations[1], alone.observations)
+
+
+def test_a_picture_shows_the_paths_and_the_target():
+    """Paths, objects, hues and targets are those of the scene, from the start of each trajectory."""
+    source = Reach2D(trajectories=4, objects=4).sample("test", range(3)).query.source
+    scene, played = source.scene(), source.rollout(source.expert())
+    above = source.from_above(played.observations)
+    assert torch.allclose(above["objects"], scene.objects - scene.start[:, :, None], atol=1e-6)
+    assert torch.equal(above["targets"], scene.target)
+    assert torch.allclose(above["hues"].cos(), scene.colours[..., 0], atol=1e-5)
+    assert torch.allclose(above["hues"].sin(), scene.colours[..., 1], atol=1e-5)
+    moved = STEP * played.actions.cumsum(-2)
+    assert torch.equal(above["paths"][:, :, 0], torch.zeros(3, 4, 2))
+    assert torch.allclose(above["paths"][:, :, 1:], moved[:, :, :-1], atol=1e-5)

@@ -7,7 +7,7 @@ theta are all parameters, and theta' those adapted to a task. Functions of one t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import attrs
 import torch
@@ -20,7 +20,8 @@ from kshot.functional import full_precision
 from kshot.inner import State, Strategy, check_descent, descend, keep_buffers
 from kshot.nn import Network, NetworkChoice, Normalisation, evaluating
 from kshot.nn import network as build_network
-from kshot.registry import Range
+from kshot.registry import Range, check_values
+from kshot_mil.explain import rollouts_by_step
 from kshot_mil.policy import Policy
 
 
@@ -37,10 +38,10 @@ class MIL(nn.Module):
         width: channels of ``conv4``.
         hidden: units of the hidden layers of ``mlp``.
         normalisation: the statistics by which batch norm normalises the queries, see ``kshot.nn.Network``.
-        two_heads: whether the inner loss uses a separate last layer (section 4.2 of the paper).
+        two_heads: whether the inner loss uses a separate last layer.
         bias: length of the vector of the bias transformation, which is added to the first linear layer; 0 for none.
         demonstrations: ``actions`` adapts to observations and actions. ``observations`` adapts to observations alone,
-            by a learned loss, which implies two heads (section 4.3); actions are then needed in training only.
+            by a learned loss, which implies two heads; actions are then needed in training only.
         order: ``second`` differentiates through the inner steps; ``first`` treats the inner gradients as constants.
         inner_lr: alpha. The paper's losses are sums over the steps of a demonstration, and its rates are for these.
         inner_steps: inner steps in training. The paper takes 1 in simulation.
@@ -82,11 +83,10 @@ class MIL(nn.Module):
         chunk: Annotated[int, Range(1)] | None = None,
     ) -> None:
         super().__init__()
+        check_values(MIL, locals())
         if inner_steps < 0 or (test_steps or 0) < 0 or bias < 0:
-            raise OptionError(
-                f"mil: got inner_steps {inner_steps}, test_steps {test_steps} and bias {bias}, expected at least 0; "
-                "raise them"
-            )
+            given = f"inner_steps {inner_steps}, test_steps {test_steps} and bias {bias}"
+            raise OptionError(f"mil: got {given}, expected at least 0; raise them")
         self.kind, self.observed = spec.kind, demonstrations == "observations"
         whole = build_network(network, spec, normalisation=normalisation, width=width, hidden=hidden)
         self.policy = Policy(whole.net, spec.input_shape, two_heads=two_heads or self.observed, bias=bias)
@@ -97,16 +97,13 @@ class MIL(nn.Module):
         self.lift = Lift(strategy, chunk)
         # With ``support``, batch statistics of the support count as constants, so the gradient is not exact.
         exact = self.second_order and not self.net.constant_statistics
-        self.needs = attrs.evolve(
-            type(self).needs,
-            queries=self.net.queries,
-            exact_gradient=exact,
-            unlabelled="optional" if self.observed else "no",
-        )
+        unlabelled: Literal["optional", "no"] = "optional" if self.observed else "no"
+        needs = type(self).needs
+        self.needs = attrs.evolve(needs, queries=self.net.queries, exact_gradient=exact, unlabelled=unlabelled)
         self.training_defaults = Training(meta_batch=25, iterations=2000)
 
     def loss(self, actions: Tensor, y: Tensor) -> Tensor:
-        """Compute the behaviour cloning loss of one task: the cross-entropy of logits, or the mean squared error (1).
+        """Compute the behaviour cloning loss of one task: the cross-entropy of logits, or the mean squared error.
 
         Raises:
             DataError: the demonstrated actions have another shape than those of the policy.
@@ -121,10 +118,7 @@ class MIL(nn.Module):
         return F.cross_entropy(actions, y) if self.kind == "classification" else F.mse_loss(actions, y)
 
     def demonstrated(self, support: Support) -> Support:
-        """Return the part of a support to which the policy adapts: observations [B, S, *input], with their actions.
-
-        Without actions, observations may also be the unlabelled examples, and the targets are left out.
-        """
+        """Return the observations to which the policy adapts, also unlabelled ones, and the actions if it uses them."""
         x, y, more = support.x, support.y, support.unlabelled
         if self.observed:
             x, y = x if more is None else torch.cat([x, more], 1), y[:, :0]
@@ -139,12 +133,12 @@ class MIL(nn.Module):
         """Compute the loss that adapts the policy to the demonstrations of one task."""
         actions = self.net.on_support(self.policy.judging(theta), support.x)
         if self.observed:
-            # Section 4.3: the mean of |W y_t + b|^2 over features y_t, without actions; W and b, its head, are learned.
+            # The learned loss: the mean of |W y_t + b|^2 over features y_t. W and b are the inner head.
             return full_precision(actions).square().mean()
         return self.loss(actions, support.y)
 
     def adapted(self, theta: State, support: Support, steps: int) -> tuple[State, Tensor]:
-        """Compute theta' = theta - alpha grad L(theta) on the demonstrations, ``steps`` times (algorithm 1, line 6).
+        """Compute theta' = theta - alpha grad L(theta) on the demonstrations, ``steps`` times (algorithm 1).
 
         Returns:
             theta', and the loss before each step [steps].
@@ -153,9 +147,9 @@ class MIL(nn.Module):
 
     def task(self, theta: State, episode: Episode) -> tuple[Mapping[str, Tensor], State]:
         """Return the metrics of one task, with the loss of theta' on other demonstrations, and theta'."""
-        # Lines 4 to 6: theta' from one demonstration.
+        # The inner loop: theta' from one demonstration.
         adapted, losses = self.adapted(theta, episode.support, self.inner_steps)
-        # Lines 7 and 9: the loss of theta' on another one, by the head that acts.
+        # The outer loss: that of theta' on another one, by the head that acts.
         actions = self.net.on_query(self.policy.acting(adapted), episode.query.x, episode.support.x)
         metrics = {"loss": self.loss(actions, episode.query.y), "inner": losses}
         if self.kind == "classification":
@@ -163,7 +157,7 @@ class MIL(nn.Module):
         return metrics, adapted
 
     def meta_gradient(self, episodes: Episode) -> Metrics:
-        """Add the mean over tasks of grad_theta L(theta') to ``.grad``. The engine takes the outer step (line 9)."""
+        """Add the mean over tasks of grad_theta L(theta') to ``.grad``. The engine takes the outer step."""
         episodes = attrs.evolve(episodes, support=self.demonstrated(episodes.support))
         metrics, end = self.lift.mean_gradient(self.task, self.net.state(), episodes)
         check_descent(metrics.pop("inner"), "mil", episodes.origin)
@@ -179,15 +173,15 @@ class MIL(nn.Module):
         keep_buffers(self.net.net, adapted)
         return metrics["loss"], adapted.away_from(theta)
 
-    def adapt(self, support: Support) -> Predictor:
-        """Take ``test_steps`` inner steps on the demonstrations, and return the policy with theta'.
+    def adapt(self, support: Support, steps: int | None = None) -> Predictor:
+        """Take ``steps`` inner steps (None for ``test_steps``) on the demonstrations; return the policy with theta'.
 
         The policy maps observations [B, n, *input] to actions [B, n, *target], or to logits [B, n, N] of actions.
         """
-        support = self.demonstrated(support)
+        support, steps = self.demonstrated(support), self.test_steps if steps is None else steps
 
         def fitted(theta: State, support: Support) -> tuple[State, Tensor]:
-            adapted, losses = self.adapted(theta, support, self.test_steps)
+            adapted, losses = self.adapted(theta, support, steps)
             return self.policy.acting(adapted).detach(), losses
 
         with evaluating(self.net):
@@ -198,3 +192,7 @@ class MIL(nn.Module):
             return full_precision(self.lift.map(self.net.predict, adapted, x, support.x))
 
         return act
+
+    def trace(self, episode: Episode) -> Mapping[str, Any]:
+        """Return the rollouts after 0 to ``test_steps`` inner steps (ability ``Explains``)."""
+        return rollouts_by_step(self, episode)

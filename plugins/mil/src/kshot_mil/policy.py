@@ -1,4 +1,4 @@
-"""A policy with two heads and a bias transformation: Finn et al. 2017 (1709.04905), sections 4.2 and 4.3.
+"""A policy with two heads and a bias transformation, as in Finn et al. 2017 (1709.04905).
 
 Letters: n observations, Z the length of the bias transformation, H the outputs of a layer.
 """

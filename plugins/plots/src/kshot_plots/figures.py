@@ -5,7 +5,10 @@ which pictures can be drawn, whatever the learner is:
 
 - ``inputs``, ``outputs`` [B, k, n, 1], ``targets``, ``support_inputs``, ``support_targets``: a curve fitted in k steps;
 - ``read_weights``, ``write_weights`` [B, T, heads, M]: the places where a memory was read and written;
-- ``trajectories`` [B, k, E, T, 2], ``goal`` [B, 2]: paths in the plane after 0 to k - 1 updates.
+- ``trajectories`` [B, k, E, T, 2], ``goal`` [B, 2]: paths in the plane after 0 to k - 1 updates;
+- ``paths`` [B, k, E, T, 2] after 0 to k - 1 inner steps, each in a scene of its own with K ``objects`` [B, k, E, K, 2]
+  of some ``hues`` [B, k, E, K], of which ``targets`` [B, k, E] are to be reached; and the same names with ``shown_``
+  for the demonstrations [B, D, ...].
 """
 
 from __future__ import annotations
@@ -145,10 +148,48 @@ def trajectories(trace: Trace, task: int = 0) -> Figure:
     return figure
 
 
+def scenes(trace: Trace, task: int = 0, rows: int = 3) -> Figure:
+    """Draw a path to one of several objects before adaptation and after all inner steps, in a row for each trajectory.
+
+    The first column has the demonstrations. Objects have their hues as colours, and a ring is around the target.
+
+    Args:
+        trace: the arrays of the trace.
+        task: the number of the task in the meta-batch.
+        rows: the greatest number of trajectories that are drawn.
+    """
+    names = ("paths", "objects", "hues", "targets")
+    played = [trace[name][task] for name in names]
+    shown = [trace[f"shown_{name}"][task] for name in names] if "shown_paths" in trace else None
+    last = len(played[0]) - 1
+    columns: list[tuple[str, list[Array]]] = [("demonstration", shown)] if shown is not None else []
+    columns.append(("before", [values[0] for values in played]))
+    if last:
+        columns.append((f"after {last} step{'s' if last > 1 else ''}", [values[last] for values in played]))
+    rows = min(rows, played[0].shape[1])
+    figure = Figure(figsize=(2.4 * len(columns), 2.3 * rows + 0.4), layout="constrained")
+    grid = figure.subplots(rows, len(columns), sharex=True, sharey=True, squeeze=False)
+    for c, (title, values) in enumerate(columns):
+        grid[0, c].set_title(title, fontsize="medium")
+        for r, ax in enumerate(grid[:, c]):
+            if r >= len(values[0]):  # fewer demonstrations than trajectories
+                ax.set_axis_off()
+                continue
+            path, objects, hues, target = (array[r] for array in values)
+            ax.scatter(*objects.T, c=hues % (2 * np.pi), cmap="hsv", vmin=0, vmax=2 * np.pi, s=60)
+            ax.plot(*objects[int(target)], "o", color="black", fillstyle="none", markersize=13, label="target")
+            ax.plot(path[:, 0], path[:, 1], ".-", color="tab:blue", linewidth=0.8, markersize=3)
+            ax.plot(*path[0], "s", color="black", markersize=4, label="start")
+            ax.set_aspect("equal")
+    grid[0, 0].legend(frameon=False, fontsize="small")
+    return figure
+
+
 DRAWINGS: Mapping[str, tuple[tuple[str, ...], Callable[[Trace], Figure]]] = {
     "fit": (("inputs", "outputs", "targets", "support_inputs", "support_targets"), fit),
     "weights": (("read_weights",), weights),
     "trajectories": (("trajectories",), trajectories),
+    "scenes": (("paths", "objects", "hues", "targets"), scenes),
 }
 """For each picture the names that it needs in a trace, and the function that draws it."""
 

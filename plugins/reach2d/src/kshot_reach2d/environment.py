@@ -1,7 +1,8 @@
 """An agent in the plane that is to reach one of several coloured objects, for B tasks at once.
 
-The tasks follow the simulated reaching of Finn et al. 2017 (1709.04905), section 5.1: the target has a colour that only
-a demonstration shows, and lies among distractors of other colours, at other places in each trajectory.
+The tasks follow the simulated reaching of Finn et al. 2017 (1709.04905): the target has a colour that only a
+demonstration shows, and lies among distractors of other colours, at other places in each trajectory. Objects also
+have a texture, which the paper's do not have: it differs in each trajectory, and says nothing about the target.
 
 Letters: B tasks, E trajectories per task, T steps, K objects.
 """
@@ -37,6 +38,9 @@ JITTER = 0.2
 APART = 1.5 * math.pi
 """The hues of K objects in a trajectory differ by at least this divided by K: by 90 degrees for three objects."""
 
+FEATURES = 6
+"""The numbers by which an observation describes an object: the way to it (2), its colour (2) and its texture (2)."""
+
 MOVES = torch.tensor([[i, j] for i in (-1, 0, 1) for j in (-1, 0, 1)], dtype=torch.float32)
 """What each discrete action does, in units of ``STEP`` [9, 2]; action 4 does not move."""
 
@@ -49,18 +53,20 @@ class Scene:
         start: where the agent starts [B, E, 2].
         objects: where the objects are [B, E, K, 2], in random order.
         colours: the cosine and the sine of their hues [B, E, K, 2].
+        textures: the cosine and the sine of the angles that are their textures [B, E, K, 2].
         target: the number of the object to reach [B, E].
     """
 
     start: Tensor
     objects: Tensor
     colours: Tensor
+    textures: Tensor
     target: Tensor
 
     def observed(self, at: Tensor) -> Tensor:
-        """Return what the agent sees at ``at`` [B, E, 2]: for each object the way to it and its colour [B, E, 4K]."""
+        """Return what the agent sees at ``at`` [B, E, 2]: for each object the way, colour and texture [B, E, 6K]."""
         way = self.objects - at[..., None, :]
-        return torch.cat([way, self.colours], -1).flatten(-2)
+        return torch.cat([way, self.colours, self.textures], -1).flatten(-2)
 
     def to_target(self, at: Tensor) -> Tensor:
         """Return the way to the target [B, E, 2]."""
@@ -70,13 +76,13 @@ class Scene:
 
 @frozen(eq=False)
 class Environment:
-    """Show the agent the way to each of K objects and their colours, and move it by its actions.
+    """Show the agent the way to each of K objects and their looks, and move it by its actions.
 
-    An object looks like its hue, which is an angle; a task is the hue of the target. In each trajectory the distractors
-    have other hues, which differ from the target's and from each other by at least ``APART`` / K, and places, start
-    and order of the objects are random. A trajectory has T steps. The reward of each is minus the distance to the
-    target after it. The score ``success`` [B, E] is whether the agent is near the target after the last step, and
-    ``distracted`` whether it is then near a distractor.
+    An object has a hue and a texture, which are angles; a task is the hue of the target. In each trajectory the
+    distractors have other hues, which differ from the target's and from each other by at least ``APART`` / K, and
+    textures, places, start and order of the objects are random. A trajectory has T steps. The reward of each is minus
+    the distance to the target after it. The score ``success`` [B, E] is whether the agent is near the target after the
+    last step, and ``distracted`` whether it is then near a distractor.
 
     Attributes:
         hue: the target's hue in each task [B], hidden from the policy.
@@ -88,7 +94,7 @@ class Environment:
         >>> environment = Environment(torch.zeros(1), torch.tensor([7]), trajectories=50, horizon=20, objects=3)
         >>> played = environment.rollout(environment.expert())
         >>> tuple(played.observations.shape), float(played.scores["success"].float().mean())
-        ((1, 50, 20, 12), 1.0)
+        ((1, 50, 20, 18), 1.0)
     """
 
     hue: Tensor
@@ -116,20 +122,22 @@ class Environment:
         hues = self.hue.cpu().double()[..., None, None] + torch.nn.functional.pad(gaps, (1, 0))
         order = drawn("order", K).argsort(-1)
         hues = hues.gather(-1, order)
+        textures = 2 * math.pi * drawn("textures", K)
         like = self.hue if self.hue.is_floating_point() else self.hue.float()
         return Scene(
             start.to(like),
             objects.to(like),
             torch.stack([hues.cos(), hues.sin()], -1).to(like),
+            torch.stack([textures.cos(), textures.sin()], -1).to(like),
             (order == 0).long().argmax(-1).to(like.device),
         )
 
     @torch.no_grad()
     def rollout(self, policy: Policy, number: int = 0) -> Rollout:
-        """Play E trajectories per task with the policy: observations [B, E, T, 4K], actions [B, E, T, 2] or [B, E, T].
+        """Play E trajectories per task with the policy: observations [B, E, T, 6K], actions [B, E, T, 2] or [B, E, T].
 
         Args:
-            policy: a function of the observations [B, E, 4K].
+            policy: a function of the observations [B, E, 6K].
             number: the number of the rollout; each has other scenes.
         """
         scene = self.scene(number)
@@ -158,7 +166,7 @@ class Environment:
         scene = self.scene(number)
 
         def act(seen: Tensor) -> Tensor:
-            ways = seen.unflatten(-1, (self.objects, 4))[..., :2]
+            ways = seen.unflatten(-1, (self.objects, FEATURES))[..., :2]
             index = scene.target[..., None, None].expand(*scene.target.shape, 1, 2)
             way = ways.gather(-2, index).squeeze(-2)
             if self.discrete:
@@ -169,6 +177,21 @@ class Environment:
             return action
 
         return act
+
+    def from_above(self, observations: Tensor) -> dict[str, Tensor]:
+        """Return what a picture of trajectories [..., T, 6K] shows, seen from where each of them starts.
+
+        Returns:
+            ``paths`` [..., T, 2]; ``objects`` [..., K, 2] and their ``hues`` [..., K] in radians; and ``targets``
+            [...], the number of the object whose hue is that of the task. The first axis of ``observations`` is B.
+        """
+        seen = observations.unflatten(-1, (self.objects, FEATURES))
+        ways, colours = seen[..., :2], seen[..., 0, :, 2:4]
+        # The way to an object shortens by the way of the agent.
+        paths = ways[..., :1, 0, :] - ways[..., 0, :]
+        hues = torch.atan2(colours[..., 1], colours[..., 0])
+        towards = torch.cos(hues - self.hue.reshape(-1, *[1] * (hues.ndim - 1)))
+        return {"paths": paths, "objects": ways[..., 0, :, :], "hues": hues, "targets": towards.argmax(-1)}
 
 
 register_value(Environment, "hue", "key")

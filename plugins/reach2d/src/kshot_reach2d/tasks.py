@@ -18,16 +18,22 @@ from kshot.errors import OptionError
 from kshot.randomness import as_tensor, episode_keys, uniform
 from kshot.registry import Range
 from kshot.sampling import check_split
-from kshot_reach2d.environment import CELLS, JITTER, MOVES, START, STEP, Environment
+from kshot_reach2d.environment import CELLS, FEATURES, JITTER, MOVES, START, STEP, Environment
+
+SECTORS = {"train": (0.0, 60.0), "val": (60.0, 15.0), "test": (75.0, 15.0)}
+"""For each split, where the hues of its targets begin in each quarter of the circle, and in which width, in degrees."""
 
 
 class Reach2D:
     """Imitation tasks that differ in the colour of the object to reach, which only demonstrations show.
 
-    The examples are the steps of an expert's demonstrations: observations [B, D T, 4K] and actions [B, D T, 2], or the
+    The examples are the steps of an expert's demonstrations: observations [B, D T, 6K] and actions [B, D T, 2], or the
     numbers of discrete actions [B, D T]. An expert that has arrived stays where it is, so all demonstrations have T
     steps. The query has an ``Environment``, in which the adapted predictor plays from other starts, with the objects
     at other places, and is scored by the share of trajectories that reach the target.
+
+    No two splits share the hue of a target: in each quarter of the circle, 60 degrees are for training, and 15 each
+    for validation and test. Distractors have any hue.
 
     Args:
         demonstrations: number of demonstrations in the support.
@@ -47,7 +53,7 @@ class Reach2D:
         >>> from kshot_reach2d import Reach2D
         >>> episode = Reach2D().sample("test", [0, 1])
         >>> tuple(episode.support.x.shape), tuple(episode.support.y.shape)
-        ((2, 20, 12), (2, 20, 2))
+        ((2, 20, 18), (2, 20, 2))
     """
 
     def __init__(
@@ -84,7 +90,7 @@ class Reach2D:
         far = float(CELLS.max()) + JITTER + START + STEP * horizon
         self.spec = TaskSpec(
             kind="classification" if self.discrete else "regression",
-            input_shape=(4 * objects,),
+            input_shape=(FEATURES * objects,),
             target_shape=() if self.discrete else (2,),
             input_range=(-far, far),
             target_range=None if self.discrete else (-1.0, 1.0),
@@ -99,7 +105,10 @@ class Reach2D:
         """Return tasks ``indices`` of ``split``; the hues of their targets [B] are ``hue`` in the origin's fields."""
         check_split(split, self.spec)
         keys = episode_keys(self.seed, split, indices)
-        hue, key = torch.from_numpy(2 * np.pi * uniform(keys, "hue", 1)[:, 0]).float(), as_tensor(keys)
+        place, quarter = np.modf(4 * uniform(keys, "hue", 1)[:, 0])
+        begin, width = SECTORS[split]
+        hue = torch.from_numpy(np.deg2rad(90 * quarter + begin + width * place)).float()
+        key = as_tensor(keys)
         x, y = self._demonstrated(hue, control.own_key(key, "support"), self._demonstrations)
         query = Examples(
             *self._demonstrated(hue, control.own_key(key, "query"), self._query),
