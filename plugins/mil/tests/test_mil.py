@@ -301,7 +301,7 @@ def test_bad_demonstrations_are_refused():
 
 def test_bad_options_are_refused():
     """The message gives what was given and what was expected."""
-    with pytest.raises(OptionError, match="inner_steps -1"):
+    with pytest.raises(OptionError, match="inner_steps: got -1"):
         MIL(TASKS.spec, inner_steps=-1)
     with pytest.raises(OptionError, match="got bias 3 for a network without a linear layer whose bias is trained"):
         MIL(TASKS.spec, network=nn.Sequential(nn.Linear(2, 2, bias=False)), bias=3)

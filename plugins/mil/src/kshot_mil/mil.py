@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kshot import Episode, Lift, Metrics, Needs, Predictor, Support, TaskSpec, Training
-from kshot.errors import DataError, OptionError
+from kshot.errors import DataError
 from kshot.functional import full_precision
 from kshot.inner import State, Strategy, check_descent, descend, keep_buffers
 from kshot.nn import Network, NetworkChoice, Normalisation, evaluating
@@ -84,9 +84,6 @@ class MIL(nn.Module):
     ) -> None:
         super().__init__()
         check_values(MIL, locals())
-        if inner_steps < 0 or (test_steps or 0) < 0 or bias < 0:
-            given = f"inner_steps {inner_steps}, test_steps {test_steps} and bias {bias}"
-            raise OptionError(f"mil: got {given}, expected at least 0; raise them")
         self.kind, self.observed = spec.kind, demonstrations == "observations"
         whole = build_network(network, spec, normalisation=normalisation, width=width, hidden=hidden)
         self.policy = Policy(whole.net, spec.input_shape, two_heads=two_heads or self.observed, bias=bias)
