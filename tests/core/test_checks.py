@@ -60,9 +60,7 @@ def test_only_objectives_may_have_another_number_of_parameters():
     needs = Needs(kinds=("objective", "regression"), variable_parameters=True)
 
     def change(kind, needs):
-        few, many = (
-            TaskSpec(kind=kind, input_shape=(), target_shape=(parameters,), query=5) for parameters in (3, 4)
-        )
+        few, many = (TaskSpec(kind=kind, input_shape=(), target_shape=(parameters,), query=5) for parameters in (3, 4))
         return mismatches(needs, many, built_for=few)
 
     assert change("objective", needs) == []

@@ -35,7 +35,9 @@ class Quadratics:
 
     def __init__(self, steps: int = 6, seed: int = 0, parameters: int = 3) -> None:
         self.seed = seed
-        self.spec = TaskSpec(kind="objective", input_shape=(), target_shape=(parameters,), query=steps, split_by="index")
+        self.spec = TaskSpec(
+            kind="objective", input_shape=(), target_shape=(parameters,), query=steps, split_by="index"
+        )
         self._steps, self._parameters = steps, parameters
 
     def sample(self, split: str, indices: Sequence[int]) -> Episode:
