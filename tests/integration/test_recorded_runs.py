@@ -17,6 +17,7 @@ from kshot.runs.plan import Plan, build_learner
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 RECORDED = RECIPES / "recorded"
+TUNED = ("SGD", "momentum", "RMSprop", "Adam")
 RUNS = sorted(path.parent for path in RECORDED.glob("**/config.json"))
 
 
@@ -133,3 +134,37 @@ def test_the_table_of_sine_waves_is_that_of_the_recorded_runs() -> None:
             difference = over_seeds([result.minus(maml).mean for result, maml in pairs])
             difference = difference if difference.startswith("-") else f"+{difference}"
         assert cells[:4] == [*errors, difference], name
+
+
+def test_the_table_of_a_learned_update_rule_is_that_of_the_recorded_runs() -> None:
+    """Meta-LSTM beside gradient descent from the same initial parameters and beside MAML, on the same episodes."""
+    table = rows("## A learned update rule on Omniglot")
+    names = ["", "-five-shot"]
+    learned, descent = (
+        [result for name in names for result in results(f"meta-lstm-omniglot{name}", file)]
+        for file in ("result.json", "gradient-descent.json")
+    )
+    maml = [result for name in names for result in results(f"maml-omniglot{name}")]
+    assert [r.normalisation for r in learned] == ["transductive", "support"] * 2
+    assert table == {
+        "meta-lstm": [percent(result) for result in learned],
+        "gradient descent from the same initial parameters": [percent(result) for result in descent],
+        "meta-lstm less gradient descent": [points(a, b) for a, b in zip(learned, descent, strict=True)],
+        "MAML": [percent(result) for result in maml],
+        "meta-lstm less MAML": [points(a, b) for a, b in zip(learned, maml, strict=True)],
+    }
+
+
+def test_the_table_of_learned_optimizers_is_that_of_the_recorded_runs() -> None:
+    """Losses of l2l over its seeds, of each tuned optimizer, and the paired difference to the best of these."""
+    table = rows("## A learned optimizer on networks for digits")
+    tuned = {name: results("l2l-digit-nets", f"tuned-{name.lower()}.json") for name in TUNED}
+    expected: dict[str, list[str]] = {"l2l": [], "l2l less the best of them": []}
+    for test in range(6):
+        learned = seeds("l2l-digit-nets", test)
+        best = min((results[test] for results in tuned.values()), key=lambda result: result.mean)
+        expected["l2l"].append(over_seeds([result.mean for result in learned]))
+        difference = over_seeds([result.minus(best).mean for result in learned])
+        expected["l2l less the best of them"].append(difference if difference[0] == "-" else f"+{difference}")
+    expected |= {f"tuned {name}": [f"{result.mean:.3f}" for result in tuned[name]] for name in TUNED}
+    assert table == expected
