@@ -138,7 +138,7 @@ class LearnedRate(nn.Module):
     truncated unroll does.
     """
 
-    needs = Needs(kinds=("objective",), exact_gradient=True)
+    needs = Needs(kinds=("objective",), exact_gradient=True, variable_parameters=True)
 
     def __init__(self, spec: TaskSpec) -> None:
         super().__init__()
@@ -233,6 +233,26 @@ class CountsQuestions(LearnedRate):
         return lambda x: self.descend(source, x.shape[1], create_graph=False).detach()
 
 
+class RatePerParameter(LearnedRate):
+    """Has a rate for each parameter of the spec, although it declares that their number does not matter."""
+
+    def __init__(self, spec: TaskSpec) -> None:
+        super().__init__(spec)
+        self.rate = nn.Parameter(torch.full(spec.target_shape, 0.1))
+
+
+class FirstParametersOnly(LearnedRate):
+    """Returns as many parameters as those of the spec, also of objectives that have more."""
+
+    def __init__(self, spec: TaskSpec) -> None:
+        super().__init__(spec)
+        self.parameters_of_spec = spec.target_shape[0]
+
+    def adapt(self, support: Support) -> Callable[[Tensor], Tensor]:
+        predict = super().adapt(support)
+        return lambda x: predict(x)[..., : self.parameters_of_spec]
+
+
 OBJECTIVES = sample_tasks.Quadratics()
 BROKEN_LEARNERS: list[tuple[str, Any]] = [
     ("finite-differences", FirstStepExact),
@@ -240,6 +260,8 @@ BROKEN_LEARNERS: list[tuple[str, Any]] = [
     ("batch-equals-singles", OneUnroll),
     ("batch-equals-singles", MoreForMore),
     ("iterates-by-step", CountsQuestions),
+    ("needs-are-true", RatePerParameter),
+    ("needs-are-true", FirstParametersOnly),
 ]
 
 

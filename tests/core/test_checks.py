@@ -55,6 +55,21 @@ def test_a_learner_is_compared_with_the_tasks_it_was_built_for():
     assert len(mismatches(Needs(variable_way=True), other, built_for=SPEC)) == 1
 
 
+def test_only_objectives_may_have_another_number_of_parameters():
+    """In other kinds ``target_shape`` is the shape of a prediction, which no declaration leaves open."""
+    needs = Needs(kinds=("objective", "regression"), variable_parameters=True)
+
+    def change(kind, needs):
+        few, many = (TaskSpec(kind=kind, input_shape=(), target_shape=(parameters,), query=5) for parameters in (3, 4))
+        return mismatches(needs, many, built_for=few)
+
+    assert change("objective", needs) == []
+    assert change("objective", Needs(kinds=("objective",))) == [
+        "the learner was built for target_shape (3,), the tasks have (4,)"
+    ]
+    assert len(change("regression", needs)) == 1
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [

@@ -116,6 +116,7 @@ def test_a_stored_spec_that_is_no_json_is_refused(text):
         {"semantics": "maybe"},
         {"external": "yes"},
         {"variable_way": 1},
+        {"variable_parameters": None},
         {"input_range": 3},
         {"rollouts": None},
         {"rollouts": -1},

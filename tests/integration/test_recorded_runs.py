@@ -17,6 +17,7 @@ from kshot.runs.plan import Plan, build_learner
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 RECORDED = RECIPES / "recorded"
+TUNED = ("SGD", "momentum", "RMSprop", "Adam")
 RUNS = sorted(path.parent for path in RECORDED.glob("**/config.json"))
 
 
@@ -145,3 +146,39 @@ def test_the_table_of_imitation_is_that_of_the_recorded_runs() -> None:
         expected = [over_seeds(values, 1) for values in means]
         assert {len(values) for values in means} == {3}
         assert [cell.strip() for cell in cells] == expected, name
+
+
+def test_the_table_of_a_learned_update_rule_is_that_of_the_recorded_runs() -> None:
+    """Meta-LSTM beside gradient descent from the same initial parameters and beside MAML, on the same episodes."""
+    table = rows("## A learned update rule on Omniglot")
+    names = [name for name in ("", "-five-shot") if (RECORDED / f"meta-lstm-omniglot{name}").exists()]
+    learned, descent = (
+        [result for name in names for result in results(f"meta-lstm-omniglot{name}", file)]
+        for file in ("result.json", "gradient-descent.json")
+    )
+    maml = [result for name in names for result in results(f"maml-omniglot{name}")]
+    assert [r.normalisation for r in learned] == ["transductive", "support"] * len(names)
+    assert table == {
+        "meta-lstm": [percent(result) for result in learned],
+        "gradient descent from the same initial parameters": [percent(result) for result in descent],
+        "meta-lstm minus gradient descent": [points(a, b) for a, b in zip(learned, descent, strict=True)],
+        "MAML": [percent(result) for result in maml],
+        "meta-lstm minus MAML": [points(a, b) for a, b in zip(learned, maml, strict=True)],
+    }
+
+
+def test_the_table_of_learned_optimizers_is_that_of_the_recorded_runs() -> None:
+    """Losses of l2l for each seed, of each tuned optimizer, and the paired difference to the best of these."""
+    table = rows("## A learned optimizer on networks for digits")
+    tuned = {name: results("l2l-digit-nets", f"tuned-{name.lower()}.json") for name in TUNED}
+    expected = {f"tuned {name}": [f"{result.mean:.2g}" for result in tuned[name]] for name in TUNED}
+    learned, differences = [], []
+    for test in range(6):
+        of_seeds = seeds("l2l-digit-nets", test)
+        best = min((results[test] for results in tuned.values()), key=lambda result: result.mean)
+        less = [result.minus(best).mean for result in of_seeds]
+        interval = stats.t.ppf(0.975, len(less) - 1) * np.std(less, ddof=1) / len(less) ** 0.5
+        learned.append(" / ".join(f"{result.mean:.2g}" for result in of_seeds))
+        differences.append(f"{np.mean(less):+.2g} ± {interval:.1g}")
+    expected |= {"l2l, three seeds": learned, "l2l minus the best tuned one": differences}
+    assert table == expected

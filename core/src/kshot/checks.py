@@ -120,8 +120,10 @@ def _control_mismatches(needs: Needs, spec: TaskSpec) -> list[str]:
 def _changes(needs: Needs, spec: TaskSpec, built_for: TaskSpec) -> list[str]:
     """Return in what sizes these tasks differ from those that the learner was built for."""
     both_control = spec.kind == built_for.kind == "control"
-    # In control, target_shape and way describe actions, which _actions compares together.
-    names = ("input_shape", *(() if both_control else ("target_shape",)), "semantics_shape")
+    # In control, target_shape and way describe actions, which _actions compares together. In objective tasks it is the
+    # number of parameters, which a learner may leave open.
+    open_target = both_control or (spec.kind == built_for.kind == "objective" and needs.variable_parameters)
+    names = ("input_shape", *(() if open_target else ("target_shape",)), "semantics_shape")
     reasons = [
         f"the learner was built for {name} {getattr(built_for, name)}, the tasks have {getattr(spec, name)}"
         for name in names

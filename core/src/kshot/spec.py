@@ -269,6 +269,8 @@ class Needs:
         actions: in control tasks, the actions that it accepts: ``any``, ``discrete`` or ``continuous``.
         absent_labels: whether it accepts a support without examples of some labels, such as a demonstration in which
             not every discrete action is taken.
+        variable_parameters: whether it accepts objectives with any number of parameters, also another than in the spec
+            that it was built for. If False, the number is fixed when the learner is built.
 
     Attributes (what the learner asks for):
         unlabelled: examples without labels in the support: ``no`` (they are ignored), ``optional`` (they are used if
@@ -306,6 +308,7 @@ class Needs:
     exact_gradient: bool = False
     invariant: frozenset[str] = attrs.field(default=frozenset(), converter=_set)
     absent_labels: bool = False
+    variable_parameters: bool = False
 
     def __attrs_post_init__(self) -> None:
         who = "Needs"
@@ -315,7 +318,8 @@ class Needs:
         _check_choice(who, "actions", self.actions, ("any", "discrete", "continuous"))
         for name in ("unlabelled", "semantics"):
             _check_choice(who, name, getattr(self, name), ("no", "optional", "required"))
-        for name in ("external", "couples_tasks", "variable_way", "zero_shot", "exact_gradient"):
+        flags = ("external", "couples_tasks", "variable_way", "variable_parameters", "zero_shot", "exact_gradient")
+        for name in flags:
             if not isinstance(getattr(self, name), bool):
                 raise DataError(f"{who}: got {name} {getattr(self, name)!r}, expected True or False")
         _check_range(who, "input_range", self.input_range)

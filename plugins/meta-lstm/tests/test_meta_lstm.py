@@ -212,6 +212,16 @@ def test_the_initial_values_are_the_papers():
     assert MetaLSTM(TaskSpec(shot=5, **images), width=4).inner_steps == 8
 
 
+def test_the_gate_scale_changes_no_gate_but_multiplies_their_gradients():
+    """Initial weights are divided by the scale, so a step of Adam, which has one size, changes a gate by more."""
+    plain, scaled = (gradients_of(smooth(gate_scale=scale), episodes()) for scale in (1.0, 8.0))
+    names = [name for name, _ in smooth().named_parameters()]
+    for name, before, after in zip(names, plain, scaled, strict=True):
+        factor = 8 if name.startswith(("gates.input_gate", "gates.forget_gate")) else 1
+        assert before.abs().max() > 0
+        assert torch.allclose(after, factor * before, rtol=0, atol=1e-12), name
+
+
 def test_training_takes_the_inner_steps_whatever_the_test_steps_are():
     """``test_steps`` is for evaluation and use."""
     few, many = (gradients_of(smooth(test_steps=k), episodes()) for k in (1, 5))
@@ -245,6 +255,9 @@ def test_bad_input_is_refused_before_any_compute():
             MetaLSTM(TASKS.spec, forget_bias=wrong)
         with pytest.raises(OptionError, match=r"meta-lstm: got input_bias .* expected two finite numbers"):
             MetaLSTM(TASKS.spec, input_bias=wrong)
+    for scale in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(OptionError, match=r"meta-lstm: got gate_scale .* expected a positive number"):
+            MetaLSTM(TASKS.spec, gate_scale=scale)
     for option in ({"inner_steps": -1}, {"lstm": -1}, {"preprocessing": 0.0}, {"order": "third"}, {"test_rate": -0.1}):
         with pytest.raises(OptionError, match=next(iter(option))):
             kshot.learner("meta-lstm", TASKS.spec, **option)

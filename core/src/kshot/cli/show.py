@@ -85,6 +85,7 @@ def _needs_in_words(needs: dict[str, Any]) -> list[str]:
         "accepts": [
             f"tasks of kind {', '.join(needs['kinds'])}",
             "any number of classes (way)" if needs["variable_way"] else "",
+            "any number of parameters" if needs["variable_parameters"] else "",
             "a support without examples (zero-shot)" if needs["zero_shot"] else "",
             f"only inputs from {low} to {high}" if needs["input_range"] else "",
             f"only {needs['actions']} actions" if needs["actions"] != "any" else "",

@@ -99,7 +99,7 @@ class L2L(nn.Module):
         (2, 6, 3)
     """
 
-    needs = Needs(kinds=("objective",))
+    needs = Needs(kinds=("objective",), variable_parameters=True)
     training_defaults = Training(lr=1e-2, schedule="cosine", meta_batch=32, iterations=300)
 
     def __init__(

@@ -70,7 +70,7 @@ class TunedOptimizer(nn.Module):
         ['loss', 'lr']
     """
 
-    needs = Needs(kinds=("objective",))
+    needs = Needs(kinds=("objective",), variable_parameters=True)
     training_defaults = Training(meta_batch=512, iterations=4)
     losses: Tensor
 

@@ -41,9 +41,11 @@ class Gates(nn.Module):
         hidden: H, units of the first layer; 0 to leave it out, so that the gates see the preprocessed numbers.
         preprocessing: p of ``kshot.functional.log_and_sign``.
         forget_bias, input_bias: the range (least, greatest) of the initial bias of each gate.
+        scale: the gates' linear maps are multiplied by this factor, and their initial weights and biases are divided by
+            it. So it changes no initial gate, but an outer step of Adam changes the gates by this factor more.
 
     Raises:
-        OptionError: a range is empty or not finite.
+        OptionError: a range is empty or not finite, or the scale is not a positive number.
 
     Example:
         >>> gates = Gates(hidden=5)
@@ -58,6 +60,7 @@ class Gates(nn.Module):
         preprocessing: float = 10.0,
         forget_bias: tuple[float, float] = (4.0, 5.0),
         input_bias: tuple[float, float] = (-5.0, -4.0),
+        scale: float = 1.0,
     ) -> None:
         super().__init__()
         for name, (least, greatest) in {"forget_bias": forget_bias, "input_bias": input_bias}.items():
@@ -66,7 +69,9 @@ class Gates(nn.Module):
                     f"meta-lstm: got {name} {(least, greatest)}, expected two finite numbers, the lower one first; "
                     "change them"
                 )
-        self.p, self.units = preprocessing, hidden
+        if not 0 < scale < math.inf:
+            raise OptionError(f"meta-lstm: got gate_scale {scale}, expected a positive number; change it")
+        self.p, self.units, self.scale = preprocessing, hidden, scale
         # From two numbers of the gradient, two of the loss and the hidden state to the four gates of the first layer.
         self.lstm = nn.Linear(4 + hidden, 4 * hidden) if hidden else None
         seen = (hidden or 4) + 2
@@ -76,6 +81,10 @@ class Gates(nn.Module):
             nn.init.uniform_(parameter, -0.01, 0.01)
         nn.init.uniform_(self.forget_gate.bias, *forget_bias)
         nn.init.uniform_(self.input_gate.bias, *input_bias)
+        if scale != 1:
+            with torch.no_grad():
+                for parameter in (*self.input_gate.parameters(), *self.forget_gate.parameters()):
+                    parameter.div_(scale)
 
     def forward(
         self, parameters: Tensor, gradient: Tensor, loss: Tensor, memory: Memory | None = None
@@ -102,7 +111,7 @@ class Gates(nn.Module):
             signal = hidden
         # i_t = sigmoid(W_I [gradient, loss, theta_{t-1}, i_{t-1}] + b_I), and f_t likewise (section 3.1).
         i, f = (
-            layer(torch.cat([signal, parameters[:, None], previous[:, None]], -1))[:, 0].sigmoid()
+            (self.scale * layer(torch.cat([signal, parameters[:, None], previous[:, None]], -1))[:, 0]).sigmoid()
             for layer, previous in ((self.input_gate, memory.input_gate), (self.forget_gate, memory.forget_gate))
         )
         # Eq. 2: c_t = f_t o c_{t-1} + i_t o c~_t with the candidate c~_t = -gradient.

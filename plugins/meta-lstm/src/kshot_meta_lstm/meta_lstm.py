@@ -39,6 +39,8 @@ class MetaLSTM(nn.Module):
         preprocessing: p of the representation of gradients and losses, see ``kshot.functional.log_and_sign``.
         forget_bias, input_bias: the ranges of the gates' initial biases, the paper's. The first steps are gradient
             descent with the rate sigmoid(input_bias), about 0.01; a short training should start from a greater one.
+        gate_scale: by what factor an outer step of Adam changes the gates more than without, see ``Gates``; 1 in the
+            paper. The gates have to move much further than the weights of the network.
         order: ``first`` treats gradients and losses of the network as constants in the meta-gradient, as the paper
             does; ``second`` differentiates through them.
         inner_steps: T, steps on the complete support, in training. None for the authors' numbers on mini-ImageNet: 12
@@ -77,6 +79,7 @@ class MetaLSTM(nn.Module):
         preprocessing: Annotated[float, Range(1e-3, 80)] = 10.0,
         forget_bias: tuple[float, float] = (4.0, 5.0),
         input_bias: tuple[float, float] = (-5.0, -4.0),
+        gate_scale: float = 1.0,
         order: Literal["first", "second"] = "first",
         inner_steps: Annotated[int, Range(0)] | None = None,
         test_steps: Annotated[int, Range(0)] | None = None,
@@ -89,7 +92,7 @@ class MetaLSTM(nn.Module):
         self.kind = spec.kind
         # Algorithm 1, line 1: c_0 are the initial parameters of the network.
         self.net = build_network(network, spec, normalisation=normalisation, width=width, hidden=hidden)
-        self.gates = Gates(lstm, preprocessing, forget_bias, input_bias)
+        self.gates = Gates(lstm, preprocessing, forget_bias, input_bias, gate_scale)
         self.second_order, self.test_rate = order == "second", test_rate
         self.inner_steps = (12 if spec.shot == 1 else 8) if inner_steps is None else inner_steps
         self.test_steps = self.inner_steps if test_steps is None else test_steps

@@ -313,6 +313,25 @@ def _check_case(case: Case) -> None:
                 _try(case, learner, bare, f"without {name}, which it declares optional")
         if needs.variable_way:
             _check_way(case, learner, episode)
+    if case.kind == "objective" and needs.variable_parameters:
+        _check_parameters(case, learner)
+
+
+def _check_parameters(case: Case, learner: Any) -> None:
+    """Minimise objectives with more parameters than the learner was built for."""
+    P = case.tasks.spec.target_shape[0] + 2
+    tasks = sample_tasks.Quadratics(parameters=P)
+    points = _try(
+        case,
+        learner,
+        tasks.sample("test", [0, 1]),
+        f"on objectives with {P} parameters, although needs.variable_parameters is True",
+    )
+    if points.shape[-1] != P:
+        broken(
+            f"got points of shape {tuple(points.shape)} for objectives with {P} parameters, expected {P} as last axis, "
+            "because needs.variable_parameters is True"
+        )
 
 
 def _check_way(case: Case, learner: Any, episode: Episode) -> None:

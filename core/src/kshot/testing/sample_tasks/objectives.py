@@ -20,11 +20,12 @@ def quadratic(point: Tensor, data: tuple[Tensor, Tensor]) -> Tensor:
 
 
 class Quadratics:
-    """Optimizees that are quadratic functions of three parameters.
+    """Optimizees that are quadratic functions, of three parameters by default.
 
     Args:
         steps: T, how many updates an optimizer may make.
         seed: determines all episodes.
+        parameters: P, how many parameters a point has.
 
     Example:
         >>> objective = Quadratics().sample("train", [0, 1]).support.source
@@ -32,10 +33,12 @@ class Quadratics:
         (2,)
     """
 
-    def __init__(self, steps: int = 6, seed: int = 0) -> None:
+    def __init__(self, steps: int = 6, seed: int = 0, parameters: int = 3) -> None:
         self.seed = seed
-        self.spec = TaskSpec(kind="objective", input_shape=(), target_shape=(3,), query=steps, split_by="index")
-        self._steps = steps
+        self.spec = TaskSpec(
+            kind="objective", input_shape=(), target_shape=(parameters,), query=steps, split_by="index"
+        )
+        self._steps, self._parameters = steps, parameters
 
     def sample(self, split: str, indices: Sequence[int]) -> Episode:
         """Sample episodes whose ``source`` is the objective, in support and query.
@@ -44,9 +47,9 @@ class Quadratics:
         """
         origin = origin_of(self.spec, self.seed, split, indices)
         keys = episode_keys(self.seed, split, indices)
-        B = len(keys)
-        matrix = torch.eye(3) + 0.3 * normals(keys, "matrix", 3, 3)
-        objective = Objective(normals(keys, "initial", 3), (matrix, normals(keys, "target", 3)), quadratic)
+        B, P = len(keys), self._parameters
+        matrix = torch.eye(P) + 0.3 * normals(keys, "matrix", P, P)
+        objective = Objective(normals(keys, "initial", P), (matrix, normals(keys, "target", P)), quadratic)
         steps = torch.arange(1.0, self._steps + 1).expand(B, -1)
         empty = torch.zeros(B, 0)
         support = Support(empty, empty, source=objective, key=as_tensor(keys))
