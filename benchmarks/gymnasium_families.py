@@ -1,4 +1,5 @@
 """Measure environment steps per second of gymnasium families against ``SyncVectorEnv`` stepped by hand, in one thread.
+Times are processor times, so that other programs disturb them little.
 
 10 tasks x 10 trajectories. By hand, a loop sets the parameters, resets by seeds and steps a ``SyncVectorEnv`` of the
 same environments with the same actions, and keeps observations and rewards. The tasks ``cartpole`` and ``pendulum``
@@ -9,6 +10,7 @@ Run ``python benchmarks/gymnasium_families.py`` (needs kshot-gymnasium); add ``-
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -65,7 +67,7 @@ def main() -> None:
             return environment.rollout(lambda x: still)
 
         runs: dict[str, Callable[[], object]] = {"kshot": ours, "by hand": by_hand(id, attribute)}
-        times = alternate(runs, 3 if options.quick else 15, warmup=1 if options.quick else 3)
+        times = alternate(runs, 3 if options.quick else 15, warmup=1 if options.quick else 3, clock=time.process_time)
         for run, values in times.items():
             median, least, greatest = spread([TASKS * TRAJECTORIES * HORIZON / t for t in values])
             report.rows.append({"run": f"{name}, {run}", "steps/s": median, "least": least, "greatest": greatest})

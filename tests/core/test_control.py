@@ -175,18 +175,27 @@ def test_rewards_after_the_end_may_be_anything() -> None:
     assert control.recorded(rewards[..., None], torch.zeros(1, 1, 3), rewards, ended).rewards.tolist() == [[[1, 0, 0]]]
 
 
-def test_actions_that_are_not_finite_are_refused_with_their_place() -> None:
-    """The message gives task, trajectory and step; actions after the end are not checked."""
-    actions = torch.zeros(2, 3, 4, 2)
-    actions[1, 2, 3] = torch.nan
-    rewards = torch.zeros(2, 3, 4)
-    with pytest.raises(TrainingError, match="in step 3 of trajectory 2 of task 1"):
-        control.recorded(actions, actions, rewards)
+def test_numbers_that_are_not_finite_are_refused_with_their_place() -> None:
+    """The message gives task, trajectory and step, and names what was wrong first; after the end nothing is checked."""
+    fine, rewards = torch.zeros(2, 3, 4, 2), torch.zeros(2, 3, 4)
+    actions, late = fine.clone(), rewards.clone()
+    actions[1, 2, 3], late[0, 1, 3], late[1, 2, 2:] = torch.nan, torch.inf, torch.nan
+    with pytest.raises(TrainingError, match="policy: got a NaN or infinite action in step 3 of trajectory 2 of task 1"):
+        control.recorded(fine, actions, rewards)
     with pytest.raises(TrainingError, match="in step 3 of trajectory 2, expected finite numbers;"):
-        control.recorded(actions[1], actions[1], rewards[1])
+        control.recorded(fine[1], actions[1], rewards[1])
+    with pytest.raises(DataError, match="mine: got a NaN or infinite reward in step 2 of trajectory 2 of task 1,"):
+        control.recorded(fine, actions, late, who="mine")
+    # In the same step, the observation is before the action, and the action before the reward.
+    with pytest.raises(DataError, match="environment: got a NaN or infinite observation in step 3 of trajectory 2 of"):
+        control.recorded(actions, actions, late.nan_to_num(posinf=0))
+    with pytest.raises(TrainingError, match="action in step 3 of trajectory 2,"):
+        control.recorded(fine[1], actions[1], actions[1, ..., 0])
     ended = torch.zeros(2, 3, 4, dtype=torch.bool)
-    ended[..., 2] = True
-    assert not control.recorded(actions, actions, rewards, ended).running[..., 3].any()
+    ended[..., 1] = True
+    assert not control.recorded(actions, actions, late, ended).running[..., 2:].any()
+    # A sum of finite numbers that overflows is no fault.
+    control.recorded(fine, fine, torch.full((2, 3, 4), 3e38))
 
 
 def test_a_rollout_runs_to_its_end_by_default() -> None:

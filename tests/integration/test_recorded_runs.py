@@ -62,10 +62,21 @@ def seeds(name: str, test: int) -> list[Result]:
     return [results(name, file)[test] for file in files]
 
 
-def over_seeds(values: list[float], digits: int = 3) -> str:
-    """Write a mean of a value per seed with its 95 % t interval."""
+def over_seeds(values: list[float], digits: int = 3, sign: str = "") -> str:
+    """Write a mean of a value per seed with its 95 % t interval; ``sign`` "+" shows a plus too.
+
+    The value of a single seed has no interval, and is marked.
+    """
+    if len(values) == 1:
+        return f"{values[0]:{sign}.{digits}f} (one seed)"
     interval = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
-    return f"{np.mean(values):.{digits}f} ± {interval:.{digits}f}"
+    return f"{np.mean(values):{sign}.{digits}f} ± {interval:.{digits}f}"
+
+
+def by_seed(name: str, test: int, other: str, other_test: int) -> str:
+    """Write the mean over the seeds that both have of the paired difference of two tests of control tasks."""
+    pairs = zip(seeds(name, test), seeds(other, other_test), strict=False)
+    return over_seeds([a.minus(b).mean for a, b in pairs], 2, "+")
 
 
 def percent(result: Result) -> str:
@@ -131,8 +142,7 @@ def test_the_table_of_sine_waves_is_that_of_the_recorded_runs() -> None:
             difference = ""
         else:
             pairs = zip(seeds(name, 0), seeds("maml-sinusoid", 0), strict=True)
-            difference = over_seeds([result.minus(maml).mean for result, maml in pairs])
-            difference = difference if difference.startswith("-") else f"+{difference}"
+            difference = over_seeds([result.minus(maml).mean for result, maml in pairs], sign="+")
         assert cells[:4] == [*errors, difference], name
 
 
@@ -182,3 +192,46 @@ def test_the_table_of_learned_optimizers_is_that_of_the_recorded_runs() -> None:
         differences.append(f"{np.mean(less):+.2g} ± {interval:.1g}")
     expected |= {"l2l, three seeds": learned, "l2l minus the best tuned one": differences}
     assert table == expected
+
+
+def test_the_table_of_navigation_is_that_of_the_recorded_runs() -> None:
+    """Returns before and after 1, 2 and 3 updates, and the difference to MAML on the same goals."""
+    table = rows("### Point navigation")
+    maml = "maml-rl-navigation2d"
+    assert {maml, "metasgd-rl-navigation2d"} < set(table)
+    for name, cells in table.items():
+        if name.startswith("published"):
+            continue
+        expected = [over_seeds([result.mean for result in seeds(name, test)], 2) for test in range(4)]
+        difference = by_seed(name, 1, maml, 1) if name != maml else ""
+        assert cells[:5] == [*expected, difference], name
+
+
+def test_the_table_of_families_is_that_of_the_recorded_runs() -> None:
+    """Returns, the gain by an update, and the difference to one policy for all tasks."""
+    table = rows("### Cart poles and pendulums")
+    assert {"maml-rl-cartpole", "maml-rl-pendulum"} <= set(table)
+    for name, cells in table.items():
+        expected = [over_seeds([result.mean for result in seeds(name, test)], 2) for test in range(4)]
+        expected.append(by_seed(name, 1, name, 0))
+        other = f"{name}-pretrained"
+        expected.append(by_seed(name, 1, other, 0) if other in table else "")
+        assert cells[:6] == expected, name
+
+
+def test_the_table_of_regret_is_that_of_the_recorded_runs() -> None:
+    """Regret of 10 pulls, for policies trained on each number of arms and for one trained on five."""
+    table = rows("### Regret on bandits")
+    assert "5 arms" in table
+    for name, cells in table.items():
+        if trained := re.match(r"(\d+) arms", name):
+            folder = "maml-rl-bandits" + ("" if trained[1] == "5" else f"-{trained[1]}-arms")
+            tests = range(4)
+        else:
+            live = re.match(r"(\d+) of 20", name)
+            assert live is not None, name
+            folder = "maml-rl-bandits-many"
+            first = 4 * [2, 5, 10, 15, 20].index(int(live[1]))
+            tests = range(first, first + 4)
+        expected = [over_seeds([float(r.scores["regret"].mean()) for r in seeds(folder, test)], 2) for test in tests]
+        assert cells[:4] == expected, name

@@ -148,6 +148,8 @@ def recorded(
     rewards: Tensor,
     ended: Tensor | None = None,
     scores: Mapping[str, Tensor] | None = None,
+    *,
+    who: str = "environment",
 ) -> Rollout:
     """Return the rollout of T steps with the rewards after the end of each trajectory set to 0.
 
@@ -155,9 +157,11 @@ def recorded(
         observations, actions, rewards: of all T steps, including those after the end [B, E, T, ...].
         ended: whether the step was its trajectory's last [B, E, T], or None if all trajectories take T steps.
         scores: further scores by the environment [B, E], by name.
+        who: the name of the environment, for messages.
 
     Raises:
         TrainingError: an action before the end is NaN or infinite; the message gives its task, trajectory and step.
+        DataError: likewise an observation or a reward. Of several, the first one in time is reported.
 
     Example:
         The step that ends a trajectory still counts:
@@ -172,19 +176,41 @@ def recorded(
         running = ended.cumsum(-1) - ended.long() == 0
         # Replaced instead of multiplied by 0, because rewards after the end may be anything, NaN too.
         rewards = torch.where(running, rewards, 0)
-    # One sum decides the usual case; actions after the end mean nothing and may be anything.
-    if actions.is_floating_point() and not bool(torch.isfinite(actions.sum())):
-        bad = (
-            ~torch.isfinite(actions) & running.reshape(*running.shape, *[1] * (actions.ndim - rewards.ndim))
-        ).nonzero()
-        if len(bad):
-            *task, trajectory, step = bad[0][: rewards.ndim].tolist()
-            raise TrainingError(
-                f"policy: got a NaN or infinite action in step {step} of trajectory {trajectory}"
-                f"{f' of task {task[0]}' if task else ''}, expected finite numbers; lower the learning rates, or "
-                "look at the policy's parameters"
-            )
+    _check_numbers({"observation": observations, "action": actions, "reward": rewards}, running, who)
     return Rollout(observations, actions, rewards, running, dict(scores or {}))
+
+
+def _check_numbers(values: Mapping[str, Tensor], running: Tensor, who: str) -> None:
+    """Check that the numbers of the steps that were taken are finite.
+
+    Args:
+        values: observations, actions and rewards [B, E, T, ...] by name, in the order in which a step has them.
+        running: whether the step was taken [B, E, T].
+        who: the name of the environment.
+    """
+    # One sum decides the usual case; numbers after the end mean nothing and may be anything.
+    if all(bool(torch.isfinite(numbers.sum())) for numbers in values.values()):
+        return
+    found = []
+    for order, (name, numbers) in enumerate(values.items()):
+        bad = ~torch.isfinite(numbers.reshape(*running.shape, -1)).all(-1) & running
+        if len(places := bad.nonzero()):
+            place = places[places[:, -1].argmin()].tolist()
+            found.append((place[-1], order, name, place))
+    if not found:
+        return
+    # What is wrong first is the cause: a wrong observation makes a wrong action, and that a wrong reward.
+    step, _, name, (*task, trajectory, _) = min(found)
+    where = f"in step {step} of trajectory {trajectory}{f' of task {task[0]}' if task else ''}"
+    if name == "action":
+        raise TrainingError(
+            f"policy: got a NaN or infinite action {where}, expected finite numbers; lower the learning rates, or "
+            "look at the policy's parameters"
+        )
+    raise DataError(
+        f"{who}: got a NaN or infinite {name} {where}, expected finite numbers; correct the environment, or choose "
+        "other parameters for it"
+    )
 
 
 def demonstrations(trajectories: Sequence[tuple[ArrayLike | Tensor, ArrayLike | Tensor]], spec: TaskSpec) -> Support:

@@ -96,6 +96,10 @@ def test_numbers_that_are_not_finite_are_refused(name, step):
     """The message names environment, step and trajectory."""
     with pytest.raises(DataError, match=f"counters: got a NaN or infinite {name} in step {step} of trajectory 0 of t"):
         tasks_of(counters(name)).sample("train", [0, 1]).support.source.rollout(still)
+    # A policy that computes with an infinite observation is not blamed for it.
+    if name == "observation":
+        with pytest.raises(DataError, match="counters: got a NaN or infinite observation in step 2"):
+            tasks_of(counters(name)).sample("train", [0]).support.source.rollout(lambda x: x.expand(1, 3, 2) - x)
     # After the end of a trajectory they mean nothing.
     ends = tasks_of(counters(name, last=OneOf((2.0,))))
     assert ends.sample("train", [0]).support.source.rollout(still).rewards.isfinite().all()
@@ -152,6 +156,15 @@ def test_pendulums_are_those_of_gymnasium():
                 assert reward == pytest.approx(float(played.rewards[b, i, t]), abs=1e-3)
                 if t < 39:
                     assert np.allclose(seen, played.observations[b, i, t + 1].numpy(), atol=1e-4)
+
+
+def test_the_cost_of_a_torque_is_that_of_the_torque_which_acts():
+    """The environment itself clips the torque too, as gymnasium's does, for users who step it without the adapter."""
+    vector = Pendulum(horizon=1).family.vector(2)
+    at, _ = vector.reset(seed=[0, 1])
+    rewards = vector.step(np.array([[3.0], [-5.0]]))[1]
+    angle = np.arctan2(at[:, 1].astype(float), at[:, 0])
+    assert np.allclose(rewards, -(angle**2 + 0.1 * at[:, 2] ** 2 + 0.001 * 2.0**2), atol=1e-5)
 
 
 def test_starts_are_those_of_their_seeds():
@@ -266,6 +279,25 @@ def test_registered_environments_have_no_other_limit_of_time():
     e = tasks.sample("train", [0])
     assert e.support.source.rollout(lambda x: x[..., :1]).running.all()
     assert tasks.family.vector(1).envs[0].unwrapped.g == pytest.approx(float(e.origin.fields["g"][0]))
+
+
+class Runner(gymnasium.Env):
+    """Run at a speed of 1.5, with a reward of its own."""
+
+    observation_space, action_space = spaces.Box(-1.0, 1.0, (1,)), spaces.Box(-1.0, 1.0, (2,))
+
+    def step(self, action):
+        return np.zeros(1, np.float32), 100.0, False, False, {"x_velocity": 1.5}
+
+
+@pytest.mark.parametrize(("kind", "goal", "reward"), [("velocity", 2.0, -0.5), ("direction", -1.0, -1.5)])
+def test_the_reward_of_a_goal_replaces_that_of_the_environment(kind, goal, reward):
+    """By hand: the distance to the speed or the speed in the direction, less 0.05 (0.6^2 + 0.8^2). No MuJoCo needed."""
+    from kshot_gymnasium.half_cheetah import WithGoal
+
+    env = WithGoal(Runner(), kind)
+    env.goal = goal
+    assert env.step(np.array([0.6, 0.8]))[1] == pytest.approx(reward - 0.05)
 
 
 def test_half_cheetahs_are_rewarded_for_their_goal():

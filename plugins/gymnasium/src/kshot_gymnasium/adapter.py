@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kshot import Episode, Origin, Rollout, TaskSpec, control
 from kshot.episode import Policy, register_value
-from kshot.errors import DataError, OptionError
+from kshot.errors import OptionError
 from kshot.randomness import as_tensor, episode_keys
 from kshot.sampling import check_split
 from kshot_gymnasium.families import Family, seeds_of
@@ -82,9 +82,7 @@ class Environment:
         over = torch.from_numpy(np.stack(ended, -1)).to(self.key.device).reshape(*shape, -1)
         # T is the axis after E, before those of an observation or of an action.
         states, taken = torch.stack(observations, len(shape)), torch.stack(actions, len(shape))
-        played = control.recorded(states, taken, torch.stack(rewards, -1), over)
-        check_numbers(played, self.family.name)
-        return played
+        return control.recorded(states, taken, torch.stack(rewards, -1), over, who=self.family.name)
 
     def _native(self, action: Tensor) -> Any:
         """Return actions [B, E, *a] as an environment takes them: clipped, [B E, *a]."""
@@ -95,31 +93,6 @@ class Environment:
 
 
 register_value(Environment, "parameters", "key")
-
-
-def check_numbers(played: Rollout, who: str) -> None:
-    """Check that the rewards and observations of the steps that were taken are finite.
-
-    Args:
-        played: the rollout [B, E, T].
-        who: the name of the environment, for messages.
-
-    Raises:
-        DataError: one of them is not; the message names the first.
-
-    Example:
-        >>> check_numbers(Rollout(torch.zeros(1, 2, 3, 1), torch.zeros(1, 2, 3), torch.ones(1, 2, 3)), "mine")
-    """
-    for name, values in (("reward", played.rewards), ("observation", played.observations)):
-        wrong = ~torch.isfinite(values.flatten(played.rewards.ndim) if values.ndim > played.rewards.ndim else values)
-        wrong = (wrong.any(-1) if wrong.ndim > played.rewards.ndim else wrong) & played.running
-        if bool(wrong.any()):
-            *task, trajectory, step = wrong.nonzero()[0].tolist()
-            of_task = f" of task {task[0]}" if task else ""
-            raise DataError(
-                f"{who}: got a NaN or infinite {name} in step {step} of trajectory {trajectory}{of_task}, expected "
-                "finite numbers; correct the environment, or choose another range of its parameters"
-            )
 
 
 class GymnasiumTasks:

@@ -69,7 +69,8 @@ class Environment:
         near = away.abs().amax(-1) < NEAR
         rewards = -torch.linalg.vector_norm(away, dim=-1)
         scores = {"reached": near.any(-1)}
-        return control.recorded(path[..., :-1, :], torch.stack(actions, -2), rewards, near, scores)
+        seen, taken = path[..., :-1, :], torch.stack(actions, -2)
+        return control.recorded(seen, taken, rewards, near, scores, who="navigation2d")
 
 
 register_value(Environment, "goal", "key")
