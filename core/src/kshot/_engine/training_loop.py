@@ -100,6 +100,8 @@ class TrainingLoop:
                     self._checkpoint(schedule, last=last)
                 if stops:
                     stop.act(f"after iteration {engine.iteration}; the state is saved; continue with resume")
+            if total == 0:  # nothing is trained, but the run can be used
+                self._checkpoint(schedule, last=True)
         except BaseException as raised:
             error = raised
             raise

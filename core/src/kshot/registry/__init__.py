@@ -30,6 +30,7 @@ __all__ = [
     "built",
     "default",
     "default_backend",
+    "encoder",
     "find",
     "hook",
     "info",
@@ -58,6 +59,7 @@ learner = default.learner
 tasks = default.tasks
 memory = default.memory
 backend = default.backend
+encoder = default.encoder
 default_backend = default.default_backend
 hook = default.hook
 built = default.built

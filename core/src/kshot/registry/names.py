@@ -9,7 +9,7 @@ from typing import Any
 from attrs import evolve
 
 from kshot.registry.conversion import nearest
-from kshot.registry.plugin import SINGULAR, A, Plugin
+from kshot.registry.plugin import LEADING, SINGULAR, A, Plugin
 
 
 def claims(plugins: Iterable[Plugin]) -> dict[str, list[Plugin]]:
@@ -66,7 +66,7 @@ def unknown(name: str, group: str | None, elsewhere: Plugin | None, listed: Coll
     """
     if elsewhere is not None and group is not None:
         other = elsewhere.group
-        call = f"kshot.{SINGULAR[other]}({name!r}{', spec' if other == 'learners' else ''})"
+        call = f"kshot.{SINGULAR[other]}({name!r}{', spec' if other in LEADING else ''})"
         return f"{name!r} is {A[other]}, not {A[group]}: {call}"
     head = f"no {SINGULAR.get(group or '', 'plugin')} {'are' if group == 'tasks' else 'is'} called {name!r}"
     first_party = _first_party()
