@@ -62,9 +62,9 @@ class Embedded:
 
     Example:
         >>> from kshot.testing import sample_tasks
-        >>> tasks = Embedded(sample_tasks.classification(way=3), torch.nn.Linear(6, 4))
+        >>> tasks = Embedded(sample_tasks.classification(way=3, shot=2), torch.nn.Linear(6, 4))
         >>> tasks.sample("test", [0]).support.x.shape
-        torch.Size([1, 3, 4])
+        torch.Size([1, 6, 4])
     """
 
     def __init__(
