@@ -128,7 +128,7 @@ def building_leaves_the_process_alone(subject: EncoderSubject) -> None:
 
 @encoder_rule(unless=without_tune)
 def tune_decides_what_is_trained(subject: EncoderSubject) -> None:
-    """``tune="none"`` freezes all weights, ``tune="all"`` none of them, and ``tune="head"`` leaves a part to be trained.
+    """``tune="none"`` freezes all weights, ``tune="all"`` none of them, and ``tune="head"`` all but a part of them.
     The embeddings before training are the same.
     """
     x = subject.inputs(2)
