@@ -18,11 +18,11 @@ from kshot.errors import (
     OptionError,
     PluginError,
     Unavailable,
-    UnknownPluginError,
 )
-from kshot.registry.conversion import Raw, parse_literal, shown
+from kshot.registry.conversion import Raw, shown
 from kshot.registry.ledger import Built, Ledger, plain, recall, remember
-from kshot.registry.modules import build_module, is_path, names_of, takes_module
+from kshot.registry.modules import build_module
+from kshot.registry.networks import asked, hint, is_encoder, named_networks
 from kshot.registry.options import Option, options_of, takes_positional, validate
 from kshot.registry.plugin import LEADING, MEMBERS, MEMORY_SIZES, A, Factory, Plugin
 
@@ -102,7 +102,7 @@ class Builder:
         # 1. Sort the options: components and networks are built first, all others are checked by their type.
         known = options_of(factory, skip_positional=skip)
         nested = _nested(plugin, known, options)
-        networks = self._networks(plugin, known, options)
+        networks = named_networks(self.load, plugin.who, known, options)
         values = validate(
             factory,
             {key: value for key, value in options.items() if key not in nested and key not in networks},
@@ -159,40 +159,22 @@ class Builder:
         name, _, model = name.partition(":")
         if model and "model" in options:
             raise OptionError(f"encoder {name!r}: got {name}:{model} and the option model; expected one of them")
-        return self.build("encoders", name, {"model": model, **options} if model else options, spec=spec, seed=seed)
-
-    def is_encoder(self, name: str) -> bool:
-        """Return whether ``NAME`` or ``NAME:MODEL`` names a plugin of the group ``encoders``, in whatever state."""
-        try:
-            self.load("encoders", name.partition(":")[0])
-        except PluginError as error:
-            return not isinstance(error, UnknownPluginError)
-        return True
-
-    def _networks(
-        self, plugin: Plugin, known: tuple[Option, ...], options: Mapping[str, Any]
-    ) -> dict[str, tuple[str, dict[str, Any]]]:
-        """Return {option: (name, options)} of the networks among the options that name an encoder or an import path."""
-        named = {}
-        for option in known:
-            value = options.get(option.name)
-            if value is not None and takes_module(option.annotation):
-                names = asked(plugin.who, option, value)
-                if names is None or names[0] in names_of(option.annotation):
-                    continue
-                if self.is_encoder(names[0]) or is_path(names[0]):
-                    named[option.name] = names
-        return named
+        given = {"model": Raw(model), **options} if model else options
+        return self.build("encoders", name, given, spec=spec, seed=seed)
 
     def _network(self, path: str, options: Mapping[str, Any], spec: TaskSpec | None, *, who: str) -> Any:
         """Build a network that an option names: the encoder of a plugin, or that of an import path, which is noted."""
-        if self.is_encoder(path):
+        if is_encoder(self.load, path):
             try:
                 return self.encoder(path, options, spec, seed=None)
             except KshotError as exc:
                 exc.args = (f"{who}: {exc}",)
                 raise
-        network = build_module(path, options, spec, who=who)
+        try:
+            network = build_module(path, options, spec, who=who)
+        except OptionError as exc:
+            exc.args = (f"{exc}{hint(path)}",)
+            raise
         plain_options = {name: plain(self.ledger, value, name) for name, value in options.items()}
         how = Built(
             group="modules",
@@ -298,34 +280,6 @@ def _nested(
             if names is not None:
                 components[option.name] = (group, *names)
     return components
-
-
-def asked(who: str, option: Option, value: Any) -> tuple[str, dict[str, Any]] | None:
-    """Return the name and options of the component that an option names, or None if its value is an object already.
-
-    Args:
-        who: whose option it is, for messages.
-        option: the option.
-        value: a name, or ``{"name": ..., **options}``, or text of the command line (``Raw``), or an object.
-
-    Raises:
-        OptionError: a mapping has no name.
-    """
-    value = parse_literal(value) if isinstance(value, Raw) else value
-    if isinstance(value, str):
-        return value, {}
-    if not isinstance(value, Mapping):
-        return None
-    options = dict(value)
-    names = [options.pop(key) for key in ("", "name") if key in options]  # '' is the key that flags use
-    if not names and isinstance(option.default, str):
-        names = [option.default]
-    if len(names) != 1 or not isinstance(names[0], str):
-        raise OptionError(
-            f"{who}: option {option.name}: got {dict(value)!r}, expected a plugin's name and its options, "
-            "{'name': ..., **options}"
-        )
-    return str(parse_literal(names[0]) if isinstance(names[0], Raw) else names[0]), options
 
 
 # -------------------- calling a factory

@@ -9,8 +9,9 @@ from attrs import frozen
 
 from kshot import registry
 from kshot.errors import UnknownPluginError
-from kshot.registry.building import asked
+from kshot.registry.conversion import Raw
 from kshot.registry.modules import names_of, takes_module
+from kshot.registry.networks import asked
 from kshot.registry.options import options_of
 
 Table = dict[str, Any]
@@ -59,7 +60,7 @@ def chosen_encoder(learner: Mapping[str, Any]) -> Chosen | None:
         except UnknownPluginError:
             continue
         encoder = registry.load(name, "encoders")
-        options = {**({"model": model} if model else {}), **named[1]}
+        options = {**({"model": Raw(model)} if model else {}), **named[1]}
         defaults = {known.name: known.default for known in options_of(encoder, skip_positional=1)}
         suits = getattr(encoder, "task_options", {})
         return Chosen(

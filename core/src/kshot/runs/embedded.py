@@ -6,9 +6,11 @@ Letters: B meta-batch, n examples, D numbers of an embedding.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import hashlib
 import json
+import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -30,11 +32,16 @@ from kshot.preparing import Preparation
 from kshot.protocols import Backend, Gathered, Pooled, Portable, TaskDistribution
 from kshot.spec import TaskSpec
 
+log = logging.getLogger("kshot.runs")
+
 VERSION = 1
 """Version of the cached tables; raise it when embeddings are computed otherwise."""
 
 FEW = 256
 """Examples that are embedded without a progress bar."""
+
+COMPARED = 3
+"""Examples of a cached table that are embedded again, to see that the table is right."""
 
 
 class Embedded:
@@ -84,9 +91,17 @@ class Embedded:
         self.encoder = encoder
         self.digest = digest_of(encoder)
         self.backend = registry.backend(precision="float32") if backend is None else backend
+        if registry.built(encoder) is None:  # an object of the user's, whose mode and device stay
+            encoder = copy.deepcopy(encoder)
         self._embedding = self.backend.place(encoder.eval())
         self._tables: dict[int, _Table] = {}
-        D = self.embed(torch.zeros(1, *of.spec.input_shape)).shape[1]
+        try:
+            D = self.embed(torch.zeros(1, *of.spec.input_shape)).shape[1]
+        except (RuntimeError, ValueError, TypeError, LookupError) as error:
+            raise DataError(
+                f"embedded: got inputs of shape {list(of.spec.input_shape)}, with which {type(encoder).__name__} raised "
+                f"{type(error).__name__}: {str(error).splitlines()[0]}; expected an encoder for inputs of this shape"
+            ) from error
         self.spec: TaskSpec = attrs.evolve(of.spec, input_shape=(D,), input_range=None)
         self.seed = int(getattr(of, "seed", 0))
 
@@ -146,7 +161,7 @@ class Embedded:
             return torch.cat([self._embed(pool.gather(piece)) for piece in shown(pieces, len(ids), label)])
 
         try:
-            from kshot.data.tables import Made, cache_folder, open_or_build
+            from kshot.data.tables import Made, cache_folder, open_or_build, open_table
         except ImportError:  # without the packages of kshot[tables]
             return computed()
 
@@ -154,10 +169,26 @@ class Embedded:
             z = computed().numpy()
             return Made({}, "float32", z.shape, [z])
 
-        key = hashlib.blake2b(pool.digest() + ids.tobytes() + self.digest.encode(), digest_size=16).hexdigest()
-        path = cache_folder("embedded", self.cache) / f"{key}.table"
+        path = cache_folder("embedded", self.cache) / f"{self._key(pool, ids)}.table"
+        if (there := open_table(path, name="embedded", version=VERSION)) is not None:
+            # The code of an encoder may have changed although its weights have not: compare some embeddings.
+            some = np.unique(np.linspace(0, len(ids) - 1, COMPARED).astype(np.int64))
+            expected, z = self._embed(pool.gather(ids[some])), torch.from_numpy(np.asarray(there.x[some]))
+            if z.shape == expected.shape and float((z - expected).abs().max()) <= 1e-2 * float(expected.abs().max()):
+                return torch.from_numpy(np.asarray(there.x))
+            log.warning("note: %s has other embeddings than this encoder, and is computed again", path)
+            path.unlink(missing_ok=True)
         table = open_or_build(path, made, name="embedded", version=VERSION)
         return torch.from_numpy(np.asarray(table.x))
+
+    def _key(self, pool: Pool, ids: NDArray[np.int64]) -> str:
+        """Return the name of a table: a digest of examples, weights, how the encoder was built, and precision."""
+        how = registry.built(self.encoder)
+        structure = repr(self.encoder) if how is None else json.dumps(dict(how.identity), default=str)
+        precision = str(self.backend.describe().get("precision"))
+        key = hashlib.blake2b(pool.digest() + ids.tobytes(), digest_size=16)
+        key.update("\0".join([self.digest, structure, precision]).encode())
+        return key.hexdigest()
 
     def sample(self, split: str, indices: Sequence[int]) -> Episode:
         """Return the episodes ``indices`` of ``split``, stacked, with embeddings [B, n, D] as inputs."""
