@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
+from kshot._engine.inputs import load_inputs
+from kshot._engine.run_folder import run_path
 from kshot.errors import DataError, MisfitError
 from kshot.nn.pretrained import Tune, tuned
 from kshot.protocols import Embeds
@@ -57,6 +60,16 @@ class RunEncoder(nn.Module):
             )
         self.learner = trained.learner
         tuned(self, tune)
+
+    @staticmethod
+    def task_options(run: Path | str = "", **_: Any) -> dict[str, Any]:
+        """Return the options with which tasks of pictures have inputs as those of the run."""
+        stored = load_inputs(run_path(run))
+        shape = () if stored is None else stored[0].input_shape
+        if len(shape) != 3 or shape[0] not in (1, 3):
+            return {}
+        channels, height, width = shape
+        return {"size": height if height == width else (height, width), "mode": "L" if channels == 1 else "RGB"}
 
     def forward(self, x: Tensor) -> Tensor:
         """Embed inputs ``x`` [n, *input] as [n, D]."""
