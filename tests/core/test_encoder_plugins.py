@@ -168,12 +168,12 @@ def test_what_an_option_does_not_know_is_refused_with_advice() -> None:
         kshot.learner("nearest-test", SPEC, encoder="linear-tset")
     for text in ("option encoder", "got 'linear-tset'", "'conv4'", "an encoder plugin", "did you mean 'linear-test'"):
         assert text in str(raised.value)
-    with pytest.raises(OptionError, match=r"no encoder is called 'efficientnet-light'; did you mean 'efficientnet-lite'"):
+    with pytest.raises(OptionError, match="'efficientnet-light'; did you mean 'efficientnet-lite'"):
         kshot.learner("nearest-test", SPEC, encoder="efficientnet-light")
 
 
 def test_an_error_of_the_encoder_names_the_option() -> None:
-    with pytest.raises(DataError, match=r"option encoder of learner 'nearest-test' .*got inputs of shape \[3, 16, 16\]"):
+    with pytest.raises(DataError, match=r"option encoder of learner .*got inputs of shape \[3, 16, 16\]"):
         kshot.learner("nearest-test", PICTURES, encoder="linear-test")
 
 

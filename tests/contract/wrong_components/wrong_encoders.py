@@ -133,8 +133,7 @@ class StaysInTrainingMode(Pictures):
 
     def forward(self, x: Tensor) -> Tensor:
         self.net.train()
-        z = super().forward(x)
-        return z
+        return super().forward(x)
 
 
 @caught_by("embedding-changes-nothing")

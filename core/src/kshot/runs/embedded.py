@@ -99,8 +99,9 @@ class Embedded:
             D = self.embed(torch.zeros(1, *of.spec.input_shape)).shape[1]
         except (RuntimeError, ValueError, TypeError, LookupError) as error:
             raise DataError(
-                f"embedded: got inputs of shape {list(of.spec.input_shape)}, with which {type(encoder).__name__} raised "
-                f"{type(error).__name__}: {str(error).splitlines()[0]}; expected an encoder for inputs of this shape"
+                f"embedded: got inputs of shape {list(of.spec.input_shape)}, with which {type(encoder).__name__} "
+                f"raised {type(error).__name__}: {str(error).partition(chr(10))[0]}; expected an encoder for inputs of "
+                "this shape"
             ) from error
         self.spec: TaskSpec = attrs.evolve(of.spec, input_shape=(D,), input_range=None)
         self.seed = int(getattr(of, "seed", 0))
