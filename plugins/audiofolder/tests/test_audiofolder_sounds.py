@@ -236,8 +236,8 @@ def test_other_options_have_another_name() -> None:
     """The cache would otherwise return a table with other features."""
     changes: list[dict[str, Any]] = [
         {}, {"rate": 8000}, {"seconds": 0.3}, {"crop": "centre"}, {"pad": "zeros"}, {"features": "mel"},
-        {"features": "wave"}, {"n_mfcc": 19}, {"n_mels": 39}, {"window": 0.03}, {"hop": 0.02}, {"f_min": 1.0}, {"f_max": 7000.0},
-        {"normalise": "clip"},
+        {"features": "wave"}, {"n_mfcc": 19}, {"n_mels": 39}, {"window": 0.03}, {"hop": 0.02}, {"f_min": 1.0},
+        {"f_max": 7000.0}, {"normalise": "clip"},
     ]  # fmt: skip
     assert len({attrs.evolve(FORM, **change).name for change in changes}) == len(attrs.fields(Form)) + 2
 

@@ -47,8 +47,9 @@ def audiofolder(
 ) -> FolderTasks:
     """Make tasks of classifying a user's own sounds: ``root`` has a folder for each class, named after the class.
 
-    Inputs are [1, F, T]: F coefficients or bands over T frames; or waveforms [1, S] of S samples. Files are decoded once, when the first episode is asked
-    for, into a table in the cache. ``prepare`` brings other sounds into the same form without decoding the folder.
+    Inputs are [1, F, T]: F coefficients or bands over T frames; or waveforms [1, S] of S samples. Files are decoded
+    once, when the first episode is asked for, into a table in the cache. ``prepare`` brings other sounds into the same
+    form without decoding the folder.
 
     Args:
         way, shot, query, seed, block: see ``kshot.ClassificationTasks``. Classes may have different numbers of sounds,
