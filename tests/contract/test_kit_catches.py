@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).with_name("wrong_components")))
 
 import shelf
 import wrong_backends
+import wrong_encoders
 import wrong_hooks
 import wrong_learners
 import wrong_memories
@@ -27,7 +28,15 @@ from kshot.testing import RuleViolation, Suite, rules, suite
 
 sys.path.pop(0)
 
-MODULES = (wrong_learners, wrong_sequences, wrong_tasks, wrong_memories, wrong_backends, wrong_hooks)
+MODULES = (
+    wrong_learners,
+    wrong_sequences,
+    wrong_tasks,
+    wrong_memories,
+    wrong_backends,
+    wrong_hooks,
+    wrong_encoders,
+)
 CAUGHT = [wrong for wrong in shelf.WRONG if wrong.rule]
 SURVIVORS = [wrong for wrong in shelf.WRONG if not wrong.rule]
 ELSEWHERE = "same-episodes-in-another-process"  # starts a process, which takes seconds; test_kit_tasks.py tries it
@@ -95,6 +104,7 @@ def test_names_and_rules_exist() -> None:
     """A rule that was renamed would be reported for each component that it catches."""
     assert [name for name, times in Counter(map(named, shelf.WRONG)).items() if times > 1] == []
     groups = {"learner": "learners", "tasks": "tasks", "memory": "memories", "backend": "backends", "hook": "hooks"}
+    groups["encoder"] = "encoders"
     for wrong in CAUGHT:
         assert wrong.rule in {rule.name for rule in rules(groups[wrong.group])}, wrong
     assert {module.__name__ for module in MODULES} == {wrong.component.__module__ for wrong in shelf.WRONG}

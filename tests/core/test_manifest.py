@@ -65,7 +65,7 @@ def test_api_level_alone_is_enough() -> None:
         (
             "api_level = 1\n\n[learner.x]",
             "m.toml, line 3: got the unknown key 'learner', expected one of api_level, lifecycle, requires, learners, "
-            "tasks, memories, backends, hooks; did you mean 'learners'?",
+            "tasks, memories, backends, hooks, encoders; did you mean 'learners'?",
         ),
         (
             "api_level = 1\n[tasks.a]\nsummary = 'x'\n[tasks.b]\nsummary = 'x'\nkind = ['control']",

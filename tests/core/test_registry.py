@@ -199,7 +199,7 @@ def test_registry_of_the_process_is_behind_the_module() -> None:
     """``kshot.register`` and ``kshot.learner`` use the same registry."""
     assert kshot.registry.register.__self__ is kshot.registry.default  # type: ignore[attr-defined]
     assert kshot.registry.learner.__self__ is kshot.registry.default  # type: ignore[attr-defined]
-    assert {p.name for p in kshot.registry.plugins() if p.builtin} == {"cpu", "progress", "metrics"}
+    assert {p.name for p in kshot.registry.plugins() if p.builtin} == {"cpu", "progress", "metrics", "embedded", "run"}
 
 
 # -------------------- nesting

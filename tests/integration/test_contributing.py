@@ -153,3 +153,24 @@ def test_what_was_installed_is_the_newcomer_s_own(newcomer: Newcomer, typed: dic
     code = "import kshot, kshot_nearest_mean; print(kshot.__file__); print(kshot_nearest_mean.__file__)"
     printed = newcomer.types(f"python -c '{code}'")
     assert all(line.startswith(str(newcomer.folder / ".venv")) for line in printed.splitlines())
+
+
+def test_the_encoder_of_the_page_keeps_the_rules() -> None:
+    """The code of the section 'An encoder' is a right encoder, which can be built by its name."""
+    import kshot
+    from kshot.registry import default
+    from kshot.testing import suite
+
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("\n## An encoder")[1].split("\n## ")[0]
+    (code,) = files_of(text).values()
+    names: dict[str, object] = {"__name__": "kshot_patches"}
+    exec(compile(code, "CONTRIBUTING.md", "exec"), names)
+    report = suite(encoder=names["patches"]).run()
+    assert report.ok, report
+    registered = dict(default._registered)
+    try:
+        kshot.register(names["patches"], name="patches", group="encoders")
+        spec = kshot.TaskSpec(kind="classification", input_shape=(1, 28, 28), way=2, shot=1, query=1)
+        assert kshot.encoder("patches:2", spec)(kshot.arrays.as_inputs([[[[0.0] * 28] * 28]], "x")).shape == (1, 32)
+    finally:
+        default._registered = registered

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from kshot.inner.lifting import Lift, per_episode
     from kshot.protocols import Backend, Learner, Memory, MemoryFactory, Metrics, TaskDistribution, World
     from kshot.randomness import generator
-    from kshot.registry import backend, hook, info, learner, memory, plugins, register, tasks
+    from kshot.registry import backend, encoder, hook, info, learner, memory, plugins, register, tasks
     from kshot.runs.trained import Trained
     from kshot.sampling import ClassificationTasks, Pool
     from kshot.spec import Needs, TaskSpec, Training
@@ -45,7 +45,7 @@ _WHERE = {
     "kshot._engine.optimizer": ("Outer",),
     "kshot.protocols": ("Backend", "Learner", "Memory", "MemoryFactory", "Metrics", "TaskDistribution", "World"),
     "kshot.randomness": ("generator",),
-    "kshot.registry": ("backend", "hook", "info", "learner", "memory", "plugins", "register", "tasks"),
+    "kshot.registry": ("backend", "encoder", "hook", "info", "learner", "memory", "plugins", "register", "tasks"),
     "kshot._engine.result": ("Result",),
     "kshot.sampling": ("ClassificationTasks", "Pool"),
     "kshot.spec": ("Needs", "TaskSpec", "Training"),
@@ -96,6 +96,7 @@ __all__ = [
     "backend",
     "check",
     "control",
+    "encoder",
     "episode",
     "errors",
     "functional",

@@ -49,6 +49,16 @@ def test_coefficients_are_torchaudio_s(f_max: float | None) -> None:
     assert torch.allclose(found, mel, atol=1e-4)
 
 
+def test_a_waveform_is_the_samples_of_the_clip(tmp_path: Path) -> None:
+    """They are resampled, averaged over channels and cut as for spectrograms, and neither normalised nor changed."""
+    form = attrs.evolve(FORM, features="wave", normalise="clip")
+    assert form.shape == (1, form.samples)
+    samples = RNG.uniform(-0.5, 0.5, (form.samples + 100, 2)).astype(np.float32)
+    found = form.decode(written(tmp_path / "x.wav", samples, form.rate, subtype="FLOAT"))
+    assert found.shape == (1, *form.shape)
+    assert np.allclose(found[0, 0], samples[: form.samples].mean(1), atol=1e-6)
+
+
 def test_a_clip_s_normalisation_takes_its_loudness_away() -> None:
     """Log mel values get mean 0 and deviation 1 over the clip, so a clip twice as loud gives the same input."""
     wave = torch.from_numpy(RNG.normal(size=FORM.samples).astype(np.float32)) * 0.1
@@ -214,7 +224,7 @@ def test_suffixes_are_those_that_can_be_decoded() -> None:
         ({"f_min": 500.0, "f_max": 400.0}, "got f_min 500.0 and f_max 400.0"), ({"f_min": -1.0}, "got f_min -1.0"),
         ({"n_mels": 300}, "got 300 mel bands, .* expected fewer for a window of 400 samples"),
         ({"crop": "end"}, "crop: got 'end', expected one of start, centre"), ({"pad": "edge"}, "pad: got 'edge'"),
-        ({"features": "wave"}, "features: got 'wave'"), ({"normalise": "all"}, "normalise: got 'all'"),
+        ({"features": "waves"}, "features: got 'waves'"), ({"normalise": "all"}, "normalise: got 'all'"),
     ],
 )  # fmt: skip
 def test_impossible_options_are_refused(options: dict[str, Any], message: str) -> None:
@@ -225,10 +235,11 @@ def test_impossible_options_are_refused(options: dict[str, Any], message: str) -
 def test_other_options_have_another_name() -> None:
     """The cache would otherwise return a table with other features."""
     changes: list[dict[str, Any]] = [
-        {}, {"rate": 8000}, {"seconds": 0.3}, {"crop": "centre"}, {"pad": "zeros"}, {"features": "mel"}, {"n_mfcc": 19},
-        {"n_mels": 39}, {"window": 0.03}, {"hop": 0.02}, {"f_min": 1.0}, {"f_max": 7000.0}, {"normalise": "clip"},
+        {}, {"rate": 8000}, {"seconds": 0.3}, {"crop": "centre"}, {"pad": "zeros"}, {"features": "mel"},
+        {"features": "wave"}, {"n_mfcc": 19}, {"n_mels": 39}, {"window": 0.03}, {"hop": 0.02}, {"f_min": 1.0},
+        {"f_max": 7000.0}, {"normalise": "clip"},
     ]  # fmt: skip
-    assert len({attrs.evolve(FORM, **change).name for change in changes}) == len(attrs.fields(Form)) + 1
+    assert len({attrs.evolve(FORM, **change).name for change in changes}) == len(attrs.fields(Form)) + 2
 
 
 def test_own_sounds_are_prepared_as_the_folder_s_are(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import shelf
 import wrong_backends
+import wrong_encoders
 import wrong_hooks
 import wrong_learners
 import wrong_memories
@@ -17,7 +18,7 @@ import wrong_tasks
 
 from kshot.testing import suite
 
-MODULES = (wrong_learners, wrong_sequences, wrong_tasks, wrong_memories, wrong_backends, wrong_hooks)
+MODULES = (wrong_learners, wrong_sequences, wrong_tasks, wrong_memories, wrong_backends, wrong_hooks, wrong_encoders)
 
 
 def main(names: list[str]) -> None:

@@ -12,7 +12,7 @@ class Wrong(NamedTuple):
     """One component with one fault.
 
     Attributes:
-        group: learner, tasks, memory, backend or hook, as ``kshot.testing.suite`` calls it.
+        group: learner, tasks, memory, backend, hook or encoder, as ``kshot.testing.suite`` calls it.
         component: a class or factory.
         rule: the rule that catches it; empty if no rule does.
         survives: why no rule can catch it without refusing right components; empty if one does.

@@ -193,7 +193,7 @@ class Engine:
             raise RunError("train: got an engine that load() made ready to evaluate only; use resume() to train on")
         total = options.iterations
         check_total(self.outer, self._iterations, total)
-        episodes = self.enter(self.tasks, split, self.meta_batch)
+        episodes = self.enter(self.tasks, split, self.meta_batch) if total else None  # loading a split may be costly
         if validate_every is not None:
             self.enter(self.evaluation_tasks, validation_split, 1)
         self._parameters.return_to_last()

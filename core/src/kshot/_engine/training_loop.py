@@ -34,11 +34,11 @@ class TrainingLoop:
         self.engine, self.step, self.parameters, self.hooks, self.results = engine, step, parameters, hooks, results
         self._tried = False  # whether the predictions were compared with the tasks
 
-    def settle(self, episodes: Episode) -> None:
+    def settle(self, episodes: Episode | None) -> None:
         """Train the parameters that require a gradient now, and try whether the predictions fit the tasks.
 
         Args:
-            episodes: of the tasks that are trained on; at least one.
+            episodes: of the tasks that are trained on, at least one; None if no outer step is to be taken.
 
         Raises:
             MisfitError: the predictions have another shape than the tasks' targets.
@@ -52,7 +52,7 @@ class TrainingLoop:
             self.parameters.forget_best()
             vars(engine).pop("identity", None)
             self._tried = False
-        if not self._tried:
+        if episodes is not None and not self._tried:
             check_predictions(engine.learner, engine.tasks.spec, episodes, engine.backend)
             self._tried = True
 
@@ -100,6 +100,8 @@ class TrainingLoop:
                     self._checkpoint(schedule, last=last)
                 if stops:
                     stop.act(f"after iteration {engine.iteration}; the state is saved; continue with resume")
+            if total == 0:  # nothing is trained, but the run can be used
+                self._checkpoint(schedule, last=True)
         except BaseException as raised:
             error = raised
             raise

@@ -148,9 +148,15 @@ class FolderTasks:
 
     def sample(self, split: str, indices: Sequence[int]) -> Episode:
         """Return the episodes ``indices`` of ``split``, stacked."""
+        return self.sample_with(split, indices, lambda pool, ids: pool.gather(ids))
+
+    def sample_with(
+        self, split: str, indices: Sequence[int], gather: Callable[[Pool, NDArray[np.int64]], Tensor]
+    ) -> Episode:
+        """Return the same episodes, whose examples are gathered by another function (ability ``Gathered``)."""
         if split in self._splits:
             self._check(split, 0)  # by the least, before anything is decoded
-        return self._loaded.sample(split, indices)
+        return self._loaded.sample_with(split, indices, gather)
 
     def _check(self, split: str, end: int) -> None:
         """Refuse a split that is too small for its episodes, with what to do.

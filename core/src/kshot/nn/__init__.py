@@ -5,6 +5,7 @@ from kshot.nn.heads import Head, find_head
 from kshot.nn.memories import memory
 from kshot.nn.networks import Network, NetworkChoice, network
 from kshot.nn.normalisation import Normalisation, evaluating
+from kshot.nn.pretrained import PictureEncoder, Tune, digest_of, tuned
 
 __all__ = [
     "Encoder",
@@ -13,7 +14,10 @@ __all__ = [
     "Network",
     "NetworkChoice",
     "Normalisation",
+    "PictureEncoder",
+    "Tune",
     "conv4",
+    "digest_of",
     "encoder",
     "evaluating",
     "find_head",
@@ -23,4 +27,5 @@ __all__ = [
     "mlp",
     "network",
     "strided_conv4",
+    "tuned",
 ]

@@ -25,7 +25,7 @@ from kshot.nn.normalisation import (
     with_statistics_of,
 )
 
-EncoderChoice = Literal["auto", "conv4", "strided-conv4", "mlp", "linear"] | nn.Module
+EncoderChoice = Literal["auto", "conv4", "strided-conv4", "mlp", "linear", "identity"] | nn.Module
 
 
 class Encoder(nn.Module):
@@ -299,9 +299,9 @@ def encoder(
     """Build an encoder by its name, or from a module of the user's.
 
     Args:
-        choice: ``conv4``, ``strided-conv4``, ``mlp``, ``linear``, or a module from [n, *input] to [n, D]. ``auto``
-            chooses ``conv4`` for images of at least 16 x 16 and ``mlp`` for all other inputs. An ``Encoder`` is
-            returned as it is.
+        choice: ``conv4``, ``strided-conv4``, ``mlp``, ``linear``, ``identity`` (the numbers of an input are its
+            embedding), or a module from [n, *input] to [n, D]. ``auto`` chooses ``conv4`` for images of at least
+            16 x 16 and ``mlp`` for all other inputs. An ``Encoder`` is returned as it is.
         input_shape: shape of one input.
         normalisation: whose statistics normalise which examples at evaluation; see ``kshot.nn.normalisation``.
         width: channels of the convolutions, units of mlp, outputs of linear.
@@ -328,6 +328,9 @@ def encoder(
         return Encoder(mlp(input_shape, (width, width), width), normalisation, input_shape)
     if choice == "linear":
         return Encoder(linear(input_shape, width), normalisation, input_shape)
+    if choice == "identity":
+        return Encoder(nn.Flatten(), normalisation, input_shape)
     raise OptionError(
-        f"encoder: got {choice!r}, expected 'auto', 'conv4', 'strided-conv4', 'mlp', 'linear' or an nn.Module"
+        f"encoder: got {choice!r}, expected 'auto', 'conv4', 'strided-conv4', 'mlp', 'linear', 'identity' or an "
+        "nn.Module"
     )

@@ -32,6 +32,7 @@ __all__ = [
     "check_values",
     "default",
     "default_backend",
+    "encoder",
     "find",
     "hook",
     "info",
@@ -60,6 +61,7 @@ learner = default.learner
 tasks = default.tasks
 memory = default.memory
 backend = default.backend
+encoder = default.encoder
 default_backend = default.default_backend
 hook = default.hook
 built = default.built

@@ -11,10 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
-from kshot.errors import DataError, KshotError, MisfitError, OptionError, PluginError, RunError, Unavailable
-from kshot.registry.conversion import Raw, parse_literal, shown
+from kshot.errors import (
+    DataError,
+    KshotError,
+    MisfitError,
+    OptionError,
+    PluginError,
+    Unavailable,
+)
+from kshot.registry.conversion import Raw, shown
 from kshot.registry.ledger import Built, Ledger, plain, recall, remember
-from kshot.registry.modules import build_module, is_path, takes_module
+from kshot.registry.modules import build_module
+from kshot.registry.networks import asked, hint, is_encoder, named_networks
 from kshot.registry.options import Option, options_of, takes_positional, validate
 from kshot.registry.plugin import LEADING, MEMBERS, MEMORY_SIZES, A, Factory, Plugin
 
@@ -79,7 +87,7 @@ class Builder:
         Args:
             group, name: group and name of the plugin.
             options: options of the plugin.
-            spec: spec of the tasks, for a learner and the learners among its options.
+            spec: spec of the tasks, for a learner or an encoder, and for those among the options.
             seed: seed of the initialisation, for a learner and the learners among its options.
 
         Raises:
@@ -94,7 +102,7 @@ class Builder:
         # 1. Sort the options: components and networks are built first, all others are checked by their type.
         known = options_of(factory, skip_positional=skip)
         nested = _nested(plugin, known, options)
-        networks = _networks(plugin, known, options)
+        networks = named_networks(self.load, plugin.who, known, options)
         values = validate(
             factory,
             {key: value for key, value in options.items() if key not in nested and key not in networks},
@@ -114,28 +122,59 @@ class Builder:
             except KshotError as exc:
                 exc.args = (f"option {key} of {plugin.who}: {exc}",)
                 raise
-        # 3. Build networks named by an import path, then the component itself, with initial parameters from the seed.
-        with _seeded(seed or 0) if group == "learners" else contextlib.nullcontext():
-            for key, (path, module_options) in networks.items():
-                values[key] = self._network(path, module_options, spec, who=f"option {key} of {plugin.who}")
+        # 3. Build the networks that are named, then the component itself, with initial parameters from the seed. Those
+        # of a view are built for the tasks below.
+        below = spec if spec is not None else getattr(values.get("of"), "spec", None)
+        with contextlib.nullcontext() if seed is None else _seeded(seed):
+            for key, (named, module_options) in networks.items():
+                values[key] = self._network(named, module_options, below, who=f"option {key} of {plugin.who}")
             component: Any
             if group == "memories":
                 component = BoundMemory(plugin, factory, values)
             else:
-                component = _call(plugin, factory, *([spec] if group == "learners" else []), **values)
-        if group == "learners":
+                component = _call(plugin, factory, *([spec] if skip else []), **values)
+        if skip:
             import torch
 
             if isinstance(component, torch.nn.Module):
                 component.eval()  # ready to adapt; the engine sets the training mode
+            elif group == "encoders":
+                raise PluginError(f"{plugin.who}: got a {type(component).__name__}, expected a torch.nn.Module")
         # 4. Record how the component was built.
         paths = frozenset(option.name for option in known if "Path" in option.type)
         remember(self.ledger, component, self._how(plugin, values, seed, paths))
         return component
 
+    def encoder(self, name: str, options: Mapping[str, Any], spec: TaskSpec | None, seed: int | None = 0) -> Any:
+        """Build the encoder of a plugin; ``NAME:MODEL`` stands for the plugin NAME with the option ``model``.
+
+        Args:
+            name, options: name and options of the plugin.
+            spec: spec of the tasks.
+            seed: of initial parameters; None to draw them by the present random state.
+
+        Raises:
+            PluginError, OptionError, DataError: see ``Registry.encoder``.
+        """
+        name, _, model = name.partition(":")
+        if model and "model" in options:
+            raise OptionError(f"encoder {name!r}: got {name}:{model} and the option model; expected one of them")
+        given = {"model": Raw(model), **options} if model else options
+        return self.build("encoders", name, given, spec=spec, seed=seed)
+
     def _network(self, path: str, options: Mapping[str, Any], spec: TaskSpec | None, *, who: str) -> Any:
-        """Build a network that an option names by its import path, and remember the path."""
-        network = build_module(path, options, spec, who=who)
+        """Build a network that an option names: the encoder of a plugin, or that of an import path, which is noted."""
+        if is_encoder(self.load, path):
+            try:
+                return self.encoder(path, options, spec, seed=None)
+            except KshotError as exc:
+                exc.args = (f"{who}: {exc}",)
+                raise
+        try:
+            network = build_module(path, options, spec, who=who)
+        except OptionError as exc:
+            exc.args = (f"{exc}{hint(path)}",)
+            raise
         plain_options = {name: plain(self.ledger, value, name) for name, value in options.items()}
         how = Built(
             group="modules",
@@ -237,43 +276,10 @@ def _nested(
         words = re.sub(r"\b\w+\.(?=\w)", "", option.type).split(" | ")
         group = next((_NESTED[word] for word in words if word in _NESTED), None)
         if group is not None:
-            asked = _asked(plugin, option, options.get(option.name, option.default))
-            if asked is not None:
-                components[option.name] = (group, *asked)
+            names = asked(plugin.who, option, options.get(option.name, option.default))
+            if names is not None:
+                components[option.name] = (group, *names)
     return components
-
-
-def _networks(
-    plugin: Plugin, known: tuple[Option, ...], options: Mapping[str, Any]
-) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Return {option: (import path, options)} of the networks among the options that are named by a path."""
-    named = {}
-    for option in known:
-        value = options.get(option.name)
-        if value is not None and takes_module(option.annotation):
-            asked = _asked(plugin, option, value)
-            if asked is not None and is_path(asked[0]):
-                named[option.name] = asked
-    return named
-
-
-def _asked(plugin: Plugin, option: Option, value: Any) -> tuple[str, dict[str, Any]] | None:
-    """Return the name and options of the plugin that ``value`` names, or None if it is an object already."""
-    value = parse_literal(value) if isinstance(value, Raw) else value
-    if isinstance(value, str):
-        return value, {}
-    if not isinstance(value, Mapping):
-        return None
-    options = dict(value)
-    names = [options.pop(key) for key in ("", "name") if key in options]  # '' is the key that flags use
-    if not names and isinstance(option.default, str):
-        names = [option.default]
-    if len(names) != 1 or not isinstance(names[0], str):
-        raise OptionError(
-            f"{plugin.who}: option {option.name}: got {dict(value)!r}, expected a plugin's name and its options, "
-            "{'name': ..., **options}"
-        )
-    return str(parse_literal(names[0]) if isinstance(names[0], Raw) else names[0]), options
 
 
 # -------------------- calling a factory
@@ -314,39 +320,6 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
     )
-
-
-def checked_preparation(name: str, function: Factory, options: Mapping[str, Any]) -> tuple[Factory, dict[str, Any]]:
-    """Check the options that a run stores for a function that prepares inputs, each by its type annotation.
-
-    Raises:
-        RunError: an option is unknown, missing or has the wrong type.
-    """
-    from kshot.preparing import Preparation
-
-    untyped = [option.name for option in options_of(function, skip_positional=1) if option.annotation is Any]
-    if untyped:
-        raise RunError(
-            f"{name}: got a function whose option {', '.join(untyped)} has no type to check, expected annotations"
-        )
-    import torch
-
-    foreign = [key for key, value in options.items() if not _harmless(value, (torch.Tensor, Preparation))]
-    try:
-        if foreign:
-            raise OptionError(
-                f"got other values for {', '.join(foreign)}, expected plain values, tensors and preparations"
-            )
-        return function, validate(function, options, who=name, skip_positional=1)
-    except OptionError as exc:
-        raise RunError(f"inputs were prepared by {name} with options that it does not take: {exc}") from exc
-
-
-def _harmless(value: Any, more: tuple[type, ...]) -> bool:
-    """Return whether a value consists of plain values and instances of ``more``."""
-    if isinstance(value, list | tuple):
-        return all(_harmless(item, more) for item in value)
-    return value is None or isinstance(value, (bool, int, float, str, *more))
 
 
 @contextlib.contextmanager

@@ -30,10 +30,12 @@ def _builtin(group: str, name: str, target: str, summary: str) -> Plugin:
 
 _BUILTINS = (
     _builtin("backends", "cpu", "kshot._engine.cpu:Cpu", "The processor of this machine"),
+    _builtin("tasks", "embedded", "kshot.runs.embedded:Embedded", "Embeddings of a frozen encoder, computed once"),
+    _builtin("encoders", "run", "kshot.runs.encoders:RunEncoder", "The encoder of a trained run"),
     _builtin("hooks", "progress", "kshot._engine.builtin_hooks:Progress", "A progress bar"),
     _builtin("hooks", "metrics", "kshot._engine.builtin_hooks:MetricsLog", "Metrics as JSON lines in the run folder"),
 )
-_BUILTIN_PREPARATIONS = frozenset({"kshot.episode:as_inputs"})
+_BUILTIN_PREPARATIONS = frozenset({"kshot.episode:as_inputs", "kshot.runs.embedded:prepared"})
 
 
 def installed() -> Iterator[tuple[Plugin, ManifestError | None]]:

@@ -2,20 +2,58 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import traceback
 import typing
+import warnings
 from pathlib import Path
 from typing import Any
 
-from kshot.errors import RunError
+from attrs import evolve
+
+from kshot.errors import RunError, Unavailable
 from kshot.registry.conversion import printable
-from kshot.registry.plugin import Factory
+from kshot.registry.manifest import shortened
+from kshot.registry.plugin import Factory, Key, Plugin
+from kshot.registry.surroundings import kept
 
 LARGEST = 20_000  # characters of a traceback
 
 HERE = Path(__file__).parent
 """The folder of the registry, whose own frames say nothing about a plugin."""
+
+
+def imported(plugin: Plugin, loaded: dict[Key, Factory], causes: dict[Key, BaseException]) -> Plugin:
+    """Import a plugin and return it in the state that results; warn if the import changed the process.
+
+    Args:
+        plugin: the plugin.
+        loaded: receives its factory, by its key, if it can be imported.
+        causes: receives the exception, by its key, if it can't.
+    """
+    changed: list[str] = []
+    try:
+        with contextlib.nullcontext() if plugin.builtin else kept(changed.extend):
+            loaded[plugin.key] = import_factory(plugin.target)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as exc:  # SystemExit too: no plugin may end the process by being imported
+        causes[plugin.key] = exc
+        if isinstance(exc, Unavailable):
+            return evolve(plugin, state="unavailable", reason=text_of(exc))
+        if plugin.state != "ok":
+            return plugin
+        first = shortened(f"importing {plugin.target} raised {type(exc).__name__}: {text_of(exc)}".splitlines()[0])
+        return evolve(plugin, state="broken", reason=f"{first}\n{traceback_of(exc)}")
+    finally:
+        if changed:
+            warnings.warn(
+                f"{plugin.who}: importing it changed {', '.join(changed)}, expected no side effects; it was "
+                "restored; tell the authors of the plugin",
+                stacklevel=4,
+            )
+    return evolve(plugin, state="ok", reason="")
 
 
 def import_factory(target: str) -> Factory:

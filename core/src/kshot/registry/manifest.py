@@ -37,7 +37,7 @@ from kshot.registry.conversion import did_you_mean, printable
 __all__ = ["API_LEVEL", "GROUPS", "Entry", "Manifest", "ManifestError", "parse", "read"]
 
 API_LEVEL = 1
-GROUPS = ("learners", "tasks", "memories", "backends", "hooks")
+GROUPS = ("learners", "tasks", "memories", "backends", "hooks", "encoders")
 LARGEST = 1 << 20  # bytes of a plugin.toml
 LIFECYCLES = ("stable", "incubating")
 

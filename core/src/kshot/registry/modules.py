@@ -213,6 +213,14 @@ def _installed_roots() -> set[Path]:
     return roots - {Path.cwd().resolve()}
 
 
+def names_of(annotation: Any) -> frozenset[str]:
+    """Return the names among the values that a type annotation allows, such as ``conv4``."""
+    members = typing.get_args(annotation) or (annotation,)
+    return frozenset(name for m in members for name in typing.get_args(m) if isinstance(name, str)) | frozenset(
+        member for member in members if isinstance(member, str)
+    )
+
+
 def takes_module(annotation: Any) -> bool:
     """Return whether an option with this type annotation takes a network: ``nn.Module`` or a union with it."""
     torch = sys.modules.get("torch")

@@ -9,7 +9,7 @@ from typing import Any
 from attrs import evolve
 
 from kshot.registry.conversion import nearest
-from kshot.registry.plugin import SINGULAR, A, Plugin
+from kshot.registry.plugin import LEADING, SINGULAR, A, Plugin
 
 
 def claims(plugins: Iterable[Plugin]) -> dict[str, list[Plugin]]:
@@ -66,16 +66,16 @@ def unknown(name: str, group: str | None, elsewhere: Plugin | None, listed: Coll
     """
     if elsewhere is not None and group is not None:
         other = elsewhere.group
-        call = f"kshot.{SINGULAR[other]}({name!r}{', spec' if other == 'learners' else ''})"
+        call = f"kshot.{SINGULAR[other]}({name!r}{', spec' if other in LEADING else ''})"
         return f"{name!r} is {A[other]}, not {A[group]}: {call}"
     head = f"no {SINGULAR.get(group or '', 'plugin')} {'are' if group == 'tasks' else 'is'} called {name!r}"
-    first_party = _first_party()
-    if name in first_party:
-        return head + _where(first_party[name], group, listed)
-    here = {known for p in listed if group in (None, p.group) for known in p.names if known.isascii()}
+    known = first_party()
+    if name in known:
+        return head + _where(known[name], group, listed)
+    here = {one for p in listed if group in (None, p.group) for one in p.names if one.isascii()}
     if near := nearest(name, here):
         return f"{head}; did you mean {near!r}?"
-    ours = {known: row for known, row in first_party.items() if group in (None, row["group"])}
+    ours = {other: row for other, row in known.items() if group in (None, row["group"])}
     if near := nearest(name, ours):
         owner = ours[near]["distribution"]
         return f"{head}; did you mean {near!r}? It is in {owner}: pip install {owner}"
@@ -90,7 +90,7 @@ def _where(row: Mapping[str, Any], group: str | None, listed: Collection[Plugin]
     return f" here; it is {what}in {owner}: pip install {owner}"
 
 
-def _first_party() -> dict[str, dict[str, Any]]:
+def first_party() -> dict[str, dict[str, Any]]:
     """Read the table of first-party plugins, installed or not."""
     import tomllib
 

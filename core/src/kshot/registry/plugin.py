@@ -19,15 +19,16 @@ SINGULAR = {
     "memories": "memory",
     "backends": "backend",
     "hooks": "hook",
+    "encoders": "encoder",
 }
-A = {group: one if group == "tasks" else f"a {one}" for group, one in SINGULAR.items()}
-MEMBERS = {  # the members by which the group of a class is recognised; hooks can't be recognised
+A = {group: one if group == "tasks" else f"{'an' if one[0] == 'e' else 'a'} {one}" for group, one in SINGULAR.items()}
+MEMBERS = {  # the members by which the group of a class is recognised; hooks and encoders can't be recognised
     "learners": ("meta_gradient", "adapt"),
     "tasks": ("spec", "sample"),
     "memories": ("initial_state", "step"),
     "backends": ("place", "autocast"),
 }
-LEADING = {"learners": 1}  # how many leading parameters of a factory are not options (a learner's spec)
+LEADING = {"learners": 1, "encoders": 1}  # how many leading parameters of a factory are not options (the tasks' spec)
 MEMORY_SIZES = ("slots", "width", "reads")
 NAME = r"[a-z0-9]+(-[a-z0-9]+)*"
 LONGEST = 64  # letters of a name
@@ -39,7 +40,7 @@ class Plugin:
 
     Attributes:
         name: the name by which it is built.
-        group: learners, tasks, memories, backends or hooks.
+        group: learners, tasks, memories, backends, hooks or encoders.
         distribution: the installed distribution; empty if the plugin was registered in this process.
         version: version of the distribution.
         target: where its factory is, as ``module:attribute``.

@@ -7,12 +7,10 @@ another one.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 import os
 import typing
-import warnings
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from attrs import evolve
@@ -21,12 +19,13 @@ from kshot.errors import PluginError, Unavailable, UnknownPluginError
 from kshot.registry import names
 from kshot.registry.discovery import STALE, devices, installed, preparations
 from kshot.registry.ledger import Built, Ledger, recall
-from kshot.registry.manifest import shortened
 from kshot.registry.options import doc_of, options_of
 from kshot.registry.plugin import LEADING, MEMORY_SIZES, Factory, Key, Plugin, PluginInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
+
+    from torch.nn import Module
 
     from kshot.preparing import Preparation
     from kshot.protocols import Backend, Learner, TaskDistribution
@@ -152,39 +151,13 @@ class Registry:
         # A stale entry point is imported too, since the error of the import is the best explanation.
         may_import = plugin.state == "ok" or plugin.reason.startswith(STALE)
         if may_import and plugin.key not in self._loaded and plugin.key not in self._tried:
-            plugin = self._tried[plugin.key] = self._imported(plugin)
+            from kshot.registry.importing import imported  # here, as listing imports none
+
+            plugin = self._tried[plugin.key] = imported(plugin, self._loaded, self._causes)
         if plugin.state != "ok":
             error = Unavailable if plugin.state == "unavailable" else PluginError
             raise error(plugin.refusal) from self._causes.get(plugin.key)
         return plugin, self._loaded[plugin.key]
-
-    def _imported(self, plugin: Plugin) -> Plugin:
-        """Import a plugin and return it in the state that results; warn if the import changed the process."""
-        from kshot.registry.importing import import_factory, text_of, traceback_of  # here, as listing imports none
-        from kshot.registry.surroundings import kept  # imported late, since listing imports no plugin
-
-        changed: list[str] = []
-        try:
-            with contextlib.nullcontext() if plugin.builtin else kept(changed.extend):
-                self._loaded[plugin.key] = import_factory(plugin.target)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as exc:  # SystemExit too: no plugin may end the process by being imported
-            self._causes[plugin.key] = exc
-            if isinstance(exc, Unavailable):
-                return evolve(plugin, state="unavailable", reason=text_of(exc))
-            if plugin.state != "ok":
-                return plugin
-            first = shortened(f"importing {plugin.target} raised {type(exc).__name__}: {text_of(exc)}".splitlines()[0])
-            return evolve(plugin, state="broken", reason=f"{first}\n{traceback_of(exc)}")
-        finally:
-            if changed:
-                warnings.warn(
-                    f"{plugin.who}: importing it changed {', '.join(changed)}, expected no side effects; it was "
-                    "restored; tell the authors of the plugin",
-                    stacklevel=2,
-                )
-        return evolve(plugin, state="ok", reason="")
 
     # -------------------- registering
 
@@ -205,7 +178,8 @@ class Registry:
         Args:
             factory: the class or function that builds the component.
             name: name of the plugin; by default the name of the class in kebab case (``MyLearner``: ``my-learner``).
-            group: learners, tasks, memories, backends or hooks; by default recognised by the members of the class.
+            group: learners, tasks, memories, backends, hooks or encoders; by default recognised by the members of the
+                class.
 
         Returns:
             ``factory``, or a decorator if it was not given.
@@ -255,8 +229,8 @@ class Registry:
             RunError: a function is not registered or can't be imported, or an option has the wrong type.
         """
         from kshot.preparing import Preparation
-        from kshot.registry.building import checked_preparation
         from kshot.registry.importing import import_preparation
+        from kshot.registry.prepared import checked_preparation
 
         installed = preparations()
         return Preparation.from_dict(
@@ -350,6 +324,29 @@ class Registry:
             8
         """
         return typing.cast("BoundMemory", self._builder.build("memories", name, options))
+
+    def encoder(self, name: str, spec: TaskSpec, /, **options: Any) -> Module:
+        """Build an encoder for inputs of tasks of this spec: a module from inputs [n, *input] to embeddings [n, D].
+
+        Args:
+            name: name of the plugin, or ``NAME:MODEL``, which is short for the option ``model``.
+            spec: spec of the tasks, ``tasks.spec``.
+            options: options of the plugin.
+
+        Raises:
+            PluginError, OptionError: see ``learner``.
+            DataError: the encoder does not accept inputs of this shape, or its weights are missing.
+
+        Example:
+            >>> import torch, kshot
+            >>> from kshot.testing import sample_tasks
+            >>> def pixels(spec: kshot.TaskSpec) -> torch.nn.Module:
+            ...     return torch.nn.Flatten()
+            >>> _ = kshot.register(pixels, group="encoders")
+            >>> kshot.encoder("pixels", sample_tasks.classification().spec)(torch.zeros(2, 6)).shape
+            torch.Size([2, 6])
+        """
+        return typing.cast("Module", self._builder.encoder(name, options, spec))
 
     def default_backend(self, options: Collection[str] = ()) -> str:
         """Return the name of the backend to use if none is named; see ``kshot.registry.devices``."""

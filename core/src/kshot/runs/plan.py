@@ -21,8 +21,11 @@ from kshot.protocols import Pooled
 from kshot.registry.building import overlay
 from kshot.registry.modules import rebuilt_run
 from kshot.registry.options import options_of, validate
+from kshot.runs.chosen import Chosen, chosen_encoder
+from kshot.runs.embedded import Embedded
 from kshot.runs.launch import processes
 from kshot.runs.recipe import Config, EngineOptions, Table, evaluate_options
+from kshot.runs.views import lowered, suited
 from kshot.spec import Training
 
 log = logging.getLogger("kshot.runs")
@@ -108,6 +111,9 @@ class Plan:
         """
         factory = registry.load(str(config.learner["name"]), "learners")
         defaults = getattr(factory, "training_defaults", None)
+        chosen = chosen_encoder(config.learner)
+        if chosen is not None:  # inputs as the encoder takes them, as far as the user says nothing else
+            config = attrs.evolve(config, tasks=suited(config.tasks, chosen.task_options))
         for name in config.hook:
             registry.load(name, "hooks")
         backend = {"name": registry.default_backend(config.backend), **config.backend}
@@ -118,10 +124,12 @@ class Plan:
         own = {name: value for name, value in getattr(defaults, "tasks", {}).items() if name in accepted}
         own = {name: value for name, value in own.items() if name not in config.training}
         wanted = config.test or ({},)
-        return cls(
+        plan = cls(
             learner=config.learner,
-            training=overlay({**config.tasks, **own}, config.training),
-            tests=[overlay(config.tasks, {n: v for n, v in test.items() if n != "learner"}) for test in wanted],
+            training=lowered(overlay({**config.tasks, **own}, config.training)),
+            tests=[
+                lowered(overlay(config.tasks, {n: v for n, v in test.items() if n != "learner"})) for test in wanted
+            ],
             test_learners=[dict(test.get("learner", {})) for test in wanted],
             own=own if str(config.training.get("name", config.tasks["name"])) == str(config.tasks["name"]) else {},
             optimizer=validate(Outer, config.optimizer, who="optimizer"),
@@ -133,6 +141,20 @@ class Plan:
             learner_seed=config.learner_seed,
             about=config.about,
             init_from=config.init_from,
+        )
+        return plan if chosen is None or not chosen.frozen else plan.embedded(chosen)
+
+    def embedded(self, chosen: Chosen) -> Plan:
+        """Return the same plan on embeddings, which a frozen encoder computes once instead of in every episode."""
+
+        def embedded(tasks: Table) -> Table:
+            return {"name": "embedded", "of": tasks, "encoder": chosen.encoder}
+
+        return attrs.evolve(
+            self,
+            learner={**self.learner, chosen.option: "identity"},
+            training=embedded(self.training),
+            tests=map(embedded, self.tests),
         )
 
     @classmethod
@@ -217,6 +239,7 @@ def within(plan: Plan, tasks: Any) -> Plan:
     are not changed, and are refused if the data are too few.
     """
     split, spec = str(plan.engine.get("split", "train")), tasks.spec
+    tasks = getattr(tasks, "of", tasks) if isinstance(tasks, Embedded) else tasks  # which has the same classes
     if not plan.own.keys() & {"way", "query"} or not isinstance(tasks, Pooled) or split not in spec.splits:
         return plan
     pool, shot = tasks.pool(split), plan.training.get("shot", spec.shot)
@@ -228,7 +251,7 @@ def within(plan: Plan, tasks: Any) -> Plan:
         return plan
     wanted = listed({name: plan.own[name] for name in fewer})
     log.warning("note: training with %s instead of %s, because split %r has no more", listed(fewer), wanted, split)
-    return attrs.evolve(plan, own={**plan.own, **fewer}, training={**plan.training, **fewer})
+    return attrs.evolve(plan, own={**plan.own, **fewer}, training=lowered({**plan.training, **fewer}))
 
 
 def build_backend(plan: Plan) -> Any:

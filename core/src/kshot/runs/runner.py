@@ -43,6 +43,7 @@ from kshot.runs.plan import (
 )
 from kshot.runs.recipe import Config, Table, attacks_of, evaluate_options
 from kshot.runs.run import Run
+from kshot.runs.views import lowered
 from kshot.spec import Needs
 
 log = logging.getLogger("kshot.runs")
@@ -77,6 +78,10 @@ def train_plan(plan: Plan, run: Path | None, *, quiet: bool, hooks: Mapping[str,
     begun = None if run is None else from_first(world, lambda: _own_config(run))
     plan, training, tests = first_then_rest(world, lambda: build_tasks(plan, new=True))
     parts = build(plan, training, tests, backend)
+    if "iterations" not in plan.engine and not parts.learner.state_dict():
+        plan = evolve(plan, engine={**plan.engine, "iterations": 0})
+        if not quiet:
+            log.info("note: %s has nothing to learn on these inputs, so it is only tested", plan.learner["name"])
     if run is not None and begun is not None:
         plan, parts = _as_begun(plan, parts, run, begun)
     return _begin(plan, parts, run, quiet=quiet, resuming=begun is not None, hooks=hooks or {})
@@ -171,6 +176,8 @@ def preflight(plan: Plan, parts: Parts, engine: Engine) -> None:
         for attack in attacks_of(plan.evaluate):
             if attack is not None:
                 attack.check(test.spec)
+    if plan.engine.get("iterations") == 0:  # the split to train on may be costly to load
+        return
     with blame_own(plan), building(f"tasks {plan.training['name']!r}"):
         engine.enter(parts.training, plan.engine.get("split", "train"), engine.meta_batch)
     if plan.engine.get("validate_every") is not None:
@@ -353,7 +360,7 @@ def changed_plan(plan: Plan, changes: Mapping[str, Table]) -> Plan:
     given = overlay(plan.evaluate, changes.get("evaluate", {}))
     return evolve(
         plan,
-        tests=[test for test, _ in tests],
+        tests=[lowered(test) for test, _ in tests],
         test_learners=[own for _, own in tests],
         backend=overlay(plan.backend, changes.get("backend", {})),
         evaluate=evaluate_options(given),

@@ -47,6 +47,11 @@ class NearestMean(nn.Module):
         """Return the cross-entropy of the queries."""
         return F.cross_entropy(self.logits(episode.support, episode.query.x), episode.query.y)
 
+    def embed(self, x: Tensor) -> Tensor:
+        """Embed inputs [.., *input] as [.., D] (ability ``Embeds``)."""
+        z: Tensor = self.embedding(x.flatten(0, 1))
+        return z.view(*x.shape[:2], -1)
+
     @per_episode
     def adapt(self, support: Support) -> Predictor:
         """Return a function from queries to logits."""

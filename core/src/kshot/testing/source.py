@@ -22,7 +22,7 @@ class Source:
     """Build components like the one that the user gave.
 
     Args:
-        group: the registry's group: tasks, learners, memories, backends or hooks.
+        group: the registry's group: tasks, learners, memories, backends, hooks or encoders.
         given: a name, a class or factory, or (for tasks and backends) an object that is already built.
         options: options of the factory.
 

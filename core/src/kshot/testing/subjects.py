@@ -195,6 +195,63 @@ class BackendSubject:
         return self.source.build()
 
 
+class EncoderSubject:
+    """An encoder under test, and the inputs that it embeds.
+
+    Args:
+        source: builds the encoder.
+        tasks: the tasks that the user gave, of which the first is used. If there are none, the inputs are random
+            numbers of the first of ``SHAPES`` that the encoder accepts.
+
+    Example:
+        >>> from torch import nn
+        >>> EncoderSubject(Source("encoders", lambda spec: nn.Flatten(), {})).inputs(2).shape
+        torch.Size([2, 3, 32, 32])
+    """
+
+    SHAPES = ((3, 32, 32), (1, 32, 32), (1, 16000), (16000,), (6,))
+
+    def __init__(self, source: Source, tasks: Sequence[Source] = ()) -> None:
+        self.source = source
+        self.given = tuple(tasks)
+
+    @functools.cached_property
+    def spec(self) -> TaskSpec:
+        """The spec of the tasks whose inputs it embeds."""
+        if self.given:
+            spec = self.given[0].build().spec
+            assert isinstance(spec, TaskSpec)
+            return spec
+        refused = []
+        for shape in self.SHAPES:
+            spec = TaskSpec(kind="classification", input_shape=shape, input_range=(0.0, 1.0), way=2, shot=1, query=1)
+            try:
+                self.source.build(spec)
+            except KshotError as refusal:
+                refused.append(f"{list(shape)}: {refusal}")
+            else:
+                return spec
+        return broken(
+            f"the encoder refuses inputs of all shapes that the kit tries ({'; '.join(refused)}); give tasks whose "
+            "inputs it embeds: suite(encoder=..., tasks=...)"
+        )
+
+    def build(self, **changed: Any) -> Any:
+        """Build a new encoder."""
+        return self.source.build(self.spec, **changed)
+
+    def inputs(self, n: int) -> Tensor:
+        """Return n inputs [n, *input]: those of an episode of the tasks, or random numbers from 0 to 1."""
+        if not self.given:
+            return torch.rand(n, *self.spec.input_shape, generator=torch.Generator().manual_seed(n))
+        tasks: TaskDistribution = self.given[0].build()
+        x: list[Tensor] = []
+        while sum(map(len, x)) < n:
+            episode = tasks.sample(self.spec.splits[0], [len(x)])
+            x.append(torch.cat([episode.support.x, episode.query.x], 1)[0])
+        return torch.cat(x)[:n].clone()
+
+
 class HookSubject:
     """A hook under test.
 

@@ -75,7 +75,7 @@ class Suite:
     """One component and the rules that it must keep; ``suite`` builds it.
 
     Attributes:
-        group: tasks, learners, memories, backends or hooks.
+        group: tasks, learners, memories, backends, hooks or encoders.
         expected_failures: names of rules, each with the reason why the component breaks it.
 
     Example:
@@ -141,6 +141,8 @@ class Suite:
 
             if self.group == "learners":
                 self._subject = subjects.LearnerSubject(self._source, self._tasks)
+            elif self.group == "encoders":
+                self._subject = subjects.EncoderSubject(self._source, self._tasks)
             else:
                 subject_types = {
                     "tasks": subjects.TasksSubject,
@@ -202,6 +204,7 @@ def suite(
     memory: Any = None,
     backend: Any = None,
     hook: Any = None,
+    encoder: Any = None,
     options: Mapping[str, Any] | None = None,
     expected_failures: Mapping[str, str] | None = None,
 ) -> Suite:
@@ -211,10 +214,11 @@ def suite(
         learner: a plugin's name, a learner class, or a factory ``(spec, **options)``.
         tasks: a plugin's name, a class or factory, or tasks that are already built. Together with ``learner``: the
             tasks on which the learner is tried instead of the kit's own small tasks; one of these,
-            ``{"name": ..., **options}``, or a list of them.
+            ``{"name": ..., **options}``, or a list of them. Together with ``encoder``: tasks whose inputs it embeds.
         memory: a plugin's name, a class, or a factory ``(slots, width, reads, **options)``.
         backend: a plugin's name, a class or factory, or a backend that is already built.
         hook: a plugin's name, a class or a factory.
+        encoder: a plugin's name, a class, or a factory ``(spec, **options)``.
         options: options of the component.
         expected_failures: names of rules that the component is known to break, each with the reason.
 
@@ -227,19 +231,26 @@ def suite(
         >>> report.ok
         True
     """
-    given = {"learners": learner, "tasks": tasks, "memories": memory, "backends": backend, "hooks": hook}
+    given = {
+        "learners": learner,
+        "encoders": encoder,
+        "tasks": tasks,
+        "memories": memory,
+        "backends": backend,
+        "hooks": hook,
+    }
     present = [group for group, value in given.items() if value is not None]
-    if len(present) != 1 and present != ["learners", "tasks"]:
+    if len(present) != 1 and present not in (["learners", "tasks"], ["encoders", "tasks"]):
         raise OptionError(
             f"suite: got {', '.join(present) or 'no component'}, expected one of learner=, tasks=, memory=, "
-            "backend= and hook= (or tasks= together with a learner, to try the learner on them)"
+            "backend=, hook= and encoder= (or tasks= together with a learner or an encoder, to try it on them)"
         )
     from kshot.testing.source import Source
 
     group = present[0]
     source = Source(group, given[group], dict(options or {}))
     tried_on: list[Source] = []
-    if group == "learners" and tasks is not None:
+    if group in ("learners", "encoders") and tasks is not None:
         for each in tasks if isinstance(tasks, list | tuple) else [tasks]:
             more = dict(each) if isinstance(each, Mapping) else {"name": each}
             if "name" not in more:

@@ -1,6 +1,6 @@
-"""The form to which sounds are brought: its options and their limits, decoding, and features ``[1, F, T]``.
+"""The form to which sounds are brought: its options and their limits, decoding, and features ``[1, F, T]`` or waves.
 
-Letters: F bands or coefficients, T frames.
+Letters: F bands or coefficients, T frames, S samples.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Form:
     seconds: float
     crop: Literal["start", "centre"]
     pad: Literal["repeat", "zeros"]
-    features: Literal["mfcc", "mel"]
+    features: Literal["mfcc", "mel", "wave"]
     n_mfcc: int
     n_mels: int
     window: float
@@ -59,7 +59,7 @@ class Form:
     normalise: Literal["clip", "band", "none"]
 
     def __attrs_post_init__(self) -> None:
-        choices = {"crop": ("start", "centre"), "pad": ("repeat", "zeros"), "features": ("mfcc", "mel"),
+        choices = {"crop": ("start", "centre"), "pad": ("repeat", "zeros"), "features": ("mfcc", "mel", "wave"),
                    "normalise": ("clip", "band", "none")}  # fmt: skip
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -109,8 +109,10 @@ class Form:
         return self.rate / 2 if self.f_max is None else self.f_max
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Shape of an input, [1, F, T]."""
+    def shape(self) -> tuple[int, ...]:
+        """Shape of an input, [1, F, T], or [1, S] of a waveform."""
+        if self.features == "wave":
+            return (1, self.samples)
         return (1, self.n_mfcc if self.features == "mfcc" else self.n_mels, 1 + self.samples // self.hop_length)
 
     @property
@@ -183,7 +185,11 @@ class Form:
         return features
 
     def transform(self, wave: Tensor) -> Tensor:
-        """Return the features [F, T] of a clip [samples]: its normalised log mel spectrogram, or the MFCC of that."""
+        """Return the features [F, T] of a clip [S]: its normalised log mel spectrogram, or the MFCC of that; or the
+        clip itself.
+        """
+        if self.features == "wave":
+            return wave
         spectrum = torchaudio.functional.spectrogram(
             wave, 0, torch.hann_window(self.n_fft), self.n_fft, self.hop_length, self.n_fft, 2.0, normalized=False
         )

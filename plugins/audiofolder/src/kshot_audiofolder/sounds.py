@@ -105,7 +105,7 @@ def prepare_as(
     seconds: float,
     crop: Literal["start", "centre"],
     pad: Literal["repeat", "zeros"],
-    features: Literal["mfcc", "mel"],
+    features: Literal["mfcc", "mel", "wave"],
     n_mfcc: int,
     n_mels: int,
     window: float,

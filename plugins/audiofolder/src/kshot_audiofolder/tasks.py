@@ -30,7 +30,7 @@ def audiofolder(
     seconds: float = 1.0,
     crop: Literal["start", "centre"] = "start",
     pad: Literal["repeat", "zeros"] = "repeat",
-    features: Literal["mfcc", "mel"] = "mfcc",
+    features: Literal["mfcc", "mel", "wave"] = "mfcc",
     n_mfcc: int = 20,
     n_mels: int = 40,
     window: float = 0.025,
@@ -47,8 +47,9 @@ def audiofolder(
 ) -> FolderTasks:
     """Make tasks of classifying a user's own sounds: ``root`` has a folder for each class, named after the class.
 
-    Inputs are [1, F, T]: F coefficients or bands over T frames. Files are decoded once, when the first episode is asked
-    for, into a table in the cache. ``prepare`` brings other sounds into the same form without decoding the folder.
+    Inputs are [1, F, T]: F coefficients or bands over T frames; or waveforms [1, S] of S samples. Files are decoded
+    once, when the first episode is asked for, into a table in the cache. ``prepare`` brings other sounds into the same
+    form without decoding the folder.
 
     Args:
         way, shot, query, seed, block: see ``kshot.ClassificationTasks``. Classes may have different numbers of sounds,
@@ -59,7 +60,8 @@ def audiofolder(
         seconds: length of a clip.
         crop: take a clip from the 'start' or the 'centre' of a longer sound.
         pad: 'repeat' a shorter sound, or add 'zeros', which reveal to a learner how long it was.
-        features: 'mfcc', or 'mel' for the log mel spectrogram in decibels.
+        features: 'mfcc', or 'mel' for the log mel spectrogram in decibels, or 'wave' for the samples themselves, which
+            encoders of waveforms take; the options below except those of splits then have no effect.
         n_mfcc: number of coefficients.
         n_mels: number of mel bands.
         window: length of the spectrogram's Hann window in seconds.

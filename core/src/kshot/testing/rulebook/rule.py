@@ -35,6 +35,7 @@ MODULES = {
     "memories": ("memories", "copies"),
     "backends": ("backends",),
     "hooks": ("hooks",),
+    "encoders": ("encoders",),
 }
 """The modules that have the rules of each group of components; the groups are those of the registry."""
 
@@ -77,7 +78,7 @@ class Rule:
 
     Attributes:
         name: in kebab case, unique within its group.
-        group: tasks, learners, memories, backends or hooks.
+        group: tasks, learners, memories, backends, hooks or encoders.
         check: takes the component under test (its subject) and raises an exception if the rule is broken.
         unless: takes the same; returns the reason why the rule does not apply to this component, or None if it does.
         advice: whether a component that breaks the rule is reported with a warning, and not refused.
@@ -139,7 +140,7 @@ def named(check: Callable[..., Any]) -> str:
 
 
 def rules(group: str | None = None) -> tuple[Rule, ...]:
-    """Return the rules of a group (tasks, learners, memories, backends, hooks), or of all groups.
+    """Return the rules of a group (tasks, learners, memories, backends, hooks, encoders), or of all groups.
 
     Raises:
         OptionError: there is no such group.
