@@ -17,10 +17,11 @@ from kshot.functional import (
     full_precision,
     pairwise_squared_distance,
     prototypical_logits,
+    span_coordinates,
 )
 
 
-@pytest.mark.parametrize("module", ["conjugate", "folds", "metric", "sequence", "verification"])
+@pytest.mark.parametrize("module", ["conjugate", "folds", "metric", "sequence", "span", "verification"])
 def test_the_examples_in_docstrings_run(module):
     """A wrong example is worse than none."""
     result = doctest.testmod(importlib.import_module(f"kshot.functional.{module}"))
@@ -194,3 +195,19 @@ def test_folds_do_not_depend_on_the_order_or_the_numbers_of_classes():
 def test_examples_of_equal_order_are_in_different_folds():
     """Equal examples must not all be in one fold, which would leave their class empty."""
     assert class_folds(torch.zeros(4, dtype=torch.int64), torch.zeros(4), 2).tolist() == [0, 1, 0, 1]
+
+
+# --- Span ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("m", "D"), [(3, 7), (7, 3), (1, 4)])
+def test_coordinates_in_the_span_keep_inner_products_and_give_back_the_vectors(m, D):
+    """Also for more vectors than dimensions, and for vectors that are multiples of each other."""
+    z = torch.randn(2, m, D, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    z[0, -1] = 2 * z[0, 0]
+    coordinates, basis = span_coordinates(z)
+    R = min(m, D)
+    assert coordinates.shape == (2, m, R)
+    assert torch.allclose(basis @ basis.mT, torch.eye(R, dtype=z.dtype).expand(2, -1, -1), atol=1e-12)
+    assert torch.allclose(coordinates @ basis, z, atol=1e-12)
+    assert torch.allclose(coordinates @ coordinates.mT, z @ z.mT, atol=1e-12)

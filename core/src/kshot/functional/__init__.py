@@ -16,6 +16,7 @@ from kshot.functional.metric import (
     prototypical_logits,
 )
 from kshot.functional.sequence import sequence_errors, sequence_loss
+from kshot.functional.span import span_coordinates
 from kshot.functional.verification import best_threshold
 
 __all__ = [
@@ -33,4 +34,5 @@ __all__ = [
     "prototypical_logits",
     "sequence_errors",
     "sequence_loss",
+    "span_coordinates",
 ]

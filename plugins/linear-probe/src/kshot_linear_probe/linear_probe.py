@@ -9,18 +9,17 @@ from __future__ import annotations
 import math
 from typing import Annotated
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kshot import Episode, Metrics, Needs, Predictor, Support, TaskSpec, Training
 from kshot.errors import OptionError
-from kshot.functional import class_folds, full_precision
+from kshot.functional import class_folds, full_precision, span_coordinates
 from kshot.nn import EncoderChoice, evaluating
 from kshot.nn import encoder as build_encoder
 from kshot.registry import Range
-from kshot_linear_probe.logistic import Span, best_penalty, fitted
+from kshot_linear_probe.logistic import best_penalty, fitted
 
 
 class LinearProbe(nn.Module):
@@ -88,25 +87,35 @@ class LinearProbe(nn.Module):
             way: N.
 
         Returns:
-            The weights [N, D] and the biases [N], for embeddings as they are.
+            The weights [N, D] and the biases [N] in float64, for embeddings as they are.
         """
         fold = class_folds(y, z.norm(dim=-1), self.folds).cpu().numpy()
-        points, labels = z.detach().double().cpu().numpy(), y.cpu().numpy()
-        # The regression is computed in the few dimensions that the support spans, in the unit of its spread.
-        span = Span.of(points)
-        u = span.coordinates(points)
+        # The solution is a combination of the embeddings, so the regression is computed in the few dimensions that they
+        # span about their mean, in the unit of their root mean square distance from it.
+        z = z.detach().double()
+        mean = z.mean(0)
+        unit = (z - mean).square().sum(-1).mean().sqrt()
+        unit = unit.where(unit > 0, 1.0)
+        coordinates, basis = span_coordinates((z - mean) / unit)
+        u, labels = coordinates.cpu().numpy(), y.cpu().numpy()
         penalty = self.penalty or best_penalty(u, labels, way, fold, self.default)
         W, b, _ = fitted(u, labels, way, penalty)
-        # W (axes (z - mean) / unit) + b, as a linear function of z.
-        W = W @ span.axes / span.unit
-        return torch.from_numpy(W).to(z), torch.from_numpy(np.asarray(b - W @ span.mean)).to(z)
+        # W basis (z - mean) / unit + b, as a linear function of z.
+        weights = torch.from_numpy(W).to(basis) @ basis / unit
+        return weights, torch.from_numpy(b).to(basis) - weights @ mean
 
     def adapt(self, support: Support) -> Predictor:
         """Fit a regression to each support, and return a function from queries [B, n, *input] to logits [B, n, N]."""
         z = self.embed(support.x)
         pairs = [self.probe(task, y, support.way or 0) for task, y in zip(z, support.y, strict=True)]
         weights, biases = (torch.stack(parts) for parts in zip(*pairs, strict=True))
-        return lambda x: self.embed(x) @ weights.mT + biases.unsqueeze(1)
+
+        def predict(x: Tensor) -> Tensor:
+            queries = self.embed(x)
+            with torch.autocast(x.device.type, enabled=False):
+                return queries @ weights.to(queries).mT + biases.to(queries).unsqueeze(1)
+
+        return predict
 
     def meta_gradient(self, episodes: Episode) -> Metrics:
         """Return the loss and the accuracy on the queries. There is no gradient, because nothing is trained."""

@@ -1,6 +1,6 @@
 """Multinomial logistic regression with an L2 penalty, by scikit-learn; the penalty is chosen by folds of the data.
 
-Letters: S examples, n examples, N classes, D numbers of an embedding, R dimensions (at most S) that the data span.
+Letters: S examples of the support, n examples, N way, R numbers of an example.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from attrs import frozen
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
@@ -21,44 +20,6 @@ PENALTIES = (1.0, 0.1, 0.01, 1e-3, 1e-4)
 
 TOLERANCE = 1e-6
 """The greatest number of the gradient at which scikit-learn's L-BFGS stops."""
-
-
-@frozen(eq=False)
-class Span:
-    """Store an isometric map of the space that some embeddings span to few dimensions, in a unit of length of its own.
-
-    The solution of a regression with an L2 penalty is a combination of its examples. So a regression in these R
-    dimensions has the solution of the regression in D dimensions, at a fraction of the cost.
-
-    Attributes:
-        mean: the mean of the embeddings [D].
-        axes: orthonormal [R, D].
-        unit: the root mean square of the distances of the embeddings from their mean.
-
-    Example:
-        >>> span = Span.of(np.array([[1.0, 0.0, 0.0], [3.0, 0.0, 0.0]]))
-        >>> span.unit, np.abs(span.coordinates(np.array([[4.0, 0.0, 5.0]])).round(6)).tolist()
-        (1.0, [[2.0]])
-    """
-
-    mean: Floats
-    axes: Floats
-    unit: float
-
-    @classmethod
-    def of(cls, z: Floats) -> Span:
-        """Return the map for embeddings [S, D]."""
-        mean = z.mean(0)
-        _, lengths, axes = np.linalg.svd(z - mean, full_matrices=False)
-        used = lengths > lengths.max(initial=0.0) * len(z) * np.finfo(np.float64).eps
-        used[:1] = True  # one dimension at least, also if all embeddings are equal
-        unit = float(np.sqrt(np.square(lengths).sum() / len(z)))
-        return cls(mean, axes[used], unit or 1.0)
-
-    def coordinates(self, z: Floats) -> Floats:
-        """Map embeddings [n, D] to [n, R]."""
-        coordinates: Floats = (z - self.mean) @ self.axes.T / self.unit
-        return coordinates
 
 
 def fitted(u: Floats, y: Integers, way: int, penalty: float, model: Any = None) -> tuple[Floats, Floats, Any]:
