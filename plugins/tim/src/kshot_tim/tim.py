@@ -24,6 +24,7 @@ from kshot.registry import Range
 
 Method = Literal["gd", "adm"]
 
+
 class TIM(nn.Module):
     """Classify by prototypes that adapt to the support and, without labels, to all queries of the task together.
 
@@ -58,9 +59,7 @@ class TIM(nn.Module):
         [[0, 1]]
     """
 
-    needs = Needs(
-        kinds=("classification",), queries="at_adapt", variable_way=True, invariant={"labels", "order"}
-    )
+    needs = Needs(kinds=("classification",), queries="at_adapt", variable_way=True, invariant={"labels", "order"})
     training_defaults = Training(iterations=0)
 
     def __init__(
