@@ -44,8 +44,9 @@ def drawings(package: Path) -> tuple[str, dict[str, bytes]]:
             wanted = [each for each in emoji if each["category"] in CATEGORIES and each[f"has_img_{vendor}"]]
             return vendor, {each["short_name"]: read(f"img/{vendor}/64/{each['image']}") for each in wanted}
     except (OSError, tarfile.TarError, KeyError, ValueError) as error:
+        reason = str(error).splitlines()[0]
         raise SystemExit(
-            f"{package}: got {type(error).__name__} ({str(error).splitlines()[0]}), expected a package made by npm pack {PREFIX}google or "
+            f"{package}: got {type(error).__name__} ({reason}), expected a package made by npm pack {PREFIX}google or "
             f"{PREFIX}twitter; download it again"
         ) from error
 

@@ -85,7 +85,7 @@ def test_the_penalty_is_the_best_on_left_out_examples():
                 logits = torch.from_numpy(u[fold == f] @ W.T + b)
                 total += float(F.cross_entropy(logits, y[torch.from_numpy(fold == f)], reduction="sum"))
             naive.append(total)
-        assert np.allclose(left_out_loss(u, labels, 3, fold, PENALTIES), naive, rtol=0.02)
+        assert np.allclose(left_out_loss(u, labels, 3, fold, PENALTIES), naive, rtol=0.02, atol=0.05)
         best = best_penalty(u, labels, 3, fold, default=7.0)
         assert best == PENALTIES[int(np.argmin(naive))]
         chosen.add(best)
