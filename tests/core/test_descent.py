@@ -8,7 +8,7 @@ from torch import Tensor, nn
 import kshot
 from kshot import Lift
 from kshot.errors import TrainingError
-from kshot.inner import State, check_descent, descend, keep_buffers, take_steps
+from kshot.inner import State, adam, check_descent, descend, keep_buffers, take_steps
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:
@@ -169,3 +169,24 @@ def test_the_way_from_the_start_is_what_a_step_of_rate_1_subtracts():
     """Reptile's pseudo-gradient: start minus end."""
     start, end = (State({"theta": torch.tensor(value)}, {}) for value in (5.0, 3.0))
     assert end.away_from(start)["theta"] == 2.0
+
+
+def test_adam_takes_the_steps_of_torch():
+    """The rule is algorithm 1 of Kingma & Ba, also with other factors than the usual ones."""
+    goals = [rand(5, seed=seed) for seed in range(6)]
+    theta = rand(5, seed=9)
+    end, losses = take_steps(
+        lambda state, goal: (state.parameters["theta"] - goal).square().sum(),
+        State({"theta": theta}, {}),
+        goals,
+        adam(0.05, betas=(0.8, 0.95), eps=1e-3),
+    )
+    point = nn.Parameter(theta.clone())
+    optimizer = torch.optim.Adam([point], lr=0.05, betas=(0.8, 0.95), eps=1e-3)
+    for goal, before in zip(goals, losses, strict=True):
+        loss = (point - goal).square().sum()
+        assert float(loss.detach()) == pytest.approx(float(before), rel=1e-12)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert torch.allclose(end.parameters["theta"], point.detach(), atol=1e-12)

@@ -10,16 +10,18 @@ import torch
 
 from kshot.functional import (
     best_threshold,
+    class_folds,
     class_means,
     class_sums,
     conjugate_gradient,
     full_precision,
     pairwise_squared_distance,
     prototypical_logits,
+    span_coordinates,
 )
 
 
-@pytest.mark.parametrize("module", ["conjugate", "metric", "sequence", "verification"])
+@pytest.mark.parametrize("module", ["conjugate", "folds", "metric", "sequence", "span", "verification"])
 def test_the_examples_in_docstrings_run(module):
     """A wrong example is worse than none."""
     result = doctest.testmod(importlib.import_module(f"kshot.functional.{module}"))
@@ -158,3 +160,54 @@ def test_conjugate_gradients_can_be_vmapped():
 def test_numbers_that_are_not_finite_are_not_hidden():
     """NaN in a product must reach the result, where the engine reports it."""
     assert conjugate_gradient(lambda v: v * torch.nan, torch.ones(2)).isnan().all()
+
+
+# --- Folds --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("folds", [2, 3, 5])
+def test_every_fold_leaves_examples_of_each_class(folds):
+    """Classes have 1 to 6 examples. Each example of the larger classes is in one fold, the lone example in none."""
+    y = torch.cat([torch.full((c + 1,), c) for c in range(6)])
+    order = torch.randn(2, len(y), generator=torch.Generator().manual_seed(0))
+    fold = class_folds(y.expand(2, -1), order, folds)
+    assert fold.shape == (2, 21)
+    assert fold[:, 0].tolist() == [-1, -1]
+    assert bool((fold[:, 1:] >= 0).all())
+    for row in fold:
+        for f in range(folds):
+            left = torch.bincount(y[row != f], minlength=6)
+            assert int(left.min()) > 0
+        for c in range(1, 6):
+            sizes = torch.bincount(row[y == c], minlength=folds)
+            assert int(sizes.max()) - int(sizes.min()) <= 1
+
+
+def test_folds_do_not_depend_on_the_order_or_the_numbers_of_classes():
+    """Examples move with their folds if the support is permuted and the classes are numbered differently."""
+    generator = torch.Generator().manual_seed(1)
+    y = torch.arange(12) % 3
+    order = torch.randn(12, generator=generator)
+    p, numbers = torch.randperm(12, generator=generator), torch.tensor([2, 0, 1])
+    assert torch.equal(class_folds(numbers[y[p]], order[p], 3), class_folds(y, order, 3)[p])
+
+
+def test_examples_of_equal_order_are_in_different_folds():
+    """Equal examples must not all be in one fold, which would leave their class empty."""
+    assert class_folds(torch.zeros(4, dtype=torch.int64), torch.zeros(4), 2).tolist() == [0, 1, 0, 1]
+
+
+# --- Span ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("m", "D"), [(3, 7), (7, 3), (1, 4)])
+def test_coordinates_in_the_span_keep_inner_products_and_give_back_the_vectors(m, D):
+    """Also for more vectors than dimensions, and for vectors that are multiples of each other."""
+    z = torch.randn(2, m, D, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    z[0, -1] = 2 * z[0, 0]
+    coordinates, basis = span_coordinates(z)
+    R = min(m, D)
+    assert coordinates.shape == (2, m, R)
+    assert torch.allclose(basis @ basis.mT, torch.eye(R, dtype=z.dtype).expand(2, -1, -1), atol=1e-12)
+    assert torch.allclose(coordinates @ basis, z, atol=1e-12)
+    assert torch.allclose(coordinates @ coordinates.mT, z @ z.mT, atol=1e-12)

@@ -18,6 +18,8 @@ Case = tuple[str, dict[str, Any], str, dict[str, Any]]
 
 CASES: dict[str, Case] = {
     "protonet": ("protonet", {}, "toy", {}),
+    "simpleshot": ("simpleshot", {}, "toy", {}),
+    "fine-tune": ("fine-tune", {"steps": 2}, "toy", {"shot": 2}),
     "maml": ("maml", {}, "sinusoid", {}),
     "first-order maml": ("maml", {"order": "first", "inner_steps": 3}, "toy", {"shot": 5}),
     "mamlpp": ("mamlpp", {"inner_steps": 3, "loss_iterations": 12, "first_order_iterations": 6}, "sinusoid", {}),

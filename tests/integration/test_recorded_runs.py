@@ -119,6 +119,36 @@ def test_the_table_of_learned_initialisations_is_that_of_the_recorded_runs() -> 
         assert cells[:5] == expected, name
 
 
+def test_the_tables_of_heads_are_those_of_the_recorded_results() -> None:
+    """Accuracies of every head on every encoder, and paired differences to prototypical networks on the same encoder.
+
+    Only TIM sees the queries of an episode together.
+    """
+    tables = rows("## Heads on pretrained encoders"), rows("The same less protonet on the same encoder, paired:")
+    heads = RECORDED / "heads"
+    recorded = {path.parent.name for path in heads.glob("*/result.json")}
+    listed = set()
+    for table, reference in zip(tables, (False, True), strict=True):
+        assert len(table) >= 4
+        for name, cells in table.items():
+            encoder, head = name.split(", ")
+            for data, found in (("emoji", cells[:2]), ("orl-faces", cells[2:])):
+                run = f"{data}-{encoder}-{head}"
+                if run not in recorded:
+                    assert found == ["", ""], run
+                    continue
+                listed.add(run)
+                own = results(f"heads/{run}")
+                assert [result.episodes for result in own] == [600, 600]
+                assert {result.queries for result in own} == {"at_adapt" if head == "tim" else "independent"}
+                if reference:
+                    protonet = results(f"heads/{data}-{encoder}-protonet")
+                    assert found == [points(a, b) for a, b in zip(own, protonet, strict=True)], run
+                else:
+                    assert found == [percent(result) for result in own], run
+    assert listed == recorded
+
+
 def test_the_table_of_attacked_learners_is_that_of_the_recorded_results() -> None:
     """Four accuracies of each learner and attack, and the paired differences of ADML to MAML."""
     table = rows("### Under attack")

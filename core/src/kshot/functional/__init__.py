@@ -5,6 +5,7 @@ The functions keep no state, choose no device and log nothing. This package impo
 
 from kshot.functional.attacks import fgsm, pgd
 from kshot.functional.conjugate import conjugate_gradient
+from kshot.functional.folds import class_folds
 from kshot.functional.gradients import log_and_sign
 from kshot.functional.lstm import lstm_cell
 from kshot.functional.metric import (
@@ -15,10 +16,12 @@ from kshot.functional.metric import (
     prototypical_logits,
 )
 from kshot.functional.sequence import sequence_errors, sequence_loss
+from kshot.functional.span import span_coordinates
 from kshot.functional.verification import best_threshold
 
 __all__ = [
     "best_threshold",
+    "class_folds",
     "class_means",
     "class_sums",
     "conjugate_gradient",
@@ -31,4 +34,5 @@ __all__ = [
     "prototypical_logits",
     "sequence_errors",
     "sequence_loss",
+    "span_coordinates",
 ]

@@ -145,6 +145,42 @@ def _sgd_step(
     return {n: p - rates[n] * gradients[n] for n, p in parameters.items()}, memory
 
 
+def adam(lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> Update:
+    """Return the rule of Adam (Kingma & Ba 2015, 1412.6980, algorithm 1).
+
+    Its memory is the number of steps, and the decaying means of gradients and of squared gradients.
+
+    Args:
+        lr: the learning rate.
+        betas: the factors by which the two means decay.
+        eps: added to the denominator.
+
+    Example:
+        The first step is lr * sign(gradient):
+
+        >>> parameters, memory = adam(0.1)({"theta": torch.tensor(1.0)}, {"theta": torch.tensor(-7.0)}, None)
+        >>> parameters["theta"]
+        tensor(1.1000)
+    """
+    return partial(_adam_step, lr, betas, eps)
+
+
+def _adam_step(
+    lr: float, betas: tuple[float, float], eps: float, parameters: Tensors, gradients: Tensors, memory: Any
+) -> tuple[Tensors, Any]:
+    """Take the step of ``adam``. As a function of a module, it can be pickled with the learner that keeps the rule."""
+    zeros = {n: torch.zeros_like(g) for n, g in gradients.items()}
+    t, m, v = memory or (0, zeros, zeros)
+    t += 1
+    # m_t = beta1 m_{t-1} + (1 - beta1) g, and v_t = beta2 v_{t-1} + (1 - beta2) g^2.
+    m = {n: betas[0] * m[n] + (1 - betas[0]) * g for n, g in gradients.items()}
+    v = {n: betas[1] * v[n] + (1 - betas[1]) * g.square() for n, g in gradients.items()}
+    # theta_t = theta_{t-1} - lr m^ / (sqrt(v^) + eps), in which m^ and v^ are corrected for the start at 0.
+    rate = lr / (1 - betas[0] ** t)
+    root = {n: (v[n] / (1 - betas[1] ** t)).sqrt() + eps for n in v}
+    return {n: p - rate * m[n] / root[n] for n, p in parameters.items()}, (t, m, v)
+
+
 def take_steps(
     loss: Loss, state: State, batches: Iterable[Any], update: Update, *, second_order: bool = True
 ) -> tuple[State, Tensor]:

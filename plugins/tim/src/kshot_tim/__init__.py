@@ -1,0 +1,5 @@
+"""Transductive information maximisation (Boudiaf et al. 2020)."""
+
+from kshot_tim.tim import TIM
+
+__all__ = ["TIM"]
