@@ -50,8 +50,7 @@ class Answer(Prediction):
     @property
     def known(self) -> NDArray[np.bool_]:
         """Whether any class is plausible [n]."""
-        known: NDArray[np.bool_] = self.plausible.any(1)
-        return known
+        return np.asarray(self.plausible.any(1))
 
 
 @frozen

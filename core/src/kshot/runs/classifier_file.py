@@ -84,7 +84,7 @@ def load(path: Path) -> Classifier:
     value = read_torch(path, what="a classifier of kshot", advice=ADVICE)
     if not isinstance(value, dict) or value.get("format") != FORMAT or value.get("version") != VERSION:
         raise RunError(f"{path}: got a file that is no classifier of version {VERSION}, expected one; {ADVICE}")
-    body = value.get("body")
+    body: dict[str, Any] = value.get("body")  # type: ignore[assignment]
     fitting(body, CONTENT, path, advice=ADVICE)
     if not matches(body, value.get("digest")):
         raise RunError(f"{path}: the file is corrupt: its content does not match its digest; {ADVICE}")
