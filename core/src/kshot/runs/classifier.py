@@ -241,7 +241,8 @@ def predicted(learner: Mapping[str, Any], x: Tensor, y: Tensor, query: Tensor, w
     options = {name: value for name, value in learner.items() if name != "name"}
     built = registry.learner(str(learner["name"]), spec, **options)
     with torch.inference_mode():
-        logits: Tensor = built.adapt(Support(x=x, y=y, way=way))(query)
+        keys = torch.zeros(len(x), dtype=torch.int64)  # each is adapted to as if it were alone
+        logits: Tensor = built.adapt(Support(x=x, y=y, key=keys, way=way))(query)
     return logits
 
 
