@@ -271,11 +271,12 @@ def compare(runs: tuple[Path, ...], csv: Path | None, markdown: Path | None, jso
 @click.option("--tasks", help="Plugin that reads the files.  [default: by the kind of files]")
 @click.option("--add", multiple=True, metavar="NAME=FOLDER", help="Add the files in FOLDER to the class NAME.")
 @click.option("--remove", multiple=True, metavar="NAME", help="Remove the class NAME.")
+@click.option("--skip", is_flag=True, help="Leave out files that can't be read, instead of an error.")
 @as_json
 @click.pass_context
 def fit(
     ctx: click.Context, /, source: Path, output: Path | None, add: tuple[str, ...], remove: tuple[str, ...],
-    json_: bool, **named: str | None,
+    skip: bool, json_: bool, **named: str | None,
 ) -> None:  # fmt: skip
     """Make a classifier of the files in FOLDER, which has a folder for each class, without training.
 
@@ -288,7 +289,7 @@ def fit(
 
     tables: dict[str, Any] = {name: {"name": value} for name, value in named.items() if value is not None}
     put_flags(tables, ctx.meta[FLAGS], ("encoder", "learner", "tasks"))
-    classifier, path = do(source, output, tables, add, remove)
+    classifier, path = do(source, output, tables, add, remove, skip=skip)
     outcome = {"file": str(path), **described(classifier)}
     if json_:
         print_json(outcome)

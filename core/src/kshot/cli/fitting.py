@@ -15,7 +15,13 @@ from kshot.runs.fitting import fit as make
 
 
 def fit(
-    source: Path, output: Path | None, tables: Mapping[str, Any], add: Sequence[str], remove: Sequence[str]
+    source: Path,
+    output: Path | None,
+    tables: Mapping[str, Any],
+    add: Sequence[str] = (),
+    remove: Sequence[str] = (),
+    *,
+    skip: bool = False,
 ) -> tuple[Classifier, Path]:
     """Make or change a classifier and write it to a file; return both.
 
@@ -25,6 +31,7 @@ def fit(
         tables: options ``encoder``, ``learner`` and ``tasks`` of a new classifier.
         add: ``NAME=FOLDER`` for each class to add, or to extend.
         remove: names of classes to remove.
+        skip: whether to leave out files that can't be read.
 
     Raises:
         KshotError: see ``kshot.runs.fitting``; the output can't be written.
@@ -39,13 +46,13 @@ def fit(
     else:
         if output is None:
             raise OptionError("fit: got no file to write, expected -o NAME.kshot")
-        classifier = make(source, **tables)
+        classifier = make(source, **tables, skip=skip)
     if output.suffix != SUFFIX:
         raise OptionError(f"fit: got the output {output}, expected a name that ends in {SUFFIX}")
     if not output.parent.is_dir():
         raise RunError(f"{output}: the folder {output.parent} does not exist; create it or choose another")
     if folders:
-        classifier = extend(classifier, folders)
+        classifier = extend(classifier, folders, skip=skip)
     if remove:
         classifier = classifier.without(remove)
     save(classifier, output)

@@ -12,11 +12,12 @@ import torch
 from attrs import evolve
 
 from kshot import registry
-from kshot.data.folders import accepted_by, scan
-from kshot.errors import DataError, OptionError, PluginError
+from kshot.data.folders import accepted_by, contents, scan, tell_copies
+from kshot.errors import DataError, PluginError
 from kshot.preparing import Preparation
+from kshot.registry.conversion import Raw, parse_literal
 from kshot.registry.modules import names_of, takes_module
-from kshot.registry.options import options_of
+from kshot.registry.options import options_of, validate
 from kshot.runs.classifier import Classifier, fitted
 from kshot.runs.embedded import embedding, shown
 from kshot.spec import TaskSpec
@@ -42,6 +43,7 @@ def fit(
     encoder: Component | None = None,
     learner: Component | None = None,
     tasks: Component | None = None,
+    skip: bool = False,
 ) -> Classifier:
     """Make a classifier of a folder that has a folder of files for each class.
 
@@ -58,6 +60,10 @@ def fit(
             L2N of Wang et al. 2019, 1911.04623).
         tasks: the plugin that reads the files, ``imagefolder`` or ``audiofolder``, with options such as ``size``; by
             default the one that reads files of this kind.
+        skip: whether to leave out files that can't be read, with a warning that names them, instead of an error.
+
+    Warns of files with the same bytes, because a copy makes the estimate too high, and in another class one of the two
+    labels is wrong.
 
     Raises:
         DataError: the folder is malformed, or a file can't be read. The message names it.
@@ -69,24 +75,29 @@ def fit(
         >>> classifier.predict(["new.jpg"]).labels  # doctest: +SKIP
         ['newt']
     """
-    reader = _table(tasks) if tasks is not None else {"name": reader_of(Path(folder))}
+    tasks = reader_of(Path(folder)) if tasks is None else tasks
+    reader = {"name": tasks} if isinstance(tasks, str) else dict(tasks)
     if encoder is None:
         encoder = _suggested(str(reader["name"]))
-    preparation = preparation_of(reader, None if encoder in (None, "none") else _table(encoder))
+    named = None if encoder is None else _table(encoder)
+    preparation = preparation_of(reader, None if named is None or named["name"] == "none" else named)
     found = scan(folder, accepted_by(preparation), what="examples")
-    x = prepare_all(preparation, found.paths)
+    tell_copies(f"fit: {folder}", contents(found).copies)
+    x, read = prepare_all(preparation, found.paths, skip=skip)
     classes = list(found.classes)
-    y = torch.from_numpy(np.repeat(np.arange(len(classes)), [len(files) for files in found.classes.values()]))
+    labels = np.repeat(np.arange(len(classes)), [len(files) for files in found.classes.values()])
+    y, files = torch.from_numpy(labels[read]), [found.files[i] for i in read]
     chosen = None if learner is None else on_inputs(_table(learner))
-    return fitted(x, y, classes, chosen, preparation, found.files)
+    return fitted(x, y, classes, chosen, preparation, files)
 
 
-def extend(classifier: Classifier, folders: Mapping[str, str | Path]) -> Classifier:
+def extend(classifier: Classifier, folders: Mapping[str, str | Path], *, skip: bool = False) -> Classifier:
     """Return a classifier with the files of more folders, of its classes or of new ones.
 
     Args:
         classifier: a classifier of files.
         folders: for each class a folder of its files.
+        skip: whether to leave out files that can't be read, with a warning.
 
     Raises:
         DataError: the classifier is not one of files, a folder is malformed, or a file can't be read.
@@ -97,7 +108,8 @@ def extend(classifier: Classifier, folders: Mapping[str, str | Path]) -> Classif
     raw, names = {}, {}
     for name, path in folders.items():
         files = files_of(Path(path), accept)
-        raw[name], names[name] = prepare_all(classifier.preparation, files), [f"{name}/{file.name}" for file in files]
+        raw[name], read = prepare_all(classifier.preparation, files, skip=skip)
+        names[name] = [f"{name}/{files[i].name}" for i in read]
     plain = evolve(classifier, preparation=None).extended(raw, names)
     return evolve(plain, preparation=classifier.preparation)
 
@@ -135,11 +147,7 @@ def preparation_of(reader: Mapping[str, Any], encoder: Mapping[str, Any] | None)
         suits = dict(suits(**of_encoder) if callable(suits) else suits)
         known = {option.name for option in options_of(prepares)}
         options = {**{key: value for key, value in suits.items() if key in known}, **options}
-    try:
-        below, shape, input_range = prepares(**options)
-    except TypeError as error:
-        known_text = ", ".join(option.name for option in options_of(prepares))
-        raise OptionError(f"fit: tasks {name!r}: {error}, expected some of {known_text}") from error
+    below, shape, input_range = prepares(**validate(prepares, options, who=f"tasks {name!r}"))
     if encoder is None:
         return below  # type: ignore[no-any-return]
     spec = TaskSpec(kind="classification", input_shape=shape, input_range=input_range, way=2, shot=1, query=1)
@@ -149,10 +157,42 @@ def preparation_of(reader: Mapping[str, Any], encoder: Mapping[str, Any] | None)
     return preparation
 
 
-def prepare_all(preparation: Preparation, files: Sequence[Path]) -> torch.Tensor:
-    """Read files and return their inputs [n, *input], with a progress bar on a terminal if they are many."""
-    parts = [files[i : i + AT_ONCE] for i in range(0, len(files), AT_ONCE)]
-    return torch.cat([preparation(list(part)) for part in shown(parts, len(files), f"reading {len(files)} files")])
+def prepare_all(
+    preparation: Preparation, files: Sequence[Path], *, skip: bool = False
+) -> tuple[torch.Tensor, list[int]]:
+    """Read files, with a progress bar on a terminal if they are many.
+
+    Args:
+        preparation: how files become inputs.
+        files: the files.
+        skip: whether to leave out files that can't be read, with a warning that names them.
+
+    Returns:
+        The inputs [n, *input], and the places of their files in ``files``.
+
+    Raises:
+        DataError: a file can't be read, or none can.
+    """
+    x: list[torch.Tensor] = []
+    bad: list[int] = []
+    parts = [range(i, min(i + AT_ONCE, len(files))) for i in range(0, len(files), AT_ONCE)]
+    for part in shown(parts, len(files), f"reading {len(files)} files"):
+        try:
+            x.append(preparation([files[i] for i in part]))
+        except DataError:
+            if not skip:
+                raise
+            for i in part:
+                try:
+                    x.append(preparation([files[i]]))
+                except DataError:
+                    bad.append(i)
+    if bad:
+        names = ", ".join(str(files[i]) for i in bad)
+        log.warning("warning: left out %d files that can't be read: %s", len(bad), names)
+    if not x:
+        raise DataError(f"fit: got {len(files)} files of which none can be read, such as {files[0]}, expected examples")
+    return torch.cat(x), [i for i in range(len(files)) if i not in set(bad)]
 
 
 def reader_of(folder: Path) -> str:
@@ -211,4 +251,6 @@ def on_inputs(learner: dict[str, Any]) -> dict[str, Any]:
 
 
 def _table(component: Component) -> dict[str, Any]:
-    return {"name": component} if isinstance(component, str) else dict(component)
+    """Return a component as ``{"name": ..., **options}``, with text of the command line as the values that it says."""
+    table = {"name": component} if isinstance(component, str) else dict(component)
+    return {name: parse_literal(value) if isinstance(value, Raw) else value for name, value in table.items()}
