@@ -157,6 +157,19 @@ def preparation_of(reader: Mapping[str, Any], encoder: Mapping[str, Any] | None)
     return preparation
 
 
+def preparation_for(encoder: Component, tasks: Component | None = None) -> Preparation:
+    """Return how files become embeddings of an encoder.
+
+    Args:
+        encoder: an encoder plugin, by its name or ``{"name": ..., **options}``.
+        tasks: the plugin that reads the files; by default ``imagefolder``.
+
+    Raises:
+        PluginError, OptionError: see ``fit``.
+    """
+    return preparation_of(_table(READERS[0] if tasks is None else tasks), _table(encoder))
+
+
 def prepare_all(
     preparation: Preparation, files: Sequence[Path], *, skip: bool = False
 ) -> tuple[torch.Tensor, list[int]]:
