@@ -115,7 +115,8 @@ def digest(state: Any) -> str:
         if isinstance(leaf, Tensor):
             sha.update(f"{leaf.dtype}{tuple(leaf.shape)}".encode())
             leaf = leaf if leaf.layout == torch.strided else leaf.to_dense()
-            sha.update(leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            if leaf.numel():  # an empty tensor may have strides that its bytes can't be viewed with
+                sha.update(leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         else:
             sha.update(repr(leaf).encode())
     return sha.hexdigest()

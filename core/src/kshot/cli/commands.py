@@ -11,6 +11,7 @@ import click
 from kshot.cli.console import CHANGEABLE, EPILOG, FLAGS, Group, RunCommand, SectionCommand, print_json, say, tell
 from kshot.cli.options import (
     EVALUATE_HELP,
+    FIT_HELP,
     PATH,
     RESUME_HELP,
     RUN,
@@ -262,19 +263,70 @@ def compare(runs: tuple[Path, ...], csv: Path | None, markdown: Path | None, jso
         tell(str(comparison))
 
 
-@main.command(cls=RunCommand)
-@RUN
-@import_from_option
-@click.option(
-    "--support", type=PATH, required=True, metavar="FOLDER", help="Folder of labelled examples, one folder per class."
-)
-@click.argument("files", nargs=-1, required=True, type=PATH, metavar="FILE...")
+@main.command(cls=SectionCommand, epilog=FIT_HELP)
+@click.argument("source", type=PATH, metavar="FOLDER")
+@click.option("-o", "--output", type=PATH, metavar="FILE.kshot", help="File to write.")
+@click.option("--encoder", help="Encoder plugin, or none for raw inputs.  [default: one that is installed]")
+@click.option("--learner", help="Learner that adapts without training.  [default: the nearest mean of a class]")
+@click.option("--tasks", help="Plugin that reads the files.  [default: by the kind of files]")
+@click.option("--add", multiple=True, metavar="NAME=FOLDER", help="Add the files in FOLDER to the class NAME.")
+@click.option("--remove", multiple=True, metavar="NAME", help="Remove the class NAME.")
+@click.option("--skip", is_flag=True, help="Leave out files that can't be read, instead of an error.")
 @as_json
-def predict(run: Path, import_from: Path | None, support: Path, files: tuple[Path, ...], json_: bool) -> None:
-    """Predict the class of each FILE from a few labelled examples.
+@click.pass_context
+def fit(
+    ctx: click.Context, /, source: Path, output: Path | None, add: tuple[str, ...], remove: tuple[str, ...],
+    skip: bool, json_: bool, **named: str | None,
+) -> None:  # fmt: skip
+    """Make a classifier of the files in FOLDER, which has a folder for each class, without training.
 
-    The classes may be new ones. The learner adapts to the labelled examples; its parameters are not changed.
+    FOLDER may also be a classifier that was made before, to which --add and --remove apply. The estimate of the
+    accuracy is from predictions of each file by all others.
     """
+    from kshot.cli.fitting import described
+    from kshot.cli.fitting import fit as do
+    from kshot.cli.flags import put_flags
+
+    tables: dict[str, Any] = {name: {"name": value} for name, value in named.items() if value is not None}
+    put_flags(tables, ctx.meta[FLAGS], ("encoder", "learner", "tasks"))
+    classifier, path = do(source, output, tables, add, remove, skip=skip)
+    outcome = {"file": str(path), **described(classifier)}
+    if json_:
+        print_json(outcome)
+        return
+    tell(f"{path}: {', '.join(f'{name} ({count})' for name, count in outcome['classes'].items())}")
+    if classifier.estimate is None:
+        tell("accuracy: no estimate, because every class has only one example; two or more give one")
+    else:
+        tell(f"accuracy: {classifier.estimate}")
+    for wrong in outcome["mistakes"][:10]:
+        tell(f"  {wrong['file']}: looks like {wrong['predicted']}")
+
+
+@main.command(cls=RunCommand)
+@click.option("--run", type=PATH, metavar="RUN", help="Run folder of a finished training; it has the learner to use.")
+@import_from_option
+@click.option("--support", type=PATH, metavar="FOLDER", help="Folder of labelled examples, one folder per class.")
+@click.option(
+    "--coverage", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.9, show_default=True,
+    help="Of a classifier: how often its plausible classes include the right one.",
+)  # fmt: skip
+@click.argument("files", nargs=-1, required=True, type=PATH, metavar="[CLASSIFIER] FILE...")
+@as_json
+def predict(
+    run: Path | None, import_from: Path | None, support: Path | None, coverage: float, files: tuple[Path, ...],
+    json_: bool,
+) -> None:  # fmt: skip
+    """Predict the class of each FILE: with a CLASSIFIER that kshot fit made, or from a few labelled examples.
+
+    With --run and --support, the learner of a run adapts to the labelled examples; its parameters are not changed. The
+    classes may be new ones.
+    """
+    if run is None and support is None:
+        predict_with_classifier(files, coverage, json_)
+        return
+    if run is None or support is None:
+        raise click.UsageError("got one of --run and --support, expected both, or a classifier that kshot fit made")
     from kshot.cli.inference import predict as do
 
     outcome = do(run, support, files, import_from)
@@ -288,6 +340,26 @@ def predict(run: Path, import_from: Path | None, support: Path, files: tuple[Pat
         say(f"note: {same['file']} has the same bytes as {same['support']} of the support")
     for paths in outcome["contradictions"]:
         say(f"note: {' and '.join(paths)} have the same bytes, but are examples of different classes")
+
+
+def predict_with_classifier(files: tuple[Path, ...], coverage: float, json_: bool) -> None:
+    """Predict files by a classifier, the first of the paths, and print the outcome."""
+    from kshot.cli.fitting import predict as do
+
+    if files[0].suffix != ".kshot" or len(files) < 2:
+        raise click.UsageError(
+            f"got {files[0]}, expected a classifier (NAME.kshot, see kshot fit) and files, or --run and --support"
+        )
+    outcome = do(files[0], files[1:], coverage)
+    if json_:
+        print_json(outcome)
+        return
+    widths = [max(len(str(p[key])) for p in outcome["predictions"]) for key in ("file", "nearest")]
+    for p in outcome["predictions"]:
+        others = [name for name in p["plausible"] if name != p["nearest"]]
+        more = f"; perhaps {', '.join(others)}" if others else ""
+        more = more if p["class"] else f"; perhaps none of these: no class is plausible at coverage {coverage:g}"
+        tell(f"{p['file']:<{widths[0]}}  {p['nearest']:<{widths[1]}}  {p['probability']:.3f}{more}")
 
 
 @main.command(cls=RunCommand)

@@ -97,6 +97,11 @@ RESUME_HELP = """\b
 The backend can differ from that of the training, such as --backend.name=cpu
 on a machine without its device. kshot train --help explains its options."""
 
+FIT_HELP = """\b
+Options of plugins have the names that they have in Python:
+  --encoder.NAME=VALUE, --learner.NAME=VALUE, --tasks.NAME=VALUE.
+kshot info NAME lists the options of a plugin."""
+
 RUN = click.option(
     "--run",
     type=PATH,

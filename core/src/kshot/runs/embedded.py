@@ -229,17 +229,7 @@ class Embedded:
         It can be stored if that of the tasks below can, and the encoder was built by the name of a plugin.
         """
         below = self.of.preparation if isinstance(self.of, Portable) else None
-        how = registry.built(self.encoder)
-        if below is None or how is None or how.group != "encoders" or not how.portable:
-            return None
-        return Preparation.of(
-            prepared,
-            below=below,
-            encoder=how.name,
-            options=json.dumps(dict(how.options)),
-            spec=json.dumps(self.of.spec.to_dict()),
-            digest=self.digest,
-        )
+        return None if below is None else embedding(below, self.encoder, self.of.spec, self.digest)
 
 
 @attrs.frozen(eq=False)
@@ -249,6 +239,28 @@ class _Table:
     pool: Pool
     own: Pool
     places: NDArray[np.int64]
+
+
+def embedding(below: Preparation, encoder: nn.Module, spec: TaskSpec, digest: str | None = None) -> Preparation | None:
+    """Return the preparation that prepares raw examples as ``below`` does and embeds them; None if it can't be stored.
+
+    Args:
+        below: how examples become inputs of the encoder.
+        encoder: the encoder, which was built by the name of a plugin.
+        spec: of the tasks that it was built for.
+        digest: of its weights, if it is known.
+    """
+    how = registry.built(encoder)
+    if how is None or how.group != "encoders" or not how.portable:
+        return None
+    return Preparation.of(
+        prepared,
+        below=below,
+        encoder=how.name,
+        options=json.dumps(dict(how.options)),
+        spec=json.dumps(spec.to_dict()),
+        digest=digest_of(encoder) if digest is None else digest,
+    )
 
 
 def prepared(raw: Any, *, below: Preparation, encoder: str, options: str, spec: str, digest: str) -> Tensor:

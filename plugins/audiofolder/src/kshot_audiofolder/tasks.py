@@ -118,3 +118,33 @@ def audiofolder(
         block=block,
         seed=seed,
     )
+
+
+def prepares(
+    *,
+    rate: int = 16000,
+    seconds: float = 1.0,
+    crop: Literal["start", "centre"] = "start",
+    pad: Literal["repeat", "zeros"] = "repeat",
+    features: Literal["mfcc", "mel"] = "mfcc",
+    n_mfcc: int = 20,
+    n_mels: int = 40,
+    window: float = 0.025,
+    hop: float = 0.01,
+    f_min: float = 0.0,
+    f_max: float | None = None,
+    normalise: Literal["clip", "band", "none"] = "clip",
+) -> tuple[Preparation, tuple[int, ...], None]:
+    """Say how ``audiofolder`` makes inputs of sound files: the preparation, the shape of an input, and no range.
+
+    Example:
+        >>> prepares(rate=8000)[1]
+        (1, 20, 101)
+    """
+    form = Form(
+        rate, float(seconds), crop, pad, features, n_mfcc, n_mels, window, hop, float(f_min), f_max, normalise
+    )  # fmt: skip
+    return Preparation.of(prepare_as, **attrs.asdict(form)), form.shape, None
+
+
+audiofolder.prepares = prepares  # type: ignore[attr-defined]

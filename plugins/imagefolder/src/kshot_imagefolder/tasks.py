@@ -65,15 +65,10 @@ def imagefolder(
         >>> tasks = imagefolder(root="pictures", size=32)  # doctest: +SKIP
         >>> tasks.sample("train", [0]).support.x.shape  # doctest: +SKIP
     """
-    sides = (size, size) if isinstance(size, int) else (size[0], size[1])
-    if min(sides) < 1:
-        raise DataError(f"imagefolder: size: got {size}, expected at least 1 pixel per side; 84 is usual")
     if workers is not None and workers < 1:
         raise DataError(f"imagefolder: workers: got {workers}, expected at least 1 thread")
-    for name, value, choices in (("mode", mode, ("L", "RGB")), ("fit", fit, ("squeeze", "crop", "pad"))):
-        if value not in choices:
-            raise DataError(f"imagefolder: {name}: got {value!r}, expected {' or '.join(map(repr, choices))}")
-    form = Form(mode, sides, fit)
+    form = form_of(size, mode, fit)
+    sides = form.size
     folder = scan(root, formats().keys(), what="images")
     splits = splits_of(folder, split, split_by, split_seed)
     return FolderTasks(
@@ -100,3 +95,34 @@ def imagefolder(
         block=block,
         seed=seed,
     )
+
+
+def form_of(size: int | tuple[int, int], mode: Mode, fit: Fit) -> Form:
+    """Return the form of inputs that options of ``imagefolder`` describe.
+
+    Raises:
+        DataError: an option is out of its range.
+    """
+    sides = (size, size) if isinstance(size, int) else (size[0], size[1])
+    if min(sides) < 1:
+        raise DataError(f"imagefolder: size: got {size}, expected at least 1 pixel per side; 84 is usual")
+    for name, value, choices in (("mode", mode, ("L", "RGB")), ("fit", fit, ("squeeze", "crop", "pad"))):
+        if value not in choices:
+            raise DataError(f"imagefolder: {name}: got {value!r}, expected {' or '.join(map(repr, choices))}")
+    return Form(mode, sides, fit)
+
+
+def prepares(
+    *, size: int | tuple[int, int] = 84, mode: Mode = "RGB", fit: Fit = "squeeze"
+) -> tuple[Preparation, tuple[int, ...], tuple[float, float]]:
+    """Say how ``imagefolder`` makes inputs of image files: the preparation, the shape of an input, and its range.
+
+    Example:
+        >>> prepares(size=8, mode="L")[1:]
+        ((1, 8, 8), (0.0, 1.0))
+    """
+    form = form_of(size, mode, fit)
+    return Preparation.of(prepare_as, **attrs.asdict(form)), form.shape, (0.0, 1.0)
+
+
+imagefolder.prepares = prepares  # type: ignore[attr-defined]

@@ -20,6 +20,8 @@ from torch import Tensor
 
 from kshot import Support, Trained
 from kshot.functional import class_means, prototypical_logits
+from kshot.runs.classifier import Classifier, fitted
+from kshot.runs.fitting import Component, preparation_for
 from kshot.runs.predictions import probabilities_of
 
 
@@ -36,10 +38,15 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         model: a run folder, made by ``kshot train`` or in Python; or a ``kshot.Trained``, for a learner that was built
             in Python (it is pickled in the usual way); or None for the nearest class mean of the inputs themselves.
             That is the classifier of Snell et al. (2017) without a network, the baseline that a learner has to exceed.
+        encoder: an encoder plugin, by its name or ``{"name": ..., **options}``, instead of a ``model``: inputs are
+            paths, or what its plugin of files prepares, and are classified by the nearest mean of their embeddings at
+            unit length, with calibrated probabilities, see ``kshot.runs.fitting.fit``.
+        tasks: the plugin that reads the files for ``encoder``; by default ``imagefolder``.
         import_from: a folder with the network that the run names by an import path, if it is not installed.
 
     Attributes:
         classes_: the labels [N], sorted.
+        classifier_: with ``encoder``, the ``kshot.runs.classifier.Classifier``, which also estimates the accuracy.
         n_features_in_: F, the length of the second axis of the inputs, if they are arrays.
 
     Raises:
@@ -54,9 +61,16 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """
 
     def __init__(
-        self, model: str | PathLike[str] | Trained | None = None, *, import_from: str | PathLike[str] | None = None
+        self,
+        model: str | PathLike[str] | Trained | None = None,
+        *,
+        encoder: Component | None = None,
+        tasks: Component | None = None,
+        import_from: str | PathLike[str] | None = None,
     ) -> None:
         self.model = model
+        self.encoder = encoder
+        self.tasks = tasks
         self.import_from = import_from
 
     def fit(self, X: Any, y: Any) -> FewShotClassifier:
@@ -72,7 +86,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if len(self.classes_) < 2:
             (only,) = self.classes_.tolist()
             raise ValueError(f"FewShotClassifier: got only one class, {only!r}, expected at least two classes in y")
-        self.X_, self.y_ = X, labels.astype(np.int64)
+        self.y_ = labels.astype(np.int64)
+        if self.encoder is not None:
+            self.classifier_ = self._embedded(X)
+            return self
+        self.X_ = X
         self._trained = self._load()
         if self._trained is not None:
             self._trained.check_way(len(self.classes_))
@@ -84,6 +102,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Predict the probabilities of ``classes_`` for inputs ``X`` [n, *input]: [n, N], and each row sums to 1."""
         check_is_fitted(self)
         X = self._checked(X, reset=False)
+        if self.encoder is not None:
+            return np.asarray(self.classifier_.predict(X).probabilities)
         y, way = torch.from_numpy(self.y_)[None], len(self.classes_)
         trained = self._again()
         if trained is None:
@@ -100,19 +120,28 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         labels: NDArray[Any] = self.classes_[best]
         return labels
 
+    def _embedded(self, X: Any) -> Classifier:
+        """Return the classifier of embeddings of the examples."""
+        if self.model is not None:
+            raise ValueError("FewShotClassifier: got model and encoder, expected at most one of them")
+        assert self.encoder is not None
+        preparation = preparation_for(self.encoder, self.tasks)
+        return fitted(preparation(X), torch.from_numpy(self.y_), list(map(str, self.classes_)), None, preparation)
+
     def _checked(self, X: Any, reset: bool) -> Any:
         """Check ``X`` as scikit-learn does if it contains numbers; the tasks check paths and the like themselves."""
-        if self.model is not None and is_raw(X):
+        learned = self.model is not None or self.encoder is not None
+        if learned and is_raw(X):
             return list(X)
         if isinstance(X, Tensor):
             X = as_array(X)
         kind = np.asarray(X).dtype
         if kind.kind in "mM":  # scikit-learn would take nanoseconds as numbers
             raise ValueError(f"FewShotClassifier: got dates or times ({kind}), expected numbers; convert them first")
-        if self.model is not None and kind == np.uint8:
+        if learned and kind == np.uint8:
             dtype: Any = None  # pictures stay uint8, because the tasks define how they become floats
         else:
-            dtype = np.float32 if self.model is not None else np.float64
+            dtype = np.float32 if learned else np.float64
         # The examples of fit are kept, so they are copied: later changes of the user's array must not reach them.
         return validate_data(self, X, reset=reset, allow_nd=True, dtype=dtype, copy=reset)
 

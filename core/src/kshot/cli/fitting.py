@@ -1,0 +1,112 @@
+"""Make a classifier of a folder, and predict files with it, by ``kshot.runs.fitting``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kshot.cli.inference import check_there
+from kshot.errors import DataError, OptionError, RunError
+from kshot.runs.classifier import Classifier
+from kshot.runs.classifier_file import SUFFIX, load, save
+from kshot.runs.fitting import extend
+from kshot.runs.fitting import fit as make
+
+
+def fit(
+    source: Path,
+    output: Path | None,
+    tables: Mapping[str, Any],
+    add: Sequence[str] = (),
+    remove: Sequence[str] = (),
+    *,
+    skip: bool = False,
+) -> tuple[Classifier, Path]:
+    """Make or change a classifier and write it to a file; return both.
+
+    Args:
+        source: a folder of class folders, or a classifier's file that is to be changed.
+        output: the file to write; by default that of ``source``.
+        tables: options ``encoder``, ``learner`` and ``tasks`` of a new classifier.
+        add: ``NAME=FOLDER`` for each class to add, or to extend.
+        remove: names of classes to remove.
+        skip: whether to leave out files that can't be read.
+
+    Raises:
+        KshotError: see ``kshot.runs.fitting``; the output can't be written.
+    """
+    folders = dict(_pair(text) for text in add)
+    if source.is_file():
+        if tables:
+            raise OptionError(f"fit: got {', '.join(tables)} for {source}, which has its own; leave it out")
+        if not folders and not remove:
+            raise OptionError(f"fit: got the classifier {source} and no change, expected --add or --remove")
+        classifier, output = load(source), output or source
+    else:
+        if output is None:
+            raise OptionError("fit: got no file to write, expected -o NAME.kshot")
+        classifier = make(source, **tables, skip=skip)
+    if output.suffix != SUFFIX:
+        raise OptionError(f"fit: got the output {output}, expected a name that ends in {SUFFIX}")
+    if not output.parent.is_dir():
+        raise RunError(f"{output}: the folder {output.parent} does not exist; create it or choose another")
+    if folders:
+        classifier = extend(classifier, folders, skip=skip)
+    if remove:
+        classifier = classifier.without(remove)
+    save(classifier, output)
+    return classifier, output
+
+
+def described(classifier: Classifier) -> dict[str, Any]:
+    """Return the classes, the estimate and the mistakes of a classifier as plain values."""
+    counts = {name: int((classifier.y == i).sum()) for i, name in enumerate(classifier.names)}
+    wrong = [
+        {"file": classifier.files[i], "class": classifier.names[label], "predicted": classifier.names[guess]}
+        for i, (label, guess) in enumerate(zip(classifier.y, classifier.left_out, strict=True))
+        if guess not in (-1, label)
+    ]
+    estimate = classifier.estimate
+    return {
+        "classes": counts,
+        "estimate": None if estimate is None else {"correct": estimate.correct, "of": estimate.total},
+        "mistakes": wrong,
+    }
+
+
+def predict(path: Path, files: Sequence[Path], coverage: float) -> dict[str, Any]:
+    """Predict files with a classifier's file; return plain values.
+
+    Raises:
+        KshotError: the classifier can't be read, or a file is missing or unreadable.
+    """
+    check_there(files)
+    classifier = load(path)
+    answer = classifier.predict(list(files), coverage=coverage)
+    rows = zip(files, answer.labels, answer.probabilities, answer.plausible, strict=True)
+    return {
+        "classifier": str(path),
+        "classes": list(answer.names),
+        "coverage": coverage,
+        "predictions": [
+            {
+                "file": str(file),
+                "class": label if plausible.any() else None,
+                "nearest": label,
+                "probability": float(p.max()),
+                "probabilities": p.tolist(),
+                "plausible": [name for name, yes in zip(answer.names, plausible, strict=True) if yes],
+            }
+            for file, label, p, plausible in rows
+        ],
+    }
+
+
+def _pair(text: str) -> tuple[str, Path]:
+    name, mark, folder = text.partition("=")
+    if not mark or not name:
+        raise OptionError(f"--add: got {text!r}, expected NAME=FOLDER, such as newt=photos/newt")
+    if not Path(folder).is_dir():
+        raise DataError(f"--add: got {folder}, which is no folder, expected the folder with the files of {name!r}")
+    return name, Path(folder)
