@@ -102,7 +102,8 @@ class TIM(nn.Module):
         # precision.
         with torch.autocast(z.device.type, enabled=False):
             norms = z.square().sum(-1, keepdim=True) + W.square().sum(-1).unsqueeze(1)
-            return self.temperature * (z @ W.mT - norms / 2)
+            logits: Tensor = self.temperature * (z @ W.mT - norms / 2)
+        return logits
 
     def objective(self, W: Tensor, z_s: Tensor, z_q: Tensor, y: Tensor) -> Tensor:
         """Compute lambda * CE - (H(Y_q) - alpha * H(Y_q | X_q)), equation 4, of each task [B].
@@ -118,15 +119,17 @@ class TIM(nn.Module):
         # H(Y | X): the mean entropy of the predictions. H(Y): the entropy of the mean prediction.
         conditional = -(log_p.exp() * log_p).sum(-1).mean(1)
         marginal = torch.special.entr(log_p.exp().mean(1)).sum(-1)
-        return self.cross_entropy * ce - (self.marginal * marginal - self.conditional * conditional)
+        loss: Tensor = self.cross_entropy * ce - (self.marginal * marginal - self.conditional * conditional)
+        return loss
 
     def by_gradients(self, W: Tensor, z_s: Tensor, z_q: Tensor, y: Tensor) -> Tensor:
         """TIM-GD: take steps of Adam on the prototypes; the tasks do not affect each other."""
         gradient = torch.func.grad(lambda W: self.objective(W, z_s, z_q, y).sum())
-        update, parameters, memory = adam(self.lr), {"W": W}, None
+        update, memory = adam(self.lr), None
         for _ in range(self.steps):
-            parameters, memory = update(parameters, {"W": gradient(parameters["W"])}, memory)
-        return parameters["W"]
+            changed, memory = update({"W": W}, {"W": gradient(W)}, memory)
+            W = changed["W"]
+        return W
 
     def by_closed_forms(self, W: Tensor, z_s: Tensor, z_q: Tensor, y: Tensor) -> Tensor:
         """TIM-ADM: alternate between the closed forms for the labels of the queries and for the prototypes.
@@ -143,7 +146,7 @@ class TIM(nn.Module):
             frequent = sharp.sum(1, keepdim=True).clamp_min(torch.finfo(W.dtype).tiny)
             q = F.normalize(sharp / frequent ** (self.marginal / (1 + self.marginal)), p=1, dim=-1)
             # Proposition 2: the prototypes, for these q, by a bound whose second part is taken at the present ones.
-            above, below = 0.0, 0.0
+            above, below = torch.zeros_like(W), torch.zeros_like(W[..., :1])
             for weight, targets, P, z in ((ratio, labels, P_s, z_s), (S / n, q, P_q, z_q)):
                 above = above + weight * (targets.mT @ z + W * P.sum(1).unsqueeze(-1) - P.mT @ z)
                 below = below + weight * targets.sum(1).unsqueeze(-1)

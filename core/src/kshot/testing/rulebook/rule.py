@@ -27,6 +27,7 @@ MODULES = {
         "gradients",
         "per_task",
         "promises",
+        "choices",
         "learning",
         "control",
         "objectives",
