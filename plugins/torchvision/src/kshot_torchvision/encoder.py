@@ -96,7 +96,7 @@ def _classifier(net: nn.Module, model: str) -> str:
     Raises:
         OptionError: it is not a linear one.
     """
-    names = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)]
+    names: list[str] = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)]
     if not names:
         raise OptionError(
             f"torchvision: got {model!r}, whose last layer is not linear, expected another model, such as resnet18"
