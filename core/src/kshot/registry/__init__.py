@@ -1,11 +1,11 @@
 """Find plugins by name and build their components, without importing other plugins.
 
 The functions here work on the registry of the process; ``Registry()`` creates another one. Reading order: ``plugin``
-(what is known of a plugin), ``manifest`` (the ``plugin.toml``), ``discovery`` (from entry points to plugins),
-``names`` (clashes and unknown names), ``ranges``, ``conversion`` and ``options`` (typed options), ``building`` and
-``ledger`` (components and how they were built), ``devices`` (the backend if none is named), ``modules`` (networks named
-by an import path), ``registering`` (plugins of this process, as in a notebook), ``surroundings`` (what importing a
-plugin must not change), ``registry``.
+(what is known of a plugin), ``manifest`` (the ``plugin.toml``), ``discovery`` (from entry points to plugins), ``names``
+(clashes and unknown names), ``ranges``, ``conversion`` and ``options`` (typed options), ``building`` and ``ledger``
+(components and how they were built), ``devices`` (the backend if none is named), ``modules`` (networks named by an
+import path), ``networks`` (which options name a network, an encoder or another component), ``registering`` (plugins of
+this process, as in a notebook), ``surroundings`` (what importing a plugin must not change), ``registry``.
 """
 
 from __future__ import annotations

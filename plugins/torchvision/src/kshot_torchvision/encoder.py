@@ -5,6 +5,7 @@ Letters: n examples, D numbers of an embedding; a picture is [C, H, W].
 
 from __future__ import annotations
 
+import copy
 import difflib
 import pickle
 from pathlib import Path
@@ -51,10 +52,12 @@ def torchvision_encoder(
     classifier = _classifier(net, model)
     state = _downloaded(model, published) if weights is None else _read(model, Path(weights))
     # The last layer is not used, so a file may have one for any number of classes.
-    kept = {name: value for name, value in state.items() if not name.startswith(f"{classifier}.")}
+    kept = copy.copy(state)  # with the versions of its layers, which a new dictionary does not have
+    for name in [name for name in kept if name.startswith(f"{classifier}.")]:
+        del kept[name]
     try:
         lacking, unknown = net.load_state_dict(kept, strict=False)
-    except RuntimeError as error:  # of other shapes
+    except (RuntimeError, ValueError) as error:  # of other shapes or versions
         raise _other(model, weights, str(error).splitlines()[-1].strip()) from error
     lacking = [name for name in lacking if not name.startswith(f"{classifier}.")]
     if lacking or unknown:
