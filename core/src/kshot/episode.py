@@ -11,6 +11,7 @@ in, and ``kshot.pytrees`` the functions of values; all of their names can be imp
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -22,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from kshot._shown import are_pictures, facts, grid, shape
 from kshot.arrays import as_inputs as convert_inputs
 from kshot.arrays import as_labels, check_finite, check_labels
 from kshot.errors import DataError
@@ -67,7 +69,7 @@ IGNORED = -100
 """An int64 target that is not scored (a step of a sequence without an answer); among float targets it is NaN."""
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class Examples:
     """Store inputs and targets.
 
@@ -87,8 +89,11 @@ class Examples:
     y: Tensor
     source: Any = None
 
+    def __repr__(self) -> str:
+        return f"<Examples: x {shape(self.x)}, y {shape(self.y)}>"
 
-@frozen(eq=False)
+
+@frozen(eq=False, repr=False)
 class Support:
     """Store everything that a learner may see of its tasks while it adapts.
 
@@ -115,6 +120,12 @@ class Support:
     source: Any = None
     key: Tensor = attrs.field(factory=lambda: torch.zeros(1, dtype=torch.int64))
     way: int | None = None
+
+    def __repr__(self) -> str:
+        more = {name: getattr(self, name) for name in ("unlabelled", "semantics", "query_x")}
+        present = "".join(f", {name} {shape(x)}" for name, x in more.items() if x is not None)
+        way = "" if self.way is None else f"{self.way}-way, "
+        return f"<Support: {way}x {shape(self.x)}, y {shape(self.y)}{present}>"
 
     @classmethod
     def of(cls, x: ArrayLike | Tensor, y: ArrayLike | Tensor, **more: Any) -> Support:
@@ -161,7 +172,7 @@ class Support:
 _ORIGIN_ARRAYS = ("classes", "support_ids", "query_ids", "unlabelled_ids", "unlabelled_y")
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class Origin:
     """Record where a meta-batch is from: with the tasks' options, enough to rebuild it exactly.
 
@@ -210,8 +221,12 @@ class Origin:
             return ()
         return tuple(tuple(self.names[c] for c in row) for row in self.classes.tolist())
 
+    def __repr__(self) -> str:
+        numbers = ", ".join(map(str, self.indices[:4])) + (", ..." if len(self.indices) > 4 else "")
+        return f"<Origin: {self.split}, seed {self.seed}, episodes {numbers}>"
 
-@frozen(eq=False)
+
+@frozen(eq=False, repr=False)
 class Episode:
     """Store a stacked meta-batch of B tasks.
 
@@ -232,6 +247,19 @@ class Episode:
     query: Examples
     external: Examples | None = None
     origin: Origin | None = None
+
+    def __repr__(self) -> str:
+        tasks = "1 task" if self.size == 1 else f"{self.size} tasks"
+        return f"<Episode: {tasks}, support {shape(self.support.x)}, query {shape(self.query.x)}>"
+
+    def _repr_html_(self) -> str:
+        """Return the pictures of the first task, class by class, or the shapes if the inputs are no pictures."""
+        support, query, way = self.support, self.query, self.support.way
+        if way is None or not are_pictures(support.x[:1]) or query.y.ndim != 2:
+            return facts(repr(self), {"support": repr(support), "query": repr(query), "origin": self.origin})
+        names = self.origin.class_names[0] if self.origin and self.origin.class_names else range(way)
+        rows = [(str(names[c]), support.x[0][support.y[0] == c], query.x[0][query.y[0] == c]) for c in range(way)]
+        return f"<p>{html.escape(repr(self))}</p>{grid(rows)}"
 
     @property
     def size(self) -> int:

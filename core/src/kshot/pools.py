@@ -22,7 +22,7 @@ from kshot.datasets import read_pairs
 from kshot.errors import DataError
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class Pool:
     """Store the labelled examples of one split.
 
@@ -138,6 +138,10 @@ class Pool:
             input_range=input_range,
             copy=False,
         )
+
+    def __repr__(self) -> str:
+        of = f"{list(self.x.shape[1:])} of {str(self.x.dtype).removeprefix('torch.')}"
+        return f"<Pool: {self.classes:,} classes, {int(self.counts.sum()):,} examples {of}>"
 
     @property
     def classes(self) -> int:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kshot import randomness
+from kshot._shown import described
 from kshot.checks import check_class_labels, check_episode
 from kshot.episode import Episode, Examples, Origin, Support, as_inputs
 from kshot.errors import DataError, MisfitError
@@ -154,6 +155,9 @@ class ClassificationTasks:
             provides={"identities", *(["semantics"] if semantics else [])},
             semantics_shape=tuple(first.semantics.shape[1:]) if first.semantics is not None else None,
         )
+
+    def __repr__(self) -> str:
+        return described(self)
 
     @property
     def fingerprint(self) -> str:

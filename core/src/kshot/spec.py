@@ -12,6 +12,7 @@ from attrs import frozen
 
 from kshot._kind_names import KIND_NAMES as KIND_NAMES
 from kshot._kind_names import KindName as KindName
+from kshot._shown import differing
 from kshot.errors import DataError
 
 Count = int | tuple[int, int]
@@ -67,7 +68,7 @@ def _count(value: Any) -> Any:
         return value
 
 
-@frozen
+@frozen(repr=False)
 class TaskSpec:
     """Describe the shape of a task distribution; round-trips through JSON.
 
@@ -114,6 +115,9 @@ class TaskSpec:
     split_by: Literal["class", "example", "index"] = "class"
     provides: frozenset[str] = attrs.field(default=frozenset(), converter=_set)
     semantics_shape: tuple[int, ...] | None = attrs.field(default=None, converter=attrs.converters.optional(_shape))
+
+    def __repr__(self) -> str:
+        return differing(self, attrs.fields(TaskSpec))
 
     def __attrs_post_init__(self) -> None:
         who = "TaskSpec"
@@ -251,7 +255,7 @@ def _check_range(who: str, name: str, limits: Any) -> None:
         raise DataError(f"{who}: got {name} {limits!r}, expected the least and the greatest value, such as (0.0, 1.0)")
 
 
-@frozen
+@frozen(repr=False)
 class Needs:
     """Declare what a learner accepts, what it asks for, and what it promises.
 
@@ -310,6 +314,9 @@ class Needs:
     absent_labels: bool = False
     variable_parameters: bool = False
 
+    def __repr__(self) -> str:
+        return differing(self, attrs.fields(Needs))
+
     def __attrs_post_init__(self) -> None:
         who = "Needs"
         _check_choices(who, "kinds", self.kinds, tuple, KIND_NAMES)
@@ -327,7 +334,7 @@ class Needs:
             raise DataError(f"{who}: got rollouts {self.rollouts!r}, expected a whole number >= 0")
 
 
-@frozen
+@frozen(repr=False)
 class Training:
     """Describe how a method is trained if the user does not say otherwise.
 
@@ -363,3 +370,6 @@ class Training:
     iterations: int = 1000
     clip: float | None = None
     tasks: Mapping[str, Any] = attrs.field(factory=dict)
+
+    def __repr__(self) -> str:
+        return differing(self, attrs.fields(Training))

@@ -114,6 +114,9 @@ class Cpu:
         """Return the context in which the learner computes: bfloat16 autocast, or no change for float32."""
         return torch.autocast("cpu", torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
 
+    def __repr__(self) -> str:
+        return f"<Cpu: {', '.join(f'{name} {value}' for name, value in self.describe().items() if name != 'name')}>"
+
     def describe(self) -> Mapping[str, Any]:
         """Return name, precision and memory format (``auto`` until decided), threads, and keep_freed_memory."""
         return {

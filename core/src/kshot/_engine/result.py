@@ -12,6 +12,7 @@ import numpy as np
 from attrs import frozen
 from numpy.typing import NDArray
 
+from kshot._shown import facts, needed, table
 from kshot.errors import DataError
 
 
@@ -51,7 +52,7 @@ EPISODES = ("kind", "split", "tasks_seed", "shape", "tasks", "data", "episodes")
 """Fields in which two results must agree to be of the same episodes."""
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class Result:
     """Store the scores of an evaluation, one row per episode, and the settings that produced them.
 
@@ -217,6 +218,67 @@ class Result:
                 "Result.from_json: got a result without episodes, expected one written by to_json(episodes=True)"
             )
         return cls(scores=scores, **fields)
+
+    def to_frame(self) -> Any:
+        """Return the scores as a ``pandas.DataFrame``: a row for each episode, a column for each score.
+
+        The columns of a curve are ``NAME.0``, ``NAME.1`` and so on.
+
+        Raises:
+            Unavailable: pandas is not installed.
+        """
+        pandas = needed("pandas", "Result.to_frame")
+        columns = {}
+        for name, values in self.scores.items():
+            flat = np.asarray(values).reshape(len(values), -1)
+            curve = np.ndim(values) > 1
+            columns |= {f"{name}.{i}" if curve else name: flat[:, i] for i in range(flat.shape[1])}
+        return pandas.DataFrame(columns, index=pandas.RangeIndex(self.episodes, name="episode"))
+
+    def plot(self, name: str | None = None, ax: Any = None) -> Any:
+        """Draw a score by matplotlib: its histogram over episodes, or a curve with its 95 % interval.
+
+        Args:
+            name: name of the score; by default the headline.
+            ax: axes of matplotlib to draw in; by default new ones.
+
+        Returns:
+            The axes.
+
+        Raises:
+            Unavailable: matplotlib is not installed.
+            DataError: there is no such score.
+        """
+        name = self.headline if name is None else name
+        if name not in self.scores:
+            raise DataError(f"Result.plot: got the score {name!r}, expected one of {', '.join(self.scores)}")
+        if ax is None:
+            ax = needed("matplotlib.pyplot", "Result.plot").subplots()[1]
+        if np.ndim(self.scores[name]) > 1:
+            mean, interval = self.means(name).reshape(-1), self.intervals(name).reshape(-1)
+            ax.plot(mean)
+            ax.fill_between(range(len(mean)), mean - interval, mean + interval, alpha=0.3)
+            ax.set(xlabel="step", ylabel=name)
+        else:
+            ax.hist(self.scores[name], bins="auto")
+            ax.axvline(float(self.means(name)), color="black")
+            ax.set(xlabel=name, ylabel="episodes", title=str(self))
+        return ax
+
+    def __repr__(self) -> str:
+        return f"<Result: {self}>"
+
+    def _repr_html_(self) -> str:
+        """Return the headline, the mean and interval of each score, and what was evaluated, as HTML."""
+        single = {n: v for n, v in self.scores.items() if np.ndim(v) == 1}
+        rows = [(n, f"{float(self.means(n)):.4g}", f"± {float(self.intervals(n)):.2g}") for n in single]
+        about = {
+            "learner": self.learner.get("name"),
+            "tasks": self.tasks.get("name"),
+            "iteration": self.iteration,
+            "data": self.data,
+        }
+        return facts(str(self), about) + table(rows, ("score", "mean", "95 % interval"))
 
     def __str__(self) -> str:
         from kshot.kinds import KINDS

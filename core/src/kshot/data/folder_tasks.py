@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kshot._shown import described
 from kshot.data.splits import Splits
 from kshot.episode import Episode
 from kshot.errors import DataError
@@ -127,6 +128,9 @@ class FolderTasks:
             raise failures[0]
         for failure in failures:
             log.info("%s", failure)  # one split is enough to train on
+
+    def __repr__(self) -> str:
+        return described(self)
 
     @property
     def fingerprint(self) -> str:

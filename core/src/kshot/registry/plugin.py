@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from attrs import frozen
 
+from kshot._shown import table
 from kshot.registry.options import Option
 
 State = Literal["ok", "unavailable", "incompatible", "broken", "duplicate", "disabled"]
@@ -32,9 +33,10 @@ LEADING = {"learners": 1, "encoders": 1}  # how many leading parameters of a fac
 MEMORY_SIZES = ("slots", "width", "reads")
 NAME = r"[a-z0-9]+(-[a-z0-9]+)*"
 LONGEST = 64  # letters of a name
+COLUMNS = ("group", "name", "state", "summary", "distribution")
 
 
-@frozen
+@frozen(repr=False)
 class Plugin:
     """One plugin as it is listed.
 
@@ -73,6 +75,9 @@ class Plugin:
     aliases: tuple[str, ...] = ()
     builtin: bool = False
 
+    def __repr__(self) -> str:
+        return f"<Plugin: {self.who}, {self.state}>"
+
     @property
     def key(self) -> Key:
         """The key that distinguishes all plugins, also those that claim the same name."""
@@ -104,7 +109,27 @@ class Plugin:
         return f"{self.who} is {self.state}: {first}"
 
 
-@frozen
+class Plugins(tuple[Plugin, ...]):
+    """A tuple of plugins that is shown as a short text, and as a table in a notebook.
+
+    Example:
+        >>> Plugins([Plugin("cpu", "backends", "kshot", "0.1.0", "kshot:Cpu")])
+        <1 plugin: 1 backends>
+    """
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        groups = [plugin.group for plugin in self]
+        counts = ", ".join(f"{groups.count(group)} {group}" for group in dict.fromkeys(groups))
+        return f"<{len(self)} {'plugin' if len(self) == 1 else 'plugins'}: {counts or 'none'}>"
+
+    def _repr_html_(self) -> str:
+        """Return a table of names, states and summaries as HTML."""
+        return table([(p.group, p.name, p.state, p.summary, p.origin) for p in self], COLUMNS)
+
+
+@frozen(repr=False)
 class PluginInfo:
     """A plugin with what is known after importing its factory.
 
@@ -122,3 +147,6 @@ class PluginInfo:
     plugin: Plugin
     options: tuple[Option, ...]
     doc: str
+
+    def __repr__(self) -> str:
+        return f"<PluginInfo: {self.plugin.who}, {len(self.options)} options>"

@@ -20,7 +20,7 @@ from kshot.registry import names
 from kshot.registry.discovery import STALE, devices, installed, preparations
 from kshot.registry.ledger import Built, Ledger, recall
 from kshot.registry.options import doc_of, options_of
-from kshot.registry.plugin import LEADING, MEMORY_SIZES, Factory, Key, Plugin, PluginInfo
+from kshot.registry.plugin import LEADING, MEMORY_SIZES, Factory, Key, Plugin, PluginInfo, Plugins
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -51,6 +51,9 @@ class Registry:
         self._built: Ledger = {}
         self._preparations: dict[str, Factory] = {}  # functions registered in this process
 
+    def __repr__(self) -> str:
+        return f"<Registry: {self.plugins()!r}>"
+
     # -------------------- listing
 
     def plugins(self) -> tuple[Plugin, ...]:
@@ -77,7 +80,7 @@ class Registry:
         # Plugins that claim the same name are refused, except a built-in one. A name beats an alias.
         claims = names.claims(plugin for plugin in listed if plugin.state != "disabled")
         judged = (self._judged(names.without_taken_aliases(plugin, claims), claims) for plugin in listed)
-        return tuple(sorted(judged, key=lambda plugin: (plugin.group, plugin.name, plugin.distribution)))
+        return Plugins(sorted(judged, key=lambda plugin: (plugin.group, plugin.name, plugin.distribution)))
 
     def _judged(self, plugin: Plugin, claims: Mapping[str, list[Plugin]]) -> Plugin:
         """Return the plugin, in state ``duplicate`` if another plugin claims one of its names."""

@@ -15,7 +15,7 @@ from kshot.runs.comparison import Compared, compare_tests
 from kshot.runs.trained import Trained
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class Run:
     """Represent the outcome of training or evaluating a run; prints the results of its tests.
 
@@ -75,6 +75,14 @@ class Run:
         if self.differences:
             plain["differences"] = [compared.to_dict() for compared in self.differences]
         return plain
+
+    def __repr__(self) -> str:
+        where = "" if self.folder is None else f" in {self.folder}"
+        return f"<Run{where}: {'; '.join(map(str, self.results))}>"
+
+    def _repr_html_(self) -> str:
+        """Return the results of all tests as HTML."""
+        return "".join(result._repr_html_() for result in self.results)
 
     def __str__(self) -> str:
         lines = [f"{label}: {one}" if label else str(one) for label, one in zip(self.labels, self.results, strict=True)]

@@ -107,6 +107,10 @@ class Trained:
         self.spec, self.backend = spec, backend
         self._tasks, self._prepare = tasks, prepare
 
+    def __repr__(self) -> str:
+        shape = list(self.spec.input_shape)
+        return f"<Trained: {type(self.learner).__name__} for inputs {shape}, on {self.backend.device}>"
+
     @cached_property
     def tasks(self) -> Any:
         """The tasks from which ``threshold`` takes pairs, or None."""
