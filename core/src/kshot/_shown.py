@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import importlib
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -76,6 +73,8 @@ def described(tasks: Any) -> str:
 
 def table(rows: Sequence[Sequence[Any]], head: Sequence[str]) -> str:
     """Return an HTML table; the values are escaped."""
+    import html  # here, as listing plugins needs none of it
+
     cells = "".join(f"<th>{html.escape(name)}</th>" for name in head)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(str(v))}</td>" for v in row) + "</tr>" for row in rows)
     return f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
@@ -83,6 +82,8 @@ def table(rows: Sequence[Sequence[Any]], head: Sequence[str]) -> str:
 
 def facts(title: str, values: Mapping[str, Any]) -> str:
     """Return a title and a table of names and values as HTML; values that are None or empty are left out."""
+    import html
+
     rows = [(name, value) for name, value in values.items() if value not in (None, "", (), {})]
     return f"<b>{html.escape(title)}</b>{table(rows, ('', ''))}"
 
@@ -96,6 +97,9 @@ def are_pictures(x: Any) -> bool:
 
 def picture(x: Any, side: int = 56) -> str:
     """Return one input [C, H, W] with numbers from 0 to 1 as an HTML image; an empty text without Pillow."""
+    import base64
+    import io
+
     try:
         from PIL import Image
     except ImportError:
@@ -107,14 +111,16 @@ def picture(x: Any, side: int = 56) -> str:
     return f'<img src="data:image/png;base64,{data}" height="{side}" style="image-rendering: pixelated; margin: 1px">'
 
 
-def grid(rows: Sequence[tuple[str, Sequence[Any], Sequence[Any]]]) -> str:
+def grid(rows: Sequence[tuple[str, Any, Any]]) -> str:
     """Return a table of pictures as HTML, with a row for each class: its name, the support and the queries.
 
     Args:
         rows: name, pictures of the support and pictures of the queries; at most ``MOST`` of each are shown.
     """
 
-    def cell(pictures: Sequence[Any]) -> str:
+    import html
+
+    def cell(pictures: Any) -> str:
         more = f" … {len(pictures)} in all" if len(pictures) > MOST else ""
         return f"<td>{''.join(map(picture, pictures[:MOST]))}{more}</td>"
 

@@ -11,7 +11,6 @@ in, and ``kshot.pytrees`` the functions of values; all of their names can be imp
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -254,6 +253,8 @@ class Episode:
 
     def _repr_html_(self) -> str:
         """Return the pictures of the first task, class by class, or the shapes if the inputs are no pictures."""
+        import html
+
         support, query, way = self.support, self.query, self.support.way
         if way is None or not are_pictures(support.x[:1]) or query.y.ndim != 2:
             return facts(repr(self), {"support": repr(support), "query": repr(query), "origin": self.origin})

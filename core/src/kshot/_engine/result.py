@@ -228,7 +228,7 @@ class Result:
             Unavailable: pandas is not installed.
         """
         pandas = needed("pandas", "Result.to_frame")
-        columns = {}
+        columns: dict[str, Any] = {}
         for name, values in self.scores.items():
             flat = np.asarray(values).reshape(len(values), -1)
             curve = np.ndim(values) > 1

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from attrs import frozen
 
-from kshot._shown import table
 from kshot.registry.options import Option
 
 State = Literal["ok", "unavailable", "incompatible", "broken", "duplicate", "disabled"]
@@ -126,6 +125,8 @@ class Plugins(tuple[Plugin, ...]):
 
     def _repr_html_(self) -> str:
         """Return a table of names, states and summaries as HTML."""
+        from kshot._shown import table  # here, as listing needs none of it
+
         return table([(p.group, p.name, p.state, p.summary, p.origin) for p in self], COLUMNS)
 
 
