@@ -18,14 +18,11 @@ Integers = NDArray[np.int64]
 PENALTIES = (1.0, 0.1, 0.01, 1e-3, 1e-4)
 """The penalties among which ``best_penalty`` chooses, the strongest first."""
 
-TOLERANCE, ROUGH = 1e-6, 1e-4
-"""The greatest number of the gradient at which scikit-learn's L-BFGS stops: for predictions, and for the choice of the
-penalty, which is one of few."""
+TOLERANCE = 1e-6
+"""The greatest number of the gradient at which scikit-learn's L-BFGS stops. A greater one stops weak penalties early."""
 
 
-def fitted(
-    u: Floats, y: Integers, way: int, penalty: float, model: Any = None, tolerance: float = TOLERANCE
-) -> tuple[Floats, Floats, Any]:
+def fitted(u: Floats, y: Integers, way: int, penalty: float, model: Any = None) -> tuple[Floats, Floats, Any]:
     """Minimise the mean cross-entropy of W u + b plus penalty / 2 * ||W||^2, over W and b.
 
     Args:
@@ -34,7 +31,6 @@ def fitted(
         way: N.
         penalty: positive.
         model: a model that was fitted before, from whose solution to start.
-        tolerance: the greatest number of the gradient at which to stop, unless a model is given.
 
     Returns:
         W [N, R], b [N], and the model.
@@ -44,7 +40,7 @@ def fitted(
         >>> bool(W[1, 0] > 0), np.allclose(W[0], -W[1])
         (True, True)
     """
-    model = LogisticRegression(tol=tolerance, max_iter=1000, warm_start=True) if model is None else model
+    model = LogisticRegression(tol=TOLERANCE, max_iter=1000, warm_start=True) if model is None else model
     # scikit-learn minimises C * (sum of cross-entropies) + ||W||^2 / 2. For two classes it has a single vector of
     # weights, w = W_1 - W_0. The best W has W_1 = -W_0 = w / 2, whose penalty ||W||^2 is ||w||^2 / 2.
     model.C = (2.0 if way == 2 else 1.0) / (penalty * len(u))
@@ -70,7 +66,7 @@ def left_out_loss(u: Floats, y: Integers, way: int, fold: Integers, penalties: S
     for f in np.unique(fold[fold >= 0]):
         out, model = fold == f, None
         for i, penalty in enumerate(penalties):
-            W, b, model = fitted(u[~out], y[~out], way, penalty, model, ROUGH)
+            W, b, model = fitted(u[~out], y[~out], way, penalty, model)
             logits = u[out] @ W.T + b
             losses[i] -= log_softmax(logits)[np.arange(len(logits)), y[out]].sum()
     return losses
