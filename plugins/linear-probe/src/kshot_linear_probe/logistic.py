@@ -19,7 +19,8 @@ PENALTIES = (1.0, 0.1, 0.01, 1e-3, 1e-4)
 """The penalties among which ``best_penalty`` chooses, the strongest first."""
 
 TOLERANCE = 1e-6
-"""The greatest number of the gradient at which scikit-learn's L-BFGS stops. A greater one stops weak penalties early."""
+"""The greatest number of the gradient at which scikit-learn's L-BFGS stops. With a greater one, weak penalties are not
+fitted to their optimum."""
 
 
 def fitted(u: Floats, y: Integers, way: int, penalty: float, model: Any = None) -> tuple[Floats, Floats, Any]:
