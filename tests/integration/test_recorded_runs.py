@@ -149,6 +149,14 @@ def test_the_tables_of_heads_are_those_of_the_recorded_results() -> None:
     assert listed == recorded
 
 
+def test_the_table_of_five_shots_is_that_of_the_recorded_runs() -> None:
+    """Accuracies and costs."""
+    table = rows("### Five shots")
+    assert table
+    for name, cells in table.items():
+        assert cells[:3] == [*map(percent, results(name)), minutes(name)], name
+
+
 def test_the_table_of_attacked_learners_is_that_of_the_recorded_results() -> None:
     """Four accuracies of each learner and attack, and the paired differences of ADML to MAML."""
     table = rows("### Under attack")
