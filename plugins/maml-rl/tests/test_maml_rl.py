@@ -10,7 +10,7 @@ import torch
 
 import kshot
 from kshot import Engine, Rollout, TaskSpec
-from kshot.errors import MisfitError, OptionError, TrainingError
+from kshot.errors import DataError, MisfitError, OptionError, TrainingError
 from kshot.inner import State
 from kshot.testing import sample_tasks
 from kshot_maml_rl import MamlRL, surrogates, trust_region
@@ -633,7 +633,7 @@ def test_numbers_that_are_not_finite_are_reported_with_task_and_step():
     learner = kshot.learner("maml-rl", t.spec)
     support = t.sample("test", [0, 1]).support
     support.source.goal[1] = torch.nan
-    with pytest.raises(TrainingError, match="maml-rl: got inner loss nan of task 1 before step 1"):
+    with pytest.raises(DataError, match="got a NaN or infinite reward in step 0 of trajectory 0 of task 1"):
         learner.adapt(support)
 
 
