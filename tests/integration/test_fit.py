@@ -188,3 +188,11 @@ def test_an_encoder_of_a_plugin_travels_by_name_and_digest(photos: Path) -> None
     outcome = kshot_cli("predict", path, new)
     assert outcome.exit_code == 5
     assert "got weights with the digest" in outcome.output
+
+
+def test_every_way_of_reading_sounds_can_be_fitted() -> None:
+    """The options are those of the tasks, with all choices, such as the waveform that an encoder of sounds needs."""
+    from kshot.runs.fitting import preparation_of
+
+    shape = preparation_of({"name": "audiofolder", "features": "wave", "rate": 8000}, None).options
+    assert (shape["features"], shape["rate"], shape["seconds"]) == ("wave", 8000, 1.0)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import inspect
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -23,6 +25,8 @@ from kshot.sampling import ClassificationTasks, Pool, check_enough
 from kshot.spec import Count, TaskSpec, bounds
 
 log = logging.getLogger("kshot.data.folder_tasks")
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def make_pool(
@@ -46,6 +50,40 @@ def make_pool(
     for row, rows in zip(padded, classes.values(), strict=True):
         row[: len(rows)] = rows
     return Pool(x, padded, counts, names=tuple(classes), input_range=input_range)
+
+
+def with_options_of(tasks: Callable[..., Any], names: Iterable[str]) -> Callable[[_Function], _Function]:
+    """Give a function some options of tasks, with their types and defaults, so that these are stated in one place.
+
+    A plugin of files uses it for the attribute ``prepares`` of its tasks: a function that takes the options by which
+    files become inputs, and returns a preparation, the shape of an input, and its range.
+
+    Args:
+        tasks: the factory of the tasks.
+        names: names of its options.
+
+    Example:
+        >>> def tasks(way: int = 5, *, size: int = 84): ...
+        >>> @with_options_of(tasks, ["size"])
+        ... def prepares(**options):
+        ...     return options
+        >>> prepares(), prepares(size=8)
+        ({'size': 84}, {'size': 8})
+    """
+    own = inspect.signature(tasks)
+    chosen = own.replace(parameters=[own.parameters[name] for name in names])
+
+    def put(function: _Function) -> _Function:
+        @functools.wraps(function)
+        def complete(**options: Any) -> Any:
+            bound = chosen.bind(**options)
+            bound.apply_defaults()
+            return function(**bound.arguments)
+
+        complete.__signature__ = chosen  # type: ignore[attr-defined]
+        return cast(_Function, complete)
+
+    return put
 
 
 class FolderTasks:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import attrs
 
 from kshot.data.folder_tables import load_folder
-from kshot.data.folder_tasks import FolderTasks
+from kshot.data.folder_tasks import FolderTasks, with_options_of
 from kshot.data.folders import scan
 from kshot.data.splits import splits_of
 from kshot.errors import DataError
@@ -120,30 +120,15 @@ def audiofolder(
     )
 
 
-def prepares(
-    *,
-    rate: int = 16000,
-    seconds: float = 1.0,
-    crop: Literal["start", "centre"] = "start",
-    pad: Literal["repeat", "zeros"] = "repeat",
-    features: Literal["mfcc", "mel"] = "mfcc",
-    n_mfcc: int = 20,
-    n_mels: int = 40,
-    window: float = 0.025,
-    hop: float = 0.01,
-    f_min: float = 0.0,
-    f_max: float | None = None,
-    normalise: Literal["clip", "band", "none"] = "clip",
-) -> tuple[Preparation, tuple[int, ...], None]:
+@with_options_of(audiofolder, [field.name for field in attrs.fields(Form)])
+def prepares(**options: Any) -> tuple[Preparation, tuple[int, ...], None]:
     """Say how ``audiofolder`` makes inputs of sound files: the preparation, the shape of an input, and no range.
 
     Example:
         >>> prepares(rate=8000)[1]
         (1, 20, 101)
     """
-    form = Form(
-        rate, float(seconds), crop, pad, features, n_mfcc, n_mels, window, hop, float(f_min), f_max, normalise
-    )  # fmt: skip
+    form = Form(**{**options, "seconds": float(options["seconds"]), "f_min": float(options["f_min"])})
     return Preparation.of(prepare_as, **attrs.asdict(form)), form.shape, None
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 import attrs
 
 from kshot.data.folder_tables import load_folder
-from kshot.data.folder_tasks import FolderTasks
+from kshot.data.folder_tasks import FolderTasks, with_options_of
 from kshot.data.folders import scan
 from kshot.data.pictures import formats
 from kshot.data.splits import splits_of
@@ -112,8 +112,9 @@ def form_of(size: int | tuple[int, int], mode: Mode, fit: Fit) -> Form:
     return Form(mode, sides, fit)
 
 
+@with_options_of(imagefolder, ["size", "mode", "fit"])
 def prepares(
-    *, size: int | tuple[int, int] = 84, mode: Mode = "RGB", fit: Fit = "squeeze"
+    *, size: int | tuple[int, int], mode: Mode, fit: Fit
 ) -> tuple[Preparation, tuple[int, ...], tuple[float, float]]:
     """Say how ``imagefolder`` makes inputs of image files: the preparation, the shape of an input, and its range.
 
