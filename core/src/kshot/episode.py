@@ -11,7 +11,7 @@ in, and ``kshot.pytrees`` the functions of values; all of their names can be imp
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import attrs
@@ -57,6 +57,7 @@ __all__ = [
     "check_labels",
     "check_objective",
     "check_weights",
+    "map_inputs",
     "map_tensors",
     "one_task",
     "register_value",
@@ -276,6 +277,29 @@ class Episode:
         if isinstance(support.source, Environment):
             support = attrs.evolve(support, source=Metered(support.source))
         return attrs.evolve(support, query_x=self.query.x) if queries == "at_adapt" else support
+
+
+def map_inputs(episode: Episode, function: Callable[[Tensor], Tensor]) -> Episode:
+    """Return an episode whose inputs are replaced: those of the support, the queries, unlabelled and external examples.
+
+    Args:
+        episode: of examples with inputs.
+        function: from inputs [B, n, *input] to other inputs [B, n, *].
+
+    Example:
+        >>> support = Support.of([[0.0], [1.0]], [0, 1])
+        >>> episode = Episode(support, Examples(torch.tensor([[[0.2]]]), torch.tensor([[0]])))
+        >>> map_inputs(episode, torch.neg).query.x
+        tensor([[[-0.2000]]])
+    """
+    support, query, external = episode.support, episode.query, episode.external
+    unlabelled = None if support.unlabelled is None else function(support.unlabelled)
+    return attrs.evolve(
+        episode,
+        support=attrs.evolve(support, x=function(support.x), unlabelled=unlabelled),
+        query=attrs.evolve(query, x=function(query.x)),
+        external=None if external is None else attrs.evolve(external, x=function(external.x)),
+    )
 
 
 class Predictor(Protocol):

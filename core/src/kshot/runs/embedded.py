@@ -5,14 +5,13 @@ Letters: B meta-batch, n examples, D numbers of an embedding.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import hashlib
 import json
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kshot import registry
-from kshot.episode import Episode
+from kshot.episode import Episode, map_inputs
 from kshot.errors import DataError, MisfitError, OptionError
 from kshot.nn.pretrained import digest_of
 from kshot.pools import Pool
@@ -201,19 +200,8 @@ class Embedded:
                 return table.own.gather(table.places[ids])
 
             return self.of.sample_with(split, indices, gather)
-        episode = self.of.sample(split, indices)
-
-        def embedded(x: Tensor) -> Tensor:
-            """Embed inputs [B, n, *input] as [B, n, D]."""
-            return self.embed(x.flatten(0, 1)).view(*x.shape[:2], -1)
-
-        support, query, external = episode.support, episode.query, episode.external
-        unlabelled = None if support.unlabelled is None else embedded(support.unlabelled)
-        return attrs.evolve(
-            episode,
-            support=attrs.evolve(support, x=embedded(support.x), unlabelled=unlabelled),
-            query=attrs.evolve(query, x=embedded(query.x)),
-            external=None if external is None else attrs.evolve(external, x=embedded(external.x)),
+        return map_inputs(
+            self.of.sample(split, indices), lambda x: self.embed(x.flatten(0, 1)).view(*x.shape[:2], -1)
         )
 
     def prepare(self, raw: Any) -> Tensor:
@@ -305,13 +293,11 @@ class _Shape:
         raise DataError("embedded: got a preparation without data, expected tasks to sample from")
 
 
-@contextlib.contextmanager
-def _quiet(pieces: Iterable[Any]) -> Iterator[Iterable[Any]]:
-    yield pieces
-
-
 def shown(pieces: Sequence[Any], examples: int, label: str) -> Iterator[Any]:
     """Yield the pieces, with a progress bar on a terminal if they are of many examples."""
     visible = examples > FEW and sys.stderr is not None and sys.stderr.isatty()
-    with click.progressbar(pieces, label=label, file=sys.stderr) if visible else _quiet(pieces) as counted:
+    if not visible:
+        yield from pieces
+        return
+    with click.progressbar(pieces, label=label, file=sys.stderr) as counted:
         yield from counted

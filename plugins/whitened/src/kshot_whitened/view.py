@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kshot import Episode, Pool, TaskDistribution, TaskSpec
+from kshot.episode import map_inputs
 from kshot.errors import DataError, OptionError
 from kshot.preparing import Preparation
 from kshot.protocols import Pooled, Portable
@@ -105,19 +106,9 @@ class Whitened:
 
         Unlabelled and external examples are mapped to components too.
         """
-        episode = self._tasks.sample(split, indices)
-
-        def mapped(x: Tensor) -> Tensor:
-            """Map inputs [B, n, *input] to components [B, n, k]."""
-            return self.components(x).view(*x.shape[:2], *self.spec.input_shape)
-
-        support, query, external = episode.support, episode.query, episode.external
-        unlabelled = None if support.unlabelled is None else mapped(support.unlabelled)
-        return attrs.evolve(
-            episode,
-            support=attrs.evolve(support, x=mapped(support.x), unlabelled=unlabelled),
-            query=attrs.evolve(query, x=mapped(query.x)),
-            external=None if external is None else attrs.evolve(external, x=mapped(external.x)),
+        shape = self.spec.input_shape
+        return map_inputs(
+            self._tasks.sample(split, indices), lambda x: self.components(x).view(*x.shape[:2], *shape)
         )
 
 
