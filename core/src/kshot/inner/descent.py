@@ -170,15 +170,20 @@ def _adam_step(
 ) -> tuple[Tensors, Any]:
     """Take the step of ``adam``. As a function of a module, it can be pickled with the learner that keeps the rule."""
     zeros = {n: torch.zeros_like(g) for n, g in gradients.items()}
-    t, m, v = memory or (0, zeros, zeros)
-    t += 1
+    t, v, m = (*(memory or (0, zeros)), zeros)[:3]
     # m_t = beta1 m_{t-1} + (1 - beta1) g, and v_t = beta2 v_{t-1} + (1 - beta2) g^2.
-    m = {n: betas[0] * m[n] + (1 - betas[0]) * g for n, g in gradients.items()}
+    m = {n: betas[0] * m[n] + (1 - betas[0]) * g for n, g in gradients.items()} if betas[0] else dict(gradients)
     v = {n: betas[1] * v[n] + (1 - betas[1]) * g.square() for n, g in gradients.items()}
     # theta_t = theta_{t-1} - lr m^ / (sqrt(v^) + eps), in which m^ and v^ are corrected for the start at 0.
-    rate = lr / (1 - betas[0] ** t)
-    root = {n: (v[n] / (1 - betas[1] ** t)).sqrt() + eps for n in v}
-    return {n: p - rate * m[n] / root[n] for n, p in parameters.items()}, (t, m, v)
+    root = {n: (s / _one_minus_power(betas[1], t + 1, s)).sqrt() for n, s in v.items()}
+    rate = {n: lr / _one_minus_power(betas[0], t + 1, s) if betas[0] else lr for n, s in v.items()}
+    stepped = {n: p - rate[n] * m[n] / (root[n] + eps) for n, p in parameters.items()}
+    return stepped, (t + 1, v, m) if betas[0] else (t + 1, v)
+
+
+def _one_minus_power(beta: float, t: int | Tensor, like: Tensor) -> float | Tensor:
+    """Compute 1 - beta^t; if t is a tensor [], in the type of ``like`` and without losing digits."""
+    return 1 - beta**t if isinstance(t, int) else -torch.expm1(math.log(beta) * t.to(like))
 
 
 def take_steps(

@@ -51,8 +51,8 @@ class Guard:
         tensors: the tensors that were found, each once.
 
     Raises:
-        Untraceable: a module or a tensor has hooks, whose effects a trace would lack, something has a random generator
-            of its own, or there are too many values.
+        Untraceable: a module or a tensor has hooks, whose effects a trace would lack, something contains a random
+            generator, or there are too many values.
 
     Example:
         >>> class Scale:
@@ -165,7 +165,7 @@ class Guard:
                 raise Untraceable("it depends on a large array of NumPy; keep it in a buffer")
             self._arrays.append((value, value.copy()))
         elif isinstance(value, _GENERATORS):
-            raise Untraceable("it has a random generator of its own")
+            raise Untraceable("it contains a random generator")
         else:
             self._look_at_object(value)
 

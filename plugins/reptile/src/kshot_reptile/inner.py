@@ -1,13 +1,11 @@
-"""Reptile's inner loop: minibatches of the support, Adam without momentum, and the authors' settings.
+"""Reptile's inner loop: minibatches of the support, the moments of Adam, and the authors' settings.
 
 Letters: B meta-batch, S support size, k inner steps, b examples of a minibatch.
 """
 
 from __future__ import annotations
 
-import math
-from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from attrs import frozen
@@ -15,7 +13,7 @@ from torch import Tensor, nn
 
 from kshot import Support, TaskSpec, generator
 from kshot.errors import DataError, OptionError
-from kshot.inner import Tensors, Update
+from kshot.inner import Tensors
 
 
 def minibatches(support: Support, size: int, steps: int) -> Tensor:
@@ -47,38 +45,6 @@ def minibatches(support: Support, size: int, steps: int) -> Tensor:
     generators = [generator(key, "reptile/minibatches") for key in support.key.tolist()]
     orders = [torch.cat([torch.randperm(S, generator=g) for _ in range(passes)]) for g in generators]
     return torch.stack([order[: steps * size].view(steps, size) for order in orders]).to(support.y.device)
-
-
-def adam(lr: float, beta2: float = 0.999, eps: float = 1e-8) -> Update:
-    """Return the rule of Adam (Kingma & Ba 2015, algorithm 1) with beta1 = 0: no momentum, as in Reptile's paper.
-
-    Its memory is the number of steps and the decaying means of the squared gradients, by name.
-
-    Example:
-        The first step is lr * sign(gradient):
-
-        >>> parameters, memory = adam(0.1)({"theta": torch.tensor(1.0)}, {"theta": torch.tensor(-7.0)}, None)
-        >>> parameters["theta"]
-        tensor(1.1000)
-    """
-    return partial(_adam_step, lr, beta2, eps)
-
-
-def _adam_step(
-    lr: float, beta2: float, eps: float, parameters: Tensors, gradients: Tensors, memory: Any
-) -> tuple[Tensors, Any]:
-    """Take the step of ``adam``. As a function of a module, it can be pickled with the learner that keeps the rule."""
-    t, before = memory or (0, {n: torch.zeros_like(g) for n, g in gradients.items()})
-    # v_t = beta2 v_{t-1} + (1 - beta2) g^2, and its square root after the correction of the bias.
-    v = {n: beta2 * before[n] + (1 - beta2) * g.square() for n, g in gradients.items()}
-    root = {n: (s / _one_minus_power(beta2, t + 1, s)).sqrt() for n, s in v.items()}
-    # theta_t = theta_{t-1} - lr g / (sqrt(v^) + eps).
-    return {n: p - lr * gradients[n] / (root[n] + eps) for n, p in parameters.items()}, (t + 1, v)
-
-
-def _one_minus_power(beta2: float, t: int | Tensor, like: Tensor) -> float | Tensor:
-    """Compute 1 - beta2^t; if t is a tensor [], in the type of ``like`` and without losing digits."""
-    return 1 - beta2**t if isinstance(t, int) else -torch.expm1(math.log(beta2) * t.to(like))
 
 
 class Moments(nn.Module):

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from kshot import Episode, Lift, Metrics, Needs, Predictor, Support, TaskSpec, Training
 from kshot.errors import OptionError
 from kshot.functional import full_precision
-from kshot.inner import State, Strategy, Tensors, check_descent, keep_buffers, sgd, take_steps
+from kshot.inner import State, Strategy, Tensors, adam, check_descent, keep_buffers, sgd, take_steps
 from kshot.nn import NetworkChoice, Normalisation, evaluating
 from kshot.nn import network as build_network
 from kshot.registry import check_values
-from kshot_reptile.inner import Moments, adam, authors_settings, minibatches
+from kshot_reptile.inner import Moments, authors_settings, minibatches
 
 
 class Reptile(nn.Module):
@@ -107,7 +107,7 @@ class Reptile(nn.Module):
             )
         self.kind = spec.kind
         self.net = build_network(network, spec, normalisation=normalisation, width=width, hidden=hidden)
-        self.update = (sgd if own.inner_optimizer == "sgd" else adam)(own.inner_lr)
+        self.update = sgd(own.inner_lr) if own.inner_optimizer == "sgd" else adam(own.inner_lr, betas=(0.0, 0.999))
         self.moments = Moments(self.net.state().parameters) if moments == "kept" else None
         self.inner_batch, self.inner_steps = own.inner_batch, own.inner_steps
         self.test_batch, self.test_steps = own.test_batch, own.test_steps

@@ -108,7 +108,7 @@ class SimpleShot(nn.Module):
     def meta_gradient(self, episodes: Episode) -> Metrics:
         """Add the gradient of the cross-entropy of the queries to ``.grad``, and update the mean embedding.
 
-        While training, each episode is centred by the mean of its own support, as by a learner that was not trained.
+        While training, each episode is centred by the mean of its support, as by a learner that was not trained.
         """
         support, query = episodes.support, episodes.query
         # Support and queries are embedded together, so that batch norm sees the whole episode.
