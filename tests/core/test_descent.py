@@ -9,6 +9,7 @@ import kshot
 from kshot import Lift
 from kshot.errors import TrainingError
 from kshot.inner import State, adam, check_descent, descend, keep_buffers, take_steps
+from kshot.inner.descent import named_tensors
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:
@@ -190,3 +191,18 @@ def test_adam_takes_the_steps_of_torch():
         loss.backward()
         optimizer.step()
     assert torch.allclose(end.parameters["theta"], point.detach(), atol=1e-12)
+
+
+def test_the_state_of_a_module_is_what_torch_names():
+    """Shared tensors and layers count once, by their first name; absent ones do not count."""
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Sequential(nn.Linear(2, 2), nn.ReLU()), nn.Linear(2, 2))
+    net[3].weight = net[0].weight
+    net[2].append(net[1])
+    net.register_module("absent", None)
+    net[0].register_parameter("absent", None)
+    net[1].register_buffer("kept_here", torch.zeros(3), persistent=False)
+    net[2].register_buffer("same", net[1].running_mean)
+    parameters, buffers = named_tensors(net)
+    for ours, torchs in ((parameters, dict(net.named_parameters())), (buffers, dict(net.named_buffers()))):
+        assert list(ours) == list(torchs)
+        assert all(ours[name] is torchs[name] for name in torchs)

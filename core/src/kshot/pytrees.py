@@ -34,13 +34,15 @@ def register_value(cls: type[Any], *children: str, name: str | None = None) -> N
     names = tuple(f.name for f in attrs.fields(cls) if f.init)
 
     def flatten(value: Any) -> tuple[list[Any], Any]:
-        fields = {n: getattr(value, n) for n in names}
-        registered = type(fields.get("source")) in pytree.SUPPORTED_NODES
-        leaves = {
-            n: v for n, v in fields.items() if (n in children and v is not None) or (n == "source" and registered)
-        }
-        context = {n: v for n, v in fields.items() if n not in leaves}
-        return list(leaves.values()), (tuple(leaves), context)
+        leaves, present, rest = list[Any](), list[str](), dict[str, Any]()
+        for n in names:
+            v = getattr(value, n)
+            if (v is not None and n in children) or (n == "source" and type(v) in pytree.SUPPORTED_NODES):
+                leaves.append(v)
+                present.append(n)
+            else:
+                rest[n] = v
+        return leaves, (tuple(present), rest)
 
     def unflatten(leaves: Any, context: Any) -> Any:
         present, rest = context

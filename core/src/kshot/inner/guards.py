@@ -12,6 +12,7 @@ import operator
 import random
 import types
 from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,48 @@ _MISSING = object()
 
 class Untraceable(Exception):
     """Raised for a function that can't be traced; the message says why."""
+
+
+class Watched:
+    """Record values by the things that contain them, and tell quickly whether they have changed.
+
+    Args:
+        get: returns the value of a thing and a key; for a key that is gone, ``None`` or another value than recorded.
+
+    Example:
+        >>> sizes, watched = {"a": 1}, Watched(dict.get)
+        >>> watched.watch(sizes, "a", 1)
+        >>> watched.hold(), watched.changed()
+        (True, None)
+        >>> sizes["a"] = 2
+        >>> watched.hold(), watched.changed()
+        (False, 'a')
+    """
+
+    def __init__(self, get: Callable[[Any, Any], Any]) -> None:
+        self._get = get
+        self._things: list[Any] = []
+        self._keys: list[Any] = []
+        self.values: list[Any] = []
+
+    def watch(self, thing: Any, key: Any, value: Any) -> None:
+        """Record a value."""
+        self._things.append(thing)
+        self._keys.append(key)
+        self.values.append(value)
+
+    def hold(self) -> bool:
+        """Return whether all values are as they were recorded."""
+        # In the usual case everything is the very same object, which is decided without a loop in Python.
+        now = map(self._get, self._things, self._keys)
+        return all(map(operator.is_, now, self.values)) or self.changed() is None
+
+    def changed(self) -> Any:
+        """Return the key of the first value that has changed, or None."""
+        for thing, key, value in zip(self._things, self._keys, self.values, strict=True):
+            if not _equal(self._get(thing, key), value):
+                return key
+        return None
 
 
 class Guard:
@@ -71,50 +114,44 @@ class Guard:
 
     def __init__(self, function: Any) -> None:
         self.tensors: list[Tensor] = []
-        self._dicts: list[dict[Any, Any]] = []  # for each recorded item of a dict: the dict, the key and the value
-        self._keys: list[Any] = []
-        self._values: list[Any] = []
-        self._places: list[tuple[list[Any] | deque[Any], int, Any]] = []  # items of lists
+        self._items = Watched(dict.get)  # of dicts
+        self._attributes = Watched(_attribute)  # of objects without a dict, and of cells
+        self._places = Watched(operator.getitem)  # of lists
         self._arrays: list[tuple[Any, Any]] = []  # arrays of NumPy, and copies of them
         self._containers: list[Any] = []
         self._lengths: list[int] = []
-        self._attributes: list[tuple[Any, str, Any]] = []  # of objects without a dict, and of cells
         self._seen: set[int] = set()
         self._keep: list[Any] = []  # objects whose identity was recorded, so that no other gets the same one
         self._look(function)
-        self._facts = [_facts(t) for t in self.tensors]
+        self._compared, self._facts = self.tensors, [_facts(t) for t in self.tensors]
+
+    def leave_out(self, inputs: Sequence[Any]) -> None:
+        """Stop comparing the shapes and types of tensors that are inputs of the trace too: those are compared anyway.
+
+        Args:
+            inputs: of the trace.
+        """
+        given = set(map(id, inputs))
+        self._compared = [t for t in self.tensors if id(t) not in given]
+        self._facts = [_facts(t) for t in self._compared]
 
     def holds(self) -> bool:
         """Return whether everything is as it was recorded."""
-        # The usual case, in which everything is the very same object, is decided without a loop in Python.
-        if list(map(len, self._containers)) != self._lengths:
-            return False
-        now = map(dict.get, self._dicts, self._keys)
-        if not all(map(operator.is_, now, self._values)) and self._changed_item() is not None:
-            return False
-        if self._changed_attribute() is not None or self._changed_array() is not None:
-            return False
-        return list(map(_facts, self.tensors)) == self._facts
+        return (
+            list(map(len, self._containers)) == self._lengths
+            and self._items.hold()
+            and self._attributes.hold()
+            and self._places.hold()
+            and self._changed_array() is None
+            and list(map(_facts, self._compared)) == self._facts
+        )
 
     def changed(self) -> str:
         """Return the name of the first value that has changed, for a message."""
-        return str(self._changed_item() or self._changed_attribute() or self._changed_array() or "an attribute")
-
-    def _changed_item(self) -> Any:
-        for container, key, value in zip(self._dicts, self._keys, self._values, strict=True):
-            if not _equal(container.get(key, _MISSING), value):
-                return key
-        return None
-
-    def _changed_attribute(self) -> str | None:
-        """Return the name of an attribute, or the place in a list, whose value has changed."""
-        for thing, name, value in self._attributes:
-            if (now := getattr(thing, name, _MISSING)) is not value and not _equal(now, value):
-                return name
-        for container, i, value in self._places:
-            if container[i] is not value and not _equal(container[i], value):
-                return f"item {i} of a list"
-        return None
+        place = self._places.changed()
+        in_list = None if place is None else f"item {place} of a list"
+        found = self._items.changed(), self._attributes.changed(), in_list, self._changed_array()
+        return str(next((name for name in found if name is not None), "an attribute"))
 
     def _changed_array(self) -> str | None:
         """Return words for an array of NumPy whose numbers have changed."""
@@ -130,7 +167,7 @@ class Guard:
             return
         self._seen.add(id(value))
         self._keep.append(value)
-        if len(self._values) + len(self._places) + len(self._attributes) > MOST_VALUES:
+        if sum(len(w.values) for w in (self._items, self._attributes, self._places)) > MOST_VALUES:
             raise Untraceable(f"it depends on more than {MOST_VALUES} values")
         if isinstance(value, Tensor):
             if has_hooks(value):
@@ -147,14 +184,12 @@ class Guard:
         elif isinstance(value, dict):
             self._sized(value)
             for key, item in list(value.items()):
-                self._dicts.append(value)
-                self._keys.append(key)
-                self._values.append(item)
+                self._items.watch(value, key, item)
                 self._look(item)
         elif isinstance(value, list | deque):
             self._sized(value)
             for i, item in enumerate(value):
-                self._places.append((value, i, item))
+                self._places.watch(value, i, item)
                 self._look(item)
         elif isinstance(value, tuple | set | frozenset):
             self._sized(value)
@@ -176,7 +211,7 @@ class Guard:
     def _look_at_function(self, function: types.FunctionType) -> None:
         for cell in function.__closure__ or ():
             if (content := getattr(cell, "cell_contents", _MISSING)) is not _MISSING:
-                self._attributes.append((cell, "cell_contents", content))
+                self._attributes.watch(cell, "cell_contents", content)
                 self._look(content)
         self._look(function.__defaults__)
         self._look(function.__kwdefaults__)
@@ -191,13 +226,18 @@ class Guard:
             for name in (slots,) if isinstance(slots, str) else slots:
                 value = getattr(thing, name, _MISSING)
                 if value is not _MISSING and name not in ("__weakref__", "__dict__"):
-                    self._attributes.append((thing, name, value))
+                    self._attributes.watch(thing, name, value)
                     self._look(value)
 
 
 def _is_unguarded(cls: type) -> bool:
     """Return whether objects of a class say that nothing in them changes what a function computes."""
     return any(vars(c).get("unguarded") is True for c in cls.__mro__)
+
+
+def _attribute(thing: Any, name: str) -> Any:
+    """Return an attribute, or an object that is equal to nothing if it is gone."""
+    return getattr(thing, name, _MISSING)
 
 
 def _equal(a: Any, b: Any) -> bool:

@@ -177,6 +177,7 @@ class Replays:
                 work, function, reason if isinstance(error, Untraceable) else f"{type(error).__name__}: {reason}"
             )
             return
+        guard.leave_out(leaves)
         work.guard = guard
         work.traces = [(first, last, made[last - first]) for first, last, _ in chunks]
 
