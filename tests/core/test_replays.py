@@ -15,10 +15,11 @@ from torch import nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from kshot import Lift
+from kshot.errors import TrainingError
 from kshot.inner import State, descend, keep_buffers
 from kshot.inner import replays as module
 from kshot.inner.identity import surroundings
-from kshot.inner.traces import without_autocast
+from kshot.inner.traces import make_trace, without_autocast
 
 _TABLE: dict[str, nn.Parameter] = {}
 
@@ -263,6 +264,18 @@ def test_a_changed_attribute_makes_a_new_trace():
     compare(traced, usual, values(4, 5))
 
 
+def test_modes_that_alternate_keep_their_traces(monkeypatch):
+    """A network that is evaluated in between has a trace for each mode, however often they alternate."""
+    traced, usual = pair(normed, steps=1)
+    made = []
+    monkeypatch.setattr(module, "make_trace", lambda *args, **more: made.append(1) or make_trace(*args, **more))
+    for seed in range(12):
+        for learner in (traced, usual):
+            learner.net.train(seed % 2 == 0)
+        compare(traced, usual, values(4, seed))
+    assert len(made) == 2
+
+
 def test_what_changes_at_every_run_is_not_traced_forever():
     """A schedule that is a Python number would be traced at every iteration."""
     traced, usual = pair(steps=1)
@@ -319,6 +332,41 @@ def test_other_shapes_get_traces_of_their_own_up_to_a_bound(monkeypatch):
         for seed in range(3):
             compare(traced, usual, values(tasks, seed))
     assert len(traced.lift._replays._works) == 3
+
+
+def test_more_shapes_in_turn_than_traces_do_not_replace_one_another(monkeypatch):
+    """Otherwise each run would make a trace. A trace that nobody uses any more makes room."""
+    monkeypatch.setattr(module, "MOST_TRACES", 3)
+    traced, usual = pair(steps=1)
+    made = []
+    monkeypatch.setattr(module, "make_trace", lambda *args, **more: made.append(1) or make_trace(*args, **more))
+    for seed in range(4):
+        for tasks in (2, 3, 4, 5, 6):
+            compare(traced, usual, values(tasks, seed))
+    assert len(made) == 3
+    monkeypatch.setattr(module, "WAIT", 3)
+    for seed in range(3):
+        compare(traced, usual, values(6, seed))
+    assert len(made) == 4
+
+
+def test_several_threads_use_one_learner():
+    """As in a server: each gets its own results, also while others make and drop traces."""
+    lift, weight = Lift("traced"), nn.Parameter(rand(6, 3))
+
+    def predict(state, x):
+        return x @ state.parameters["w"]
+
+    def work(number):
+        for i in range(40):
+            x = rand(2 + (number + i) % 24, 4, 6, seed=number + i)
+            with torch.no_grad():
+                got = lift.map(predict, State({"w": weight}, {}), x)
+            assert torch.equal(got, torch.stack([x[b] @ weight for b in range(len(x))]).detach())
+        return number
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(work, range(8))) == list(range(8))
 
 
 def test_auto_waits(monkeypatch):
@@ -548,6 +596,23 @@ def test_tools_that_watch_operations_see_them():
     assert counts[0] == counts[1] > 0
 
 
+@pytest.mark.parametrize("strategy", ["loop", "traced"])
+def test_an_operation_without_a_second_derivative_is_named(strategy):
+    """torch's fast attention has none on the CPU."""
+    weight = nn.Parameter(rand(4, 4, dtype=torch.float32))
+
+    def task(state, x):
+        def loss(state, x):
+            q = (x @ state.parameters["w"])[None, None]
+            return F.scaled_dot_product_attention(q, q, q).square().sum()
+
+        end, _ = descend(loss, state, x, lr=0.1, steps=1)
+        return {"loss": loss(end, x)}, end
+
+    with pytest.raises(TrainingError, match=r"Lift: got \w*scaled_dot_product\w*, .*(?s:.)*sdpa_kernel"):
+        Lift(strategy, chunk=1).mean_gradient(task, State({"w": weight}, {}), rand(2, 5, 4, dtype=torch.float32))
+
+
 def test_an_error_of_the_function_comes_out_as_it_is():
     """Also in the run that would have been traced."""
     traced, _ = pair()
@@ -587,6 +652,26 @@ def test_without_a_compiler_a_trace_is_interpreted(monkeypatch):
     with pytest.warns(UserWarning, match=r"can't be compiled \(No C\+\+ compiler was found\); it is interpreted"):
         run()
     assert compiled.traces == 1
+
+
+def test_the_first_run_is_compiled_too(monkeypatch):
+    """So a resumed training computes what it would have computed without the interruption."""
+    compiled = Learner(mlp(), "compiled")
+    monkeypatch.setattr("torch._inductor.compile", lambda graph, *args, **options: graph)
+
+    def differentiate(loss):
+        raise AssertionError("it ran without a trace")
+
+    monkeypatch.setattr("kshot.inner.lifting._differentiate", differentiate)
+    torch.manual_seed(1)
+    compiled.step(*values(4))
+    assert torch.equal(torch.get_rng_state(), torch.manual_seed(1).get_state())
+    assert len(gradients(compiled)) == 8
+    theta = State.of(compiled.net).detach()
+    lift = Lift("compiled")
+    first = lift.map(lambda state, x: state.call(compiled.net, x), theta, rand(3, 2, 6))
+    assert sum(len(work.traces) for work in lift._replays._works.values()) == 1
+    assert torch.allclose(first, compiled.net(rand(3, 2, 6)))
 
 
 @pytest.mark.slow

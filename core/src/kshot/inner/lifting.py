@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 import types
 import warnings
 from collections.abc import Callable, Iterator
@@ -22,12 +23,12 @@ from torch.utils import _pytree as pytree
 
 from kshot.errors import KshotError, OptionError, TrainingError
 from kshot.inner.chunks import Chunk, first_task, with_tasks
-from kshot.inner.cost import LOOP, Choice, cost_of
+from kshot.inner.cost import LOOP, Choice, cost_of, same_chance
 from kshot.inner.descent import State
 from kshot.inner.identity import content_of, identity_of
 from kshot.inner.looping import per_episode
 from kshot.inner.programs import mean_loss
-from kshot.inner.replays import Replays
+from kshot.inner.replays import Replays, Work
 from kshot.inner.rows import Rows
 
 __all__ = ["CHUNK_BYTES", "LOOP_ABOVE", "Lift", "Strategy", "has_inner_loop", "per_episode"]
@@ -58,12 +59,13 @@ class Lift:
       warns once and loops. A function that has run a hundred times on the same shapes is traced: its operations are
       recorded once and then replayed, which computes the same numbers with much less Python.
     - ``traced``: as ``auto``, but traced from the second run on.
-    - ``compiled``: as ``traced``, and the trace is compiled by torch's inductor. This takes a minute or more and needs
-      a C++ compiler.
+    - ``compiled``: as ``auto``, but traced before the first run, and the trace is compiled by torch's inductor. This
+      takes a minute or more and needs a C++ compiler.
 
-    A trace is made again when an attribute changes on which the function depends, at most three times. A function that
-    can't be traced, for example because it decides by the numbers in a tensor, runs as usual, and a warning says why.
-    Results of ``map`` that have a graph are always computed by the function.
+    A trace is made again when an attribute changes on which the function depends, at most three times; when the
+    attribute changes back, the former trace is used again. A function that can't be traced, for example because it
+    decides by the numbers in a tensor, runs as usual, and a warning says why. Results of ``map`` that have a graph are
+    always computed by the function.
 
     If torch has several threads on the CPU, they share the chunks of a traced meta-batch: each chunk runs in one
     thread. Chunks that draw random numbers run in order.
@@ -122,6 +124,7 @@ class Lift:
         """
         arguments = dict(state.parameters), dict(state.buffers), values
         found = self._replays.find("map", function, *arguments, state.tasks)
+        self._trace_first("map", function, state, values, found)
         if found is not None and found[0].traces:
             return _concatenate([results for _, results in self._replays.replay(*found)])
         chunks, results = [], []
@@ -166,6 +169,7 @@ class Lift:
         """
         arguments = dict(state.parameters), dict(state.buffers), values
         found = self._replays.find("gradient", function, *arguments, state.tasks) if torch.is_grad_enabled() else None
+        self._trace_first("gradient", function, state, values, found)
         if found is not None and found[0].traces:
             rows = Rows(found[0].tasks)
             for tasks, results in self._replays.replay(*found):
@@ -174,7 +178,7 @@ class Lift:
             rows, chunks = Rows(state.tasks or len(pytree.tree_leaves(values)[0])), []
             for first, last, chunk, (metrics, end) in self._run(function, state, values, alone=True):
                 # The mean over all tasks is the sum of (tasks of the chunk) / B * (mean over the chunk).
-                (mean_loss(metrics) * (chunk.tasks / rows.tasks)).backward()
+                _differentiate(mean_loss(metrics) * (chunk.tasks / rows.tasks))
                 rows.add((dict(metrics), dict(end.buffers)), chunk.tasks)
                 chunks.append((first, last, chunk))
                 del metrics, end  # free the graph before the next chunk is computed
@@ -182,6 +186,20 @@ class Lift:
                 self._replays.ran("gradient", function, arguments, *found, chunks)
         metrics, buffers = rows.joined
         return metrics, State({}, buffers, rows.tasks)
+
+    def _trace_first(
+        self, what: str, function: Callable[..., Any], state: State, values: Any, found: tuple[Work, list[Any]] | None
+    ) -> None:
+        """Trace the function before its first run, if the strategy says so and its results have no graph."""
+        if found is None or not self._replays.before_first_run(found[0]):
+            return
+        chunks = []
+        with same_chance(found[1]):
+            for first, last, chunk, result in self._run(function, state, values, alone=what == "gradient"):
+                if what == "map" and any(t.requires_grad for t in pytree.tree_leaves(result) if isinstance(t, Tensor)):
+                    return
+                chunks.append((first, last, chunk))
+        self._replays.ran(what, function, (dict(state.parameters), dict(state.buffers), values), *found, chunks)
 
     def _run(
         self, function: Callable[..., Any], state: State, values: Any, *, alone: bool
@@ -293,6 +311,26 @@ def _concatenate(chunks: list[Any]) -> Any:
     leaves = [torch.cat(ts) for ts in zip(*(f[0] for f in flat), strict=True)]
     tasks = len(leaves[0]) if leaves else len(chunks)
     return with_tasks(pytree.tree_unflatten(leaves, flat[0][1]), tasks)
+
+
+def _differentiate(loss: Tensor) -> None:
+    """Add the gradients of a loss to ``.grad``.
+
+    Raises:
+        TrainingError: an operation of the network has no second derivative.
+    """
+    try:
+        loss.backward()
+    except (RuntimeError, NotImplementedError) as error:
+        missing = re.search(r"derivative for '?(?:aten::)?(\w+)'? is not implemented", str(error))
+        if missing is None:
+            raise
+        attention = "scaled_dot_product" in missing[1]
+        raise TrainingError(
+            f"Lift: got {missing[1]}, an operation without a second derivative, expected operations that can be "
+            "differentiated twice; take first-order gradients (order='first')"
+            + (", or compute attention inside torch.nn.attention.sdpa_kernel(SDPBackend.MATH)" if attention else "")
+        ) from error
 
 
 def _own_memory(results: Any, arguments: Any) -> Any:

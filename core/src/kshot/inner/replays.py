@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import threading
 import warnings
 from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -35,10 +36,24 @@ WAIT = 100
 """Number of runs without a trace. Tracing takes as long as some hundred runs, so a short training goes without it."""
 
 MOST_TRACES = 16
-"""Number of functions and shapes whose traces one ``Lift`` keeps; a new one replaces the one unused for longest."""
+"""Number of functions and shapes whose traces one ``Lift`` keeps. A new one replaces the one unused for longest, but
+none that was used in the last ``WAIT`` searches: if more shapes take turns, the others run without a trace."""
 
 MOST_CHANGES = 3
 """How often a function is traced again because a value on which it depends has changed; then it is no longer traced."""
+
+
+@attrs.frozen(eq=False)
+class Variant:
+    """Store the traces of one function under the same values of everything on which it depends beside its inputs.
+
+    Attributes:
+        guard: those values.
+        traces: for each chunk, in order: its first and last task, and its trace.
+    """
+
+    guard: Guard
+    traces: list[tuple[int, int, Trace]]
 
 
 @attrs.define(eq=False)
@@ -50,27 +65,33 @@ class Work:
         shared: the number of inputs at the beginning that all tasks share; the others begin with B.
         tasks: B.
         uses: how often it has run without a trace.
-        changes: how often its traces became invalid.
+        last_use: the number of the last search that found it.
         refused: whether it can't be traced.
-        guard: what it depends on beside the inputs; None if there is no trace.
-        traces: for each chunk, in order: its first and last task, and its trace.
+        variants: what it has been traced for: a module in training and in evaluation, for example.
+        current: the variant that is valid now; None if there is none.
     """
 
     structure: list[Any]
     shared: int
     tasks: int
     uses: int = 0
-    changes: int = 0
+    last_use: int = 0
     refused: bool = False
-    guard: Guard | None = None
-    traces: list[tuple[int, int, Trace]] = attrs.field(factory=list)
+    variants: list[Variant] = attrs.field(factory=list)
+    current: Variant | None = None
+
+    @property
+    def traces(self) -> list[tuple[int, int, Trace]]:
+        """For each chunk, in order: its first and last task, and its trace."""
+        return self.current.traces if self.current else []
 
     @property
     def parallel(self) -> bool:
         """Whether the threads of torch share the chunks. Chunks that draw random numbers run in order."""
-        if len(self.traces) == 1 or torch.get_num_threads() == 1:
+        traces = self.traces
+        if len(traces) == 1 or torch.get_num_threads() == 1:
             return False
-        return not any(trace.draws or trace.device != "cpu" for _, _, trace in self.traces)
+        return not any(trace.draws or trace.device != "cpu" for _, _, trace in traces)
 
     def of_chunk(self, leaves: Sequence[Tensor], first: int, last: int) -> list[Tensor]:
         """Return the inputs of the tasks ``first``, ..., ``last - 1``."""
@@ -82,9 +103,11 @@ class Work:
 class Replays:
     """Keep the traces of a ``Lift``.
 
+    Several threads may use it at once.
+
     Args:
-        strategy: ``auto`` waits for some runs before it traces; ``traced`` and ``compiled`` trace after the first run,
-            and ``compiled`` compiles the trace. With other strategies nothing is traced.
+        strategy: ``auto`` waits for some runs before it traces, ``traced`` traces after the first run, and ``compiled``
+            before it, and compiles the trace. With other strategies nothing is traced.
 
     Example:
         >>> Replays("vmap").find("map", print, {}, {}, (), None) is None
@@ -96,7 +119,13 @@ class Replays:
     def __init__(self, strategy: str) -> None:
         self.strategy = strategy
         self._works: OrderedDict[Any, Work] = OrderedDict()
+        self._searches = 0
+        self._lock = threading.RLock()
         self._warned: set[str] = set()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle without the traces and the lock."""
+        return Replays, (self.strategy,)
 
     def find(
         self, what: str, function: Callable[..., Any], parameters: Any, buffers: Any, values: Any, tasks: int | None
@@ -116,15 +145,18 @@ class Replays:
         for part in (parameters, buffers, values):
             flatten(part, leaves, structure)
         key = what, identity_of(function), surroundings(), tasks is None, tuple(map(facts_of, leaves))
-        work = self._works.get(key)
-        if work is None or not same_structure(work.structure, structure):
-            shared = 0 if tasks else len(parameters) + len(buffers)
-            work = self._works[key] = Work(structure, shared, tasks or len(leaves[shared]))
-            while len(self._works) > MOST_TRACES:
-                self._works.popitem(last=False)
-        self._works.move_to_end(key)
-        if work.guard is not None and not work.guard.holds():
-            self._drop(work, function)
+        with self._lock:
+            self._searches += 1
+            work = self._work(key, structure)
+            if work is None:
+                shared = 0 if tasks else len(parameters) + len(buffers)
+                work = Work(structure, shared, tasks or len(leaves[shared]))
+                if not self._make_room():
+                    return None
+                self._works[key] = work
+            work.last_use = self._searches
+            if work.current is not None and not work.current.guard.holds():
+                self._switch(work, function)
         return work, leaves
 
     def replay(self, work: Work, leaves: list[Tensor]) -> Iterator[tuple[int, Any]]:
@@ -150,9 +182,23 @@ class Replays:
             work, leaves: of ``find``.
             chunks: the chunks that have run: the first and the last task of each, and how it is run.
         """
-        work.uses += 1
-        if work.refused or work.uses < (WAIT if self.strategy == "auto" else 1):
-            return
+        with self._lock:
+            work.uses += 1
+            if not work.refused and not work.traces and work.uses >= (WAIT if self.strategy == "auto" else 1):
+                self._trace(what, function, arguments, work, leaves, chunks)
+
+    # -------------------- Make traces
+
+    def _trace(
+        self,
+        what: str,
+        function: Callable[..., Any],
+        arguments: tuple[Any, Any, Any],
+        work: Work,
+        leaves: list[Tensor],
+        chunks: Sequence[tuple[int, int, Chunk]],
+    ) -> None:
+        """Trace the function, or refuse to do so in future."""
         parameters, buffers, values = arguments
         values = tuple(attrs.evolve(v, origin=None) if isinstance(v, Episode) else v for v in values)
         _, spec = pytree.tree_flatten((parameters, buffers, values))
@@ -178,10 +224,14 @@ class Replays:
             )
             return
         guard.leave_out(leaves)
-        work.guard = guard
-        work.traces = [(first, last, made[last - first]) for first, last, _ in chunks]
+        work.current = Variant(guard, [(first, last, made[last - first]) for first, last, _ in chunks])
+        work.variants.append(work.current)
 
     # -------------------- When to trace
+
+    def before_first_run(self, work: Work) -> bool:
+        """Return whether to trace the work before it runs, so that a resumed training computes what it would have."""
+        return self.strategy == "compiled" and not work.refused and not work.traces
 
     def _traces(self) -> bool:
         """Return whether a trace would record all that happens: no mode or tool intercepts the operations."""
@@ -194,12 +244,31 @@ class Replays:
             and not _has_any_global_hook()
         )
 
-    def _drop(self, work: Work, function: Callable[..., Any]) -> None:
-        """Drop traces that are no longer valid."""
-        assert work.guard is not None
-        changed = work.guard.changed()
-        work.guard, work.traces, work.changes = None, [], work.changes + 1
-        if work.changes > MOST_CHANGES:
+    def _work(self, key: Any, structure: list[Any]) -> Work | None:
+        """Return the work of this key and structure, as the one used last; None if there is none."""
+        work = self._works.get(key)
+        if work is None or not same_structure(work.structure, structure):
+            self._works.pop(key, None)
+            return None
+        self._works.move_to_end(key)
+        return work
+
+    def _make_room(self) -> bool:
+        """Remove the work that was unused for longest if there are too many; return False if all are in use."""
+        if len(self._works) >= MOST_TRACES:
+            oldest = next(iter(self._works.values()))
+            if oldest.traces and self._searches - oldest.last_use < WAIT:
+                return False
+            self._works.popitem(last=False)
+        return True
+
+    def _switch(self, work: Work, function: Callable[..., Any]) -> None:
+        """Change to the variant that is valid now; after too many changes of a value, trace the work no longer."""
+        assert work.current is not None
+        changed = work.current.guard.changed()
+        work.current = next((variant for variant in work.variants if variant.guard.holds()), None)
+        if work.current is None and len(work.variants) > MOST_CHANGES:
+            work.variants.clear()
             self._refuse(work, function, f"{changed} changes from run to run; keep it in a buffer")
 
     def _refuse(self, work: Work, function: Callable[..., Any], reason: str) -> None:

@@ -313,4 +313,3 @@ def _each_left_out(x: Tensor, y: Tensor, out: Tensor) -> Iterator[tuple[Tensor, 
     for part in out.split(max(1, AT_ONCE // max(1, x.numel()))):
         others = torch.stack([torch.cat([torch.arange(int(i)), torch.arange(int(i) + 1, len(x))]) for i in part])
         yield x[others], y[others], x[part][:, None]
-

@@ -200,9 +200,7 @@ class Embedded:
                 return table.own.gather(table.places[ids])
 
             return self.of.sample_with(split, indices, gather)
-        return map_inputs(
-            self.of.sample(split, indices), lambda x: self.embed(x.flatten(0, 1)).view(*x.shape[:2], -1)
-        )
+        return map_inputs(self.of.sample(split, indices), lambda x: self.embed(x.flatten(0, 1)).view(*x.shape[:2], -1))
 
     def prepare(self, raw: Any) -> Tensor:
         """Prepare raw examples as the tasks below do, and embed them: [n, D] (ability ``Pooled``)."""
