@@ -19,11 +19,16 @@ from kshot_l2l import L2L
 from kshot_l2l.l2l import start, step
 
 
+def squares(point: Tensor, data: Any) -> Tensor:
+    """Compute |W p - y|^2."""
+    return (data[0] @ point - data[1]).square().sum()
+
+
 def objectives(B: int = 2, P: int = 3, seed: int = 0) -> Objective:
     """Return the objectives |W p - y|^2 in float64."""
     generator = torch.Generator().manual_seed(seed)
     initial, W, y = (torch.randn(B, *shape, generator=generator, dtype=torch.float64) for shape in ((P,), (P, P), (P,)))
-    return Objective(initial, (W, y), lambda p, d: (d[0] @ p - d[1]).square().sum())
+    return Objective(initial, (W, y), squares)
 
 
 def episode(objective: Objective, steps: int) -> Episode:
@@ -150,6 +155,21 @@ def test_outer_steps_are_those_of_a_naive_truncated_unroll(second_order):
     assert reported == pytest.approx(expected, rel=1e-10)
     for mine, other in zip(fast.parameters(), slow.parameters(), strict=True):
         assert torch.allclose(mine, other, atol=1e-10)
+
+
+@pytest.mark.parametrize("second_order", [False, True])
+def test_traces_of_unrolls_train_to_the_same_bits(second_order):
+    """The first unroll, those that have a state, and a shorter last one each have a trace."""
+    learners = [learner(unroll=3, second_order=second_order, strategy=strategy) for strategy in ("loop", "traced")]
+    for each in learners:
+        adam = torch.optim.Adam(each.parameters(), lr=0.05)
+        for seed in range(3):
+            for _ in each.meta_gradient(episode(objectives(seed=seed), 8)):
+                adam.step()
+                adam.zero_grad()
+    usual, traced = learners
+    assert [len(work.traces) for work in traced.lift._replays._works.values()] == [1, 1, 1]
+    assert all(map(torch.equal, usual.parameters(), traced.parameters()))
 
 
 def test_with_second_order_the_gradient_is_that_of_the_unroll():

@@ -6,18 +6,22 @@ Letters: B meta-batch, T time, P coordinates of a point.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import attrs
 import torch
 from attrs import frozen
 from torch import Tensor, nn
 
-from kshot import Episode, Metrics, Needs, Objective, Predictor, Support, TaskSpec, Training
+from kshot import Episode, Lift, Metrics, Needs, Objective, Predictor, Support, TaskSpec, Training
 from kshot.episode import map_tensors
-from kshot.errors import OptionError, TrainingError
+from kshot.errors import OptionError
+from kshot.inner import State, Strategy
 from kshot_l2l.coordinate_lstm import CoordinateLSTM
-from kshot_l2l.steps import at_steps, last_step
+from kshot_l2l.steps import at_steps, check_losses, last_step
+
+Values = TypeVar("Values")
 
 Optimizer = Callable[[Tensor, Any], tuple[Tensor, Any]]
 """m: (gradient [B, P], its state or None) -> (update [B, P], new state)."""
@@ -31,7 +35,7 @@ class Iterate:
         point: theta_t [B, P].
         loss: f(theta_t) [B].
         gradient: the gradient of f at theta_t [B, P].
-        state: the optimizer's state h_t; None before its first step.
+        state: the optimizer's state h_t, a tuple of tensors; None before its first step.
     """
 
     point: Tensor
@@ -39,9 +43,15 @@ class Iterate:
     gradient: Tensor
     state: Any = None
 
-    def detached(self) -> Iterate:
-        """Return the same values without a graph; a truncated unroll continues from them."""
-        return Iterate(*map_tensors(Tensor.detach, [self.point, self.loss, self.gradient, self.state]))
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Point, loss, gradient, and the tensors of the state."""
+        return self.point, self.loss, self.gradient, *(self.state or ())
+
+    @classmethod
+    def of(cls, point: Tensor, loss: Tensor, gradient: Tensor, *state: Tensor) -> Iterate:
+        """Return the iterate that has these tensors."""
+        return cls(point, loss, gradient, state or None)
 
 
 def start(objective: Objective) -> Iterate:
@@ -86,6 +96,7 @@ class L2L(nn.Module):
         output_scale: a factor of the updates.
         unroll: the number of steps between two outer steps; back-propagation is truncated there.
         second_order: whether the outer gradient flows through the gradients of the objective, which the paper omits.
+        strategy: how an unroll runs, see ``kshot.Lift``: ``auto`` replays a trace of it after a hundred unrolls.
 
     Raises:
         OptionError: a number is not positive.
@@ -111,13 +122,14 @@ class L2L(nn.Module):
         output_scale: float = 0.1,
         unroll: int = 20,
         second_order: bool = False,
+        strategy: Strategy = "auto",
     ) -> None:
         super().__init__()
         given = {"hidden": hidden, "preprocessing": preprocessing, "output_scale": output_scale, "unroll": unroll}
         if wrong := [f"{name} {value}" for name, value in given.items() if not value > 0]:
             raise OptionError(f"l2l: got {', '.join(wrong)}, expected positive numbers; raise them")
         self.optimizer = CoordinateLSTM(hidden, preprocessing, output_scale)
-        self.unroll, self.second_order = unroll, second_order
+        self.unroll, self.second_order, self.lift = unroll, second_order, Lift(strategy)
         self.needs = attrs.evolve(type(self).needs, exact_gradient=second_order)
 
     def meta_gradient(self, episodes: Episode) -> Iterator[Metrics]:
@@ -130,18 +142,26 @@ class L2L(nn.Module):
         T = last_step(episodes.query.x, "l2l")
         at = start(objective)
         for first in range(1, T + 1, self.unroll):
-            # Unroll the optimizer for some steps of every task.
-            losses = []
-            for _ in range(first, min(first + self.unroll, T + 1)):
-                at = step(self.optimizer, objective, at, self.second_order)
-                losses.append(at.loss)
-            # Back-propagate through time, for the mean of f over steps and tasks.
-            curve = torch.stack(losses, 1)
-            check_losses(curve, first, episodes)
-            loss = curve.mean()
-            loss.backward()
-            at = at.detached()  # truncate: the next unroll starts from constants
-            yield {"loss": loss.detach()}
+            unrolled, phi = partial(self.unrolled, min(self.unroll, T + 1 - first)), State.of(self.optimizer)
+            metrics, end = self.lift.mean_gradient(unrolled, phi, *_as_one((at.tensors, objective)))
+            check_losses(metrics["curve"][0], first, episodes)
+            # The next unroll starts from values without a graph: back-propagation through time is truncated.
+            at = Iterate.of(*(t[0] for t in end.buffers.values()))
+            yield {"loss": metrics["loss"][0]}
+
+    def unrolled(
+        self, steps: int, phi: State, at: tuple[Tensor, ...], objective: Objective
+    ) -> tuple[Mapping[str, Tensor], State]:
+        """Take some steps of every task, and return the mean loss over steps and tasks, and the last iterate.
+
+        All coordinates of all tasks are one batch of the LSTM, so for ``Lift`` a meta-batch is a single task.
+        """
+        now, losses = Iterate.of(*at), list[Tensor]()
+        for _ in range(steps):
+            now = step(partial(phi.call, self.optimizer), objective, now, self.second_order)
+            losses.append(now.loss)
+        curve = torch.stack(losses, 1)
+        return {"loss": curve.mean(), "curve": curve}, State({}, {str(i): t for i, t in enumerate(now.tensors)})
 
     def adapt(self, support: Support) -> Predictor:
         """Return the predictor that runs the optimizer: step numbers [B, T] -> points at these steps [B, T, P]."""
@@ -173,23 +193,6 @@ class L2L(nn.Module):
         return {"loss": loss, "point": point, "gradient": gradient, "update": point.diff(dim=1)}
 
 
-def check_losses(curve: Tensor, first: int, episodes: Episode) -> None:
-    """Check that all losses of an unroll are finite.
-
-    Args:
-        curve: the losses [B, T].
-        first: the number of the first step.
-        episodes: the meta-batch, to name the episode by its number.
-
-    Raises:
-        TrainingError: a loss is NaN or infinite; the message gives the first task and step.
-    """
-    curve = curve.detach()
-    bad = (~curve.isfinite()).nonzero()
-    if len(bad):
-        b, t = bad[0].tolist()
-        episode = "" if episodes.origin is None else f", episode {episodes.origin.indices[b]}"
-        raise TrainingError(
-            f"l2l: got loss {float(curve[b, t])} of task {b}{episode} at step {first + t}, expected a finite number; "
-            "lower the outer rate or output_scale, or look at this task"
-        )
+def _as_one(values: Values) -> Values:
+    """Return the values of a meta-batch as those of a single task: each tensor gets an axis of length 1 in front."""
+    return map_tensors(lambda t: t[None], values)

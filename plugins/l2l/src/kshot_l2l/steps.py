@@ -1,11 +1,12 @@
-"""The steps that a query requests in its ``x``: their check, and the points at these steps."""
+"""The steps that a query requests in its ``x``, the points at these steps, and the check of the losses on the way."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from kshot.errors import DataError
+from kshot import Episode
+from kshot.errors import DataError, TrainingError
 
 
 def last_step(x: Tensor, who: str) -> int:
@@ -39,3 +40,25 @@ def at_steps(points: list[Tensor], x: Tensor) -> Tensor:
     """
     rows = torch.arange(len(x), device=x.device)[:, None]
     return torch.stack(points, 1)[rows, x.long()]
+
+
+def check_losses(curve: Tensor, first: int, episodes: Episode) -> None:
+    """Check that all losses of an unroll are finite.
+
+    Args:
+        curve: the losses [B, T].
+        first: the number of the first step.
+        episodes: the meta-batch, to name the episode by its number.
+
+    Raises:
+        TrainingError: a loss is NaN or infinite; the message gives the first task and step.
+    """
+    curve = curve.detach()
+    bad = (~curve.isfinite()).nonzero()
+    if len(bad):
+        b, t = bad[0].tolist()
+        episode = "" if episodes.origin is None else f", episode {episodes.origin.indices[b]}"
+        raise TrainingError(
+            f"l2l: got loss {float(curve[b, t])} of task {b}{episode} at step {first + t}, expected a finite number; "
+            "lower the outer rate or output_scale, or look at this task"
+        )
