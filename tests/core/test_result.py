@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
+import attrs
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from torch import nn
 
 from kshot import ClassificationTasks, Engine, Episode, Needs, Pool, Result, Support
 from kshot.errors import DataError
+from kshot.runs.run import over_classes
 
 
 def result(accuracy: list[float], **fields: Any) -> Result:
@@ -159,3 +162,33 @@ def test_an_option_that_is_given_with_its_default_value_makes_no_other_episodes(
         of({"noise": 5}).minus(of({}))
     with pytest.raises(DataError, match="different episodes"):
         of({}, tasks_seed=1).minus(of({}))
+
+
+def test_the_classes_of_the_episodes_are_recorded_and_read_back() -> None:
+    """With the width of the interval over them; without episodes only the width is written."""
+    pool = Pool.of(np.repeat(np.arange(7.0), 4)[:, None], np.repeat(np.arange(7), 4))
+    tasks = ClassificationTasks({"train": pool, "test": pool}, way=3, shot=1, query=2)
+    measured = Engine(Says(0), tasks, hooks=()).evaluate(episodes=40)
+    origins: list[Any] = [tasks.sample("test", [i]).origin for i in range(40)]
+    expected = np.concatenate([origin.classes for origin in origins])
+    assert measured.classes is not None
+    assert np.array_equal(measured.classes, expected)
+    again = Result.from_json(measured.to_json())
+    assert again.classes is not None
+    assert np.array_equal(again.classes, expected)
+    varied = attrs.evolve(measured, scores={"accuracy": np.linspace(0, 1, 40)})
+    assert varied.class_interval > 0
+    assert varied.to_dict(episodes=False)["class_interval"] == varied.class_interval
+    assert varied.to_dict(episodes=False)["classes"] is None
+    assert math.isnan(result([0.5, 0.6, 0.7]).class_interval)
+
+
+def test_a_run_says_when_the_classes_are_few() -> None:
+    """If the interval over classes is more than half as wide again as that over episodes."""
+    classes = np.array([np.random.default_rng(i).permutation(6)[:2] for i in range(50)])
+    by_class = result((np.arange(6) / 10)[classes].mean(1).tolist(), classes=classes)
+    (line,) = over_classes(by_class)
+    assert re.search(r"other classes than these 6, .* by \d+\.\d\d points", line)
+    many = np.array([np.random.default_rng(i).permutation(300)[:2] for i in range(50)])
+    assert over_classes(result(np.random.default_rng(0).random(50).tolist(), classes=many)) == []
+    assert over_classes(result([0.5, 0.7])) == []

@@ -30,6 +30,9 @@ from kshot.protocols import Backend, EngineView, TaskDistribution, World
 from kshot.registry import rebuild
 from kshot.spec import TaskSpec
 
+CLASSES = "classes of the split"
+"""The name under which the classes of each episode [B, N] are passed on with its scores."""
+
 Perturb = Callable[[Predictor, Examples], Examples]
 """A function from (predictor, query examples) to the examples that are predicted instead."""
 
@@ -47,7 +50,7 @@ def score_episodes(
     perturb: Perturb | None = None,
     attack: Attack | None = None,
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """Yield for each batch of episode indices (number of episodes done, scores {name: [B, ...]}).
+    """Yield for each batch of episode indices (number of episodes done, scores {name: [B, ...]}), and their classes.
 
     The learner sees the support only, and query inputs if it declares that it needs them. Only the scorer of the kind
     sees query labels.
@@ -77,7 +80,10 @@ def score_episodes(
             tabular = tasks.spec.kind in ("classification", "regression", "sequence")
             checked = _without_nan(predictor, split, indices) if tabular else predictor
             scores = score(checked, episode)
-        yield indices[-1] + 1, {name: values.detach().cpu().double() for name, values in scores.items()}
+        rows = {name: values.detach().cpu().double() for name, values in scores.items()}
+        if episode.origin is not None and episode.origin.classes is not None:
+            rows[CLASSES] = torch.as_tensor(episode.origin.classes)
+        yield indices[-1] + 1, rows
 
 
 def _without_nan(predictor: Predictor, split: str, indices: range) -> Predictor:
@@ -113,7 +119,7 @@ def evaluated(
         progress: called after each batch with the number of episodes done.
 
     Returns:
-        For each score its values [B, ...] on every batch, in the order of the batches.
+        For each score, and for the classes, the values [B, ...] on every batch, in the order of the batches.
     """
     own: list[dict[str, Tensor]] = []  # scores of the batches r, r + size, r + 2 size, ... of rank r
     with evaluating(learner):
@@ -167,12 +173,14 @@ def result_of(
     """Return a ``Result``: the scores, and everything that is needed to interpret them.
 
     Args:
-        rows: for each score its values [B, ...] on every batch.
+        rows: for each score, and for the classes, the values [B, ...] on every batch.
         started: when the evaluation began, by ``time.perf_counter``.
     """
     spec = tasks.spec.to_dict()
+    classes = rows.get(CLASSES, ())
     return Result(
-        scores={name: join(values) for name, values in rows.items()},
+        scores={name: join(values) for name, values in rows.items() if name != CLASSES},
+        classes=torch.cat(list(classes)).numpy() if len({t.shape[1:] for t in classes}) == 1 else None,
         kind=tasks.spec.kind,
         split=split,
         tasks_seed=int(getattr(tasks, "seed", 0)),

@@ -12,6 +12,7 @@ import numpy as np
 from attrs import frozen
 from numpy.typing import NDArray
 
+from kshot._engine.class_interval import class_interval
 from kshot._shown import facts, needed, table
 from kshot.errors import DataError
 
@@ -71,6 +72,7 @@ class Result:
         iteration: number of outer steps after which the learner had these parameters.
         perturbed: whether the query inputs were perturbed.
         attack: the fields of the adversarial attack, see ``kshot.Attack``; empty if there was none.
+        classes: the numbers of each episode's classes within the split [episodes, N]; None if it is not known.
         wall: duration of the evaluation in seconds.
 
     Example:
@@ -99,6 +101,7 @@ class Result:
     wall: float = 0.0
     learner_seed: int | None = None
     attack: Mapping[str, Any] = attrs.field(factory=dict)
+    classes: NDArray[np.int64] | None = None
 
     @property
     def headline(self) -> str:
@@ -119,6 +122,15 @@ class Result:
     def interval(self) -> float:
         """Half the width of the 95 % t interval of the headline score: t s / sqrt(n)."""
         return float(self.intervals(self.headline))
+
+    @property
+    def class_interval(self) -> float:
+        """Half the width of the 95 % interval of the headline score over the choice of the test classes.
+
+        It says how far the score would move if the split had other classes. NaN if the classes are not known, are
+        fewer than four, or are the same in all episodes.
+        """
+        return math.nan if self.classes is None else class_interval(self.scores[self.headline], self.classes)
 
     def means(self, name: str) -> NDArray[np.float64]:
         """Return the mean over episodes of the score ``name``; the axes of curves are kept."""
@@ -173,6 +185,8 @@ class Result:
         """Return plain values; without ``episodes`` only means and intervals, not the scores of every episode."""
         plain = attrs.asdict(self, recurse=False)
         plain["scores"] = {n: _finite(np.asarray(v).tolist()) for n, v in self.scores.items()} if episodes else {}
+        if self.classes is not None:  # as texts, because a line for each number would be long
+            plain["classes"] = [" ".join(map(str, row)) for row in self.classes.tolist()] if episodes else None
         summary = {
             n: {"mean": _finite(self.means(n).tolist()), "interval": _finite(self.intervals(n).tolist())}
             for n in self.scores
@@ -181,6 +195,7 @@ class Result:
             "headline": self.headline,
             "mean": _finite(self.mean),
             "interval": _finite(self.interval),
+            "class_interval": _finite(self.class_interval),
             "episodes": self.episodes,
             "summary": summary,
             **plain,
@@ -209,6 +224,8 @@ class Result:
             scores = {n: np.asarray(_nan(v), np.float64) for n, v in values["scores"].items()}
             known = [f for f in attrs.fields(cls) if f.name != "scores"]
             fields = {f.name: values[f.name] for f in known if f.name in values or f.default is attrs.NOTHING}
+            if fields.get("classes") is not None:
+                fields["classes"] = np.asarray([row.split() for row in fields["classes"]], np.int64)
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise DataError(
                 f"Result.from_json: got text that is not a result ({error!r}), expected what to_json or a run wrote"

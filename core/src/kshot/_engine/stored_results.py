@@ -63,6 +63,7 @@ RESULT = fields(
         **dict.fromkeys(("learner", "tasks"), _component),
         "backend": _PLAIN,
         "attack": _PLAIN,
+        "classes": optional(list_of(text)),
         "versions": mapping_of(text),
         "iteration": whole(),
         "perturbed": truth,
@@ -91,6 +92,8 @@ def _read(file: Path, i: int, values: dict[str, Any]) -> Result:
     except (ValueError, TypeError, OverflowError) as error:  # rows of different lengths, or numbers without an axis
         raise RunError(f"{file}: results[{i}]: can't be read as a result of kshot ({error}); {ADVICE}") from error
     headline = np.asarray(result.scores[result.headline])
+    if result.classes is not None:
+        lengths.add(len(result.classes))
     if len(lengths) != 1 or not len(headline) or headline.ndim != 1:
         raise RunError(
             f"{file}: results[{i}].scores: got {len(headline)} rows of headline scores, and rows of lengths "

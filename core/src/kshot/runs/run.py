@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from attrs import field, frozen
 
 from kshot._engine.engine import Engine
 from kshot._engine.result import Result
+from kshot.kinds import KINDS
 from kshot.protocols import Pooled
 from kshot.runs.comparison import Compared, compare_tests
 from kshot.runs.trained import Trained
@@ -85,6 +87,21 @@ class Run:
         return "".join(result._repr_html_() for result in self.results)
 
     def __str__(self) -> str:
-        lines = [f"{label}: {one}" if label else str(one) for label, one in zip(self.labels, self.results, strict=True)]
+        lines = []
+        for label, one in zip(self.labels, self.results, strict=True):
+            lines += [f"{label}: {one}" if label else str(one), *over_classes(one)]
         spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.wall.items())
         return "\n".join([*lines, *map(str, self.differences), f"{self.iterations} iterations; {spent}"])
+
+
+def over_classes(result: Result) -> list[str]:
+    """Return a line with the interval over classes, if it is known and the classes are few enough to matter.
+
+    It matters if it is more than half as wide again as the interval over episodes.
+    """
+    width, classes = result.class_interval, result.classes
+    if classes is None or not width > 1.5 * result.interval:
+        return []
+    shown = f"{100 * width:.2f} points" if KINDS[result.kind].percent else f"{width:.2g}"
+    number = len(np.unique(classes))
+    return [f"  with other classes than these {number}, the score could differ by {shown} (95 % interval over classes)"]
