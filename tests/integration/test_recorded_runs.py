@@ -124,7 +124,7 @@ def test_the_tables_of_heads_are_those_of_the_recorded_results() -> None:
 
     Only TIM sees the queries of an episode together.
     """
-    tables = rows("## Heads on pretrained encoders"), rows("The same less protonet on the same encoder, paired:")
+    tables = rows("## Heads on pretrained encoders"), rows("The same minus protonet on the same encoder, paired:")
     heads = RECORDED / "heads"
     recorded = {path.parent.name for path in heads.glob("*/result.json")}
     listed = set()
