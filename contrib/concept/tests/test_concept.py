@@ -206,6 +206,10 @@ class External(Adapting):
     needs = Needs(external=True)
 
 
+class Values(Adapting):
+    needs = Needs(kinds=("regression",))
+
+
 class Several(Adapting):
     def meta_gradient(self, episodes: Any) -> Any:  # type: ignore[override]
         yield {"loss": 0.0}
@@ -218,7 +222,11 @@ class Silent(Adapting):
 
 def test_a_meta_learner_that_does_not_fit_is_refused() -> None:
     """Each message says why; a generator that could learn nothing from the tasks would otherwise go unnoticed."""
-    for meta, message in ((External, "needs external examples itself"), (Several, "several outer steps")):
+    for meta, message in (
+        (External, "does not fit tasks of concepts: the learner requires external"),
+        (Values, "does not fit tasks of concepts: the tasks are classification, the learner learns regression"),
+        (Several, "several outer steps"),
+    ):
         with pytest.raises(MisfitError, match=message):
             Concept(TASKS.spec, meta=meta)
     with pytest.raises(MisfitError, match=r"Silent that computes no gradient .*, as the generator learns from it"):

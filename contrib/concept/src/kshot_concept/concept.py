@@ -7,7 +7,7 @@ G is the concept generator, M the meta-learner, D the discriminator, and theta_G
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import attrs
 import torch
@@ -84,8 +84,9 @@ class Concept(nn.Module):
         network = nn.Identity() if generator == "identity" else generator
         self.generator = build_encoder(network, spec.input_shape, normalisation, width)
         shape = infer_output_shape(self.generator, spec.input_shape)
-        self.meta = meta(concept_spec(spec, shape, same=generator == "identity"))
-        check_meta(self.meta)
+        concepts = concept_spec(spec, shape, same=generator == "identity")
+        self.meta: Any = meta(concepts)
+        check_meta(self.meta, concepts)
         self.weight = discriminator_weight
         self.discriminator: Discriminator | None = None
         if self.weight:
@@ -117,7 +118,7 @@ class Concept(nn.Module):
         z_external = concepts.pop() if external is not None else None
         # 2. L_T: M computes its meta-gradient on the concepts. They are leaves, so that its gradients end there.
         leaves = [part.detach().requires_grad_(part.requires_grad) for part in concepts]
-        metrics = dict(self.meta.meta_gradient(on_concepts(episodes, *leaves)))
+        metrics: dict[str, Tensor | float] = dict(self.meta.meta_gradient(on_concepts(episodes, *leaves)))
         if leaves[1].requires_grad and leaves[1].grad is None:
             raise MisfitError(
                 f"concept: got a meta-learner {type(self.meta).__name__} that computes no gradient with respect to the "
@@ -154,8 +155,8 @@ class Concept(nn.Module):
 
         with torch.no_grad():
             known = full_precision(embed(support.x[:, :1])[0])
-            others = {name: concepts(getattr(support, name)) for name in ("unlabelled", "query_x")}
-        predict = self.meta.adapt(attrs.evolve(support, x=known, **others))
+            unlabelled, queries = concepts(support.unlabelled), concepts(support.query_x)
+        predict = self.meta.adapt(attrs.evolve(support, x=known, unlabelled=unlabelled, query_x=queries))
         return lambda x: predict(full_precision(embed(x)[1]))
 
     def embed(self, x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import attrs
 from torch import Tensor
 
 from kshot import Episode, Examples, TaskSpec
+from kshot.checks import mismatches
 from kshot.errors import MisfitError
 
 
@@ -46,13 +47,12 @@ def on_concepts(episodes: Episode, support: Tensor, query: Tensor, unlabelled: T
     )
 
 
-def check_meta(meta: Any) -> None:
-    """Raise MisfitError unless a learner can be the meta-learner."""
+def check_meta(meta: Any, spec: TaskSpec) -> None:
+    """Raise MisfitError unless a learner can be the meta-learner of tasks of concepts, whose specification is given."""
     who = type(meta).__name__
-    if meta.needs.external:
+    if reasons := mismatches(meta.needs, spec):
         raise MisfitError(
-            f"concept: got a meta-learner {who} that needs external examples itself, expected one that does not; "
-            "choose another"
+            f"concept: got a meta-learner {who} that does not fit tasks of concepts: {'; '.join(reasons)}"
         )
     if inspect.isgeneratorfunction(type(meta).meta_gradient):
         raise MisfitError(
