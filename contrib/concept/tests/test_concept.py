@@ -236,7 +236,7 @@ def test_a_meta_learner_that_does_not_fit_is_refused() -> None:
 def test_tasks_without_external_classes_are_refused() -> None:
     """The message names the view that adds them, and how to do without."""
     tasks = sample_tasks.classification()
-    with pytest.raises(DataError, match=r"got 0 external classes, .* with-external\), or discriminator_weight=0"):
+    with pytest.raises(MisfitError, match=r"got tasks with 0 external classes, .* with-external\), or discriminator"):
         Concept(tasks.spec, meta=Adapting)
     learner = Concept(TASKS.spec, meta=Adapting)
     with pytest.raises(MisfitError, match="requires external examples"):

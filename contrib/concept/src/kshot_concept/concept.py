@@ -52,8 +52,9 @@ class Concept(nn.Module):
 
     Raises:
         OptionError: an option is out of its range.
-        MisfitError: M can't learn tasks of concepts, or takes several outer steps on a meta-batch.
-        DataError: G does not accept the inputs of the tasks, or there are fewer than two external classes.
+        MisfitError: the tasks have fewer than two external classes; or M can't learn tasks of concepts, or takes
+            several outer steps on a meta-batch.
+        DataError: G does not accept the inputs of the tasks, or D does not return a logit for each external class.
 
     Example:
         >>> from kshot.testing import sample_learner, sample_tasks
@@ -80,6 +81,11 @@ class Concept(nn.Module):
     ) -> None:
         super().__init__()
         check_values(Concept, locals())
+        if discriminator_weight and len(spec.external_classes) < 2:
+            raise MisfitError(
+                f"concept: got tasks with {len(spec.external_classes)} external classes, expected at least 2 to tell "
+                "apart; use tasks with an external set (the view with-external), or discriminator_weight=0"
+            )
         # An identity keeps the shape of the inputs, so that M is what it is without G.
         network = nn.Identity() if generator == "identity" else generator
         self.generator = build_encoder(network, spec.input_shape, normalisation, width)

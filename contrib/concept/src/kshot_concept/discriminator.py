@@ -50,11 +50,6 @@ class Discriminator(nn.Module):
     ) -> None:
         super().__init__()
         C = len(names)
-        if C < 2:
-            raise DataError(
-                f"concept: got {C} external classes, expected at least 2 to tell apart; use tasks with an external "
-                "set (the view with-external), or discriminator_weight=0"
-            )
         spec = TaskSpec(kind="classification", input_shape=shape, way=C, shot=1, query=1)
         self.net = Encoder(build_network(network, spec, hidden=hidden).net, input_shape=shape)
         logits = infer_output_shape(self.net, shape)
