@@ -460,7 +460,7 @@ def test_chunks_have_nearly_the_same_size(tasks, chunk, sizes):
 
 @pytest.mark.parametrize("strategy", ["traced", "vmap", "loop"])
 def test_inputs_that_need_a_gradient_have_one_in_every_run(strategy):
-    """A learner on top of a network trains the network by them; a trace has the gradients of parameters only."""
+    """A learner on top of a network trains the network by them, whether the work is traced or not."""
     lift, theta = Lift(strategy), nn.Parameter(torch.tensor(2.0))
 
     def task(state, x):

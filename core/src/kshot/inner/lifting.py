@@ -165,11 +165,7 @@ class Lift:
             (tensor([2., 6.]), tensor(2.))
         """
         arguments = dict(state.parameters), dict(state.buffers), values
-        # A trace has the gradients of the parameters only. If the values need one too, the function computes it.
-        may_trace = torch.is_grad_enabled() and not any(
-            isinstance(t, Tensor) and t.requires_grad for t in pytree.tree_leaves(values)
-        )
-        found = self._replays.find("gradient", function, *arguments, state.tasks) if may_trace else None
+        found = self._replays.find("gradient", function, *arguments, state.tasks) if torch.is_grad_enabled() else None
         if found is not None and found[0].traces:
             rows = Rows(found[0].tasks)
             for tasks, results in self._replays.replay(*found):
