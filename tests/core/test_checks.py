@@ -165,3 +165,28 @@ def test_tasks_of_demonstrations_have_an_environment_and_may_lack_actions():
     assert "labels are actions of demonstrations" in reason
     assert mismatches(Needs(absent_labels=True), tasks.spec) == []
     assert mismatches(Needs(kinds=("regression",)), sample_tasks.Demonstrations().spec) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"x": torch.zeros(2, 6, 5)}, "external.x: got shape (2, 6, 5), expected [2, n, 6]"),
+        ({"x": torch.full((2, 6, 6), torch.nan)}, "external.x: got 72 of 72 values that are NaN or infinite"),
+        ({"y": torch.full((2, 6), 10)}, "external.y: got labels 10..10, expected 0..9"),
+        ({"y": torch.full((2, 6), -1)}, "external.y: got labels -1..-1, expected 0..9"),
+        ({"y": torch.zeros(2, 6)}, "external.y: got torch.float32"),
+        ({"y": torch.zeros(2, 5, dtype=torch.int64)}, "expected int64 of shape (2, 6)"),
+    ],
+)
+def test_external_examples_are_what_the_spec_says(wrong, message):
+    """Their inputs go through the network of the tasks, and a label out of range is an error of an index."""
+    tasks = sample_tasks.classification(external=6)
+    episode = tasks.sample("train", [0, 1])
+    check_episode(episode, tasks.spec, "my tasks")
+    with pytest.raises(DataError, match=r"^my tasks: external") as error:
+        check_episode(attrs.evolve(episode, external=attrs.evolve(episode.external, **wrong)), tasks.spec, "my tasks")
+    assert message in str(error.value)
+    # Without names of the classes, the targets may be of any sort.
+    unnamed = attrs.evolve(tasks.spec, external_classes=())
+    if "y" in wrong:
+        check_episode(attrs.evolve(episode, external=attrs.evolve(episode.external, **wrong)), unnamed, "my tasks")

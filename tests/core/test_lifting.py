@@ -456,3 +456,17 @@ def test_chunks_have_nearly_the_same_size(tasks, chunk, sizes):
     start = State({"a": torch.zeros(2)}, {})
     run = Lift("vmap", chunk)._run(lambda s, x: s.parameters["a"] * x, start, (torch.ones(tasks, 2),), alone=False)
     assert [last - first for first, last, *_ in run] == sizes
+
+
+@pytest.mark.parametrize("strategy", ["traced", "vmap", "loop"])
+def test_inputs_that_need_a_gradient_have_one_in_every_run(strategy):
+    """A learner on top of a network trains the network by them, whether the work is traced or not."""
+    lift, theta = Lift(strategy), nn.Parameter(torch.tensor(2.0))
+
+    def task(state, x):
+        return {"loss": (state.parameters["theta"] * x).square().sum()}, state
+
+    for _ in range(4):
+        x = torch.tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True)
+        lift.mean_gradient(task, State({"theta": theta}, {}), x)
+        assert torch.allclose(x.grad, 2 * 4.0 * x.detach() / 2)  # 2 theta^2 x, the mean of two tasks

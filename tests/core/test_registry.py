@@ -21,7 +21,7 @@ import torch
 import kshot.registry
 from kshot._distributions import problems
 from kshot.errors import DataError, OptionError, PluginError, UnknownPluginError
-from kshot.protocols import Learner, MemoryFactory, TaskDistribution
+from kshot.protocols import Learner, LearnerFactory, MemoryFactory, TaskDistribution
 from kshot.registry import Plugin, Registry, modules
 from kshot.registry.building import overlay
 from kshot.registry.ledger import Built, recall
@@ -59,6 +59,15 @@ class Wrapper(Plain):
     def __init__(self, spec: TaskSpec, *, inner: Learner, encoder: Any = None) -> None:
         super().__init__(spec)
         self.inner, self.encoder = inner, encoder
+
+
+class Containing(Plain):
+    """A learner that contains a learner of tasks of another spec."""
+
+    def __init__(self, spec: TaskSpec, *, meta: LearnerFactory) -> None:
+        super().__init__(spec)
+        self.weight = torch.nn.Parameter(torch.rand(2))  # moves the random state before ``meta`` is built
+        self.meta = meta(attrs.evolve(spec, input_shape=(7,)))
 
 
 class Remembering(Plain):
@@ -105,7 +114,7 @@ class View:
 @pytest.fixture
 def registry() -> Registry:
     made = Registry()
-    for factory in (Plain, Wrapper, Remembering, Slots, Few, View):
+    for factory in (Plain, Wrapper, Containing, Remembering, Slots, Few, View):
         made.register(factory)
     return made
 
@@ -119,7 +128,7 @@ def names(registry: Registry, group: str) -> list[str]:
 
 def test_group_is_told_from_the_members(registry: Registry) -> None:
     """``kshot.register`` needs no group, also if only instances have a spec."""
-    assert names(registry, "learners") == ["plain", "remembering", "wrapper"]
+    assert names(registry, "learners") == ["containing", "plain", "remembering", "wrapper"]
     assert names(registry, "memories") == ["slots"]
     assert names(registry, "tasks") == ["few", "view"]
 
@@ -756,3 +765,30 @@ def test_code_in_a_run_folder_is_never_imported_for_it(tmp_path: Path, monkeypat
     assert not modules._may_import(run / "nets.py", rebuilding)
     assert not modules._may_import(tmp_path / "nets.py", rebuilding)
     assert modules._may_import(tmp_path / "nets.py", modules._Rebuilding(run, tmp_path))
+
+
+def test_a_contained_learner_is_built_for_the_spec_that_its_container_chooses(registry):
+    """It has the parameters that it has alone with the same seed, and is recorded and rebuilt with its options."""
+    made: Any = registry.learner("containing", SPEC, meta={"name": "plain", "lr": 0.5}, seed=3)
+    assert made.meta.spec.input_shape == (7,)
+    assert made.meta.lr == 0.5
+    alone = registry.learner("plain", SPEC, seed=3)
+    assert torch.equal(made.meta.weight, alone.weight)
+    how: Any = registry.built(made)
+    assert how.portable
+    assert how.plain() == {"name": "containing", "meta": {"name": "plain", "lr": 0.5}}
+    again: Any = registry.rebuild(made, SPEC, meta={"lr": 0.25})
+    assert (again.meta.lr, again.meta.spec.input_shape) == (0.25, (7,))
+    assert torch.equal(again.meta.weight, alone.weight)
+    # In Python also a class or function, which can't be recorded.
+    given: Any = registry.learner("containing", SPEC, meta=Plain)
+    assert given.meta.spec.input_shape == (7,)
+    assert not registry.built(given).portable
+
+
+def test_an_error_of_a_contained_learner_names_the_option(registry):
+    """It is raised only when the container builds it, far from where the user wrote the option."""
+    with pytest.raises(OptionError, match=r"^option meta of learner 'containing'.*rate: unknown option"):
+        registry.learner("containing", SPEC, meta={"name": "plain", "rate": 1})
+    with pytest.raises(OptionError, match="option meta"):
+        registry.learner("containing", SPEC, meta=5)

@@ -303,6 +303,24 @@ def test_a_second_stage_takes_what_agrees_and_says_what_stayed(tmp_path):
     assert engine(None).init_from(tmp_path / "second.pt").unused == ("scale",)
 
 
+class Doubling(Tiny):
+    """Tiny, which takes the weights of another run times two."""
+
+    def inherited(self, theirs):
+        return {name: 2 * t if t.is_floating_point() else t for name, t in theirs.items() if "bias" not in name}
+
+
+def test_a_learner_may_change_what_it_inherits(tmp_path):
+    """Such as the rows of its classes. What it leaves out stays as initialised, and the other run's file is kept."""
+    engine(tmp_path / "a").train(10)
+    second = Engine(Doubling(), tasks())
+    inherited = second.init_from(tmp_path / "a")
+    trained = load_checkpoint(RunFolder.open(tmp_path / "a").checkpoints()[-1])["learner"]
+    now = second.learner.state_dict()
+    assert torch.equal(now["encoder.net.0.weight"], 2 * trained["encoder.net.0.weight"])
+    assert set(inherited.initialised) == {name for name in now if "bias" in name} != set()
+
+
 def test_a_run_that_has_nothing_in_common_is_refused(tmp_path):
     """A run without matching parameters is refused, even if a counter of batches matches; the learner is unchanged."""
     engine(tmp_path / "a").train(10)

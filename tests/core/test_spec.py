@@ -136,3 +136,19 @@ def test_a_range_of_any_count_makes_the_shapes_vary(name):
     values = {"kind": "classification", "input_shape": (3,), "way": 5, "shot": 1, "query": 2}
     assert not TaskSpec(**values).varies
     assert TaskSpec(**{**values, name: (2, 4)}).varies
+
+
+def test_names_of_external_classes_are_stored_only_if_there_are_some():
+    """A spec that was stored before the field existed equals one without external classes."""
+    spec = TaskSpec(kind="classification", input_shape=(3,), way=2, shot=1, query=1)
+    assert "external_classes" not in spec.to_dict()
+    more = TaskSpec(kind="classification", input_shape=(3,), way=2, shot=1, query=1, external_classes=["b", "a"])
+    assert more.to_dict()["external_classes"] == ["b", "a"]
+    assert TaskSpec.from_json(more.to_json()) == more
+
+
+@pytest.mark.parametrize("wrong", ["cat", ("cat", "cat"), ("",), (1, 2), None])
+def test_malformed_names_of_external_classes_are_refused(wrong):
+    """A learner finds its rows by the names, so each must be a text that occurs once."""
+    with pytest.raises(DataError, match=r"^TaskSpec: got external_classes .*, expected"):
+        TaskSpec(kind="regression", input_shape=(3,), external_classes=wrong)

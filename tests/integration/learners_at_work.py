@@ -34,6 +34,8 @@ CASES: dict[str, Case] = {
     "reptile": ("reptile", {"test_steps": 5}, "sinusoid", {}),
     "gradient-agreement of maml": ("gradient-agreement", {"inner": "maml"}, "sinusoid", {}),
     "gradient-agreement of reptile": ("gradient-agreement", {"inner": {"name": "reptile"}}, "sinusoid", {}),
+    "concept of maml": ("concept", {"meta": "maml"}, "with-external", {"of": "toy", "source": "toy"}),
+    "concept of reptile": ("concept", {"meta": {"name": "reptile"}}, "with-external", {"of": "toy", "source": "toy"}),
     "taml": ("taml", {"inner_steps": 2}, "sinusoid", {}),
     "taml by entropy": ("taml", {"measure": "entropy"}, "toy", {}),
     "adml": ("adml", {"attack": "pgd", "steps": 2}, "toy", {}),

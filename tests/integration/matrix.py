@@ -64,6 +64,7 @@ def data(scratch: Path) -> dict[str, dict[str, Any]]:
         "audiofolder": {"root": scratch / "sounds", "seconds": 0.2, **thirds},
         "semantics": {"of": {"name": "omniglot", "protocol": "embedded"}, "table": "drawings"},
         "degraded": {"of": {"name": OF}, "how": "noise"},
+        "with-external": {"of": {"name": OF}, "source": {"name": OF}},
         "whitened": {"of": {"name": OF}, "components": 8},
         "orl-faces": {"root": SHARED / "orl_faces" / "att_faces.zip", "size": (28, 23)},
         "cats-dogs": {"root": SHARED / "audio_cats_dogs" / "audio_cats_dogs.zip"},

@@ -146,6 +146,8 @@ LEARNERS = {
 }
 OWN = {
     "gradient-agreement": {"inner": "maml"},
+    "concept": {"meta": "maml"},
+    "with-external": {"of": "toy", "source": "toy"},
     "imagefolder": {"root": "images", "way": 2, "query": 1, "split": "[0.34, 0.33, 0.33]"},
     "audiofolder": {"root": "sounds", "seconds": 0.1, "way": 2, "query": 1, "split": "[0.34, 0.33, 0.33]"},
     "semantics": {"of": "toy", "table": "t.csv"},
@@ -181,7 +183,8 @@ def options() -> Iterator[tuple[str, str, str, str]]:
                 continue
             kind = plugin.kinds[0] if plugin.kinds else "classification"
             if plugin.group == "learners":
-                tasks = "semi-supervised" if plugin.name == "semi-protonet" else TASKS[kind]
+                views = {"semi-protonet": "semi-supervised", "concept": "with-external"}
+                tasks = views.get(plugin.name, TASKS[kind])
                 yield plugin.name, tasks, "learner", option.name
             elif plugin.group == "tasks":
                 yield LEARNERS[kind], plugin.name, "tasks", option.name

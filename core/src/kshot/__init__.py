@@ -27,7 +27,16 @@ if TYPE_CHECKING:
     from kshot.checks import check
     from kshot.episode import Episode, Examples, Objective, Origin, Predictor, Rollout, Support
     from kshot.inner.lifting import Lift, per_episode
-    from kshot.protocols import Backend, Learner, Memory, MemoryFactory, Metrics, TaskDistribution, World
+    from kshot.protocols import (
+        Backend,
+        Learner,
+        LearnerFactory,
+        Memory,
+        MemoryFactory,
+        Metrics,
+        TaskDistribution,
+        World,
+    )
     from kshot.randomness import generator
     from kshot.registry import backend, encoder, hook, info, learner, memory, plugins, register, tasks
     from kshot.runs.trained import Trained
@@ -43,7 +52,16 @@ _WHERE = {
     "kshot._engine.hook_specs": ("hookimpl",),
     "kshot.inner.lifting": ("Lift", "per_episode"),
     "kshot._engine.optimizer": ("Outer",),
-    "kshot.protocols": ("Backend", "Learner", "Memory", "MemoryFactory", "Metrics", "TaskDistribution", "World"),
+    "kshot.protocols": (
+        "Backend",
+        "Learner",
+        "LearnerFactory",
+        "Memory",
+        "MemoryFactory",
+        "Metrics",
+        "TaskDistribution",
+        "World",
+    ),
     "kshot.randomness": ("generator",),
     "kshot.registry": ("backend", "encoder", "hook", "info", "learner", "memory", "plugins", "register", "tasks"),
     "kshot._engine.result": ("Result",),
@@ -75,6 +93,7 @@ __all__ = [
     "Episode",
     "Examples",
     "Learner",
+    "LearnerFactory",
     "Lift",
     "Memory",
     "MemoryFactory",

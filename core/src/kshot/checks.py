@@ -178,6 +178,8 @@ def check_episode(episode: Episode, spec: TaskSpec, who: str) -> None:
     if support.unlabelled is not None:
         _check_tensor(support.unlabelled, f"{who}: support.unlabelled")
         _check_inputs(support.unlabelled, spec, episode.size, f"{who}: support.unlabelled")
+    if episode.external is not None:
+        _check_external(episode.external, spec, episode.size, f"{who}: external")
     if support.semantics is not None:
         _check_tensor(support.semantics, f"{who}: support.semantics")
         check_finite(support.semantics, f"{who}: support.semantics")
@@ -232,6 +234,25 @@ def _check_inputs(x: Tensor, spec: TaskSpec, B: int, who: str) -> None:
                 f"{who}: got values in [{low:.4g}, {high:.4g}], expected them in the spec's input_range "
                 f"{list(spec.input_range)}; scale the inputs or correct the spec"
             )
+
+
+def _check_external(external: Examples, spec: TaskSpec, B: int, who: str) -> None:
+    """Raise DataError unless external examples have the tasks' inputs, and labels of the classes in the spec."""
+    x, y, classes = external.x, external.y, len(spec.external_classes)
+    _check_tensor(x, f"{who}.x")
+    _check_tensor(y, f"{who}.y")
+    _check_inputs(x, spec, B, f"{who}.x")
+    if not classes:
+        return  # their targets are of a sort that the spec does not describe
+    if y.dtype != torch.int64 or y.shape != x.shape[:2]:
+        raise DataError(
+            f"{who}.y: got {y.dtype} of shape {tuple(y.shape)}, expected int64 of shape {tuple(x.shape[:2])}"
+        )
+    if y.numel() and (int(y.min()) < 0 or int(y.max()) >= classes):
+        raise DataError(
+            f"{who}.y: got labels {int(y.min())}..{int(y.max())}, expected 0..{classes - 1} for the {classes} names of "
+            "the spec's external_classes"
+        )
 
 
 def _check_targets(y: Tensor, x: Tensor, spec: TaskSpec, who: str) -> None:

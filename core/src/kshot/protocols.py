@@ -103,6 +103,9 @@ class Memory(Protocol):
         """Compute one time step: (reads [B, read_size], new state). Never change ``state`` itself."""
 
 
+LearnerFactory = Callable[[TaskSpec], Learner]
+"""``factory(spec) -> Learner``: for a learner that contains another one, which learns tasks of another spec."""
+
 MemoryFactory = Callable[..., Memory]
 """``factory(slots, width, reads, **options) -> Memory``: M slots of ``width`` numbers and R reads per step."""
 
@@ -269,6 +272,23 @@ class Compares(Embeds, Protocol):
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
         """Return how different two inputs are, by their embeddings ``a`` and ``b`` [.., D]: [..], any real numbers."""
+
+
+@runtime_checkable
+class Inherits(Protocol):
+    """A learner that makes the parameters of another run fit its own, for a start from that run.
+
+    Without this ability, tensors of another shape than the learner's are left out.
+    """
+
+    def inherited(self, theirs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return parameters and buffers of another run, by name, with those changed that the learner can fit.
+
+        Neither the learner nor ``theirs`` changes. What matches the learner by name and shape is copied afterwards.
+
+        Raises:
+            KshotError: the tensors are not those of such a learner.
+        """
 
 
 @runtime_checkable

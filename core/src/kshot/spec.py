@@ -94,6 +94,8 @@ class TaskSpec:
             the examples are observations and actions of demonstrations, and the query has an environment, in which
             the adapted predictor plays).
         semantics_shape: of one class's vector, (A,), if semantics are provided.
+        external_classes: the names of the classes of external examples, in the order of their labels, if they are
+            provided; () if they are unknown.
 
     Example:
         >>> spec = TaskSpec(kind="classification", input_shape=(1, 28, 28), way=5, shot=1, query=15)
@@ -115,6 +117,7 @@ class TaskSpec:
     split_by: Literal["class", "example", "index"] = "class"
     provides: frozenset[str] = attrs.field(default=frozenset(), converter=_set)
     semantics_shape: tuple[int, ...] | None = attrs.field(default=None, converter=attrs.converters.optional(_shape))
+    external_classes: tuple[str, ...] = attrs.field(default=(), converter=_strings)
 
     def __repr__(self) -> str:
         return differing(self, attrs.fields(TaskSpec))
@@ -143,11 +146,10 @@ class TaskSpec:
             raise DataError(f"{who}: got rollouts {self.rollouts!r}, expected a number >= 0, or None for any number")
         if not _is_int(self.block) or self.block < 1:
             raise DataError(f"{who}: got block {self.block!r}, expected a whole number of episodes, at least 1")
-        splits: Any = self.splits
-        if type(splits) is not tuple or not splits or not all(isinstance(v, str) and v for v in splits):
-            raise DataError(f"{who}: got splits {splits!r}, expected their names, such as ('train', 'val', 'test')")
-        if len(set(splits)) < len(splits):
-            raise DataError(f"{who}: got splits {splits!r}, expected each name once")
+        if not self.splits:
+            raise DataError(f"{who}: got splits (), expected their names, such as ('train', 'val', 'test')")
+        _check_names(who, "splits", self.splits)
+        _check_names(who, "external_classes", self.external_classes)
         if self.kind == "control" and self.way is not None and (not isinstance(self.way, int) or self.target_shape):
             raise DataError(
                 f"TaskSpec: got way {self.way} and target_shape {self.target_shape}, expected for discrete actions "
@@ -176,6 +178,8 @@ class TaskSpec:
     def to_dict(self) -> dict[str, Any]:
         """Return the spec as plain values: lists, numbers, strings, None."""
         values = attrs.asdict(self, value_serializer=lambda _, __, v: sorted(v) if isinstance(v, frozenset) else v)
+        if not self.external_classes:
+            del values["external_classes"]  # so that runs that were stored before this field existed stay equal
         import json
 
         plain: dict[str, Any] = json.loads(json.dumps(values))
@@ -247,6 +251,14 @@ def _check_shape(who: str, name: str, shape: Any, optional: bool = False) -> Non
         return
     if type(shape) is not tuple or not all(type(length) is int and length >= 0 for length in shape):
         raise DataError(f"{who}: got {name} {shape!r}, expected whole numbers >= 0, such as (1, 28, 28)")
+
+
+def _check_names(who: str, name: str, names: Any) -> None:
+    """Raise DataError unless names are different texts that are not empty."""
+    if type(names) is not tuple or not all(isinstance(value, str) and value for value in names):
+        raise DataError(f"{who}: got {name} {names!r}, expected their names, such as ('train', 'val', 'test')")
+    if len(set(names)) < len(names):
+        raise DataError(f"{who}: got {name} {names!r}, expected each name once")
 
 
 def _check_range(who: str, name: str, limits: Any) -> None:

@@ -432,3 +432,26 @@ def test_kept_moments_of_other_parameters_are_refused():
     for run in (learner.meta_gradient, lambda e: learner.adapt(e.support)):
         with pytest.raises(OptionError, match="expected one for each number that adapts"):
             run(episode)
+
+
+def test_inputs_of_queries_that_need_a_gradient_have_that_of_the_adapted_net():
+    """A network below is trained by it: theta~ is a constant, so supports have none; ``.grad`` is as without them."""
+    tasks = sample_tasks.Lines()
+    learner = Reptile(tasks.spec, hidden=(8,), inner_steps=3, inner_lr=0.1)
+    episodes = tasks.sample("train", range(3))
+    learner.meta_gradient(episodes)
+    expected = [p.grad.clone() for p in learner.parameters()]
+    learner.zero_grad()
+    x = [t.clone().requires_grad_() for t in (episodes.support.x, episodes.query.x)]
+    lifted = Episode(attrs.evolve(episodes.support, x=x[0]), attrs.evolve(episodes.query, x=x[1]))
+    learner.meta_gradient(lifted)
+    assert all(torch.equal(p.grad, g) for p, g in zip(learner.parameters(), expected, strict=True))
+    assert x[0].grad is None
+    # Move the queries of one task: the mean loss of all three tasks under its theta~ changes by that gradient.
+    away = learner.displacement(episodes)[0]
+    theta = learner.net.state()
+    for b in range(3):
+        own = {name: (p - away[name][b]).detach() for name, p in theta.parameters.items()}
+        query = episodes.query.x[b].clone().requires_grad_()
+        loss = F.mse_loss(torch.func.functional_call(learner.net.net, own, (query,)), episodes.query.y[b]) / 3
+        assert torch.allclose(torch.autograd.grad(loss, query)[0], x[1].grad[b], atol=1e-6)

@@ -45,6 +45,7 @@ SPEC = fields(
         "split_by": text,
         "provides": list_of(text),
         "semantics_shape": optional(_SHAPE),
+        "external_classes": list_of(text),
     },
 )
 """A stored ``TaskSpec``."""

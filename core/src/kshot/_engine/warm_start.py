@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kshot._engine.checkpoint_state import check_state
 from kshot._engine.run_folder import RunFolder, digest, load_checkpoint, run_path
 from kshot.errors import RunError
+from kshot.protocols import Inherits
 
 
 @frozen
@@ -83,6 +84,8 @@ def trained(run: str | Path) -> tuple[str, int, dict[str, Tensor]]:
 def inherit(learner: nn.Module, run: str, checkpoint: str, iteration: int, theirs: dict[str, Tensor]) -> Inherited:
     """Copy another run's parameters and buffers into a learner, as far as they match by name and shape.
 
+    A learner with the ability ``Inherits`` changes them first, for example to keep the rows of the classes it knows.
+
     Args:
         run, checkpoint, iteration: where they come from, for the report.
         theirs: parameters and buffers of the run, by name.
@@ -90,6 +93,8 @@ def inherit(learner: nn.Module, run: str, checkpoint: str, iteration: int, their
     Raises:
         RunError: none matches; the learner is unchanged.
     """
+    if isinstance(learner, Inherits):
+        theirs = dict(learner.inherited(theirs))
     own: dict[str, Tensor] = learner.state_dict()
     taken = {n: theirs[n] for n, t in own.items() if n in theirs and theirs[n].shape == t.shape}
     if not any(t.is_floating_point() for t in taken.values()):  # a counter of batches alone is nothing that was learnt

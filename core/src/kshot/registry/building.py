@@ -7,7 +7,7 @@ import copy
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from attrs import frozen
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 # An option annotated with one of these types takes a component of the group, by name or as an object.
 _NESTED = {
     "Learner": "learners",
+    "LearnerFactory": "learner factories",
+    "Callable[[TaskSpec], Learner]": "learner factories",  # the type that LearnerFactory is an alias of
     "TaskDistribution": "tasks",
     "MemoryFactory": "memories",
     "Callable[..., Memory]": "memories",  # the type that MemoryFactory is an alias of
@@ -61,6 +63,40 @@ class BoundMemory:
         """Return a new memory: R = ``reads`` reads of M = ``slots`` slots of ``width`` numbers."""
         wanted = {"slots": slots, "width": width, "reads": reads, **options, **self.options}
         return _call(self.plugin, self.factory, *map(wanted.pop, MEMORY_SIZES), **wanted)
+
+
+@frozen(eq=False)
+class BoundLearner:
+    """Bind name and options of a learner that is to be built for a spec which another learner chooses.
+
+    A learner with an option of the type ``kshot.LearnerFactory`` is given one, and calls it with a spec. The built
+    learner has the initial parameters that ``kshot.learner(name, spec, seed=seed, **options)`` has.
+
+    Attributes:
+        builder: builds the learner.
+        name: name of the plugin.
+        options: its options.
+        seed: seed of the initialisation.
+        who: the option that names it, for messages.
+    """
+
+    builder: Builder
+    name: str
+    options: Mapping[str, Any]
+    seed: int | None
+    who: str
+
+    def __call__(self, spec: TaskSpec) -> Any:
+        """Return the learner for tasks of this spec."""
+        try:
+            learner = self.builder.build("learners", self.name, self.options, spec=spec, seed=self.seed)
+        except KshotError as exc:
+            exc.args = (f"{self.who}: {exc}",)
+            raise
+        # How the learner was built is how the factory is built again: by the same name and options.
+        ledger = self.builder.ledger
+        remember(ledger, self, cast("Built", recall(ledger, learner)))
+        return learner
 
 
 class Builder:
@@ -114,6 +150,10 @@ class Builder:
             _check_fit(plugin, factory, spec)
         # 2. Build the components among the options.
         for key, (inner, inner_name, inner_options) in nested.items():
+            if inner == "learner factories":
+                who = f"option {key} of {plugin.who}"
+                values[key] = BoundLearner(self, inner_name, inner_options, seed, who)
+                continue
             own = (spec, seed) if inner == "learners" else (None, None)
             if inner == "learners" and spec is None:
                 raise OptionError(f"{plugin.who}: option {key}: got the name of a learner, expected a learner object")

@@ -54,8 +54,7 @@ class Reptile(nn.Module):
         chunk: the greatest number of tasks that are computed together; None for as many as a limit of memory allows.
 
     Raises:
-        OptionError: a minibatch has no examples, there is no inner step, a choice is unknown, or ``moments`` is
-            ``kept`` with ``sgd``, which has no moments.
+        OptionError: a number of examples or steps is too small, a choice is unknown, or ``sgd`` keeps ``moments``.
         DataError: the network does not accept the inputs of the tasks, or the number of classes (way) varies.
 
     Example:
@@ -101,10 +100,8 @@ class Reptile(nn.Module):
                 f"{own.test_batch} and test_steps {own.test_steps}, expected at least 1, 1, 1 and 0; raise them"
             )
         if moments not in ("reset", "kept") or (moments == "kept" and own.inner_optimizer == "sgd"):
-            raise OptionError(
-                f"reptile: got moments={moments!r} with inner_optimizer={own.inner_optimizer!r}, expected 'reset', or "
-                "'kept' with 'adam'; change one of them"
-            )
+            given = f"moments={moments!r} with inner_optimizer={own.inner_optimizer!r}"
+            raise OptionError(f"reptile: got {given}, expected 'reset', or 'kept' with 'adam'; change one of them")
         self.kind = spec.kind
         self.net = build_network(network, spec, normalisation=normalisation, width=width, hidden=hidden)
         self.update = sgd(own.inner_lr) if own.inner_optimizer == "sgd" else adam(own.inner_lr, betas=(0.0, 0.999))
@@ -156,7 +153,8 @@ class Reptile(nn.Module):
         theta = self.net.state().detach()
         order = minibatches(episodes.support, self.inner_batch, self.inner_steps)
         memory = self.moments.memory(theta.parameters, episodes.size) if self.moments else ()
-        with torch.no_grad():
+        # If a network below makes the queries' inputs, the loss has a graph to them, in which theta~ is a constant.
+        with torch.set_grad_enabled(episodes.query.x.requires_grad):
             metrics, final, v = self.lift.map(self.task, theta, episodes, order, memory)
         check_descent(metrics.pop("inner"), "reptile", episodes.origin)
         if self.moments:
@@ -167,10 +165,12 @@ class Reptile(nn.Module):
     def meta_gradient(self, episodes: Episode) -> Metrics:
         """Add the mean over tasks of theta - theta~ to ``.grad`` (algorithm 2, line 6). No loss has this gradient."""
         away, metrics = self.displacement(episodes)
+        if metrics["loss"].requires_grad:
+            metrics["loss"].mean().backward()
         for name, p in self.net.state().parameters.items():
             mean = away[name].mean(0)
             p.grad = mean if p.grad is None else p.grad + mean
-        return {name: values.mean() for name, values in metrics.items()}
+        return {name: values.detach().mean() for name, values in metrics.items()}
 
     def task_losses(self, episodes: Episode) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Return losses on the queries [B], whose gradient is theta - theta~, and theta - theta~ (``PerTask``)."""

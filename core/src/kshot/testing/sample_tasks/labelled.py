@@ -79,7 +79,9 @@ class WithMore:
         self.of, self.unlabelled, self.external = of, unlabelled, external
         self.seed = of.seed
         more = [name for name, n in (("unlabelled", unlabelled), ("external", external)) if n]
-        self.spec = attrs.evolve(of.spec, provides={*of.spec.provides, *more})
+        # Each split has as many classes, so one list of names is right for all of them.
+        names = tuple(f"class {c}" for c in range(of.pool(of.spec.splits[0]).classes)) if external else ()
+        self.spec = attrs.evolve(of.spec, provides={*of.spec.provides, *more}, external_classes=names)
 
     def sample(self, split: str, indices: Sequence[int]) -> Episode:
         """Sample episodes with unlabelled inputs [B, U, *input] and external examples [B, E, *input].
