@@ -65,6 +65,7 @@ def data(scratch: Path) -> dict[str, dict[str, Any]]:
         "semantics": {"of": {"name": "omniglot", "protocol": "embedded"}, "table": "drawings"},
         "degraded": {"of": {"name": OF}, "how": "noise"},
         "whitened": {"of": {"name": OF}, "components": 8},
+        "cactus": {"of": {"name": OF}, "clusters": 8},
         "orl-faces": {"root": SHARED / "orl_faces" / "att_faces.zip", "size": (28, 23)},
         "cats-dogs": {"root": SHARED / "audio_cats_dogs" / "audio_cats_dogs.zip"},
         "cifar-fs": {},

@@ -20,6 +20,7 @@ from kshot.testing import sample_tasks
 from kshot_cactus import Cactus
 from kshot_cactus.partitions import (
     OUTSIDE,
+    check_points,
     hyperplane_partitions,
     kmeans_partitions,
     plane,
@@ -326,6 +327,14 @@ def test_embeddings_that_are_not_finite_are_refused() -> None:
     assert tasks.sample("test", [0]).support.x.shape == (1, 2, 3)
     with pytest.raises(DataError, match="NaN or infinite"):
         tasks.sample("train", [0])
+
+
+def test_points_are_checked_by_themselves() -> None:
+    """The number of embeddings that are not finite is in the message."""
+    z = normal(5)
+    z[1, 2], z[3, 0] = np.nan, np.inf
+    with pytest.raises(DataError, match="got 2 of 5 embeddings of here that are NaN or infinite"):
+        check_points(z, 2, "here")
 
 
 def test_wrong_options_and_tasks_are_refused() -> None:
