@@ -93,9 +93,9 @@ def plane(z: Floats, rng: np.random.Generator) -> Floats:
     As in the authors' code, the normal is a vector with coordinates uniform in [-1, 1], scaled to length 1, and the
     plane goes through a point with coordinates uniform in [-PLACE, PLACE].
     """
-    normal = rng.uniform(-1, 1, z.shape[1]).astype(np.float32)
+    normal = rng.uniform(-1, 1, size=(z.shape[1],)).astype(np.float32)
     normal /= np.linalg.norm(normal)
-    point = rng.uniform(-PLACE, PLACE, z.shape[1]).astype(np.float32)
+    point = rng.uniform(-PLACE, PLACE, size=(z.shape[1],)).astype(np.float32)
     distances: Floats = (z - point) @ normal
     return distances
 

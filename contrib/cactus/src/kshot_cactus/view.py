@@ -117,7 +117,8 @@ class Cactus:
     def _pool(self, split: str) -> Pool:
         check_split(split, self.spec)
         if split in self.labelled:
-            return attrs.evolve(self.of.pool(split), semantics=None)
+            pool: Pool = self.of.pool(split)
+            return attrs.evolve(pool, semantics=None)
         return self.clustering.pools(split)[0]
 
     def prepare(self, raw: Any) -> Tensor:
