@@ -96,7 +96,7 @@ def plane(z: Floats, rng: np.random.Generator) -> Floats:
     normal = rng.uniform(-1, 1, size=(z.shape[1],)).astype(np.float32)
     normal /= np.linalg.norm(normal)
     point = rng.uniform(-PLACE, PLACE, size=(z.shape[1],)).astype(np.float32)
-    distances: Floats = (z - point) @ normal
+    distances: Floats = ((z - point) @ normal).astype(np.float32)
     return distances
 
 
