@@ -19,6 +19,8 @@ Case = tuple[str, dict[str, Any], str, dict[str, Any]]
 CASES: dict[str, Case] = {
     "protonet": ("protonet", {}, "toy", {}),
     "simpleshot": ("simpleshot", {}, "toy", {}),
+    "simclr": ("simclr", {}, "toy", {}),
+    "autoencoder": ("autoencoder", {"corruption": 0.2}, "toy", {}),
     "fine-tune": ("fine-tune", {"steps": 2}, "toy", {"shot": 2}),
     "maml": ("maml", {}, "sinusoid", {}),
     "first-order maml": ("maml", {"order": "first", "inner_steps": 3}, "toy", {"shot": 5}),

@@ -66,6 +66,7 @@ def data(scratch: Path) -> dict[str, dict[str, Any]]:
         "degraded": {"of": {"name": OF}, "how": "noise"},
         "with-external": {"of": {"name": OF}, "source": {"name": OF}},
         "whitened": {"of": {"name": OF}, "components": 8},
+        "cactus": {"of": {"name": OF}, "clusters": 8},
         "orl-faces": {"root": SHARED / "orl_faces" / "att_faces.zip", "size": (28, 23)},
         "cats-dogs": {"root": SHARED / "audio_cats_dogs" / "audio_cats_dogs.zip"},
         "cifar-fs": {},

@@ -257,7 +257,7 @@ def flags_of(learner: str, tasks: str, section: str) -> tuple[dict[str, Any], st
     flags: dict[str, Any] = {}
     for place, name in (("learner", learner), ("tasks", tasks)):
         flags |= {f"{place}.{key}": value for key, value in OWN.get(name, {}).items()}
-    if tasks in ("degraded", "outliers", "semi-supervised", "stream", "whitened"):
+    if tasks in ("cactus", "degraded", "outliers", "semi-supervised", "stream", "whitened"):
         flags["tasks.of"] = "toy"
     section, _, name = section.partition("=")
     if name and not section.startswith("hook"):

@@ -9,13 +9,13 @@ from __future__ import annotations
 import sys
 
 import pytest
-from install import ROOT, under_proof
+from install import ROOT, projects, under_proof
 
 LEARNERS = ("l2l", "maml", "maml-rl", "mann", "ntm", "protonet", "semi-protonet")
 """One learner of each family, whose conformance is tested at the lowest versions."""
 
 LIBRARIES = (
-    *("audiofolder", "bandits", "cifar-fs", "digit-nets", "imagefolder"),
+    *("audiofolder", "bandits", "cactus", "cifar-fs", "digit-nets", "imagefolder"),
     *("plots", "quadratics", "semantics", "sklearn"),
 )
 """The plugins that use third-party packages which the core does not use; at the lowest versions all their tests run."""
@@ -27,8 +27,10 @@ TOLERATED = ("-W", "default::DeprecationWarning", "-W", "default::FutureWarning"
 def tests_of(proof: str) -> list[str]:
     """Return the folders and files of tests of an environment, relative to the repository."""
     if proof == "lowest":
-        conformance = [f"plugins/{n}/tests/test_{n.replace('-', '_')}_conformance.py" for n in LEARNERS]
-        return ["tests/core", "tests/isolation/test_lowest.py", *conformance, *(f"plugins/{n}" for n in LIBRARIES)]
+        folder_of = {f.name: f.relative_to(ROOT).as_posix() for f in projects()[1:]}
+        conformance = [f"{folder_of[n]}/tests/test_{n.replace('-', '_')}_conformance.py" for n in LEARNERS]
+        libraries = [folder_of[n] for n in LIBRARIES]
+        return ["tests/core", "tests/isolation/test_lowest.py", *conformance, *libraries]
     (folder,) = [f for f in under_proof(proof) if f"plugin-{f.name}" == proof]
     return [folder.relative_to(ROOT).as_posix()]
 

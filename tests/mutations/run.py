@@ -123,8 +123,8 @@ class Copy:
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "kshot"
         shutil.copytree(ROOT, self.folder, ignore=_left_out)
-        plugins = [*self.folder.glob("plugins/*/src"), *self.folder.glob("contrib/*/src")]
-        sources = [self.folder / "core" / "src", *sorted(plugins)]
+        plugins = sorted(source for of in ("plugins", "contrib") for source in (self.folder / of).glob("*/src"))
+        sources = [self.folder / "core" / "src", *plugins]
         # Compiled files that are compared by content: by time, a file that changes twice in a second may be missed.
         for source in sources:
             compileall.compile_dir(source, quiet=1, invalidation_mode=PycInvalidationMode.CHECKED_HASH)
