@@ -63,7 +63,8 @@ def test_more_copies_than_in_training_are_shown_on_the_same_scale():
     }
     mean, deviation = 5.5, 8.25**0.5
     assert values == {round((n - mean) / deviation, 5) for n in (6, 7)}
-    assert float(RepeatCopy(length=2, repeats=12).sample("test", [0]).query.x[0, 2, -1]) == pytest.approx((12 - mean) / deviation)
+    twelve = RepeatCopy(length=2, repeats=12).sample("test", [0]).query.x[0, 2, -1]
+    assert float(twelve) == pytest.approx((12 - mean) / deviation)
 
 
 @pytest.mark.parametrize("tasks", [Copy(length=5, bits=8), AssociativeRecall(items=5)])
