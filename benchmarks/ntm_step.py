@@ -111,7 +111,7 @@ def main() -> None:
             "ntm, loop": step_of(loop, B, 10),
             "ntm, traced": step_of(traced, B, 10),
         }
-        for name, step in steps.items():
+        for step in steps.values():
             step()
             step()  # records the trace
         for name, values in alternate(steps, rounds, clock=time.process_time).items():
@@ -130,9 +130,8 @@ def main() -> None:
         "slots": {f"{n} slots": (machine("loop", slots=n), 10) for n in (512, 2048)},
     }.items():
         steps = {name: step_of(learner, 16, length) for name, (learner, length) in pairs.items()}
-        small, large = (
-            spread(values)[0] for values in alternate(steps, max(2, rounds // 3), clock=time.process_time).values()
-        )
+        measured = alternate(steps, max(2, rounds // 3), clock=time.process_time)
+        small, large = (spread(values)[0] for values in measured.values())
         report.ratios.append((large / small, f"four times the {what} (batch 16) takes {{}} times as long"))
     length, B = (20, 4) if options.quick else (100, 32)
     peaks = {}

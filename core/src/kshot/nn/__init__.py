@@ -1,4 +1,4 @@
-"""Encoders, networks that adapt and their heads, controllers, memories tested before use, and the policy of batch normalisation."""
+"""Encoders, networks that adapt and their heads, controllers and memories, and the policy of batch normalisation."""
 
 from kshot.nn.controllers import ControllerName, controller, unroll
 from kshot.nn.encoders import Encoder, EncoderChoice, conv4, encoder, infer_output_shape, linear, mlp, strided_conv4

@@ -56,8 +56,8 @@ class RepeatCopy:
         low, high = known
         if not 1 <= low < high:
             raise OptionError(
-                f"repeat-copy: got known {known}, expected a range (least, greatest) of at least two numbers of copies, "
-                "because their variance is to be 1; widen it"
+                f"repeat-copy: got known {known}, expected a range (least, greatest) of at least two numbers of "
+                "copies, because their variance is to be 1; widen it"
             )
         self.bits, self.seed = bits, seed
         # Uniform whole numbers from low to high have this mean and this variance.
