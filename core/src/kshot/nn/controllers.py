@@ -155,8 +155,9 @@ def controller(name: ControllerName, *, inputs: int, read_size: int, hidden: int
         >>> type(controller("gru", inputs=3, read_size=4, hidden=5)).__name__
         'GRU'
     """
+    kinds: dict[str, type[FeedForward] | type[LSTM] | type[GRU]]
     kinds = {"feedforward": FeedForward, "lstm": LSTM, "gru": GRU}
-    return kinds[name](inputs, read_size, hidden)  # type: ignore[no-any-return]
+    return kinds[name](inputs, read_size, hidden)
 
 
 def unroll(
