@@ -10,6 +10,7 @@ from torch import nn
 import kshot
 from kshot import Engine, Episode, Examples, Support, TaskSpec
 from kshot.errors import DataError, MisfitError, OptionError
+from kshot.functional import sequence_loss
 from kshot.testing import sample_tasks
 from kshot_ntm import NTM
 from kshot_ntm_memory import NTMMemory
@@ -153,7 +154,12 @@ def test_a_trace_computes_the_gradient_of_the_loop(memory):
         metrics = []
         for learner in learners:
             learner.zero_grad()
+            direct = sequence_loss(learner.answer(episode.query.x), episode.query.y)
+            gradients = torch.autograd.grad(direct, list(learner.parameters()))
             metrics.append(learner.meta_gradient(episode))
+            assert float(metrics[-1]["loss"]) == pytest.approx(float(direct.detach()), abs=1e-12)
+            pairs = zip(learner.parameters(), gradients, strict=True)
+            assert all(torch.allclose(p.grad, gradient, rtol=0, atol=1e-12) for p, gradient in pairs)
             with torch.no_grad():
                 for p in learner.parameters():
                     p -= 0.1 * p.grad
