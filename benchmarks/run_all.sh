@@ -11,7 +11,7 @@ case "${1:-}" in
 esac
 mkdir -p "$folder"
 status=0
-for name in startup loading sampling bare_loop metric_steps evaluation memory protonet_step maml_step inner_loop navigation2d gymnasium_families adaptation l2l_unroll meta_batches distributed; do
+for name in startup loading sampling bare_loop metric_steps evaluation memory ntm_step protonet_step maml_step inner_loop navigation2d gymnasium_families adaptation l2l_unroll meta_batches distributed; do
     echo "== $name"
     if "${PYTHON:-python}" "$here/$name.py" "$@" >"$folder/$name.txt.part"; then
         mv "$folder/$name.txt.part" "$folder/$name.txt"

@@ -70,6 +70,29 @@ def test_instances_are_counted_class_by_class() -> None:
     assert np.array_equal(scores["error_by_step"].numpy(), [[0, 1, 0, 1, 0], [1, 0, 0, 1, NAN]], equal_nan=True)
 
 
+def test_a_string_is_right_if_all_of_its_characters_are() -> None:
+    """Instances are those of the whole string, whatever number it gets, and two tasks have classes of their own."""
+    y = torch.tensor([[[1, 0], [1, 1], [1, 0], [IGNORED, IGNORED]], [[0, 1], [0, 1], [0, 1], [0, 0]]])
+    answers = torch.tensor([[[1, 0], [1, 0], [0, 0], [0, 0]], [[0, 0], [0, 1], [0, 1], [0, 0]]])
+    logits = torch.nn.functional.one_hot(answers, 2).float()
+    episode = Episode(Support(torch.zeros(2, 0, 1), torch.zeros(2, 0)), Examples(torch.zeros(2, 4, 1), y))
+    scores = KINDS["sequence"].score(lambda x: logits, episode)
+    # Task 0: right, wrong (its second character), wrong (its first); task 1: wrong, right, right, right.
+    assert scores["error"].tolist() == pytest.approx([2 / 3, 1 / 4])
+    assert scores["error_by_step"].nan_to_num(-1).tolist() == [[0, 1, 1, -1], [1, 0, 0, 0]]
+    # First instances of task 0: steps 0 and 1, second: step 2. Of task 1: steps 0 and 3, step 1, step 2.
+    assert scores["accuracy_by_instance"].nan_to_num(-1).tolist() == [[0.5, 0.0, -1], [0.5, 1.0, 1.0]]
+
+
+def test_more_strings_than_characters_are_counted() -> None:
+    """The number of classes is not the number of logits: here there are nine strings of two characters of three."""
+    y = torch.cartesian_prod(torch.arange(3), torch.arange(3)).repeat(2, 1)[None]
+    logits = torch.nn.functional.one_hot(y, 3).float()
+    episode = Episode(Support(torch.zeros(1, 0, 1), torch.zeros(1, 0)), Examples(torch.zeros(1, 18, 1), y))
+    scores = KINDS["sequence"].score(lambda x: logits, episode)
+    assert scores["accuracy_by_instance"].tolist() == [[1.0, 1.0]]
+
+
 def test_sequences_of_another_shape_are_refused() -> None:
     """Broadcasting would compute a wrong score from them."""
     with pytest.raises(TrainingError, match=r"\(1, 2, 1\) for a sequence of bits, expected \(1, 2, 3\)"):

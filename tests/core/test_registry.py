@@ -625,6 +625,7 @@ def test_every_first_party_name_has_group_and_distribution() -> None:
         "lstm": "kshot-mann",
         "tuned-optimizer": "kshot-l2l",
         "associative-recall": "kshot-copy",
+        "repeat-copy": "kshot-copy",
         "digits-mlp": "kshot-quadratics",
         "pooled-nets": "kshot-digit-nets",
         "outliers": "kshot-gradient-agreement",

@@ -25,6 +25,15 @@ def test_the_loss_of_labels_is_minus_log_p_of_each_scored_step_and_each_task_cou
     assert float(sequence_loss(logits, y)) == pytest.approx(sum(tasks) / 2, abs=1e-12)
 
 
+def test_the_loss_of_strings_is_the_mean_over_their_characters() -> None:
+    """Minus log p of each character of the scored steps, computed naively; steps that are not scored add nothing."""
+    logits = torch.randn(1, 3, 2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    y = torch.tensor([[[0, 3], [IGNORED, IGNORED], [2, 2]]])
+    terms = [-math.log(logits[0, t, i].softmax(0)[y[0, t, i]]) for t in (0, 2) for i in range(2)]
+    assert float(sequence_loss(logits, y)) == pytest.approx(sum(terms) / 4, abs=1e-12)
+    assert sequence_errors(logits, y).shape == (1, 3, 2)
+
+
 def test_the_loss_of_bits_is_the_mean_cross_entropy_of_scored_bits() -> None:
     """Unscored bits are NaN: they add nothing, and the gradient of their logits is 0, not NaN."""
     logits = torch.tensor([[[0.0, 2.0], [5.0, -1.0]]], dtype=torch.float64, requires_grad=True)

@@ -102,6 +102,9 @@ def regression(predictor: Predictor, episode: Episode) -> Scores:
 def sequence(predictor: Predictor, episode: Episode) -> Scores:
     """Score logits [B, T, N] of labels [B, T], or logits [B, T, *bits] of bits: the share of wrong answers.
 
+    A label may be a string of L characters, which has logits [B, T, L, N] for characters [B, T, L]. It is right only
+    if all of its characters are.
+
     ``error`` [B] is the headline. ``error_by_step`` [B, A] is its curve: column j is the j-th step that is scored,
     so that sequences of different lengths start together; for bits it is the share that is wrong. Labels also have
     ``accuracy_by_instance`` [B, K]: column k is over the steps that show the (k + 1)-th example of their class.
@@ -119,6 +122,11 @@ def sequence(predictor: Predictor, episode: Episode) -> Scores:
     bits = y.is_floating_point()
     expect_shape(logits if bits else logits[..., 0], tuple(y.shape), f"a sequence of {'bits' if bits else 'labels'}")
     wrong = sequence_errors(logits, y, IGNORED)
+    if not bits and y.ndim > 2:
+        # A string is wrong if one of its characters is. From here on it is a label: a number, the same for the same
+        # string of any task.
+        wrong = wrong.flatten(2).amax(2)
+        y = numbered(y.flatten(2))
     by_step = wrong.flatten(2).nanmean(2) if y.ndim > 2 else wrong
     # A stable sort moves the scored steps of each task to the front, in their order.
     scored = ~by_step.isnan()
@@ -128,8 +136,23 @@ def sequence(predictor: Predictor, episode: Episode) -> Scores:
         "error_by_step": by_step.gather(1, order)[:, : int(scored.sum(1).max())],
     }
     if not bits:
-        scores["accuracy_by_instance"] = by_instance(1 - by_step, y, logits.shape[-1])
+        scores["accuracy_by_instance"] = by_instance(1 - by_step, y, max(logits.shape[-1], int(y.max()) + 1))
     return scores
+
+
+def numbered(strings: Tensor) -> Tensor:
+    """Number strings of labels [B, T, L] from 0: the same string has the same number [B, T].
+
+    A step that is not scored keeps ``IGNORED``.
+
+    Example:
+        >>> numbered(torch.tensor([[[1, 0], [0, 4], [1, 0], [IGNORED, IGNORED]]]))
+        tensor([[   1,    0,    1, -100]])
+    """
+    scored = (strings != IGNORED).all(-1)
+    numbers = torch.full_like(strings[..., 0], IGNORED)
+    numbers[scored] = torch.unique(strings[scored], dim=0, return_inverse=True)[1]
+    return numbers
 
 
 def by_instance(values: Tensor, y: Tensor, way: int) -> Tensor:

@@ -75,7 +75,8 @@ class TaskSpec:
     Attributes:
         kind: one of ``KIND_NAMES``; determines what an episode is and how predictions are scored.
         input_shape: of one input, without B and n, e.g. (1, 28, 28).
-        target_shape: of one target; () for class labels and scalars.
+        target_shape: of one target; () for class labels and scalars. In a sequence of labels, (L,) means that each
+            label is a string of L characters, of which there are ``way``.
         input_range: least and greatest value of an input, or None if unbounded.
         target_range: least and greatest value of a target that is a number (in control: of a continuous action), or
             None if unbounded.

@@ -152,6 +152,74 @@ def test_labels_reach_the_answers_one_step_late():
     assert not torch.allclose(predict(x)[:, 3], predict(other)[:, 3])
 
 
+@pytest.mark.parametrize(("name", "cell"), [("gru", nn.GRUCell), ("feedforward", None)])
+def test_other_controllers_see_what_was_read(name, cell):
+    """Torch's GRU cell on [x_t, r_{t-1}], or one layer, step by step in float64, gives the same answers."""
+    tasks = sample_tasks.LabelStream(way=3, length=6)
+    learner = MANN(tasks.spec, standardise=False, controller=name, **SMALL).double()
+    x = tasks.sample("test", [0, 1]).query.x.double()
+    controller, memory = learner.controller, learner.memory
+    if cell is not None:
+        cell = cell(x.shape[-1] + memory.read_size, 7).double()
+        with torch.no_grad():
+            cell.weight_ih.copy_(torch.cat([controller.see.weight, controller.recall.weight], 1))
+            cell.weight_hh.copy_(controller.last.weight)
+            cell.bias_ih.copy_(controller.see.bias)
+            cell.bias_hh.copy_(controller.last.bias)
+    h, read, state = torch.zeros(2, 7, dtype=F64), torch.zeros(2, memory.read_size, dtype=F64), memory.initial_state(2)
+    expected = []
+    for x_t in x.unbind(1):
+        if cell is not None:
+            h = cell(torch.cat([x_t, read], 1), h)
+        else:
+            h = torch.tanh(controller.see(x_t) + read @ controller.recall.weight.T)
+        read, state = memory.step(learner.emit(h), state)
+        expected.append(learner.say(torch.cat([h, read], 1)))
+    logits = learner.adapt(tasks.sample("test", [0, 1]).support)(x)
+    assert torch.allclose(logits, torch.stack(expected, 1), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("controller", ["lstm", "gru", "feedforward"])
+def test_steps_that_are_computed_again_give_the_same_gradient(controller):
+    """What is kept for the backward pass changes memory and time only; in float64, on a stream and on a support."""
+    for tasks in (sample_tasks.LabelStream(way=3, length=7), sample_tasks.classification(way=3, shot=2, query=2)):
+        episode = kshot.episode.map_tensors(
+            lambda t: t.double() if t.is_floating_point() else t, tasks.sample("train", [0, 1])
+        )
+        gradients = []
+        for segment in (0, 3):
+            torch.manual_seed(0)
+            learner = MANN(tasks.spec, controller=controller, segment=segment, **SMALL).double()
+            learner.meta_gradient(episode)
+            gradients.append([p.grad for p in learner.parameters()])
+        assert all(torch.allclose(a, b, rtol=0, atol=1e-12) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("learner", [MANN, LSTM])
+def test_strings_as_labels_are_shown_and_answered(learner):
+    """The inputs have a number for each character at each place, and so have the answers; one meta-batch is learned.
+
+    The pixels alone are standardised.
+    """
+    stream = pytest.importorskip("kshot_stream").Stream(blobs(), way=4, instances=2, labels="strings")
+    torch.manual_seed(0)
+    made = learner(stream.spec, **({**SMALL, "hidden": 40} if learner is MANN else {"hidden": 40}))
+    assert (made.steps.size, made.steps.target, made.steps.labels) == (8 + 25, (5, 5), 25)
+    episodes = stream.sample("train", range(4))
+    assert made.adapt(episodes.support)(episodes.query.x).shape == (4, 8, 5, 5)
+    shown = made.steps.of_sequence(episodes.query.x)
+    assert torch.equal(shown[..., 8:], episodes.query.x[..., 8:])
+    assert shown[..., :8].mean(-1).abs().max() < 1e-5
+    optimizer, losses = torch.optim.Adam(made.parameters(), 1e-2), []
+    for _ in range(60):
+        optimizer.zero_grad()
+        losses.append(float(made.meta_gradient(episodes)["loss"]))
+        optimizer.step()
+    assert losses[0] == pytest.approx(math.log(5), abs=0.1)
+    assert losses[-1] < losses[0] / 2
+    assert Engine(made, stream).evaluate(3).scores["accuracy_by_instance"].shape == (3, 2)
+
+
 def test_any_memory_serves():
     """A memory that follows only the protocol serves on sequences of labels, of bits, and on classification."""
     for tasks in (sample_tasks.LabelStream(), sample_tasks.Copying(), sample_tasks.classification()):
@@ -207,6 +275,8 @@ class Lying(Mean):
     ("options", "error", "message"),
     [
         ({"hidden": 0}, OptionError, "mann: got hidden 0, expected at least 1 unit"),
+        ({"controller": "rnn"}, OptionError, "controller: got 'rnn', expected one of 'feedforward', 'lstm', 'gru'"),
+        ({"segment": -1}, OptionError, "segment: got -1"),
         ({"slots": 3, "reads": 4}, OptionError, "got reads 4 and slots 3"),
         ({"memory": Lying, "width": 8}, MisfitError, "says interface_size 3"),
     ],

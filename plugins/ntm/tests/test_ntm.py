@@ -10,6 +10,7 @@ from torch import nn
 import kshot
 from kshot import Engine, Episode, Examples, Support, TaskSpec
 from kshot.errors import DataError, MisfitError, OptionError
+from kshot.functional import sequence_loss
 from kshot.testing import sample_tasks
 from kshot_ntm import NTM
 from kshot_ntm_memory import NTMMemory
@@ -61,7 +62,7 @@ def test_a_feed_forward_machine_is_the_papers():
         h = torch.tanh(x[:, t] @ c.see.weight.T + c.see.bias + read @ c.recall.weight.T)
         read, state = learner.memory.step(h @ learner.emit.weight.T + learner.emit.bias, state)
         output = torch.cat([h, read], 1) @ learner.say.weight.T + learner.say.bias
-        assert torch.allclose(learner.unroll(x)[0][:, t], output, atol=1e-12)
+        assert torch.allclose(learner.answer(x)[:, t], output, atol=1e-12)
 
 
 def test_an_lstm_machine_is_torchs_cell_over_inputs_and_reads():
@@ -81,7 +82,110 @@ def test_an_lstm_machine_is_torchs_cell_over_inputs_and_reads():
         carry = cell(torch.cat([x[:, t], read], 1), carry)
         read, state = learner.memory.step(learner.emit(carry[0]), state)
         output = learner.say(torch.cat([carry[0], read], 1))
-        assert torch.allclose(learner.unroll(x)[0][:, t], output, atol=1e-12)
+        assert torch.allclose(learner.answer(x)[:, t], output, atol=1e-12)
+
+
+def test_a_gru_machine_is_torchs_cell_over_inputs_and_reads():
+    """The outputs equal those of nn.GRUCell with the same weights."""
+    learner = NTM(bits(2), memory=small, controller="gru", hidden=5).double()
+    cell = nn.GRUCell(3 + 8, 5).double()
+    controller = learner.controller
+    with torch.no_grad():
+        cell.weight_ih.copy_(torch.cat([controller.see.weight, controller.recall.weight], 1))
+        cell.weight_hh.copy_(controller.last.weight)
+        cell.bias_ih.copy_(controller.see.bias)
+        cell.bias_hh.copy_(controller.last.bias)
+    x, h = numbers(2, 4, 3), torch.zeros(2, 5, dtype=torch.float64)
+    read, state = torch.zeros(2, 8, dtype=torch.float64), learner.memory.initial_state(2)
+    for t in range(4):
+        h = cell(torch.cat([x[:, t], read], 1), h)
+        read, state = learner.memory.step(learner.emit(h), state)
+        output = learner.say(torch.cat([h, read], 1))
+        assert torch.allclose(learner.answer(x)[:, t], output, atol=1e-12)
+
+
+@pytest.mark.parametrize("controller", ["feedforward", "lstm", "gru"])
+@pytest.mark.parametrize("segment", [1, 3, 9])
+def test_steps_that_are_computed_again_give_the_same_gradient(controller, segment):
+    """What is kept for the backward pass changes memory and time only; in float64."""
+    tasks = sample_tasks.Copying(length=3, bits=2)
+    episode = kshot.episode.map_tensors(
+        lambda t: t.double() if t.is_floating_point() else t, tasks.sample("train", range(2))
+    )
+    gradients = []
+    for steps in (0, segment):
+        torch.manual_seed(0)
+        learner = NTM(tasks.spec, memory=small, controller=controller, hidden=5, segment=steps).double()
+        learner.meta_gradient(episode)
+        gradients.append([p.grad for p in learner.parameters()])
+    assert all(torch.allclose(a, b, rtol=0, atol=1e-12) for a, b in zip(*gradients, strict=True))
+
+
+class Latest(nn.Module):
+    """A memory with a buffer and a parameter, of which every number that is written fades."""
+
+    def __init__(self, slots, width, reads):
+        super().__init__()
+        self.interface_size = self.read_size = width
+        self.register_buffer("fading", torch.tensor(0.5))
+        self.first = nn.Parameter(torch.ones(width))
+
+    def initial_state(self, batch_size):
+        return self.first.expand(batch_size, -1)
+
+    def step(self, interface, state):
+        state = self.fading * state + interface
+        return state, state
+
+
+@pytest.mark.parametrize("memory", [small, Latest])
+def test_a_trace_computes_the_gradient_of_the_loop(memory):
+    """For each of two lengths, again and again, also after the parameters have changed; in float64."""
+    spec = sample_tasks.Copying(length=2, bits=2).spec
+    learners = []
+    for strategy in ("loop", "traced"):
+        torch.manual_seed(0)
+        learners.append(NTM(spec, memory=memory, hidden=5, strategy=strategy).double())
+    for i in range(8):
+        episode = kshot.episode.map_tensors(
+            lambda t: t.double() if t.is_floating_point() else t,
+            sample_tasks.Copying(length=2 + i % 2, bits=2).sample("train", range(4 * i, 4 * i + 4)),
+        )
+        metrics = []
+        for learner in learners:
+            learner.zero_grad()
+            direct = sequence_loss(learner.answer(episode.query.x), episode.query.y)
+            gradients = torch.autograd.grad(direct, list(learner.parameters()))
+            metrics.append(learner.meta_gradient(episode))
+            assert float(metrics[-1]["loss"]) == pytest.approx(float(direct.detach()), abs=1e-12)
+            pairs = zip(learner.parameters(), gradients, strict=True)
+            assert all(torch.allclose(p.grad, gradient, rtol=0, atol=1e-12) for p, gradient in pairs)
+            with torch.no_grad():
+                for p in learner.parameters():
+                    p -= 0.1 * p.grad
+        assert all(torch.allclose(metrics[0][name], metrics[1][name], rtol=0, atol=1e-12) for name in metrics[0])
+        pairs = zip(*(learner.parameters() for learner in learners), strict=True)
+        assert all(torch.allclose(a.grad, b.grad, rtol=0, atol=1e-12) for a, b in pairs)
+    works = [work for lift in learners[1].lifts.values() for work in lift._replays._works.values()]
+    assert [bool(work.traces) for work in works] == [True, True]
+
+
+def test_steps_that_are_computed_again_keep_less():
+    """Of 41 steps in segments of 6, autograd keeps less than half of the bytes."""
+    kept = []
+    for segment in (0, 6):
+        total = 0
+
+        def count(t):
+            nonlocal total
+            total += t.numel() * t.element_size()
+            return t
+
+        learner = NTM(bits(2), memory=small, hidden=5, segment=segment)
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+            learner.answer(torch.ones(1, 41, 3)).sum()
+        kept.append(total)
+    assert kept[1] < kept[0] / 2
 
 
 @pytest.mark.parametrize(
@@ -105,7 +209,7 @@ def test_a_fixed_seed_gives_the_recorded_answers(controller, expected):
 def test_the_output_sees_what_is_read_at_the_same_step(controller):
     """In a sequence of one step the memory can only matter through the output, so its interface must get a gradient."""
     learner = NTM(bits(2), memory=small, controller=controller, hidden=5)
-    learner.unroll(torch.ones(1, 1, 3))[0].sum().backward()
+    learner.answer(torch.ones(1, 1, 3)).sum().backward()
     assert learner.emit.weight.grad.abs().sum() > 0
 
 
@@ -115,7 +219,7 @@ def test_the_metrics_are_loss_and_share_of_wrong_bits():
     x, y = torch.ones(1, 3, 3), torch.tensor([[[math.nan, math.nan], [1.0, 0.0], [1.0, 1.0]]])
     episode = Episode(Support(x[:, :0], y[:, :0]), Examples(x, y))
     metrics = learner.meta_gradient(episode)
-    logits = learner.unroll(x)[0][0, 1:]
+    logits = learner.answer(x)[0, 1:]
     expected = -torch.where(y[0, 1:] == 1, logits.sigmoid().log(), (1 - logits.sigmoid()).log()).mean()
     assert float(metrics["error"]) == pytest.approx(float(((logits > 0) != (y[0, 1:] == 1)).float().mean()))
     (grad,) = torch.autograd.grad(expected, learner.say.weight)
@@ -130,11 +234,12 @@ def test_the_metrics_are_loss_and_share_of_wrong_bits():
         (bits(2, 3), (2, 3)),
         (bits(), ()),
         (TaskSpec(kind="sequence", input_shape=(3,), way=5, query=4, split_by="index"), (5,)),
+        (TaskSpec(kind="sequence", input_shape=(3,), target_shape=(4,), way=5, query=4, split_by="index"), (4, 5)),
     ],
 )
 def test_outputs_have_the_shape_of_the_targets(spec, shape):
-    """Bits may have any shape; labels have one logit per class."""
-    assert NTM(spec, memory=small).unroll(torch.zeros(2, 4, 3))[0].shape == (2, 4, *shape)
+    """Bits may have any shape; labels have one logit per class, and strings of labels as many for each character."""
+    assert NTM(spec, memory=small).answer(torch.zeros(2, 4, 3)).shape == (2, 4, *shape)
 
 
 # --- Any memory ------------------------------------------------------------------------------------------------------
@@ -182,7 +287,8 @@ def test_a_trace_has_the_outputs_and_the_places_of_the_heads():
     }
     assert all(isinstance(array, np.ndarray) for array in traced.values())
     assert np.array_equal(traced["outputs"], learner.adapt(episode.support)(episode.query.x).detach().numpy())
-    _, states = learner.unroll(episode.query.x[:, :2])
+    states = []
+    learner.answer(episode.query.x[:, :2], states)
     assert np.allclose(traced["read_weights"][:, 1], states[1].read_weights.detach().numpy(), atol=1e-6)
 
 
@@ -283,8 +389,10 @@ def test_options_that_make_no_machine_are_refused():
     """The memory checks heads and slots, the learner checks the units and the kind of the controller."""
     with pytest.raises(OptionError, match="ntm: got hidden 0, expected at least 1 unit"):
         kshot.learner("ntm", bits(2), hidden=0)
-    with pytest.raises(OptionError, match="controller: got 'gru', expected one of 'feedforward', 'lstm'"):
-        kshot.learner("ntm", bits(2), controller="gru")
+    with pytest.raises(OptionError, match="controller: got 'rnn', expected one of 'feedforward', 'lstm', 'gru'"):
+        kshot.learner("ntm", bits(2), controller="rnn")
+    with pytest.raises(OptionError, match="segment: got -1"):
+        kshot.learner("ntm", bits(2), segment=-1)
     with pytest.raises(OptionError, match="got 9 read and 1 write heads for 4 slots"):
         kshot.learner("ntm", bits(2), memory={"name": "ntm-memory", "slots": 4, "reads": 9})
 

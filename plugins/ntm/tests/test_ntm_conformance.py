@@ -1,4 +1,4 @@
-"""The learner follows every rule for learners, on a stream of labels and on bits, with both controllers."""
+"""The learner follows every rule for learners, on a stream of labels and on bits, with every controller."""
 
 from kshot.testing import suite
 
@@ -6,5 +6,14 @@ conformance = suite(learner="ntm", options={"memory": {"name": "ntm-memory", "sl
 lstm = suite(
     learner="ntm",
     options={"memory": {"name": "ntm-memory", "slots": 12, "width": 6}, "hidden": 12, "controller": "lstm"},
+)
+gru = suite(
+    learner="ntm",
+    options={
+        "memory": {"name": "ntm-memory", "slots": 12, "width": 6},
+        "hidden": 12,
+        "controller": "gru",
+        "segment": 3,
+    },
 )
 as_it_comes = suite(learner="ntm")

@@ -71,6 +71,36 @@ def test_the_range_of_the_inputs_contains_examples_and_labels():
         assert Stream(of, way=2, instances=2).spec.input_range == expected
 
 
+def test_labels_may_be_strings():
+    """Each class has one string of five characters of an alphabet of five, different from those of the others."""
+    stream = Stream(numbered(), way=6, instances=3, labels="strings")
+    spec = stream.spec
+    assert (spec.way, spec.target_shape, spec.input_shape, spec.query) == (5, (5,), (2 + 25,), 18)
+    e = stream.sample("test", range(40))
+    x, y = e.query.x, e.query.y
+    assert (tuple(x.shape), tuple(y.shape), e.support.way) == ((40, 18, 27), (40, 18, 5), 5)
+    for b in range(40):
+        of_class = {}
+        for t in range(18):
+            string = tuple(y[b, t].tolist())
+            assert of_class.setdefault(int(x[b, t, 0]) // 100, string) == string
+            # The characters of the step before, one-hot and one after another.
+            shown = x[b, t, 2:].view(5, 5)
+            expected = torch.zeros(5, 5) if t == 0 else F.one_hot(y[b, t - 1], 5).float()
+            assert torch.equal(shown, expected)
+        assert len(set(of_class.values())) == 6
+    # The same examples in the same order as with numbers.
+    plain = Stream(numbered(), way=6, instances=3).sample("test", range(40))
+    assert torch.equal(plain.query.x[..., :2], x[..., :2])
+
+
+def test_every_character_of_a_string_is_equally_frequent():
+    """Over 2,400 strings, each of the five characters is at each place within four standard errors of 1/5."""
+    y = Stream(numbered(), way=6, instances=1, labels="strings").sample("train", range(400)).query.y
+    shares = F.one_hot(y.flatten(0, 1), 5).float().mean(0)
+    assert (shares - 0.2).abs().max() < 4 * (0.2 * 0.8 / 2400) ** 0.5
+
+
 def test_each_split_draws_its_own_streams():
     """Episode i of two splits differs even if both have the same classes and examples."""
     stream = Stream(numbered(), way=3, instances=2)
@@ -153,6 +183,12 @@ class Unpooled:
     [
         (lambda: Stream(numbered(), way=1), OptionError, "got way 1, expected at least 2"),
         (lambda: Stream(numbered(), instances=0), OptionError, "got instances 0"),
+        (lambda: Stream(numbered(), labels="words"), OptionError, "labels: got 'words', expected one of 'one-hot'"),
+        (
+            lambda: Stream(numbered(), way=3126, labels="strings"),
+            OptionError,
+            "got way 3126, expected at most 3125 classes, as many as there are strings",
+        ),
         (
             lambda: Stream(numbered(), way=5, instances=7),
             DataError,

@@ -7,6 +7,7 @@ from kshot.functional.attacks import fgsm, pgd
 from kshot.functional.conjugate import conjugate_gradient
 from kshot.functional.folds import class_folds
 from kshot.functional.gradients import log_and_sign
+from kshot.functional.gru import gru_cell
 from kshot.functional.lstm import lstm_cell
 from kshot.functional.metric import (
     class_means,
@@ -27,6 +28,7 @@ __all__ = [
     "conjugate_gradient",
     "fgsm",
     "full_precision",
+    "gru_cell",
     "log_and_sign",
     "lstm_cell",
     "pairwise_squared_distance",

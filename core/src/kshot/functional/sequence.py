@@ -19,8 +19,10 @@ def sequence_loss(logits: Tensor, y: Tensor, ignored: int = -100) -> Tensor:
     however many of their steps are scored. A task without any scored step counts as 0.
 
     Args:
-        logits: [B, T, N] if the answers are labels, [B, T, *bits] if they are bits.
-        y: labels [B, T], int64, ``ignored`` at steps that are not scored; or bits [B, T, *bits], float, NaN at those.
+        logits: [B, T, N] if the answers are labels, [B, T, L, N] if they are strings of L labels, [B, T, *bits] if
+            they are bits.
+        y: labels [B, T] or [B, T, L], int64, ``ignored`` at steps that are not scored; or bits [B, T, *bits], float,
+            NaN at those.
         ignored: the label of steps that are not scored.
 
     Returns:

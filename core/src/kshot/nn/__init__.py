@@ -1,5 +1,6 @@
-"""Encoders, networks that adapt and their heads, memories tested before use, and the policy of batch normalisation."""
+"""Encoders, networks that adapt and their heads, controllers and memories, and the policy of batch normalisation."""
 
+from kshot.nn.controllers import ControllerName, controller, unroll
 from kshot.nn.encoders import Encoder, EncoderChoice, conv4, encoder, infer_output_shape, linear, mlp, strided_conv4
 from kshot.nn.heads import Head, find_head
 from kshot.nn.memories import memory
@@ -8,6 +9,7 @@ from kshot.nn.normalisation import Normalisation, evaluating
 from kshot.nn.pretrained import PictureEncoder, Tune, digest_of, tuned
 
 __all__ = [
+    "ControllerName",
     "Encoder",
     "EncoderChoice",
     "Head",
@@ -16,6 +18,7 @@ __all__ = [
     "Normalisation",
     "PictureEncoder",
     "Tune",
+    "controller",
     "conv4",
     "digest_of",
     "encoder",
@@ -28,4 +31,5 @@ __all__ = [
     "network",
     "strided_conv4",
     "tuned",
+    "unroll",
 ]

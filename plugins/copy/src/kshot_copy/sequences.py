@@ -1,4 +1,4 @@
-"""Functions that both tasks share. Letters: B meta-batch, T time, A scored steps."""
+"""Functions that the tasks share. Letters: B meta-batch, T time, A scored steps."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ def expect_at_least(least: int, who: str, **counts: Count) -> None:
             )
 
 
-def place(spec: TaskSpec, seed: int, split: str, indices: Sequence[int]) -> tuple[U64, int]:
+def place(spec: TaskSpec, seed: int, split: str, indices: Sequence[int], count: str = "query") -> tuple[U64, int]:
     """Return the keys of the episodes [B] and the count that determines their length.
 
-    The count is ``spec.query``, or is drawn from this range for the block of the episodes.
+    The count is ``spec.query``, or ``spec.shot``, or is drawn from this range for the block of the episodes.
 
     Raises:
         DataError: the split is unknown, or the indices lie in blocks with different lengths.
     """
     check_split(split, spec)
-    count = shape_of_block(spec, seed, split, indices)["query"]
-    return episode_keys(seed, split, indices), int(count or 0)
+    counts = shape_of_block(spec, seed, split, indices)
+    return episode_keys(seed, split, indices), int(counts[count] or 0)
 
 
 def random_bits(keys: U64, purpose: str, *shape: int) -> Tensor:

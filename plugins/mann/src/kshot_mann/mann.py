@@ -7,8 +7,8 @@ the controller.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ import kshot.nn
 from kshot import Episode, Memory, MemoryFactory, Metrics, Needs, Predictor, Support, TaskSpec, Training
 from kshot.errors import OptionError
 from kshot.functional import lstm_cell, sequence_errors, sequence_loss
+from kshot.nn import ControllerName
+from kshot.registry import Range, check_values
 from kshot_lrua_memory import LRUAMemory
 from kshot_mann.steps import Steps
 
@@ -28,12 +30,12 @@ class MANNState(NamedTuple):
     Attributes:
         seen: the controller's hidden state h_t and the reads r_t, [B, D + R * W]. The answer is computed from them,
             and they are the recurrent input of the next step.
-        cell: the controller's cell state c_t [B, D].
+        carry: the controller's other state, tensors [B, D]: its cell state c_t if it is an LSTM.
         memory: the memory's own state.
     """
 
     seen: Tensor
-    cell: Tensor
+    carry: tuple[Tensor, ...]
     memory: Any
 
 
@@ -48,12 +50,16 @@ class MANN(nn.Module):
         spec: the specification of the tasks: streams, other sequences of labels or of bits, or classification with a
             fixed way.
         memory: the factory of the memory; ``lrua-memory`` by default.
+        controller: ``lstm`` as in the paper, ``gru``, or ``feedforward`` (no state), see ``kshot.nn.controllers``.
         hidden: D, units of the controller.
         slots, width, reads: M, W and R requested from the factory; options given with the memory take precedence.
         standardise: whether to subtract the mean of each example and divide it by its standard deviation.
+        segment: time steps whose intermediate results are not kept for the backward pass but computed again, this
+            many at a time, which needs less memory and a third more time; 0 keeps everything.
 
     Raises:
-        OptionError: ``hidden`` is not positive, or the memory refuses its sizes.
+        OptionError: ``hidden`` is not positive, ``controller`` is unknown, ``segment`` is negative, or the
+            memory refuses its sizes.
         MisfitError: the memory's stated sizes disagree with its results.
 
     Example:
@@ -73,36 +79,48 @@ class MANN(nn.Module):
         spec: TaskSpec,
         *,
         memory: MemoryFactory | None = None,
+        controller: ControllerName = "lstm",
         hidden: int = 200,
         slots: int = 128,
         width: int = 40,
         reads: int = 4,
         standardise: bool = True,
+        segment: Annotated[int, Range(0)] = 0,
     ) -> None:
         super().__init__()
+        check_values(MANN, locals())
         if hidden < 1:
             raise OptionError(f"mann: got hidden {hidden}, expected at least 1 unit; raise hidden")
         self.steps = Steps(spec, standardise)
-        self.hidden = hidden
+        self.hidden, self.segment = hidden, segment
         self.memory: Memory = kshot.nn.memory(memory or LRUAMemory, slots=slots, width=width, reads=reads)
-        # The LSTM's matrix is stored in two: `see` multiplies the inputs, for all T steps at once, and `go_on` the
-        # recurrent input [h_{t-1}, r_{t-1}]. The gates are stored in the order input, forget, output, candidate.
-        self.see = nn.Linear(self.steps.size, 4 * hidden)
-        self.go_on = nn.Linear(hidden + self.memory.read_size, 4 * hidden, bias=False)
+        size, read_size = self.steps.size, self.memory.read_size
+        if controller == "lstm":
+            # The LSTM's matrix is stored in two: `see` multiplies the inputs, for all T steps at once, and `go_on` the
+            # recurrent input [h_{t-1}, r_{t-1}]. The gates are stored in the order input, forget, output, candidate.
+            self.see = nn.Linear(size, 4 * hidden)
+            self.go_on = nn.Linear(hidden + read_size, 4 * hidden, bias=False)
+            self.controller = None
+        else:
+            self.controller = kshot.nn.controller(controller, inputs=size, read_size=read_size, hidden=hidden)
         self.emit = nn.Linear(hidden, self.memory.interface_size)
-        self.say = nn.Linear(hidden + self.memory.read_size, self.steps.outputs)
-        with torch.no_grad():
-            self.see.bias[hidden : 2 * hidden] += 1  # forget gates start open (Jozefowicz et al. 2015)
+        self.say = nn.Linear(hidden + read_size, self.steps.outputs)
+        if controller == "lstm":
+            with torch.no_grad():
+                self.see.bias[hidden : 2 * hidden] += 1  # forget gates start open (Jozefowicz et al. 2015)
 
     def wiped(self, B: int) -> MANNState:
         """Return the state before the first step of ``B`` episodes, so that nothing lasts beyond an episode."""
         zeros = self.say.weight.new_zeros
-        return MANNState(zeros(B, self.say.in_features), zeros(B, self.hidden), self.memory.initial_state(B))
+        carry = (zeros(B, self.hidden),) if self.controller is None else self.controller.start(zeros(B, 1))
+        return MANNState(zeros(B, self.say.in_features), carry, self.memory.initial_state(B))
 
-    def unroll(self, shown: Tensor, state: MANNState) -> Iterator[MANNState]:
-        """Yield the state after each of the steps ``shown`` [B, T, I], starting from ``state``."""
-        for input_projection in self.see(shown).unbind(1):  # W x_t + b of every gate [B, 4 D]
-            # The controller, an LSTM whose recurrent input contains the reads of the step before.
+    def step(self, input_projection: Tensor, state: MANNState) -> tuple[Tensor, MANNState]:
+        """Compute one step from the projection of its input: what the answer is computed from, and the new state."""
+        if self.controller is not None:
+            hidden, carry = self.controller(input_projection, state.seen[:, self.hidden :], state.carry)
+        else:
+            # The controller of the paper, an LSTM whose recurrent input contains the reads of the step before.
             gates = input_projection + self.go_on(state.seen)
             input_gate, forget_gate, output_gate, candidate = gates.chunk(4, 1)
             hidden, cell = lstm_cell(
@@ -110,19 +128,23 @@ class MANN(nn.Module):
                 forget_gate=forget_gate,
                 candidate=candidate,
                 output_gate=output_gate,
-                cell=state.cell,
+                cell=state.carry[0],
             )
-            # The memory: its interface (keys and gates) is a linear map of h_t; it is written first, then read.
-            reads, memory = self.memory.step(self.emit(hidden), state.memory)
-            state = MANNState(torch.cat([hidden, reads], 1), cell, memory)
-            yield state
+            carry = (cell,)
+        # The memory: its interface (keys and gates) is a linear map of h_t; it is written first, then read.
+        reads, memory = self.memory.step(self.emit(hidden), state.memory)
+        seen = torch.cat([hidden, reads], 1)
+        return seen, MANNState(seen, carry, memory)
+
+    def project(self, shown: Tensor) -> Tensor:
+        """Multiply the inputs of all steps [B, T, I] by the input matrix of the controller, in one product."""
+        projection: Tensor = (self.see if self.controller is None else self.controller.see)(shown)
+        return projection
 
     def answer(self, shown: Tensor, state: MANNState) -> tuple[Tensor, MANNState]:
         """Map the steps ``shown`` [B, T, I] to logits [B, T, *target] and the state after the last step."""
-        seen = []
-        for state in self.unroll(shown, state):  # noqa: B020  the loop continues from the given state
-            seen.append(state.seen)
-        logits: Tensor = self.say(torch.stack(seen, 1))  # o_t = W_o [h_t, r_t], for all steps at once
+        seen, state = kshot.nn.unroll(self.step, self.project(shown), state, self.segment)
+        logits: Tensor = self.say(seen)  # o_t = W_o [h_t, r_t], for all steps at once
         return logits.view(*shown.shape[:2], *self.steps.target), state
 
     def meta_gradient(self, episodes: Episode) -> Metrics:
@@ -164,7 +186,10 @@ class MANN(nn.Module):
                 shown = self.steps.of_sequence(episode.query.x)
             else:
                 shown, _ = self.steps.of_support(episode.support)
-            states = [state.memory for state in self.unroll(shown, self.wiped(len(shown)))]
+            state, states = self.wiped(len(shown)), []
+            for input_projection in self.project(shown).unbind(1):
+                _, state = self.step(input_projection, state)
+                states.append(state.memory)
             outputs = self.adapt(episode.support)(episode.query.x)
         traced = {"inputs": shown, "outputs": outputs, "targets": episode.query.y}
         # A memory's state may be a mapping, a named tuple, or a value without names.

@@ -42,9 +42,12 @@ class Steps:
 
     @property
     def labels(self) -> int:
-        """Return how many numbers of a step are a label: N if the learner adds one or a stream contains it, or 0."""
+        """Return how many numbers of a step are a label: N if the learner adds one or a stream contains it, or 0.
+
+        A label that is a string of L characters has L * N numbers.
+        """
         streams = self.spec.kind == "classification" or "stream" in self.spec.provides
-        return self.spec.way if streams and isinstance(self.spec.way, int) else 0
+        return self.outputs if streams and isinstance(self.spec.way, int) else 0
 
     @property
     def size(self) -> int:
@@ -53,8 +56,9 @@ class Steps:
 
     @property
     def target(self) -> tuple[int, ...]:
-        """Return the shape of one answer: (N,) for the logits of labels, or the shape of the bits."""
-        return (self.spec.way,) if isinstance(self.spec.way, int) else self.spec.target_shape
+        """Return the shape of one answer: (N,) or (L, N) for the logits of labels, or the shape of the bits."""
+        way = (self.spec.way,) if isinstance(self.spec.way, int) else ()
+        return *self.spec.target_shape, *way
 
     @property
     def outputs(self) -> int:

@@ -13,81 +13,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
+import kshot.inner
 import kshot.nn
 from kshot import Episode, Memory, MemoryFactory, Metrics, Needs, Predictor, Support, TaskSpec, Training
 from kshot.episode import check_finite
 from kshot.errors import DataError, OptionError
-from kshot.functional import lstm_cell, sequence_errors, sequence_loss
-from kshot.registry import check_values
+from kshot.functional import sequence_errors, sequence_loss
+from kshot.nn import ControllerName
+from kshot.registry import Range, check_values
 from kshot_ntm_memory import NTMMemory
 
-Carry = tuple[Tensor, Tensor] | None
-"""The state of the controller between steps. For an LSTM it is h and c, each [B, D], and None before the first step.
-For a feed-forward controller it is always None."""
-
-
-class FeedForward(nn.Module):
-    """Compute h_t = tanh(U x_t + V r_{t-1}). This controller has no state; only the memory lasts from step to step.
-
-    Args:
-        inputs: number of values of an input x_t.
-        read_size: number of values that are read from the memory per step (R * W).
-        hidden: number of units (D).
-
-    Example:
-        >>> controller = FeedForward(inputs=3, read_size=4, hidden=5)
-        >>> tuple(controller(controller.see(torch.zeros(2, 3)), torch.zeros(2, 4), None)[0].shape)
-        (2, 5)
-    """
-
-    def __init__(self, inputs: int, read_size: int, hidden: int) -> None:
-        super().__init__()
-        self.see = nn.Linear(inputs, hidden)  # U, the projection of the inputs
-        self.recall = nn.Linear(read_size, hidden, bias=False)  # V, the projection of the read vectors
-
-    def forward(self, input_projection: Tensor, previous_reads: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        """Compute h_t [B, D] from U x_t [B, D] and the previous read vectors [B, R * W]; the new state is None."""
-        return torch.tanh(input_projection + self.recall(previous_reads)), None
-
-
-class LSTM(nn.Module):
-    """Compute h_t by an LSTM with the inputs x_t and r_{t-1}. Its cell is a small additional memory.
-
-    Args:
-        inputs, read_size, hidden: as for ``FeedForward``.
-
-    Example:
-        >>> controller = LSTM(inputs=3, read_size=4, hidden=5)
-        >>> hidden, (h, cell) = controller(controller.see(torch.zeros(2, 3)), torch.zeros(2, 4), None)
-        >>> tuple(hidden.shape), tuple(cell.shape)
-        ((2, 5), (2, 5))
-    """
-
-    def __init__(self, inputs: int, read_size: int, hidden: int) -> None:
-        super().__init__()
-        # The gates are stored in the order input, forget, candidate, output.
-        self.see = nn.Linear(inputs, 4 * hidden)  # the part of the gates that depends on the input x_t
-        self.recall = nn.Linear(read_size + hidden, 4 * hidden, bias=False)  # the part that depends on r_{t-1}, h_{t-1}
-
-    def forward(self, input_projection: Tensor, previous_reads: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        """Compute h_t [B, D] and the new state from U x_t [B, 4 D], the previous reads [B, R * W] and the old state."""
-        zeros = input_projection.new_zeros
-        h, cell = carry if carry is not None else zeros(2, len(previous_reads), input_projection.shape[1] // 4)
-        gates = input_projection + self.recall(torch.cat([previous_reads, h], 1))
-        input_gate, forget_gate, candidate, output_gate = gates.chunk(4, 1)
-        h, cell = lstm_cell(
-            input_gate=input_gate,
-            forget_gate=forget_gate + 1,  # the constant 1 keeps the forget gate open when training begins
-            candidate=candidate,
-            output_gate=output_gate,
-            cell=cell,
-        )
-        return h, (h, cell)
+State = tuple[Tensor, tuple[Tensor, ...], Any]
+"""What the next step needs: the read vectors r_t [B, R * W], the state of the controller, and that of the memory."""
 
 
 class NTM(nn.Module):
@@ -98,8 +41,15 @@ class NTM(nn.Module):
     Args:
         spec: the specification of the tasks: sequences of labels (``way``) or of bits (``target_shape``).
         memory: the factory of the memory; by default ``ntm-memory`` with 128 slots of width 20 and one read head.
-        controller: ``feedforward`` (no state) or ``lstm`` (with a state).
+        controller: ``feedforward`` (no state), ``lstm`` or ``gru`` (with a state), see ``kshot.nn.controllers``.
         hidden: number of units of the controller (D).
+        segment: time steps whose intermediate results are not kept for the backward pass but computed again, this
+            many at a time, which needs less memory and a third more time; 0 keeps everything.
+        strategy: how a meta-batch is computed. ``loop``: step by step. ``traced``: the operations of all steps are
+            recorded once for each length and each size of a meta-batch, which takes seconds, and then repeated
+            without Python, which computes the same numbers several times as fast if the meta-batch is small.
+            ``compiled``: also compiled by torch's inductor, which takes minutes. ``auto``: traced after a hundred
+            meta-batches of the same length. With ``segment`` nothing is traced.
 
     Raises:
         OptionError: ``hidden`` is not positive.
@@ -122,56 +72,84 @@ class NTM(nn.Module):
         spec: TaskSpec,
         *,
         memory: MemoryFactory | None = None,
-        controller: Literal["feedforward", "lstm"] = "feedforward",
+        controller: ControllerName = "feedforward",
         hidden: int = 100,
+        segment: Annotated[int, Range(0)] = 0,
+        strategy: Literal["auto", "loop", "traced", "compiled"] = "auto",
     ) -> None:
         super().__init__()
         check_values(NTM, locals())
         if hidden < 1:
             raise OptionError(f"ntm: got hidden {hidden}, expected at least 1 unit; raise hidden")
+        self.segment, self.strategy = segment, "loop" if segment else strategy
+        # A lift keeps the traces of few shapes, and each length has shapes of its own.
+        self.lifts: dict[int, kshot.inner.Lift] = {}
         self.memory: Memory = kshot.nn.memory(memory or NTMMemory, slots=128, width=20, reads=1)
         inputs, read_size = math.prod(spec.input_shape), self.memory.read_size
-        self.controller: FeedForward | LSTM = (LSTM if controller == "lstm" else FeedForward)(inputs, read_size, hidden)
+        self.controller = kshot.nn.controller(controller, inputs=inputs, read_size=read_size, hidden=hidden)
         self.emit = nn.Linear(hidden, self.memory.interface_size)  # from h_t to the interface vector of the memory
         way = spec.way if isinstance(spec.way, int) else None
-        self.target = spec.target_shape if way is None else (way,)
+        self.target = spec.target_shape if way is None else (*spec.target_shape, way)
         self.say = nn.Linear(hidden + read_size, math.prod(self.target))  # O, from h_t and r_t to the output o_t
 
-    def unroll(self, x: Tensor) -> tuple[Tensor, list[Any]]:
-        """Map sequences ``x`` [B, T, *input] to logits [B, T, *target] and the memory's state after each step.
-
-        Raises:
-            DataError: the length is 0, or an input is not finite.
-        """
-        B, T = x.shape[:2]
-        if T == 0:
+    @staticmethod
+    def check(x: Tensor) -> None:
+        """Raise DataError if the length of sequences ``x`` [B, T, *input] is 0, or an input is not finite."""
+        if x.shape[1] == 0:
             raise DataError(
                 f"ntm: got sequences of length 0 (inputs of shape {tuple(x.shape)}), expected at least one step; "
                 "raise their length"
             )
         check_finite(x, "ntm: inputs")
-        input_projections = self.controller.see(x.flatten(2))  # U x_t of all steps in one product
-        # Each sequence starts with an empty memory, and with zeros as the vectors read before the first step.
-        reads = input_projections.new_zeros(B, self.memory.read_size)
-        carry, state = None, self.memory.initial_state(B)
-        hidden_states, all_reads, states = [], [], []
-        for input_projection in input_projections.unbind(1):
+
+    def answer(self, x: Tensor, states: list[Any] | None = None) -> Tensor:
+        """Map sequences ``x`` [B, T, *input] to logits [B, T, *target], after checking them.
+
+        Args:
+            x: the sequences.
+            states: a list to which the memory's state after each step is added.
+        """
+        self.check(x)
+        return self(x, states)  # type: ignore[no-any-return]
+
+    def forward(self, x: Tensor, states: list[Any] | None = None) -> Tensor:
+        """Compute all T steps of ``answer``."""
+        B, T = x.shape[:2]
+
+        def step(input_projection: Tensor, before: State) -> tuple[Tensor, State]:
+            reads, carry, state = before
             # h_t is computed from x_t and r_{t-1}. Then the memory is written and read as the interface vector says.
             h, carry = self.controller(input_projection, reads, carry)
             reads, state = self.memory.step(self.emit(h), state)
-            hidden_states.append(h)
-            all_reads.append(reads)
-            states.append(state)
-        # o_t = O [h_t, r_t] of all steps in one product.
-        logits: Tensor = self.say(torch.cat([torch.stack(hidden_states, 1), torch.stack(all_reads, 1)], -1))
-        return logits.view(B, T, *self.target), states
+            if states is not None:
+                states.append(state)
+            return torch.cat([h, reads], 1), (reads, carry, state)
+
+        input_projections = self.controller.see(x.flatten(2))  # U x_t of all steps in one product
+        # Each sequence starts with an empty memory, and with zeros as the vectors read before the first step.
+        reads = input_projections.new_zeros(B, self.memory.read_size)
+        start = reads, self.controller.start(input_projections[:, 0]), self.memory.initial_state(B)
+        seen, _ = kshot.nn.unroll(step, input_projections, start, self.segment)
+        logits: Tensor = self.say(seen)  # o_t = O [h_t, r_t] of all steps in one product
+        return logits.view(B, T, *self.target)
 
     def meta_gradient(self, episodes: Episode) -> Metrics:
         """Add the gradient of the mean negative log-likelihood of the targets, through all T steps, to ``.grad``."""
-        logits, _ = self.unroll(episodes.query.x)
-        loss = sequence_loss(logits, episodes.query.y)
-        loss.backward()
-        return {"loss": loss.detach(), "error": sequence_errors(logits.detach(), episodes.query.y).nanmean()}
+        x, y = episodes.query.x, episodes.query.y
+        self.check(x)
+        T = x.shape[1]
+        if T not in self.lifts:
+            self.lifts[T] = kshot.inner.Lift(self.strategy)
+        state = kshot.inner.State(dict(self.named_parameters()), dict(self.named_buffers()))
+        # All B sequences are computed together, so for the lift they are one task.
+        metrics, _ = self.lifts[T].mean_gradient(self.metrics, state, x[None], y[None])
+        return {name: value[0] for name, value in metrics.items()}
+
+    def metrics(self, state: kshot.inner.State, x: Tensor, y: Tensor) -> tuple[Metrics, kshot.inner.State]:
+        """Return the loss and the share of wrong answers of B sequences, and the unchanged state."""
+        logits = functional_call(self, {**state.parameters, **state.buffers}, (x,))
+        loss, errors = sequence_loss(logits, y), sequence_errors(logits.detach(), y)
+        return {"loss": loss, "error": errors.nanmean()}, state
 
     def adapt(self, support: Support) -> Predictor:
         """Return a function from sequences [B, T, *input] to logits [B, T, *target].
@@ -179,7 +157,7 @@ class NTM(nn.Module):
         The memory is empty when a sequence begins. Nothing is learnt from the support, which is empty in sequence
         tasks.
         """
-        return lambda x: self.unroll(x)[0]
+        return self.answer
 
     def trace(self, episode: Episode) -> Mapping[str, Any]:
         """Return the inputs, the outputs, and the slots that the heads read and write (ability ``Explains``).
@@ -189,8 +167,9 @@ class NTM(nn.Module):
             ``read_weights`` [B, T, R, M] and ``write_weights`` [B, T, *, M] if the memory's state has fields of these
             names.
         """
+        states: list[Any] = []
         with torch.no_grad():
-            outputs, states = self.unroll(episode.query.x)
+            outputs = self.answer(episode.query.x, states)
         traced = {"inputs": episode.query.x, "outputs": outputs.float(), "targets": episode.query.y}
         # A memory's state may be a mapping, a named tuple, or a value without names, which is not traced.
         for name in ("read_weights", "write_weights"):

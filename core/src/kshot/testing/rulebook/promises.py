@@ -31,7 +31,7 @@ def expected_shape(case: Case, episode: Episode, x: Tensor) -> tuple[int, ...]:
     if case.kind == "classification":
         return B, n, episode.support.way or 0
     if case.kind == "sequence" and not episode.query.y.is_floating_point():
-        return B, n, spec.way if isinstance(spec.way, int) else 0
+        return B, n, *spec.target_shape, spec.way if isinstance(spec.way, int) else 0
     return B, n, *spec.target_shape
 
 

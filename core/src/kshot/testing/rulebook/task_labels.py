@@ -107,7 +107,10 @@ def _check_stream(subject: TasksSubject, split: str) -> None:
     if any(y.is_floating_point() for _, y in parts):
         return
     fitted, judged = (
-        (torch.cat([x.double().flatten(2).flatten(0, 1) for x, _ in half]), torch.cat([y.flatten() for _, y in half]))
+        (
+            torch.cat([x.double().flatten(2).flatten(0, 1) for x, _ in half]),
+            torch.cat([(y if y.ndim == 2 else y.flatten(2)[..., 0]).flatten() for _, y in half]),  # first characters
+        )
         for half in (parts[: len(parts) // 2], parts[len(parts) // 2 :])
     )
     N = int(torch.cat([fitted[1], judged[1]]).max()) + 1
