@@ -192,7 +192,7 @@ def test_the_table_of_imitation_is_that_of_the_recorded_runs() -> None:
     """Success in percent before and after adaptation over three seeds, in the README of the learner."""
     text = (RECIPES.parent / "plugins/mil/README.md").read_text(encoding="utf-8").split("What to expect", 1)[1]
     table = [line.strip("|").split("|")[1:] for line in text.splitlines() if line.startswith("|")][2:]
-    names = [f"mil-reach2d{name}" for name in ("", "-bias", "-two-heads", "-observations", "-cloning")]
+    names = [f"mil-reach2d{name}" for name in ("", "-bias", "-two-heads", "-observations", "-cloning", "-untrained")]
     for name, cells in zip(names, table, strict=True):
         means = [[100 * float(result.means("success")) for result in seeds(name, test)] for test in (0, 1)]
         expected = [over_seeds(values, 1) for values in means]

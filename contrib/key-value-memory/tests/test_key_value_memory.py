@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from kshot_key_value_memory import KeyValueMemory
 
 import kshot
 from kshot.errors import MisfitError, OptionError
 from kshot.testing import sample_tasks
+from kshot_key_value_memory import KeyValueMemory
 
 
 def interface(*parts: list[float]) -> torch.Tensor:

@@ -107,9 +107,7 @@ class Whitened:
         Unlabelled and external examples are mapped to components too.
         """
         shape = self.spec.input_shape
-        return map_inputs(
-            self._tasks.sample(split, indices), lambda x: self.components(x).view(*x.shape[:2], *shape)
-        )
+        return map_inputs(self._tasks.sample(split, indices), lambda x: self.components(x).view(*x.shape[:2], *shape))
 
 
 def prepared(raw: Any, *, below: Preparation, mean: Tensor, directions: Tensor, scales: Tensor) -> Tensor:
