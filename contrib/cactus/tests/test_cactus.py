@@ -159,7 +159,7 @@ def test_random_groups_have_nothing_in_common_and_equal_sizes() -> None:
 
 
 def test_dimensions_are_scaled_at_random_except_in_the_first_partition() -> None:
-    """Two pairs of groups are told apart by the dimension that is scaled least; the first partition sees both alike."""
+    """The random scaling decides which of two dimensions forms the clusters; the first partition is not scaled."""
     factors = scalings(3, 5, np.random.default_rng(0))
     assert factors[0].tolist() == [1, 1, 1]
     assert 0 <= factors[1:].min() < factors[1:].max() < 1

@@ -64,7 +64,7 @@ class Concept(nn.Module):
         ['discriminator_accuracy', 'discriminator_loss', 'loss', 'meta_loss']
     """
 
-    # All that a meta-learner may need; an instance has the needs of its own meta-learner.
+    # The class declares everything that some meta-learner needs; an instance declares what its own meta-learner needs.
     needs = Needs(kinds=("classification", "regression"), couples_tasks=True, variable_way=True, zero_shot=True)
 
     def __init__(

@@ -23,8 +23,9 @@ def class_interval(scores: NDArray[np.float64], classes: NDArray[np.int64]) -> f
     An episode is a random subset of N of C classes, so the mean score is a statistic of subsamples, like the prediction
     of a random forest. Its variance is estimated by the infinitesimal jackknife: Wager & Athey 2018 (1510.04342),
     eq. 8, less the part that is due to the finite number of episodes (Wager, Hastie & Efron 2014, 1311.4555, section
-    3.2), which is then added as it is. The variance of the classes counts as at least the standard error of its own
-    estimate, so few episodes make the interval too wide rather than too narrow. It has C - 1 degrees of freedom.
+    3.2); the variance over episodes is then added. The estimate for the classes is replaced by its own standard error
+    if it is smaller, so with few episodes the interval is too wide rather than too narrow. The t quantile has C - 1
+    degrees of freedom.
 
     Args:
         scores: one for each episode [E].

@@ -184,48 +184,35 @@ class Replays:
         """
         with self._lock:
             work.uses += 1
-            if not work.refused and not work.traces and work.uses >= (WAIT if self.strategy == "auto" else 1):
-                self._trace(what, function, arguments, work, leaves, chunks)
-
-    # -------------------- Make traces
-
-    def _trace(
-        self,
-        what: str,
-        function: Callable[..., Any],
-        arguments: tuple[Any, Any, Any],
-        work: Work,
-        leaves: list[Tensor],
-        chunks: Sequence[tuple[int, int, Chunk]],
-    ) -> None:
-        """Trace the function, or refuse to do so in future."""
-        parameters, buffers, values = arguments
-        values = tuple(attrs.evolve(v, origin=None) if isinstance(v, Episode) else v for v in values)
-        _, spec = pytree.tree_flatten((parameters, buffers, values))
-        made: dict[int, Trace] = {}
-        try:
-            if any(has_hooks(t) for t in leaves if isinstance(t, Tensor)):
-                raise Untraceable("a parameter has hooks")
-            guard = Guard(function)
-            for first, last, chunk in chunks:
-                if last - first not in made:
-                    inputs = work.of_chunk(leaves, first, last)
-                    program: Program
-                    if what == "gradient":
-                        program = Gradient(chunk, spec, inputs, (last - first) / work.tasks)
-                    else:
-                        program = Results(chunk, spec, torch.is_grad_enabled())
-                    compiled = self.strategy == "compiled"
-                    made[last - first] = make_trace(program, guard, inputs, compiled=compiled, warn=self._warn)
-        except Exception as error:  # of torch, for example; the function itself has just run without one
-            reason = next(iter(str(error).strip().splitlines()), "")[:200]
-            self._refuse(
-                work, function, reason if isinstance(error, Untraceable) else f"{type(error).__name__}: {reason}"
-            )
-            return
-        guard.leave_out(leaves)
-        work.current = Variant(guard, [(first, last, made[last - first]) for first, last, _ in chunks])
-        work.variants.append(work.current)
+            if work.refused or work.traces or work.uses < (WAIT if self.strategy == "auto" else 1):
+                return
+            parameters, buffers, values = arguments
+            values = tuple(attrs.evolve(v, origin=None) if isinstance(v, Episode) else v for v in values)
+            _, spec = pytree.tree_flatten((parameters, buffers, values))
+            made: dict[int, Trace] = {}
+            try:
+                if any(has_hooks(t) for t in leaves if isinstance(t, Tensor)):
+                    raise Untraceable("a parameter has hooks")
+                guard = Guard(function)
+                for first, last, chunk in chunks:
+                    if last - first not in made:
+                        inputs = work.of_chunk(leaves, first, last)
+                        program: Program
+                        if what == "gradient":
+                            program = Gradient(chunk, spec, inputs, (last - first) / work.tasks)
+                        else:
+                            program = Results(chunk, spec, torch.is_grad_enabled())
+                        compiled = self.strategy == "compiled"
+                        made[last - first] = make_trace(program, guard, inputs, compiled=compiled, warn=self._warn)
+            except Exception as error:  # of torch, for example; the function itself has just run without one
+                reason = next(iter(str(error).strip().splitlines()), "")[:200]
+                self._refuse(
+                    work, function, reason if isinstance(error, Untraceable) else f"{type(error).__name__}: {reason}"
+                )
+                return
+            guard.leave_out(leaves)
+            work.current = Variant(guard, [(first, last, made[last - first]) for first, last, _ in chunks])
+            work.variants.append(work.current)
 
     # -------------------- When to trace
 

@@ -67,7 +67,7 @@ class RepeatCopy:
         spec = spec_of(scored if scored[0] < scored[1] else scored[0], marks=1, bits=bits, block=block)
         # The number that is shown has no bounds, because a test may have any number of copies.
         self.spec = attrs.evolve(spec, target_shape=(bits + 1,), input_range=None)
-        # Each of the two numbers has draws of its own for every block.
+        # The length and the number of copies are drawn separately for every block.
         self._length, self._repeats = attrs.evolve(spec, query=length), attrs.evolve(spec, query=None, shot=repeats)
 
     def sample(self, split: str, indices: Sequence[int]) -> Episode:

@@ -82,7 +82,7 @@ class NTM(nn.Module):
         if hidden < 1:
             raise OptionError(f"ntm: got hidden {hidden}, expected at least 1 unit; raise hidden")
         self.segment, self.strategy = segment, "loop" if segment else strategy
-        # A lift keeps the traces of few shapes, and each length has shapes of its own.
+        # One Lift for each length, because a Lift stores the traces of a limited number of shapes.
         self.lifts: dict[int, kshot.inner.Lift] = {}
         self.memory: Memory = kshot.nn.memory(memory or NTMMemory, slots=128, width=20, reads=1)
         inputs, read_size = math.prod(spec.input_shape), self.memory.read_size
