@@ -4,7 +4,7 @@ appendix C), as functions of a flat vector of P parameters.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from kshot.inner import State
 from kshot_maml_rl.steps import mean_over_steps
 
 Product = Callable[[Tensor], Tensor]
-Task = Callable[..., Any]
+Named = Mapping[str, Tensor]
 
 DAMPING = 1e-2
 """Added to the diagonal of the Hessian of the divergence. The paper's code adds 1e-5, which was worse in short runs of
@@ -97,32 +97,35 @@ def outer_step(learner: Any, batches: Any, judged: Any, played: State, *, radius
         """Compute the outer loss of one task."""
         return learner.task(theta, batches, judged)  # type: ignore[no-any-return]
 
-    def departure(theta: State, batches: Any, judged: Any, played: State) -> tuple[Any, State]:
-        """Compute the divergence of one task's adapted policy from the one that played, its mean over taken steps."""
-        after, _ = learner.adapted(theta, batches)
-        old, new = ({**s.parameters, **s.buffers} for s in (played, after))
-        divergence = learner.family.divergence(old, new, judged.observations)
-        return {"loss": mean_over_steps(divergence, judged.running)}, after
+    def divergence(new: Named, old: Named, judged: Any) -> Tensor:
+        """Compute the divergence of one task's new policy from the old one, its mean over the steps taken."""
+        return mean_over_steps(learner.family.divergence(old, new, judged.observations), judged.running)
 
-    def gradient_of(function: Task) -> tuple[Tensor, Tensor]:
-        """Compute the gradient [P] of the mean over tasks at the start, and the mean."""
-        leaves = {n: v.clone().requires_grad_() for n, v in at(start).items()}
-        metrics, _ = learner.lift.mean_gradient(function, learner.theta(leaves), batches, judged, played)
-        gradients = (torch.zeros_like(v) if v.grad is None else v.grad for v in leaves.values())
-        return torch.cat([g.flatten() for g in gradients]), metrics["loss"].mean()
+    def departure(theta: State, batches: Any, judged: Any, played: State) -> tuple[Any, State]:
+        """Compute the divergence of one task's adapted policy from the one that played."""
+        after, _ = learner.adapted(theta, batches)
+        return {"loss": divergence(everything(after), everything(played), judged)}, after
+
+    # The graphs that all products share: theta' [B, *] by theta, J^T u by u, and the slope of the divergence by theta'.
+    leaves = {n: v.clone().requires_grad_() for n, v in at(start).items()}
+    adapt = lambda theta, batches, judged: learner.adapted(theta, batches)[0]  # noqa: E731
+    after = everything(learner.lift.map(adapt, learner.theta(leaves), batches, judged))
+    ends = {n: v.detach().requires_grad_() for n, v in after.items()}
+    u = {n: torch.zeros_like(v, requires_grad=True) for n, v in after.items()}
+    pulled = pull(after, leaves, u, create_graph=True)
+    apart = {"": torch.func.vmap(divergence)(ends, everything(played), judged).mean()}
+    slope = pull(apart, ends, create_graph=True)
 
     def product(v: Tensor) -> Tensor:
-        """Compute (H + damping) v, with H the Hessian of the mean divergence at the start: H v = grad (grad KL . v)."""
-        direction = at(v)
+        """Compute (H + damping) v, with H the Hessian of the mean divergence at the start.
 
-        def along(theta: State, *data: Any) -> tuple[Any, State]:
-            """Compute grad KL . v of one task."""
-            # A deviation that does not adapt is a buffer of theta, but one of the P parameters too.
-            mean = lambda named: departure(learner.theta(named), *data)[0]["loss"]  # noqa: E731
-            slopes = torch.func.grad(mean)({**theta.parameters, **theta.buffers})
-            return {"loss": torch.stack([(slopes[n] * direction[n]).sum() for n in direction]).sum()}, theta
-
-        return gradient_of(along)[0] + DAMPING * v
+        H = J^T F J, with J the derivative of theta' by theta and F the Hessian of the divergence by theta'. There is no
+        other term: the divergence from the policies that played is least at theta', so that its slope is 0.
+        """
+        moved = pull(pulled, u, at(v))  # J v, the derivative of J^T u by u
+        bent = pull(slope, ends, moved)  # F J v
+        back = pull(after, leaves, bent)  # J^T F J v
+        return torch.cat([g.flatten() for g in back.values()]) + DAMPING * v
 
     @torch.no_grad()
     def judge(offset: Tensor) -> tuple[float, float]:
@@ -135,7 +138,9 @@ def outer_step(learner: Any, batches: Any, judged: Any, played: State, *, radius
         return float(before) - after, divergence
 
     # The gradient of the outer loss, and the step, which needs products with the Hessian of the divergence.
-    gradient, before = gradient_of(loss)
+    metrics, _ = learner.lift.mean_gradient(loss, learner.theta(leaves), batches, judged, played)
+    before = metrics["loss"].mean()
+    gradient = torch.cat([(torch.zeros_like(v) if v.grad is None else v.grad).flatten() for v in leaves.values()])
     offset = step(-gradient, product, judge, radius=radius)
     for p, change in zip(parameters.values(), at(offset).values(), strict=True):
         p.grad = -change if p.grad is None else p.grad - change
@@ -143,3 +148,39 @@ def outer_step(learner: Any, batches: Any, judged: Any, played: State, *, radius
     # The first trial is the longest step. Each further trial is a backtrack, also if none was accepted.
     counts = {"step_taken": float(moved), "backtracks": float(max(0, trials - 1))}
     return {"loss": before, **{name: torch.tensor(count) for name, count in counts.items()}}
+
+
+def everything(state: State) -> dict[str, Tensor]:
+    """Return the parameters of a policy: those that adapt, and those that do not."""
+    return {**state.parameters, **state.buffers}
+
+
+def pull(of: Named, by: Named, weights: Named | None = None, *, create_graph: bool = False) -> dict[str, Tensor]:
+    """Compute the derivatives of a sum of products: d (sum of weights * of) / d by, 0 where there is no dependence.
+
+    The graph of ``of`` is kept for further calls.
+
+    Args:
+        of: tensors with a graph, or constants.
+        by: tensors that they were computed from.
+        weights: of the shapes of ``of``; None for scalars with weight 1.
+        create_graph: whether the derivatives have a graph.
+
+    Example:
+        >>> x = torch.tensor([1.0, 3.0], requires_grad=True)
+        >>> pull({"square": x * x}, {"x": x}, {"square": torch.tensor([1.0, 0.5])})
+        {'x': tensor([2., 3.])}
+    """
+    names = [n for n, t in of.items() if t.requires_grad]
+    if not names:
+        return {n: torch.zeros_like(t) for n, t in by.items()}
+    derivatives = torch.autograd.grad(
+        [of[n] for n in names],
+        list(by.values()),
+        None if weights is None else [weights[n] for n in names],
+        retain_graph=True,
+        create_graph=create_graph,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    return dict(zip(by, derivatives, strict=True))
