@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from click.testing import CliRunner
 from scipy import stats
 
 import kshot
 from kshot._engine.result import Result
 from kshot._engine.run_folder import RunFolder
+from kshot.cli import main
 from kshot.runs.plan import Plan, build_learner
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 RECORDED = RECIPES / "recorded"
+SHARED = Path(os.environ.get("KSHOT_SHARED") or RECIPES.parents[1] / "shared" / "data")
 TUNED = ("SGD", "momentum", "RMSprop", "Adam")
 RUNS = sorted(path.parent for path in RECORDED.glob("**/config.json"))
 
@@ -277,3 +283,117 @@ def test_the_table_of_regret_is_that_of_the_recorded_runs() -> None:
             tests = range(first, first + 4)
         expected = [over_seeds([float(r.scores["regret"].mean()) for r in seeds(folder, test)], 2) for test in tests]
         assert cells[:4] == expected, name
+
+
+def accuracy(name: str, test: int = 0) -> Callable[[], str]:
+    """Return the function that writes the accuracy in percent: of seed 0, or of all seeds if there are three."""
+
+    def written() -> str:
+        if len(found := seeds(name, test)) >= 3:
+            return over_seeds([100 * result.mean for result in found], 2)
+        return percent(found[0])
+
+    return written
+
+
+def score(name: str, test: int = 0, *, digits: int = 2, unit: float = 1, of: str = "") -> Callable[[], str]:
+    """Return the function that writes the mean over the seeds of a score, by default the one of the headline."""
+
+    def written() -> str:
+        found = seeds(name, test)
+        return over_seeds([unit * float(result.means(of) if of else result.mean) for result in found], digits)
+
+    return written
+
+
+def instance(name: str, number: int) -> Callable[[], str]:
+    """Return the function that writes the accuracy in percent at an instance of a class, of seed 0."""
+
+    def written() -> str:
+        text = (RECORDED / name / "result.json").read_text(encoding="utf-8")
+        curve = json.loads(text)["results"][0]["summary"]["accuracy_by_instance"]
+        return f"{100 * curve['mean'][number - 1]:.2f} ± {100 * curve['interval'][number - 1]:.2f}"
+
+    return written
+
+
+def less(name: str, other: str, file: str = "result.json") -> Callable[[], str]:
+    """Return the function that writes a paired difference of accuracies in points, of the first tests of seed 0."""
+    return lambda: points(results(name)[0], results(other, file)[0])
+
+
+SYSTEMS: Mapping[str, tuple[str, Callable[[], str]]] = {
+    "siamese networks": ("siamese-omniglot", accuracy("siamese-omniglot")),
+    "prototypical networks": ("protonet-omniglot-60way", accuracy("protonet-omniglot-60way")),
+    "Gaussian prototypical networks": ("gaussian-protonet-omniglot", accuracy("gaussian-protonet-omniglot")),
+    "semi-supervised prototypical networks": (
+        "semi-protonet-omniglot-masked",
+        accuracy("semi-protonet-omniglot-masked", 3),
+    ),
+    "zero-shot prototypical networks": ("semantics-omniglot", accuracy("semantics-omniglot")),
+    "matching networks": ("matchingnet-omniglot", accuracy("matchingnet-omniglot")),
+    "relation networks": ("relationnet-omniglot", accuracy("relationnet-omniglot", 4)),
+    "zero-shot relation networks": ("semantics-omniglot-relationnet", accuracy("semantics-omniglot-relationnet")),
+    "neural Turing machine": ("ntm-copy-paper", score("ntm-copy-paper", unit=160)),
+    "MANN": ("mann-omniglot-long", instance("mann-omniglot-long", 2)),
+    "MAML": ("maml-omniglot-long", accuracy("maml-omniglot-long")),
+    "FOMAML": ("fomaml-omniglot", accuracy("fomaml-omniglot")),
+    "Reptile": ("reptile-omniglot-long", accuracy("reptile-omniglot-long")),
+    "Meta-SGD": ("metasgd-omniglot", accuracy("metasgd-omniglot")),
+    "CAVIA": ("cavia-sinusoid", score("cavia-sinusoid", digits=3)),
+    "ADML": ("adml-omniglot", lambda: percent(results("adml-omniglot", "attacked-fgsm.json")[3])),
+    "gradient agreement": (
+        "gradient-agreement-omniglot",
+        less("gradient-agreement-omniglot", "maml-omniglot-outliers"),
+    ),
+    "TAML, entropy": ("taml-omniglot", accuracy("taml-omniglot")),
+    "TAML, inequality": ("taml-omniglot-theil", accuracy("taml-omniglot-theil")),
+    "MAML for policies": ("maml-rl-navigation2d", score("maml-rl-navigation2d", 1)),
+    "Meta-SGD for policies": ("metasgd-rl-navigation2d", score("metasgd-rl-navigation2d", 1)),
+    "gradient descent by gradient descent": ("l2l-quadratics", score("l2l-quadratics", digits=3)),
+    "meta-LSTM": ("meta-lstm-omniglot", less("meta-lstm-omniglot", "meta-lstm-omniglot", "gradient-descent.json")),
+    "meta imitation learning": ("mil-reach2d", score("mil-reach2d", 1, unit=100, of="success")),
+    "CACTUs": ("cactus-maml-omniglot", accuracy("cactus-maml-omniglot")),
+    "learning in concept space": ("concept-omniglot", accuracy("concept-omniglot")),
+}
+"""The systems of the canon: the recorded run whose cost is shown, and the function that writes its figure."""
+
+
+def test_the_table_of_all_systems_is_that_of_the_recorded_runs() -> None:
+    """Each of the 26 systems has a paper, a figure with its interval, a cost and a command."""
+    table = rows("## All systems in one place")
+    assert list(table) == list(SYSTEMS)
+    assert len(table) == 26
+    for name, (paper, measured, _published, ours, cost, command) in table.items():
+        run, figure = SYSTEMS[name]
+        assert (ours, cost) == (figure(), cost_of(run)), name
+        assert re.search(r"\b(19|20)\d\d\b", paper), name
+        assert measured, name
+        assert command.startswith("`kshot train "), name
+
+
+def cost_of(name: str) -> str:
+    """Write how long the training of a recorded run took: in seconds if it was shorter than two minutes."""
+    wall = json.loads((RECORDED / name / "result.json").read_text(encoding="utf-8"))["wall"]["training"]
+    return f"{wall:.0f} seconds" if wall < 120 else f"{wall / 60:.0f} minutes"
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_the_command_of_each_system_starts(system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of its trainings does an iteration and tests on two episodes of real data, in the recipe's run folder."""
+    if not (SHARED / "omniglot" / "images_background.zip").exists():
+        pytest.skip("the full Omniglot is not at ../shared/data/omniglot")
+    monkeypatch.setenv("KSHOT_OMNIGLOT", str(SHARED / "omniglot"))
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    try:
+        for command in rows("## All systems in one place")[system][-1].strip("`").split(" && "):
+            program, *arguments, flag, recipe = command.split()
+            assert (program, flag) == ("kshot", "--recipe")
+            text = (RECIPES.parent / recipe).read_text(encoding="utf-8")
+            quick = ["--learner.strategy=auto"] if 'strategy = "compiled"' in text else []
+            few = ["--iterations=1", "--evaluate.episodes=2", "--backend.threads=1", "--quiet", *quick]
+            done = CliRunner().invoke(main, [*arguments, f"--recipe={RECIPES.parent / recipe}", *few])
+            assert done.exit_code == 0, done.output
+    finally:
+        torch.set_num_threads(threads)
