@@ -285,6 +285,30 @@ def test_the_table_of_regret_is_that_of_the_recorded_runs() -> None:
         assert cells[:4] == expected, name
 
 
+def test_the_table_without_labels_is_that_of_the_recorded_runs() -> None:
+    """Accuracies of encoders, of what is trained on their clusters, and of the baselines that these must exceed."""
+    table = rows("## Without labels")
+    maml, maml20 = results("cactus-maml-omniglot"), results("cactus-maml-omniglot-20way")
+    recorded = {
+        "nearest pixels": results("pixels-omniglot"),
+        "training from scratch": [*results("scratch-omniglot"), *results("scratch-omniglot-20way")],
+        "autoencoder, nearest mean": results("autoencoder-omniglot"),
+        "SimCLR, nearest mean": results("simclr-omniglot"),
+        "CACTUs-ProtoNet": results("cactus-protonet-omniglot"),
+        "CACTUs-MAML, transductive": [*maml[:2], *maml20[:2]],
+        "CACTUs-MAML, by the support": [*maml[2:], *maml20[2:]],
+    }
+    shapes = [(5, 1), (5, 5), (20, 1), (20, 5)]
+    for name, found in recorded.items():
+        assert [(result.shape["way"], result.shape["shot"]) for result in found] == shapes, name
+        assert table[name][:4] == [percent(result) for result in found], name
+    for name, published in (("ProtoNet", (68.1, 83.6, 47.8, 66.3)), ("MAML, transductive", (68.8, 87.8, 48.1, 73.4))):
+        for i, result in enumerate(recorded[f"CACTUs-{name}"]):
+            baselines = [recorded[row][i] for row in ("nearest pixels", "training from scratch")]
+            assert 100 * result.mean >= published[i], name
+            assert all(result.mean - result.interval > other.mean + other.interval for other in baselines), name
+
+
 def accuracy(name: str, test: int = 0) -> Callable[[], str]:
     """Return the function that writes the accuracy in percent: of seed 0, or of all seeds if there are three."""
 
