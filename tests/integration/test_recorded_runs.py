@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from numpy.typing import NDArray
 from scipy import stats
 
 import kshot
@@ -307,6 +308,60 @@ def test_the_table_without_labels_is_that_of_the_recorded_runs() -> None:
             baselines = [recorded[row][i] for row in ("nearest pixels", "training from scratch")]
             assert 100 * result.mean >= published[i], name
             assert all(result.mean - result.interval > other.mean + other.interval for other in baselines), name
+
+
+def scores(result: Result) -> NDArray[np.float64]:
+    """Return the accuracies of the episodes.
+
+    ``Result.minus`` takes results of the same tasks only. Tasks before and after the external set has grown differ in
+    this set, which a test does not use.
+    """
+    return np.asarray(result.scores["accuracy"], np.float64)
+
+
+def concept_tables() -> dict[str, list[list[str]]]:
+    """Return the rows of the two tables of learning in concept space, from the recorded runs."""
+
+    def of(name: str, kind: str) -> list[Result]:
+        files = [f"{kind}.json", *(f"{kind}-seed-{seed}.json" for seed in (1, 2))]
+        return [results(name, file)[0] for file in files]
+
+    def difference(first: list[Result], second: list[Result]) -> tuple[list[str], str]:
+        each = [scores(a) - scores(b) for a, b in zip(first, second, strict=True)]
+        half = [stats.t.ppf(0.975, len(d) - 1) * np.std(d, ddof=1) / len(d) ** 0.5 for d in each]
+        cells = [f"{100 * np.mean(d):+.2f} ± {100 * h:.2f}" for d, h in zip(each, half, strict=True)]
+        return cells, over_seeds([100 * float(np.mean(d)) for d in each], 2, "+")
+
+    with_external, without = of("concept-omniglot", "result"), of("concept-omniglot-without", "result")
+    grown, old, kept = (
+        of("concept-omniglot-grown", "result"),
+        of("concept-omniglot", "val"),
+        of("concept-omniglot-grown", "val"),
+    )
+    tables: dict[str, list[list[str]]] = {"weights": [], "grown": []}
+    for table, pairs in (("weights", [(with_external, without)]), ("grown", [(kept, old), (grown, with_external)])):
+        columns: list[list[str]] = [["0", "1", "2", "all"]]
+        for first, second in pairs:
+            cells, total = difference(first, second)
+            shown = [[*map(percent, runs), ""] for runs in (first, second)]
+            columns += [*(shown if table == "weights" else shown[::-1]), [*cells, total]]
+        tables[table] = [list(row) for row in zip(*columns, strict=True)]
+    return tables
+
+
+def test_the_tables_of_concept_space_are_those_of_the_recorded_results() -> None:
+    """Accuracies with and without an external set, and before and after it has grown, of three seeds."""
+    tables = concept_tables()
+    for heading, name in (
+        ("## Learning in concept space", "weights"),
+        ("trained on at first, *new tasks* are", "grown"),
+    ):
+        text = (RECIPES / "README.md").read_text(encoding="utf-8").split(heading, 1)[1]
+        lines = re.search(r"(?:^\|.*\n)+", text, re.M)
+        assert lines is not None
+        cells = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in lines[0].splitlines()[2:]]
+        assert cells == tables[name]
+    assert all(result.episodes == 600 for result in results("concept-omniglot"))
 
 
 def accuracy(name: str, test: int = 0) -> Callable[[], str]:
