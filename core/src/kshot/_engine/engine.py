@@ -18,6 +18,7 @@ from kshot import registry
 from kshot._engine.attack import Attack
 from kshot._engine.checkpoint_state import check_loadable, check_resumable
 from kshot._engine.cpu import OneProcess
+from kshot._engine.disjoint import disjoint as disjointly
 from kshot._engine.door import Door, check_batching, expect_tasks
 from kshot._engine.evaluation import Perturb, batches_of, evaluated, result_of, with_options
 from kshot._engine.hook_calls import Hooks
@@ -121,13 +122,10 @@ class Engine:
         self.folder: RunFolder | None = None
         self._parameters = Parameters(self.learner)
         self._iterations: int | None = None  # the total that the last call of train asked for
-        self._evaluates_only = False
-        self._results, self._door = Results(), Door()
+        self._evaluates_only, self._results, self._door = False, Results(), Door()
         self._hooks = Hooks(() if self.backend.world.rank else hooks, self)
         self._loop = TrainingLoop(self, self._step, self._parameters, self._hooks, self._results)
         self._run, self._config = None if run is None else run_path(run), dict(config or {})
-
-    # --- Training ----------------------------------------------------------------------------------------------------
 
     def train(
         self,
@@ -239,6 +237,7 @@ class Engine:
         learner_options: Mapping[str, Any] | None = None,
         perturb: Perturb | None = None,
         attack: Attack | Mapping[str, Any] | str | None = None,
+        disjoint: bool = False,
         batch: int | None = None,
         write: bool = True,
     ) -> Result:
@@ -253,6 +252,7 @@ class Engine:
                 learners that were made by ``kshot.learner``.
             perturb: (predictor, query examples) -> the examples to predict instead.
             attack: an adversarial attack on queries, support or both: a ``kshot.Attack``, or its fields.
+            disjoint: whether no example may be in two episodes; if a split has too few examples, episodes are fewer.
             batch: episodes at once; by default as many as fit into the caches of a processor, at most 64.
             write: whether the result goes into the run folder.
 
@@ -267,14 +267,16 @@ class Engine:
         episodes, batch = counts("evaluate", episodes=episodes, batch=batch)
         attack = Attack.of(attack, used.spec)
         started = time.perf_counter()
-        batches = batches_of(episodes, self.enter(used, split, 1), used, batch)
+        source, episodes = disjointly(used, split, episodes) if disjoint else (used, episodes)
+        batches = batches_of(episodes, self.enter(source, split, 1), used, batch)
         if world.size > 1:
             asked = {"split": split, "episodes": episodes, "batch": batch, "perturbed": perturb is not None}
-            asked["attack"] = attack and attack.plain()
+            asked |= {"attack": attack and attack.plain(), "disjoint": disjoint}
             self._agree("evaluate", learner, used, evaluate=asked)
         progress = self._hooks.progress(episodes)
-        rows = evaluated(learner, used, split, batches, self.backend, world, perturb, attack, progress)
-        result = result_of(self, rows, learner, used, split, perturb=perturb, attack=attack, started=started)
+        rows = evaluated(learner, source, split, batches, self.backend, world, perturb, attack, progress)
+        how: Any = {"perturb": perturb, "attack": attack, "disjoint": disjoint, "started": started}
+        result = result_of(self, rows, learner, used, split, **how)
         if write and not self._hooks.calling:
             self._results.add(result, self.folder, self.iteration)
         self._hooks.call("evaluation_end", iteration=self.iteration, result=result)
@@ -378,9 +380,7 @@ class Engine:
         """Start a new training from the parameters of another run: the best validated ones, or else the last.
 
         Copies the tensors that match by name and shape. The others stay as initialised, and config.json reports them.
-
-        Args:
-            run: a run folder, or a checkpoint.
+        ``run`` is a run folder, or a checkpoint.
 
         Raises:
             RunError: the run or checkpoint does not exist, nothing in it matches, or training has begun.

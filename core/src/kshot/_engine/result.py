@@ -49,7 +49,7 @@ class Difference:
         return f"{self.mean:+.4g} ± {self.interval:.2g} {self.score} {about}"
 
 
-EPISODES = ("kind", "split", "tasks_seed", "shape", "tasks", "data", "episodes")
+EPISODES = ("kind", "split", "tasks_seed", "shape", "tasks", "data", "episodes", "disjoint")
 """Fields in which two results must agree to be of the same episodes."""
 
 
@@ -73,6 +73,7 @@ class Result:
         perturbed: whether the query inputs were perturbed.
         attack: the fields of the adversarial attack, see ``kshot.Attack``; empty if there was none.
         classes: the numbers of each episode's classes within the split [episodes, N]; None if it is not known.
+        disjoint: whether no example is in two of the episodes.
         wall: duration of the evaluation in seconds.
 
     Example:
@@ -102,6 +103,7 @@ class Result:
     learner_seed: int | None = None
     attack: Mapping[str, Any] = attrs.field(factory=dict)
     classes: NDArray[np.int64] | None = None
+    disjoint: bool = False
 
     @property
     def headline(self) -> str:
@@ -305,7 +307,8 @@ class Result:
         way, shot = self.shape.get("way"), self.shape.get("shot")
         shape = [f"{way}-way {shot}-shot"] if way is not None and shot is not None else []
         attack = [attack_text(self.attack)] if self.attack else []
-        about = ", ".join([f"{self.episodes} episodes", self.split, *shape, *policy, *joint, *attack])
+        number = f"{self.episodes} {'disjoint ' if self.disjoint else ''}episodes"
+        about = ", ".join([number, self.split, *shape, *policy, *joint, *attack])
         if KINDS[self.kind].percent:
             return f"{100 * self.mean:.2f} ± {100 * self.interval:.2f} % {self.headline} ({about})"
         return f"{self.mean:.4g} ± {self.interval:.2g} {self.headline} ({about})"

@@ -210,13 +210,15 @@ def resume(ctx: click.Context, run: Path, import_from: Path | None, quiet: bool,
 @main.command(cls=SectionCommand, epilog=EVALUATE_HELP)
 @click.argument("run", type=PATH)
 @click.option("--output", type=PATH, metavar="FILE.json", help="Also write the scores of every episode to this file.")
+@click.option("--disjoint", is_flag=True, help="Test on episodes that share no example; they may be few.")
 @import_from_option
 @quiet_flag
 @as_json
 @click.pass_context
 def evaluate(
-    ctx: click.Context, run: Path, output: Path | None, import_from: Path | None, quiet: bool, json_: bool
-) -> None:
+    ctx: click.Context, run: Path, output: Path | None, disjoint: bool, import_from: Path | None, quiet: bool,
+    json_: bool,
+) -> None:  # fmt: skip
     """Test the learner of RUN again, also with other options.
 
     RUN is a run folder, which is not changed.
@@ -229,6 +231,8 @@ def evaluate(
 
     changes: Table = {}
     put_flags(changes, ctx.meta[FLAGS], CHANGEABLE)
+    if disjoint:
+        changes["evaluate"] = {**changes.get("evaluate", {}), "disjoint": True}
     outcome = evaluate_run(run, changes, quiet=quiet, import_from=import_from)
     if output is not None and outcome.rank == 0:
         write_json(output, outcome.to_dict(episodes=True))

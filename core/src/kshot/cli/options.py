@@ -65,6 +65,8 @@ kshot info NAME lists the options of a plugin.
       episodes              number of test episodes [default: 600]
       split                 split to test on [default: test]
       batch                 episodes computed at once [default: chosen by size]
+      disjoint              whether no example is in two episodes; then they
+                            may be fewer [default: false]
       attack                fgsm or pgd: attack the inputs [default: none]
       attack.epsilon        greatest change of a number of an input
       attack.on             query, support, both, or each for a test of each

@@ -21,7 +21,7 @@ from kshot.episode import Episode
 from kshot.errors import DataError
 from kshot.preparing import Preparation
 from kshot.randomness import as_seed
-from kshot.sampling import ClassificationTasks, Pool, check_enough
+from kshot.sampling import ClassificationTasks, Draw, Gather, Pool, check_enough
 from kshot.spec import Count, TaskSpec, bounds
 
 log = logging.getLogger("kshot.data.folder_tasks")
@@ -192,9 +192,11 @@ class FolderTasks:
         """Return the episodes ``indices`` of ``split``, stacked."""
         return self.sample_with(split, indices, lambda pool, ids: pool.gather(ids))
 
-    def sample_with(
-        self, split: str, indices: Sequence[int], gather: Callable[[Pool, NDArray[np.int64]], Tensor]
-    ) -> Episode:
+    def sample_drawn(self, split: str, indices: Sequence[int], draw: Draw, gather: Gather | None = None) -> Episode:
+        """Return other episodes, whose classes and examples are drawn by a function (ability ``Redrawn``)."""
+        return self._loaded.sample_drawn(split, indices, draw, gather)
+
+    def sample_with(self, split: str, indices: Sequence[int], gather: Gather) -> Episode:
         """Return the same episodes, whose examples are gathered by another function (ability ``Gathered``)."""
         if split in self._splits:
             self._check(split, 0)  # by the least, before anything is decoded

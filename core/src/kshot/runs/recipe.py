@@ -77,6 +77,7 @@ class EvaluateOptions:
         episodes: number of episodes.
         split: the split to evaluate on.
         batch: number of episodes computed at once; by default what fits the caches.
+        disjoint: whether no example may be in two episodes; there are fewer episodes if the examples are too few.
         attack: an adversarial attack: the fields of ``kshot.Attack``. Its ``on`` may also be ``each``: then there are
             four tests on the same episodes, with an attack of nothing, of the support, of the queries and of both.
     """
@@ -84,6 +85,7 @@ class EvaluateOptions:
     episodes: Count = 600
     split: str = "test"
     batch: Count | None = None
+    disjoint: bool = False
     attack: Mapping[str, Any] | str | None = None
 
 
