@@ -165,6 +165,13 @@ class Result:
                 f"Result.minus: got results of different episodes: {listed}; expected the same episodes: evaluate both "
                 "on the same tasks, e.g. engine.evaluate(tasks=..., learner_options=...)"
             )
+        return self.difference_from(other)
+
+    def difference_from(self, other: Result) -> Difference:
+        """Return what ``minus`` does for results of the same episodes whose tasks are described otherwise.
+
+        Such results are on other inputs that are made of the same examples. The caller makes sure that they are.
+        """
         gaps = np.asarray(self.scores[self.headline], np.float64) - np.asarray(other.scores[self.headline], np.float64)
         gaps = gaps[~np.isnan(gaps)]
         n = len(gaps)

@@ -67,6 +67,8 @@ kshot info NAME lists the options of a plugin.
       batch                 episodes computed at once [default: chosen by size]
       disjoint              whether no example is in two episodes; then they
                             may be fewer [default: false]
+      baselines             whether simple methods are tested too, for images
+                            and sounds of a folder [default: true]
       attack                fgsm or pgd: attack the inputs [default: none]
       attack.epsilon        greatest change of a number of an input
       attack.on             query, support, both, or each for a test of each

@@ -71,7 +71,7 @@ class EngineOptions:
 
 @frozen
 class EvaluateOptions:
-    """Declare the options of ``[evaluate]``: those of ``Engine.evaluate``, with the same defaults.
+    """Declare the options of ``[evaluate]``: those of ``Engine.evaluate``, with the same defaults, and ``baselines``.
 
     Args:
         episodes: number of episodes.
@@ -80,6 +80,7 @@ class EvaluateOptions:
         disjoint: whether no example may be in two episodes; there are fewer episodes if the examples are too few.
         attack: an adversarial attack: the fields of ``kshot.Attack``. Its ``on`` may also be ``each``: then there are
             four tests on the same episodes, with an attack of nothing, of the support, of the queries and of both.
+        baselines: whether simple methods are tested beside a learner that was trained on a folder of images or sounds.
     """
 
     episodes: Count = 600
@@ -87,6 +88,7 @@ class EvaluateOptions:
     batch: Count | None = None
     disjoint: bool = False
     attack: Mapping[str, Any] | str | None = None
+    baselines: bool = True
 
 
 @frozen

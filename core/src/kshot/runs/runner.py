@@ -26,6 +26,7 @@ from kshot.checks import check, mismatches
 from kshot.errors import MisfitError, OptionError, RunError
 from kshot.registry.building import overlay
 from kshot.registry.modules import importing
+from kshot.runs.baselines import Baseline, baselines
 from kshot.runs.comparison import labels
 from kshot.runs.launch import launch
 from kshot.runs.plan import (
@@ -271,16 +272,28 @@ def _finish(plan: Plan, parts: Parts, engine: Engine, run: Path | None, *, quiet
     if not trained and not quiet:
         log.info("nothing was left to train after iteration %d; the run is only tested", engine.iteration)
     outcome = _evaluate_tests(plan, parts, engine, run, wall)
+    if plan.evaluate.get("baselines", True):
+        outcome = evolve(outcome, baselines=_baselines(plan, parts, outcome))
     path = None if run is None else run / RESULT_FILE
     if path is not None and outcome.rank == 0 and (trained or not path.exists()):
         write_json(path, {**outcome.to_dict(episodes=True), "trained_from": began})
     return outcome
 
 
+def _baselines(plan: Plan, parts: Parts, outcome: Run) -> tuple[Baseline, ...]:
+    """Return the baselines of each test, on the episodes of its result without an attack."""
+    attacks = attacks_of(plan.evaluate)
+    if None not in attacks:
+        return ()
+    first = range(attacks.index(None), len(outcome.results), len(attacks))
+    results = {test: outcome.results[i] for test, i in enumerate(first)}
+    return tuple(baselines(plan, parts, results, {test: outcome.labels[i] for test, i in enumerate(first)}))
+
+
 def _evaluate_tests(plan: Plan, parts: Parts, engine: Engine, run: Path | None, wall: Mapping[str, float]) -> Run:
     """Evaluate every test of a plan, with each of its attacks."""
     started = time.perf_counter()
-    options = {name: value for name, value in plan.evaluate.items() if name != "attack"}
+    options = {name: value for name, value in plan.evaluate.items() if name not in ("attack", "baselines")}
     tests = zip(parts.tests, plan.test_learners, strict=True)
     attacks = attacks_of(plan.evaluate)
     results = tuple(
