@@ -136,6 +136,7 @@ class Engine:
         validation_episodes: int = 200,
         validation_split: str = "val",
         patience: int | None = None,
+        stop_loss: float | None = None,
         checkpoint_every: int = 500,
         checkpoint_seconds: float | None = 60.0,
         keep: int = 2,
@@ -158,6 +159,7 @@ class Engine:
             validation_episodes: number of episodes of each validation, the same episodes every time.
             validation_split: the split to validate on; never the test split.
             patience: stop after this many validations in a row that were not better.
+            stop_loss: stop when the loss was below this number in 50 iterations in a row.
             checkpoint_every: outer steps between checkpoints, if there is a run folder.
             checkpoint_seconds: time after which a checkpoint is written in any case; None for no limit.
             keep: number of newest checkpoints to keep.
@@ -177,16 +179,9 @@ class Engine:
         """
         total = self.training.iterations if iterations is None else iterations
         options = TrainingOptions(
-            total,
-            split,
-            validate_every,
-            validation_episodes,
-            validation_split,
-            patience,
-            checkpoint_every,
-            keep,
-            checkpoint_seconds,
-        )
+            total, split, validate_every, validation_episodes, validation_split, patience, checkpoint_every, keep,
+            checkpoint_seconds, stop_loss,
+        )  # fmt: skip
         if self._evaluates_only:
             raise RunError("train: got an engine that load() made ready to evaluate only; use resume() to train on")
         total = options.iterations
@@ -312,6 +307,7 @@ class Engine:
             "backend": computed_on(self.backend),
             "iteration": self.iteration,
             "iterations": self._iterations,
+            "low": self._loop.low,
             **self._parameters.state(),
             "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
             "hooks": self._hooks.state(),
@@ -364,6 +360,7 @@ class Engine:
 
     def _take(self, state: Mapping[str, Any]) -> None:
         self.iteration, self._iterations = state["iteration"], state.get("iterations")
+        self._loop.low = state.get("low", 0)
         self._parameters.load(state, self.iteration)
         self._results.clear()
 

@@ -101,12 +101,13 @@ def check(ctx: click.Context, /, json_: bool, **given: Any) -> None:
     Learner and tasks are built and episodes of every split are sampled. All reasons why they do not fit are printed.
     """
     from kshot.registry.modules import importing
-    from kshot.runs.plan import Plan, build_tasks, listed
+    from kshot.runs.plan import Plan, build_tasks, listed, tell_limits
     from kshot.runs.runner import misfits
 
     plan = Plan.of(config_of(ctx, **given))
     with importing(given["import_from"]):
-        plan, training, tests = build_tasks(plan, new=True)
+        wanted, (plan, training, tests) = plan, build_tasks(plan, new=True)
+        tell_limits(wanted, plan)
         reasons = misfits(plan, training, tests)
     if json_:
         specs = {"training": training.spec.to_dict(), "tests": [test.spec.to_dict() for test in tests]}

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kshot._shown import described
+from kshot.data._names import shortened
 from kshot.data.splits import Splits
 from kshot.episode import Episode
 from kshot.errors import DataError
@@ -102,7 +103,8 @@ class FolderTasks:
         split_by: ``"class"`` if no two splits share a class, ``"example"`` if they share classes but no example.
         way, shot, query, block, seed: see ``kshot.ClassificationTasks``. By default (None) the way is 5, or as many
             classes as the smallest split has, at least 2; query is 5, or as many examples as the smallest class leaves
-            after the shots, at least 1.
+            after the shots, at least 1. Classes with fewer than shot + query examples are left out of a split, and
+            logged, if it has enough others.
 
     Raises:
         DataError: such episodes can be drawn from none of the splits. If they can from some, each of the others is
@@ -140,9 +142,13 @@ class FolderTasks:
             check_enough(first, make_pool(torch.empty(0), splits[first]), 2, 1, 1, self._advice(first, 2, 1, 1))
         if way is None:
             way = max(2, min(5, *(len(classes) for classes in splits.values())))
+        shots = bounds(shot)[1] or 0
         if query is None:
-            fewest = min(len(rows) for classes in splits.values() for rows in classes.values())
-            query = max(1, min(5, fewest - (bounds(shot)[1] or 0)))
+            sizes = [len(rows) for classes in splits.values() for rows in classes.values()]
+            fewest = min((size for size in sizes if size > shots), default=0)
+            query = max(1, min(5, fewest - shots))
+        for split in splits:
+            self._leave_out(split, bounds(way)[1] or 0, shots + (bounds(query)[1] or 0))
         self.spec = TaskSpec(
             kind="classification",
             input_shape=input_shape,
@@ -201,6 +207,21 @@ class FolderTasks:
         if split in self._splits:
             self._check(split, 0)  # by the least, before anything is decoded
         return self._loaded.sample_with(split, indices, gather)
+
+    def _leave_out(self, split: str, way: int, size: int) -> None:
+        """Leave classes with fewer than ``size`` examples out of a split, if ``way`` others remain, and log it."""
+        classes = self._splits[split]
+        small = [name for name, rows in classes.items() if len(rows) < size]
+        if small and len(classes) - len(small) >= way:
+            self._splits[split] = {name: rows for name, rows in classes.items() if name not in small}
+            listed = shortened(small)
+            log.warning(
+                "split %r: left out classes with fewer than %d examples (shot + query): %s", split, size, listed
+            )
+
+    def check(self, split: str) -> None:
+        """Raise DataError if a split is too small for the largest of the episodes; nothing is loaded."""
+        self._check(split, 1)
 
     def _check(self, split: str, end: int) -> None:
         """Refuse a split that is too small for its episodes, with what to do.

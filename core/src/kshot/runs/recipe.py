@@ -51,6 +51,7 @@ class EngineOptions:
         validation_episodes: number of episodes of each validation.
         validation_split: the split to validate on.
         patience: stop after this many validations in a row that were not better.
+        stop_loss: stop when the loss was below this number in 50 iterations in a row.
         checkpoint_every: outer steps between checkpoints.
         checkpoint_seconds: time after which a checkpoint is written in any case; none for no limit.
         keep: number of newest checkpoints to keep.
@@ -64,6 +65,7 @@ class EngineOptions:
     validation_episodes: Count = 200
     validation_split: str = "val"
     patience: Count | None = None
+    stop_loss: Positive | None = None
     checkpoint_every: Count = 500
     checkpoint_seconds: Positive | None = 60.0
     keep: Count = 2

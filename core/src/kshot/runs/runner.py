@@ -41,9 +41,11 @@ from kshot.runs.plan import (
     listed,
     obstacles,
     record,
+    tell_limits,
 )
 from kshot.runs.recipe import Config, Table, attacks_of, evaluate_options
 from kshot.runs.run import Run
+from kshot.runs.small import cautions, with_early_stopping
 from kshot.runs.views import lowered
 from kshot.spec import Needs
 
@@ -77,12 +79,16 @@ def train_plan(plan: Plan, run: Path | None, *, quiet: bool, hooks: Mapping[str,
     backend = build_backend(plan)
     world = backend.world
     begun = None if run is None else from_first(world, lambda: _own_config(run))
-    plan, training, tests = first_then_rest(world, lambda: build_tasks(plan, new=True))
+    wanted = plan
+    plan, training, tests = first_then_rest(world, lambda: build_tasks(wanted, new=True))
     parts = build(plan, training, tests, backend)
     if "iterations" not in plan.engine and not parts.learner.state_dict():
         plan = evolve(plan, engine={**plan.engine, "iterations": 0})
         if not quiet:
             log.info("note: %s has nothing to learn on these inputs, so it is only tested", plan.learner["name"])
+    if plan.engine.get("iterations") != 0:
+        tell_limits(wanted, plan)
+        plan = with_early_stopping(plan, parts, quiet=quiet)
     if run is not None and begun is not None:
         plan, parts = _as_begun(plan, parts, run, begun)
     return _begin(plan, parts, run, quiet=quiet, resuming=begun is not None, hooks=hooks or {})
@@ -294,7 +300,7 @@ def _evaluate_tests(plan: Plan, parts: Parts, engine: Engine, run: Path | None, 
     """Evaluate every test of a plan, with each of its attacks."""
     started = time.perf_counter()
     options = {name: value for name, value in plan.evaluate.items() if name not in ("attack", "baselines")}
-    tests = zip(parts.tests, plan.test_learners, strict=True)
+    tests = list(zip(parts.tests, plan.test_learners, strict=True))
     attacks = attacks_of(plan.evaluate)
     results = tuple(
         engine.evaluate(**options, attack=attack, tasks=tasks, learner_options=own or None, write=False)
@@ -310,7 +316,12 @@ def _evaluate_tests(plan: Plan, parts: Parts, engine: Engine, run: Path | None, 
             for on in attacked
         ]
     )
-    return Run(results, names, wall, engine.iteration, run, parts.backend.world.rank, engine)
+    warnings = [
+        cautions(result, tests[i // len(attacks)][0]) if attacks[i % len(attacks)] is None else ""
+        for i, result in enumerate(results)
+    ]
+    rank = parts.backend.world.rank
+    return Run(results, names, wall, engine.iteration, run, rank, engine, cautions=tuple(warnings))
 
 
 def _own_config(run: Path) -> Any:
