@@ -21,11 +21,17 @@ from kshot.data.splits import Splits
 from kshot.episode import Episode
 from kshot.errors import DataError
 from kshot.preparing import Preparation
-from kshot.randomness import as_seed
+from kshot.randomness import U64, as_seed, draws, episode_keys
 from kshot.sampling import ClassificationTasks, Draw, Gather, Pool, check_enough
 from kshot.spec import Count, TaskSpec, bounds
 
 log = logging.getLogger("kshot.data.folder_tasks")
+
+Augment = Callable[[Tensor, U64], Tensor]
+"""A function that changes inputs [n, *input] at random, by a key for each [n]."""
+
+TRAINING = ("train", "trainval")
+"""Splits whose episodes are augmented."""
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -105,6 +111,8 @@ class FolderTasks:
             classes as the smallest split has, at least 2; query is 5, or as many examples as the smallest class leaves
             after the shots, at least 1. Classes with fewer than shot + query examples are left out of a split, and
             logged, if it has enough others.
+        augment: a function that changes inputs [n, *input] at random, by a key for each [n]. It is applied to support
+            and query in the episodes of the splits ``train`` and ``trainval`` only, and never to ``pool``.
 
     Raises:
         DataError: such episodes can be drawn from none of the splits. If they can from some, each of the others is
@@ -132,6 +140,7 @@ class FolderTasks:
         query: Count | None = None,
         block: int = 1,
         seed: int = 0,
+        augment: Augment | None = None,
     ) -> None:
         if not splits or not all(splits.values()):
             given = "a split without classes" if splits else "no splits"
@@ -161,7 +170,7 @@ class FolderTasks:
             split_by=split_by,
             provides={"identities"},
         )
-        self.seed = as_seed(seed, "FolderTasks")
+        self.seed, self._augment = as_seed(seed, "FolderTasks"), augment
         failures: list[DataError] = []
         for split in splits:
             try:
@@ -206,7 +215,23 @@ class FolderTasks:
         """Return the same episodes, whose examples are gathered by another function (ability ``Gathered``)."""
         if split in self._splits:
             self._check(split, 0)  # by the least, before anything is decoded
-        return self._loaded.sample_with(split, indices, gather)
+        if self._augment is None or split not in TRAINING:
+            return self._loaded.sample_with(split, indices, gather)
+        augment, keys = self._augment, episode_keys(self.seed, split, indices)
+
+        def augmented(pool: Pool, ids: NDArray[np.int64]) -> Tensor:
+            """Return changed inputs [B, n, *input] of rows ``ids`` [B, n] of a pool."""
+            x = gather(pool, ids)
+            if tuple(x.shape[2:]) != self.spec.input_shape:
+                raise DataError(
+                    f"augment: got embeddings of {list(x.shape[2:])} numbers, which were computed once for each "
+                    f"example, expected inputs of shape {list(self.spec.input_shape)}; leave augment out, or train the "
+                    "encoder too (tune=head or tune=all)"
+                )
+            each = draws(keys, "augment", ids.shape[1]).reshape(-1)
+            return augment(x.flatten(0, 1), each).view(x.shape)
+
+        return self._loaded.sample_with(split, indices, augmented)
 
     def _leave_out(self, split: str, way: int, size: int) -> None:
         """Leave classes with fewer than ``size`` examples out of a split, if ``way`` others remain, and log it."""

@@ -15,6 +15,7 @@ from kshot.data.folders import scan
 from kshot.data.splits import splits_of
 from kshot.errors import DataError
 from kshot.preparing import Preparation
+from kshot_audiofolder.augmentation import Change, augmentation
 from kshot_audiofolder.form import VERSION, Form
 from kshot_audiofolder.sounds import prepare_as, suffixes
 
@@ -42,6 +43,7 @@ def audiofolder(
     split_by: Literal["class", "example"] = "class",
     split_seed: int = 0,
     fold: tuple[int, int] | None = None,
+    augment: Sequence[Change] = (),
     cache: Path | str | None = None,
     workers: int | None = None,
     block: int = 1,
@@ -81,6 +83,8 @@ def audiofolder(
         split_seed: another seed gives another division by shares.
         fold: the number i of a division and the number n of all, for cross-validation by shares: the test classes, or
             the test examples, of the n divisions are evenly spread. ``kshot train --splits=n`` trains on each.
+        augment: random changes of sounds in the episodes of split train (and trainval): 'shift' (in time); of spectral
+            features 'mask' (some bands and frames); of waves 'gain' (loudness) and 'noise'.
         cache: kshot's cache folder; by default KSHOT_CACHE, or the system's.
         workers: number of threads that decode; by default one for each processor, at most 8.
 
@@ -122,6 +126,7 @@ def audiofolder(
         query=query,
         block=block,
         seed=seed,
+        augment=augmentation(augment, features),
     )
 
 

@@ -16,6 +16,7 @@ from kshot.data.pictures import formats
 from kshot.data.splits import splits_of
 from kshot.errors import DataError
 from kshot.preparing import Preparation
+from kshot_imagefolder.augmentation import Change, augmentation
 from kshot_imagefolder.images import VERSION, Fit, Form, Mode, prepare_as
 
 
@@ -33,6 +34,7 @@ def imagefolder(
     split_by: Literal["class", "example"] = "class",
     split_seed: int = 0,
     fold: tuple[int, int] | None = None,
+    augment: Sequence[Change] = (),
     cache: Path | str | None = None,
     workers: int | None = None,
     block: int = 1,
@@ -59,6 +61,8 @@ def imagefolder(
         split_seed: the seed of the random division by shares.
         fold: the number i of a division and the number n of all, for cross-validation by shares: the test classes, or
             the test examples, of the n divisions are evenly spread. ``kshot train --splits=n`` trains on each.
+        augment: random changes of images in the episodes of split train (and trainval): 'flip' (left and right),
+            'crop', 'rotate', 'colour'. Needs torchvision: ``pip install kshot-imagefolder[augment]``.
         cache: kshot's cache folder; by default KSHOT_CACHE, or the system's.
         workers: number of threads that decode; by default one for each processor, at most 8.
 
@@ -99,6 +103,7 @@ def imagefolder(
         query=query,
         block=block,
         seed=seed,
+        augment=augmentation(augment),
     )
 
 
