@@ -135,3 +135,11 @@ def test_disjoint_episodes_are_not_said_to_share_examples() -> None:
     run = kshot.runs.train("many", "a-folder", iterations=0, quiet=True, **options)
     assert run.cautions[0].startswith("± says little about other classes and examples: all episodes have the same 5")
     assert "made of" not in run.cautions[0]
+
+
+def test_a_single_episode_is_said_to_have_no_interval() -> None:
+    """In place of a number that is none."""
+    options = {**QUIET, "evaluate": {"disjoint": True, "baselines": False}}
+    run = kshot.runs.train("many", {"name": "a-folder", "query": 5}, iterations=0, quiet=True, **options)
+    assert run.result.episodes == 1
+    assert "and a single episode has no interval" in str(run)

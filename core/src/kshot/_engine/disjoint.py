@@ -37,7 +37,8 @@ def disjoint(tasks: TaskDistribution, split: str, episodes: int) -> tuple[Disjoi
     number = view.number(split)
     if number < episodes:
         log.warning(
-            "note: split %r has examples for %d disjoint episodes, fewer than the %d that were asked for",
+            "note: split %r has examples for %d disjoint episodes, fewer than the %d that were asked for; with fewer "
+            "queries (--tasks.query) there are more",
             split,
             number,
             episodes,

@@ -96,6 +96,8 @@ def cautions(result: Result, tasks: Any) -> str:
     if not result.disjoint and separate < min(FEW_EPISODES, result.episodes):
         enough = f"enough for {separate} that share none" if separate else "too few for one that shares none"
         reasons.append(f"they are made of {int(counts.sum())} examples, {enough}")
+    if result.episodes == 1:
+        reasons.append("a single episode has no interval")
     if not reasons:
         return ""
     return f"± says little about other classes and examples: {', and '.join(reasons)}; see --splits and --disjoint"
