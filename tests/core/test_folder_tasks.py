@@ -168,3 +168,31 @@ def test_the_seed_determines_the_episodes() -> None:
     assert drawn[1].origin.seed == 1
     assert not torch.equal(drawn[0].query.x, drawn[1].query.x)
     assert torch.equal(again.query.x, drawn[1].query.x)
+
+
+def test_classes_with_too_few_examples_are_left_out_if_others_remain(caplog: pytest.LogCaptureFixture) -> None:
+    """They are named. Training episodes are then of classes of different sizes; examples of all others are used."""
+    sizes = (20, 7, 2, 9, 30, 3, 8, 6, 12, 5)
+    with caplog.at_level(logging.WARNING):
+        made = tasks([], sizes, way=2, shot=1, query=4, fractions=(0.5, 0.0, 0.5))
+    lacking = {f"c{i}" for i, size in enumerate(sizes) if size < 5}
+    assert lacking == {"c2", "c5"}
+    for split in made.spec.splits:
+        assert not lacking & {*made.pool(split).names}
+        made.sample(split, range(3))
+    assert all(f"'{name}'" in caplog.text or name in caplog.text for name in lacking)
+    used = {int(i) for b in range(400) for i in made.sample("train", [b]).origin.query_ids.flat}  # type: ignore[union-attr]
+    pool = made.pool("train")
+    assert used == {int(i) for i in pool.table()[0]}
+
+
+def test_no_class_is_left_out_if_too_few_would_remain() -> None:
+    """Then the user is told which class is too small."""
+    made = tasks([], (8, 8, 8, 2), way=2, shot=1, query=3, fractions=(0.5, 0.0, 0.5))
+    with pytest.raises(DataError, match="number of examples of class 'c3'"):
+        made.sample(next(split for split in made.spec.splits if "c3" in made._splits[split]), [0])
+
+
+def test_the_default_number_of_queries_is_that_of_classes_with_enough_examples() -> None:
+    """A class without an example besides the shots does not count."""
+    assert tasks([], (9, 9, 9, 9, 9, 9, 9, 9, 9, 5), way=2, shot=5, query=None).spec.query == 4

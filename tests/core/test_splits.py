@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from kshot.data.folders import Folder
-from kshot.data.splits import listed_classes, rows_of, split_classes, split_examples, splits_of
+from kshot.data.splits import default_shares, listed_classes, rows_of, split_classes, split_examples, splits_of
 from kshot.errors import DataError
 
 NAMES = [f"class{i:02d}" for i in range(20)]
@@ -163,3 +163,52 @@ def test_options_choose_how_to_split() -> None:
         splits_of(folder, {"test": NAMES}, "example")
     with pytest.raises(DataError, match="split_by: got 'alphabet', expected 'class' or 'example'"):
         splits_of(folder, fractions, "alphabet")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("number", "sizes"),
+    [(4, (2, 0, 2)), (5, (3, 0, 2)), (7, (4, 0, 3)), (10, (5, 0, 5)), (19, (14, 0, 5)), (20, (10, 5, 5)),
+     (23, (13, 5, 5)), (24, (14, 5, 5)), (50, (30, 10, 10))],
+)  # fmt: skip
+def test_few_classes_are_divided_so_that_the_test_has_several(number: int, sizes: tuple[int, ...]) -> None:
+    """With two test classes all episodes would be of the same two."""
+    folder = Folder(Path("pictures"), {name: (f"{name}/1.png",) for name in [f"k{i}" for i in range(number)]})
+    held = splits_of(folder)
+    assert tuple(len(held.get(split, ())) for split in ("train", "val", "test")) == sizes
+    assert held.keys() == split_classes(tuple(folder.classes), default_shares(number)).keys()
+
+
+@pytest.mark.parametrize(("number", "sizes"), [(4, (2, 0, 2)), (5, (2, 0, 3)), (9, (4, 0, 5)), (10, (6, 2, 2))])
+def test_few_examples_are_divided_in_two_halves(number: int, sizes: tuple[int, ...]) -> None:
+    """Each half has at least two of each class."""
+    names = {name: tuple(f"{name}/{i}.png" for i in range(number)) for name in "abc"}
+    held = splits_of(Folder(Path("pictures"), names), split_by="example")
+    assert tuple(len(held[s]["a"]) if s in held else 0 for s in ("train", "val", "test")) == sizes
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_each_class_is_a_test_class_in_one_of_n_folds(seed: int) -> None:
+    """And a validation class in one; the first fold is the division without folds."""
+    folds = [split_classes(NAMES, (0.6, 0.2, 0.2), seed, (i, 5)) for i in range(5)]
+    assert folds[0] == split_classes(NAMES, (0.6, 0.2, 0.2), seed)
+    for split in ("test", "val"):
+        assert sorted(name for fold in folds for name in fold[split]) == NAMES
+    halves = [split_classes(NAMES[:10], (0.5, 0, 0.5), seed, (i, 5))["test"] for i in range(5)]
+    assert {sum(name in half for half in halves) for name in NAMES[:10]} <= {2, 3}
+
+
+def test_examples_are_test_examples_in_one_of_n_folds() -> None:
+    """Of each class."""
+    classes = {"a": list("0123456789")}
+    folds = [split_examples(classes, (0.6, 0.2, 0.2), 0, (i, 5))["test"]["a"] for i in range(5)]
+    assert sorted(np.concatenate(folds)) == list(range(10))
+
+
+def test_impossible_folds_are_refused() -> None:
+    """So are folds of lists, which say themselves what is tested."""
+    folder = Folder(Path("pictures"), {name: (f"{name}/1.png",) for name in NAMES})
+    for fold in ((5, 5), (-1, 5), (0, 0)):
+        with pytest.raises(DataError, match="expected \\[i, n\\] with i from 0"):
+            splits_of(folder, fold=fold)
+    with pytest.raises(DataError, match="got lists of classes and a fold"):
+        splits_of(folder, {"test": NAMES[:5]}, fold=(0, 5))

@@ -295,3 +295,47 @@ def test_a_stopped_training_ends_as_the_signal_asks(number, error):
         stop.act("saved")
     if error is SystemExit:
         assert caught.value.code == 128 + signal.SIGTERM
+
+
+class Losses(Drifting):
+    """A learner whose loss in iteration t is that of a list, and 0 after its end."""
+
+    def __init__(self, losses: list[float]) -> None:
+        super().__init__()
+        self.losses = losses
+
+    def meta_gradient(self, episodes):
+        super().meta_gradient(episodes)
+        t = int(self.w) - 1
+        return {"loss": self.losses[t] if t < len(self.losses) else 0.0}
+
+
+def test_training_stops_when_the_loss_has_been_low_for_fifty_iterations_in_a_row():
+    """One higher loss begins the count again; the last parameters are validated; without the option nothing stops."""
+    engine = Engine(Losses([1.0, *[0.0] * 40, 0.2]), tasks(), hooks=())
+    engine.train(200, stop_loss=0.1)
+    assert engine.iteration == 92
+    engine.train(300, stop_loss=0.1)
+    assert engine.iteration == 92
+    engine = Engine(Losses([1.0]), tasks(), hooks=())
+    engine.train(80)
+    assert engine.iteration == 80
+    validations = Validations()
+    Engine(Losses([1.0]), tasks(), hooks=(validations,)).train(200, stop_loss=0.1, validate_every=40)
+    assert [iteration for iteration, _ in validations.seen] == [40, 51]
+
+
+def test_a_resumed_training_stops_at_the_same_low_loss(tmp_path):
+    """The number of iterations with a low loss is stored."""
+    Engine(Losses([1.0]), tasks(), hooks=(), run=tmp_path / "run").train(31, stop_loss=0.1)
+    engine = Engine(Losses([1.0]), tasks(), hooks=(), run=tmp_path / "run")
+    engine.resume()
+    engine.train(200, stop_loss=0.1)
+    assert engine.iteration == 51
+
+
+@pytest.mark.parametrize("stop_loss", [0, -1.0, "low", math.nan])
+def test_a_stop_loss_that_is_not_positive_is_refused(stop_loss):
+    """No loss is below 0."""
+    with pytest.raises(OptionError, match="expected a positive number, or none"):
+        Engine(Losses([1.0]), tasks(), hooks=()).train(3, stop_loss=stop_loss)

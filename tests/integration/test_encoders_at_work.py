@@ -118,7 +118,7 @@ def test_a_frozen_encoder_is_a_view_without_training(pictures: Path) -> None:
     assert plan["engine"]["iterations"] == 0
     assert [p.name for p in Path("run", "checkpoints").iterdir() if p.suffix == ".pt"] == ["00000000.pt"]
     assert score() > 0.95
-    assert EMBEDDED == [1, 1, 12]  # the shape of each view's embeddings, and the pictures of the test classes
+    assert EMBEDDED == [1, 1, 24]  # the shape of each view's embeddings, and the pictures of the test classes
 
 
 def test_check_knows_the_encoder(pictures: Path) -> None:

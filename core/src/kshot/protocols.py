@@ -231,6 +231,23 @@ class Gathered(Protocol):
 
 
 @runtime_checkable
+class Redrawn(Protocol):
+    """Tasks whose episodes are examples of a pool and nothing else, so that others can be drawn from it."""
+
+    def sample_drawn(
+        self,
+        split: str,
+        indices: Sequence[int],
+        draw: Callable[[Any, Any, int, int, int], Any],
+        gather: Callable[[Any, Any], Tensor] | None = None,
+    ) -> Episode:
+        """Return episodes of which ``draw(pool, keys, way, shot, query)`` says the classes and the examples.
+
+        ``draw`` returns a ``kshot.sampling.Drawn``. ``gather`` is as in ``Gathered.sample_with``.
+        """
+
+
+@runtime_checkable
 class Samples(Protocol):
     """A backend that samples episodes on its device: the bits of ``place(tasks.sample(split, indices))``."""
 

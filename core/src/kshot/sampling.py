@@ -79,6 +79,13 @@ def shape_of_block(spec: TaskSpec, seed: int, split: str, indices: Sequence[int]
     return {name: draw_count(name, count) for name, count in counts.items()}
 
 
+Gather = Callable[[Pool, NDArray[np.int64]], Tensor]
+"""A function from a pool and rows of it [B, n] to inputs [B, n, *input]."""
+
+Draw = Callable[[Pool, randomness.U64, int, int, int], "Drawn"]
+"""A function from a pool, the keys of B episodes, way, shot and query to what makes up the episodes."""
+
+
 class ClassificationTasks:
     """Sample N-way K-shot episodes from labelled pools, one for each split.
 
@@ -194,17 +201,22 @@ class ClassificationTasks:
         """Return episodes ``indices`` of ``split``, stacked into one meta-batch."""
         return self.sample_with(split, indices, lambda pool, ids: pool.gather(ids))
 
-    def sample_with(
-        self, split: str, indices: Sequence[int], gather: Callable[[Pool, NDArray[np.int64]], Tensor]
-    ) -> Episode:
+    def sample_drawn(self, split: str, indices: Sequence[int], draw: Draw, gather: Gather | None = None) -> Episode:
+        """Return other episodes, whose classes and examples are drawn by a function (ability ``Redrawn``)."""
+        return self.sample_with(split, indices, gather or (lambda pool, ids: pool.gather(ids)), draw)
+
+    def sample_with(self, split: str, indices: Sequence[int], gather: Gather, draw: Draw | None = None) -> Episode:
         """Return the same episodes, whose examples are gathered by another function (ability ``Gathered``)."""
         pool = self.pool(split)
         if not isinstance(indices, range):
             indices = [int(i) for i in indices]  # JSON has no numbers of numpy
         shape = shape_of_block(self.spec, self.seed, split, indices)
         way, shot, query = shape["way"] or 0, shape["shot"] or 0, shape["query"] or 0
-        check_enough(split, pool, way, shot, query)
-        drawn = self._draw(split, pool, indices, (way, shot, query))
+        if draw is None:
+            check_enough(split, pool, way, shot, query)
+            drawn = self._draw(split, pool, indices, (way, shot, query))
+        else:
+            drawn = draw(pool, randomness.episode_keys(self.seed, split, indices), way, shot, query)
         S = way * shot
         x = gather(pool, drawn.ids)
         return Episode(

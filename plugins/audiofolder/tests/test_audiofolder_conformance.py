@@ -17,3 +17,10 @@ def test_it_keeps_the_rules_for_tasks(small: Callable[..., Path], split_by: str)
     options: dict[str, Any] = {"root": small(12, 20), "rate": 8000, "seconds": 0.1, "way": 2, "query": 2}
     report = kshot.testing.suite(tasks="audiofolder", options={**options, "n_mels": 20, "split_by": split_by}).run()
     assert report.ok, str(report)
+
+
+def test_it_keeps_the_rules_with_augmented_training_sounds(small: Callable[..., Path]) -> None:
+    """The changes depend on the episode's key alone."""
+    options: dict[str, Any] = {"root": small(12, 20), "rate": 8000, "seconds": 0.1, "way": 2, "query": 2, "n_mels": 20}
+    report = kshot.testing.suite(tasks="audiofolder", options={**options, "augment": ["shift", "mask"]}).run()
+    assert report.ok, str(report)

@@ -116,7 +116,7 @@ def test_classes_are_split_by_lists_or_examples_by_shares(small: Small) -> None:
     ("options", "message"),
     [
         ({"workers": 0}, "workers: got 0"), ({"pad": "edge"}, "pad: got 'edge'"),
-        ({"way": 9}, "split 'train': got way 9, expected at most 6"),
+        ({"way": 9}, "split 'train': got way 9, expected at most 5"),
         ({"shot": 2, "query": 3}, r"got shot \+ query = 2 \+ 3 = 5, expected at most 4, .* class 'c\d'"),
         ({"root": "nowhere"}, "nowhere: got a path that does not exist, .* a folder of sounds for each class"),
         ({"split": {"test": ["a/b"]}}, "got the class 'a/b'"),

@@ -183,7 +183,7 @@ def test_other_files_in_a_class_are_logged(small: Small, caplog: pytest.LogCaptu
     [
         ({"size": 0}, "size: got 0"), ({"size": (4, -1)}, "size: got"), ({"workers": 0}, "workers: got 0"),
         ({"mode": "CMYK"}, "mode: got 'CMYK', expected 'L' or 'RGB'"), ({"fit": "stretch"}, "fit: got 'stretch'"),
-        ({"way": 9}, "split 'train': got way 9, expected at most 6"),
+        ({"way": 9}, "split 'train': got way 9, expected at most 5"),
         ({"shot": 2, "query": 3}, r"got shot \+ query = 2 \+ 3 = 5, expected at most 4, .* class 'c\d'"),
         ({"split": {"train": ["c0"]}, "split_by": "example"}, "got lists of classes"),
         ({"root": "nowhere"}, "nowhere: got a path that does not exist"),

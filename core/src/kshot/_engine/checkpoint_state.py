@@ -64,6 +64,7 @@ STATE = fields(
         "versions": mapping_of(text),
         "backend": text,
         "iterations": optional(whole()),
+        "low": whole(),
         "before_closing": optional(BEST),
     },
     others=True,

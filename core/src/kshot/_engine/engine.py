@@ -18,6 +18,7 @@ from kshot import registry
 from kshot._engine.attack import Attack
 from kshot._engine.checkpoint_state import check_loadable, check_resumable
 from kshot._engine.cpu import OneProcess
+from kshot._engine.disjoint import disjoint as disjointly
 from kshot._engine.door import Door, check_batching, expect_tasks
 from kshot._engine.evaluation import Perturb, batches_of, evaluated, result_of, with_options
 from kshot._engine.hook_calls import Hooks
@@ -121,13 +122,10 @@ class Engine:
         self.folder: RunFolder | None = None
         self._parameters = Parameters(self.learner)
         self._iterations: int | None = None  # the total that the last call of train asked for
-        self._evaluates_only = False
-        self._results, self._door = Results(), Door()
+        self._evaluates_only, self._results, self._door = False, Results(), Door()
         self._hooks = Hooks(() if self.backend.world.rank else hooks, self)
         self._loop = TrainingLoop(self, self._step, self._parameters, self._hooks, self._results)
         self._run, self._config = None if run is None else run_path(run), dict(config or {})
-
-    # --- Training ----------------------------------------------------------------------------------------------------
 
     def train(
         self,
@@ -138,6 +136,7 @@ class Engine:
         validation_episodes: int = 200,
         validation_split: str = "val",
         patience: int | None = None,
+        stop_loss: float | None = None,
         checkpoint_every: int = 500,
         checkpoint_seconds: float | None = 60.0,
         keep: int = 2,
@@ -160,6 +159,7 @@ class Engine:
             validation_episodes: number of episodes of each validation, the same episodes every time.
             validation_split: the split to validate on; never the test split.
             patience: stop after this many validations in a row that were not better.
+            stop_loss: stop when the loss was below this number in 50 iterations in a row.
             checkpoint_every: outer steps between checkpoints, if there is a run folder.
             checkpoint_seconds: time after which a checkpoint is written in any case; None for no limit.
             keep: number of newest checkpoints to keep.
@@ -179,16 +179,9 @@ class Engine:
         """
         total = self.training.iterations if iterations is None else iterations
         options = TrainingOptions(
-            total,
-            split,
-            validate_every,
-            validation_episodes,
-            validation_split,
-            patience,
-            checkpoint_every,
-            keep,
-            checkpoint_seconds,
-        )
+            total, split, validate_every, validation_episodes, validation_split, patience, checkpoint_every, keep,
+            checkpoint_seconds, stop_loss,
+        )  # fmt: skip
         if self._evaluates_only:
             raise RunError("train: got an engine that load() made ready to evaluate only; use resume() to train on")
         total = options.iterations
@@ -239,6 +232,7 @@ class Engine:
         learner_options: Mapping[str, Any] | None = None,
         perturb: Perturb | None = None,
         attack: Attack | Mapping[str, Any] | str | None = None,
+        disjoint: bool = False,
         batch: int | None = None,
         write: bool = True,
     ) -> Result:
@@ -253,6 +247,7 @@ class Engine:
                 learners that were made by ``kshot.learner``.
             perturb: (predictor, query examples) -> the examples to predict instead.
             attack: an adversarial attack on queries, support or both: a ``kshot.Attack``, or its fields.
+            disjoint: whether no example may be in two episodes; if a split has too few examples, episodes are fewer.
             batch: episodes at once; by default as many as fit into the caches of a processor, at most 64.
             write: whether the result goes into the run folder.
 
@@ -267,14 +262,16 @@ class Engine:
         episodes, batch = counts("evaluate", episodes=episodes, batch=batch)
         attack = Attack.of(attack, used.spec)
         started = time.perf_counter()
-        batches = batches_of(episodes, self.enter(used, split, 1), used, batch)
+        source, episodes = disjointly(used, split, episodes) if disjoint else (used, episodes)
+        batches = batches_of(episodes, self.enter(source, split, 1), used, batch)
         if world.size > 1:
             asked = {"split": split, "episodes": episodes, "batch": batch, "perturbed": perturb is not None}
-            asked["attack"] = attack and attack.plain()
+            asked |= {"attack": attack and attack.plain(), "disjoint": disjoint}
             self._agree("evaluate", learner, used, evaluate=asked)
         progress = self._hooks.progress(episodes)
-        rows = evaluated(learner, used, split, batches, self.backend, world, perturb, attack, progress)
-        result = result_of(self, rows, learner, used, split, perturb=perturb, attack=attack, started=started)
+        rows = evaluated(learner, source, split, batches, self.backend, world, perturb, attack, progress)
+        how: Any = {"perturb": perturb, "attack": attack, "disjoint": disjoint, "started": started}
+        result = result_of(self, rows, learner, used, split, **how)
         if write and not self._hooks.calling:
             self._results.add(result, self.folder, self.iteration)
         self._hooks.call("evaluation_end", iteration=self.iteration, result=result)
@@ -310,6 +307,7 @@ class Engine:
             "backend": computed_on(self.backend),
             "iteration": self.iteration,
             "iterations": self._iterations,
+            "low": self._loop.low,
             **self._parameters.state(),
             "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
             "hooks": self._hooks.state(),
@@ -362,6 +360,7 @@ class Engine:
 
     def _take(self, state: Mapping[str, Any]) -> None:
         self.iteration, self._iterations = state["iteration"], state.get("iterations")
+        self._loop.low = state.get("low", 0)
         self._parameters.load(state, self.iteration)
         self._results.clear()
 
@@ -378,9 +377,7 @@ class Engine:
         """Start a new training from the parameters of another run: the best validated ones, or else the last.
 
         Copies the tensors that match by name and shape. The others stay as initialised, and config.json reports them.
-
-        Args:
-            run: a run folder, or a checkpoint.
+        ``run`` is a run folder, or a checkpoint.
 
         Raises:
             RunError: the run or checkpoint does not exist, nothing in it matches, or training has begun.

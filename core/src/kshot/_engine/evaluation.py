@@ -168,6 +168,7 @@ def result_of(
     *,
     perturb: Perturb | None,
     attack: Attack | None,
+    disjoint: bool = False,
     started: float,
 ) -> Result:
     """Return a ``Result``: the scores, and everything that is needed to interpret them.
@@ -197,6 +198,7 @@ def result_of(
         iteration=engine.parameters_iteration,
         perturbed=perturb is not None or (attack is not None and attack.on != "support"),
         attack={} if attack is None else attack.plain(),
+        disjoint=disjoint,
         wall=time.perf_counter() - started,
     )
 

@@ -152,4 +152,6 @@ class Results:
 
 def _same_evaluation(a: Result, b: Result) -> bool:
     names = ("learner", "kind", "split", "tasks_seed", "shape", "tasks", "data", "iteration", "perturbed", "attack")
-    return all(json.dumps(getattr(a, n), default=str) == json.dumps(getattr(b, n), default=str) for n in names)
+    return a.disjoint == b.disjoint and all(
+        json.dumps(getattr(a, n), default=str) == json.dumps(getattr(b, n), default=str) for n in names
+    )

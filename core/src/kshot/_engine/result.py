@@ -49,7 +49,7 @@ class Difference:
         return f"{self.mean:+.4g} ± {self.interval:.2g} {self.score} {about}"
 
 
-EPISODES = ("kind", "split", "tasks_seed", "shape", "tasks", "data", "episodes")
+EPISODES = ("kind", "split", "tasks_seed", "shape", "tasks", "data", "episodes", "disjoint")
 """Fields in which two results must agree to be of the same episodes."""
 
 
@@ -73,6 +73,7 @@ class Result:
         perturbed: whether the query inputs were perturbed.
         attack: the fields of the adversarial attack, see ``kshot.Attack``; empty if there was none.
         classes: the numbers of each episode's classes within the split [episodes, N]; None if it is not known.
+        disjoint: whether no example is in two of the episodes.
         wall: duration of the evaluation in seconds.
 
     Example:
@@ -102,6 +103,7 @@ class Result:
     learner_seed: int | None = None
     attack: Mapping[str, Any] = attrs.field(factory=dict)
     classes: NDArray[np.int64] | None = None
+    disjoint: bool = False
 
     @property
     def headline(self) -> str:
@@ -163,6 +165,13 @@ class Result:
                 f"Result.minus: got results of different episodes: {listed}; expected the same episodes: evaluate both "
                 "on the same tasks, e.g. engine.evaluate(tasks=..., learner_options=...)"
             )
+        return self.difference_from(other)
+
+    def difference_from(self, other: Result) -> Difference:
+        """Return what ``minus`` does for results of the same episodes whose tasks are described otherwise.
+
+        Such results are on other inputs that are made of the same examples. The caller makes sure that they are.
+        """
         gaps = np.asarray(self.scores[self.headline], np.float64) - np.asarray(other.scores[self.headline], np.float64)
         gaps = gaps[~np.isnan(gaps)]
         n = len(gaps)
@@ -305,7 +314,8 @@ class Result:
         way, shot = self.shape.get("way"), self.shape.get("shot")
         shape = [f"{way}-way {shot}-shot"] if way is not None and shot is not None else []
         attack = [attack_text(self.attack)] if self.attack else []
-        about = ", ".join([f"{self.episodes} episodes", self.split, *shape, *policy, *joint, *attack])
+        number = f"{self.episodes} {'disjoint ' if self.disjoint else ''}episodes"
+        about = ", ".join([number, self.split, *shape, *policy, *joint, *attack])
         if KINDS[self.kind].percent:
             return f"{100 * self.mean:.2f} ± {100 * self.interval:.2f} % {self.headline} ({about})"
         return f"{self.mean:.4g} ± {self.interval:.2g} {self.headline} ({about})"

@@ -67,6 +67,7 @@ RESULT = fields(
         "versions": mapping_of(text),
         "iteration": whole(),
         "perturbed": truth,
+        "disjoint": truth,
         "wall": number,
     },
     others=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from typing import Any
 
@@ -17,6 +18,9 @@ from kshot._engine.training_options import TrainingOptions
 from kshot._engine.trial import check_predictions
 from kshot.episode import Episode
 from kshot.kinds import KINDS
+
+LOW = 50
+"""Iterations in a row whose loss is below ``stop_loss`` after which training stops."""
 
 log = logging.getLogger("kshot.runs")
 
@@ -33,6 +37,7 @@ class TrainingLoop:
     def __init__(self, engine: Any, step: OuterStep, parameters: Parameters, hooks: Hooks, results: Results) -> None:
         self.engine, self.step, self.parameters, self.hooks, self.results = engine, step, parameters, hooks, results
         self._tried = False  # whether the predictions were compared with the tasks
+        self.low = 0  # number of the last iterations in a row whose loss was low
 
     def settle(self, episodes: Episode | None) -> None:
         """Train the parameters that require a gradient now, and try whether the predictions fit the tasks.
@@ -70,15 +75,16 @@ class TrainingLoop:
         self.hooks.call("run_start", iteration=engine.iteration, iterations=total)
         try:
             to_training(engine.learner)
-            while engine.iteration < total and not self.parameters.best.worse_than(options.patience):
+            while engine.iteration < total and not self._settled(options):
                 # 1. Take a step. Iteration t trains on the episodes tB .. tB + B - 1, so that resuming is a number.
                 indices = range(engine.iteration * engine.meta_batch, (engine.iteration + 1) * engine.meta_batch)
                 seed = engine.seed, engine.iteration
                 batch = MetaBatch(engine.tasks, options.split, indices, engine.chunk, seed, stop.signal is not None)
                 metrics = self.step.take(batch, engine.iteration, total)
                 engine.iteration += 1
+                self.low = self.low + 1 if metrics.get("loss", math.inf) < (options.stop_loss or 0) else 0
                 self.results.clear()
-                last = engine.iteration == total
+                last = engine.iteration == total or self._settled(options)
                 validates = every is not None and (engine.iteration % every == 0 or last)
                 # 2. Call the hooks. One that stops the run must not lose it, unless the validation would be missing.
                 try:
@@ -90,7 +96,7 @@ class TrainingLoop:
                 # 3. Validate.
                 if validates:
                     self._validate(options, closing=engine.iteration % (every or 1) != 0)
-                    last = last or self.parameters.best.worse_than(options.patience)
+                    last = last or self._settled(options)
                 # 4. Save. By time, and when asked to stop, that is due only where one can write: on rank 0. Several
                 #    processes stop together, after the first iteration whose sums tell all of them that one was asked.
                 alone = engine.backend.world.size == 1
@@ -109,6 +115,11 @@ class TrainingLoop:
             engine.learner.eval()
             self.hooks.end(engine.iteration, error)
         return metrics
+
+    def _settled(self, options: TrainingOptions) -> bool:
+        """Return whether training stops early: validations were not better, or the loss has been low."""
+        low = options.stop_loss is not None and self.low >= LOW
+        return low or self.parameters.best.worse_than(options.patience)
 
     def _validate(self, options: TrainingOptions, *, closing: bool) -> None:
         result = self.engine.evaluate(options.validation_episodes, split=options.validation_split, write=False)

@@ -61,6 +61,7 @@ class TrainingOptions:
     checkpoint_every: int
     keep: int
     checkpoint_seconds: float | None = 60.0
+    stop_loss: float | None = None
 
     def __attrs_post_init__(self) -> None:
         names = ("validate_every", "patience", "validation_episodes", "checkpoint_every", "keep")
@@ -83,6 +84,8 @@ class TrainingOptions:
                 f"train: got checkpoint_seconds {self.checkpoint_seconds}, expected a positive number, or none to "
                 "write no checkpoints by time"
             )
+        if self.stop_loss is not None and not (isinstance(self.stop_loss, int | float) and self.stop_loss > 0):
+            raise OptionError(f"train: got stop_loss {self.stop_loss!r:.40}, expected a positive number, or none")
         if self.patience is not None and self.validate_every is None:
             raise OptionError("train: got patience without validate_every, expected both: say how often to validate")
         if self.validate_every is not None and self.validation_split == "test":

@@ -101,12 +101,13 @@ def check(ctx: click.Context, /, json_: bool, **given: Any) -> None:
     Learner and tasks are built and episodes of every split are sampled. All reasons why they do not fit are printed.
     """
     from kshot.registry.modules import importing
-    from kshot.runs.plan import Plan, build_tasks, listed
+    from kshot.runs.plan import Plan, build_tasks, listed, tell_limits
     from kshot.runs.runner import misfits
 
     plan = Plan.of(config_of(ctx, **given))
     with importing(given["import_from"]):
-        plan, training, tests = build_tasks(plan, new=True)
+        wanted, (plan, training, tests) = plan, build_tasks(plan, new=True)
+        tell_limits(wanted, plan)
         reasons = misfits(plan, training, tests)
     if json_:
         specs = {"training": training.spec.to_dict(), "tests": [test.spec.to_dict() for test in tests]}
@@ -123,14 +124,16 @@ def check(ctx: click.Context, /, json_: bool, **given: Any) -> None:
 @main.command(cls=SectionCommand, epilog=SECTIONS_HELP)
 @with_configuration
 @click.option("--seeds", metavar="A,B", help="Train one run for each of these seeds.")
+@click.option("--splits", type=int, metavar="N", help="Train on N divisions of a folder, with other test classes each.")
 @click.option("--run", metavar="DIR", help="Run folder to write.  [default: runs/LEARNER-TASKS-SEED]")
 @click.option("--no-run", is_flag=True, help="Write no run folder.")
 @quiet_flag
 @as_json
 @click.pass_context
 def train(
-    ctx: click.Context, /, seeds: str | None, run: str | None, no_run: bool, quiet: bool, json_: bool, **given: Any
-) -> None:
+    ctx: click.Context, /, seeds: str | None, splits: int | None, run: str | None, no_run: bool, quiet: bool,
+    json_: bool, **given: Any,
+) -> None:  # fmt: skip
     """Train LEARNER on TASKS, then test it.
 
     The configuration, the checkpoints and the result are written to a run folder.
@@ -141,6 +144,11 @@ def train(
         raise click.UsageError("got --run and --no-run, expected at most one of them")
     if seeds is not None and given["seed"] is not None:
         raise click.UsageError("got --seed and --seeds, expected at most one of them")
+    if splits is not None:
+        if seeds is not None:
+            raise click.UsageError("got --seeds and --splits, expected at most one of them")
+        train_splits(ctx, splits, run, no_run, quiet, json_, given)
+        return
     if seeds is not None:
         train_each(ctx, seeds, run, no_run, quiet, json_, given)
         return
@@ -185,6 +193,31 @@ def train_each(
             tell(line)
 
 
+def train_splits(
+    ctx: click.Context, splits: int, run: str | None, no_run: bool, quiet: bool, json_: bool, given: dict[str, Any]
+) -> None:
+    """Train once on each division of a folder, and print the result of each run and the mean over divisions."""
+    from kshot.cli.outcomes import finish
+    from kshot.registry.modules import importing
+    from kshot.runs.cross_validation import CrossValidation, folded
+    from kshot.runs.plan import Plan
+    from kshot.runs.runner import folder_of, train_plan
+
+    config = config_of(ctx, run, **given)
+    configs = [folded(config, (i, splits)) for i in range(max(splits, 1))]
+    runs: list[Run] = []
+    with importing(given["import_from"]):
+        plans = [Plan.of(config) for config in configs]
+        for plan, config in zip(plans, configs, strict=True):
+            folder = None if no_run else folder_of(config)
+            runs.append(finish(ctx, partial(train_plan, plan, folder, quiet=quiet), folder, None if json_ else False))
+    outcome = CrossValidation(tuple(runs))
+    if json_:
+        print_json(outcome.to_dict())
+    else:
+        tell(str(outcome))
+
+
 @main.command(cls=SectionCommand, epilog=RESUME_HELP)
 @click.argument("run", type=PATH)
 @import_from_option
@@ -210,13 +243,15 @@ def resume(ctx: click.Context, run: Path, import_from: Path | None, quiet: bool,
 @main.command(cls=SectionCommand, epilog=EVALUATE_HELP)
 @click.argument("run", type=PATH)
 @click.option("--output", type=PATH, metavar="FILE.json", help="Also write the scores of every episode to this file.")
+@click.option("--disjoint", is_flag=True, help="Test on episodes that share no example; they may be few.")
 @import_from_option
 @quiet_flag
 @as_json
 @click.pass_context
 def evaluate(
-    ctx: click.Context, run: Path, output: Path | None, import_from: Path | None, quiet: bool, json_: bool
-) -> None:
+    ctx: click.Context, run: Path, output: Path | None, disjoint: bool, import_from: Path | None, quiet: bool,
+    json_: bool,
+) -> None:  # fmt: skip
     """Test the learner of RUN again, also with other options.
 
     RUN is a run folder, which is not changed.
@@ -229,6 +264,8 @@ def evaluate(
 
     changes: Table = {}
     put_flags(changes, ctx.meta[FLAGS], CHANGEABLE)
+    if disjoint:
+        changes["evaluate"] = {**changes.get("evaluate", {}), "disjoint": True}
     outcome = evaluate_run(run, changes, quiet=quiet, import_from=import_from)
     if output is not None and outcome.rank == 0:
         write_json(output, outcome.to_dict(episodes=True))

@@ -52,6 +52,7 @@ kshot info NAME lists the options of a plugin.
       split                 split to train on [default: train]
       validate_every        iterations between validations; the best
                             parameters are kept [default: none, no validation]
+      stop_loss             stop after 50 losses in a row below this number
       validation_episodes   episodes per validation [default: 200]
       validation_split      split to validate on [default: val]
       patience              stop after so many validations without a better
@@ -65,6 +66,10 @@ kshot info NAME lists the options of a plugin.
       episodes              number of test episodes [default: 600]
       split                 split to test on [default: test]
       batch                 episodes computed at once [default: chosen by size]
+      disjoint              whether no example is in two episodes; then they
+                            may be fewer [default: false]
+      baselines             whether simple methods are tested too, for images
+                            and sounds of a folder [default: true]
       attack                fgsm or pgd: attack the inputs [default: none]
       attack.epsilon        greatest change of a number of an input
       attack.on             query, support, both, or each for a test of each

@@ -16,15 +16,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kshot._shown import described
+from kshot.data._names import shortened
 from kshot.data.splits import Splits
 from kshot.episode import Episode
 from kshot.errors import DataError
 from kshot.preparing import Preparation
-from kshot.randomness import as_seed
-from kshot.sampling import ClassificationTasks, Pool, check_enough
+from kshot.randomness import U64, as_seed, draws, episode_keys
+from kshot.sampling import ClassificationTasks, Draw, Gather, Pool, check_enough
 from kshot.spec import Count, TaskSpec, bounds
 
 log = logging.getLogger("kshot.data.folder_tasks")
+
+Augment = Callable[[Tensor, U64], Tensor]
+"""A function that changes inputs [n, *input] at random, by a key for each [n]."""
+
+TRAINING = ("train", "trainval")
+"""Splits whose episodes are augmented."""
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -102,7 +109,10 @@ class FolderTasks:
         split_by: ``"class"`` if no two splits share a class, ``"example"`` if they share classes but no example.
         way, shot, query, block, seed: see ``kshot.ClassificationTasks``. By default (None) the way is 5, or as many
             classes as the smallest split has, at least 2; query is 5, or as many examples as the smallest class leaves
-            after the shots, at least 1.
+            after the shots, at least 1. Classes with fewer than shot + query examples are left out of a split, and
+            logged, if it has enough others.
+        augment: a function that changes inputs [n, *input] at random, by a key for each [n]. It is applied to support
+            and query in the episodes of the splits ``train`` and ``trainval`` only, and never to ``pool``.
 
     Raises:
         DataError: such episodes can be drawn from none of the splits. If they can from some, each of the others is
@@ -130,6 +140,7 @@ class FolderTasks:
         query: Count | None = None,
         block: int = 1,
         seed: int = 0,
+        augment: Augment | None = None,
     ) -> None:
         if not splits or not all(splits.values()):
             given = "a split without classes" if splits else "no splits"
@@ -140,9 +151,13 @@ class FolderTasks:
             check_enough(first, make_pool(torch.empty(0), splits[first]), 2, 1, 1, self._advice(first, 2, 1, 1))
         if way is None:
             way = max(2, min(5, *(len(classes) for classes in splits.values())))
+        shots = bounds(shot)[1] or 0
         if query is None:
-            fewest = min(len(rows) for classes in splits.values() for rows in classes.values())
-            query = max(1, min(5, fewest - (bounds(shot)[1] or 0)))
+            sizes = [len(rows) for classes in splits.values() for rows in classes.values()]
+            fewest = min((size for size in sizes if size > shots), default=0)
+            query = max(1, min(5, fewest - shots))
+        for split in splits:
+            self._leave_out(split, bounds(way)[1] or 0, shots + (bounds(query)[1] or 0))
         self.spec = TaskSpec(
             kind="classification",
             input_shape=input_shape,
@@ -155,7 +170,7 @@ class FolderTasks:
             split_by=split_by,
             provides={"identities"},
         )
-        self.seed = as_seed(seed, "FolderTasks")
+        self.seed, self._augment = as_seed(seed, "FolderTasks"), augment
         failures: list[DataError] = []
         for split in splits:
             try:
@@ -192,13 +207,46 @@ class FolderTasks:
         """Return the episodes ``indices`` of ``split``, stacked."""
         return self.sample_with(split, indices, lambda pool, ids: pool.gather(ids))
 
-    def sample_with(
-        self, split: str, indices: Sequence[int], gather: Callable[[Pool, NDArray[np.int64]], Tensor]
-    ) -> Episode:
+    def sample_drawn(self, split: str, indices: Sequence[int], draw: Draw, gather: Gather | None = None) -> Episode:
+        """Return other episodes, whose classes and examples are drawn by a function (ability ``Redrawn``)."""
+        return self._loaded.sample_drawn(split, indices, draw, gather)
+
+    def sample_with(self, split: str, indices: Sequence[int], gather: Gather) -> Episode:
         """Return the same episodes, whose examples are gathered by another function (ability ``Gathered``)."""
         if split in self._splits:
             self._check(split, 0)  # by the least, before anything is decoded
-        return self._loaded.sample_with(split, indices, gather)
+        if self._augment is None or split not in TRAINING:
+            return self._loaded.sample_with(split, indices, gather)
+        augment, keys = self._augment, episode_keys(self.seed, split, indices)
+
+        def augmented(pool: Pool, ids: NDArray[np.int64]) -> Tensor:
+            """Return changed inputs [B, n, *input] of rows ``ids`` [B, n] of a pool."""
+            x = gather(pool, ids)
+            if tuple(x.shape[2:]) != self.spec.input_shape:
+                raise DataError(
+                    f"augment: got embeddings of {list(x.shape[2:])} numbers, which were computed once for each "
+                    f"example, expected inputs of shape {list(self.spec.input_shape)}; leave augment out, or train the "
+                    "encoder too (tune=head or tune=all)"
+                )
+            each = draws(keys, "augment", ids.shape[1]).reshape(-1)
+            return augment(x.flatten(0, 1), each).view(x.shape)
+
+        return self._loaded.sample_with(split, indices, augmented)
+
+    def _leave_out(self, split: str, way: int, size: int) -> None:
+        """Leave classes with fewer than ``size`` examples out of a split, if ``way`` others remain, and log it."""
+        classes = self._splits[split]
+        small = [name for name, rows in classes.items() if len(rows) < size]
+        if small and len(classes) - len(small) >= way:
+            self._splits[split] = {name: rows for name, rows in classes.items() if name not in small}
+            listed = shortened(small)
+            log.warning(
+                "split %r: left out classes with fewer than %d examples (shot + query): %s", split, size, listed
+            )
+
+    def check(self, split: str) -> None:
+        """Raise DataError if a split is too small for the largest of the episodes; nothing is loaded."""
+        self._check(split, 1)
 
     def _check(self, split: str, end: int) -> None:
         """Refuse a split that is too small for its episodes, with what to do.

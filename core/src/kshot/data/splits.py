@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,13 @@ from kshot.randomness import purpose_key
 
 log = logging.getLogger("kshot.data.splits")
 
+_T = TypeVar("_T")
+
 Fractions = tuple[float, float, float]
 """Shares of train, val and test. They sum to 1; a split whose share is 0 is left out."""
+
+Fold = tuple[int, int]
+"""Number i of a division and the number n of all: the i-th of n divisions, whose test splits are evenly spread."""
 
 Listed = Mapping[str, Sequence[str] | Path | str] | Path | str
 """Split -> class names, or a text file with one name per line; or a folder with train.txt, val.txt and test.txt."""
@@ -30,7 +35,47 @@ Splits = Mapping[str, Mapping[str, NDArray[np.int64]]]
 """Split -> class -> its rows: the numbers of its files in the order of ``Folder.files``."""
 
 
-def split_classes(names: Sequence[str], fractions: Fractions, split_seed: int = 0) -> dict[str, tuple[str, ...]]:
+def default_shares(number: int, split_by: Literal["class", "example"] = "class") -> Fractions:
+    """Return the shares of train, val and test that are used if a user gives none.
+
+    They are 0.6, 0.2 and 0.2. Fewer than 24 classes are divided so that the test has 5, or half of them: with two test
+    classes all episodes would be of these two. Validation has 5 classes, or none where training would have fewer than
+    10. Fewer than 10 examples of a class are divided into halves for training and test.
+
+    Args:
+        number: of classes, or of the examples of the smallest class.
+        split_by: which of the two it is.
+
+    Example:
+        >>> [round(share * 10) for share in default_shares(10)]
+        [5, 0, 5]
+    """
+    if split_by == "example":
+        return (0.6, 0.2, 0.2) if number >= 10 else (0.5, 0.0, 0.5)
+    if number >= 24 or number < 2:
+        return (0.6, 0.2, 0.2)
+    test, val = min(5, number // 2), 5 if number >= 20 else 0
+    return ((number - test - val) / number, val / number, test / number)
+
+
+def _turned(order: list[_T], fold: Fold | None) -> list[_T]:
+    """Return a list that begins at the i-th of n evenly spread places, and goes round.
+
+    Raises:
+        DataError: there is no such place.
+    """
+    if fold is None:
+        return order
+    i, n = int(fold[0]), int(fold[1])
+    if not 0 <= i < n:
+        raise DataError(f"fold: got {list(fold)}, expected [i, n] with i from 0 to n - 1")
+    first = i * len(order) // n
+    return order[first:] + order[:first]
+
+
+def split_classes(
+    names: Sequence[str], fractions: Fractions, split_seed: int = 0, fold: Fold | None = None
+) -> dict[str, tuple[str, ...]]:
     """Divide classes into splits by a hash of name and seed: the first are the test's, the next val's, then train's.
 
     A class that is added or removed moves at most one other class across each border. Each split is in the order of
@@ -40,16 +85,18 @@ def split_classes(names: Sequence[str], fractions: Fractions, split_seed: int = 
         names: the classes.
         fractions: shares of train, val and test.
         split_seed: another seed gives another division.
+        fold: the number i of a division and the number n of divisions. The test classes of the n divisions are evenly
+            spread: with shares of 1 / n for the test, each class is a test class in exactly one of them.
 
     Raises:
-        DataError: the fractions are impossible, or there are fewer classes than splits.
+        DataError: the fractions or the fold are impossible, or there are fewer classes than splits.
 
     Example:
         >>> split_classes(list("abcdefgh"), (0.5, 0.25, 0.25))["test"]
         ('b', 'd')
     """
     sizes = _sizes(len(names), fractions, "the folder", "classes")
-    order = sorted(names, key=lambda name: (purpose_key(f"folders/{split_seed}/{name}"), name))
+    order = _turned(sorted(names, key=lambda name: (purpose_key(f"folders/{split_seed}/{name}"), name)), fold)
     borders = np.cumsum([0, *(sizes[split] for split in ("test", "val", "train"))])
     chosen = {
         split: set(order[a:b]) for split, a, b in zip(("test", "val", "train"), borders, borders[1:], strict=False)
@@ -110,7 +157,9 @@ def listed_classes(names: Sequence[str], listed: Listed) -> dict[str, tuple[str,
     return _with_trainval(splits)
 
 
-def split_examples(classes: Mapping[str, Sequence[str]], fractions: Fractions, split_seed: int = 0) -> Splits:
+def split_examples(
+    classes: Mapping[str, Sequence[str]], fractions: Fractions, split_seed: int = 0, fold: Fold | None = None
+) -> Splits:
     """Divide the examples of each class by a hash of name and seed: every split has all classes.
 
     Scores on such splits say how well new examples of *known* classes are recognised, not how well new classes are
@@ -133,7 +182,8 @@ def split_examples(classes: Mapping[str, Sequence[str]], fractions: Fractions, s
     first = 0  # row of the class's first example
     for name, files in classes.items():
         sizes = _sizes(len(files), fractions, f"class {name!r}", "examples")
-        order = sorted(range(len(files)), key=lambda i: (purpose_key(f"folders/{split_seed}/{nfc(files[i])}"), i))
+        chance = {i: purpose_key(f"folders/{split_seed}/{nfc(files[i])}") for i in range(len(files))}
+        order = _turned(sorted(chance, key=lambda i: (chance[i], i)), fold)
         start = 0
         for split in ("test", "val", "train"):
             if sizes[split]:
@@ -167,15 +217,20 @@ def rows_of(classes: Mapping[str, Sequence[str]], held: Mapping[str, Sequence[st
 
 
 def splits_of(
-    folder: Folder, split: Fractions | Listed, split_by: Literal["class", "example"] = "class", split_seed: int = 0
+    folder: Folder,
+    split: Fractions | Listed | None = None,
+    split_by: Literal["class", "example"] = "class",
+    split_seed: int = 0,
+    fold: Fold | None = None,
 ) -> Splits:
     """Divide a folder by the options that plugins offer to their users.
 
     Args:
         folder: the folder, as ``kshot.data.folders.scan`` returns it.
-        split: shares of train, val and test, or lists of class names.
+        split: shares of train, val and test, or lists of class names; by default see ``default_shares``.
         split_by: ``"class"``, see ``split_classes`` and ``listed_classes``; or ``"example"``, see ``split_examples``.
         split_seed: another seed gives another division by shares.
+        fold: see ``split_classes``; only for shares.
 
     Raises:
         DataError: see the three functions; or lists were given together with ``split_by="example"``.
@@ -188,7 +243,12 @@ def splits_of(
     if split_by not in ("class", "example"):
         raise DataError(f"split_by: got {split_by!r}, expected 'class' or 'example'")
     names = tuple(folder.classes)
+    if split is None:
+        number = len(names) if split_by == "class" else min(map(len, folder.classes.values()))
+        split = default_shares(number, split_by)
     if isinstance(split, Mapping | Path | str):
+        if fold is not None:
+            raise DataError("fold: got lists of classes and a fold, expected one of them; give shares, or no fold")
         if split_by == "example":
             raise DataError(
                 "split: got lists of classes while split_by is 'example', expected shares; give shares such as "
@@ -196,8 +256,8 @@ def splits_of(
             )
         return rows_of(folder.classes, listed_classes(names, split))
     if split_by == "example":
-        return split_examples(folder.classes, split, split_seed)
-    return rows_of(folder.classes, split_classes(names, split, split_seed))
+        return split_examples(folder.classes, split, split_seed, fold)
+    return rows_of(folder.classes, split_classes(names, split, split_seed, fold))
 
 
 def _sizes(n: int, fractions: Fractions, who: str, what: str) -> dict[str, int]:

@@ -6,9 +6,10 @@
     print(kshot.runs.compare("runs/protonet-omniglot-1", "runs/maml-omniglot-1"))
 
 Reading order: ``recipe`` (the configuration that a user gives), ``plan`` (the components that a run is built from),
-``runner`` (train and evaluate a plan), ``calls`` (the functions above), ``run`` (their result), ``comparison`` (compare
-runs), ``learners`` (load the learner of a run), ``trained`` (predict with a run), ``launch`` (the environment that
-torchrun sets).
+``runner`` (train and evaluate a plan), ``small`` and ``baselines`` (what is added for folders), ``calls`` (the
+functions above), ``run`` (their result), ``comparison`` (compare runs), ``cross_validation`` (runs on several divisions
+of a folder), ``learners`` (load the learner of a run), ``trained`` (predict with a run), ``launch`` (the environment
+that torchrun sets).
 Importing this module does not import torch; names are imported on first use.
 """
 
@@ -18,8 +19,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kshot.runs.calls import evaluate, resume, train, train_seeds
+    from kshot.runs.calls import evaluate, resume, train, train_seeds, train_splits
     from kshot.runs.comparison import Comparison, compare
+    from kshot.runs.cross_validation import CrossValidation
     from kshot.runs.learners import TrainedLearner, load_learner
     from kshot.runs.predictions import Prediction
     from kshot.runs.run import Run
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 _MODULE_OF = {
     "Comparison": "comparison",
+    "CrossValidation": "cross_validation",
     "Prediction": "predictions",
     "Run": "run",
     "Threshold": "trained",
@@ -38,10 +41,12 @@ _MODULE_OF = {
     "resume": "calls",
     "train": "calls",
     "train_seeds": "calls",
+    "train_splits": "calls",
 }
 
 __all__ = [
     "Comparison",
+    "CrossValidation",
     "Prediction",
     "Run",
     "Threshold",
@@ -53,6 +58,7 @@ __all__ = [
     "resume",
     "train",
     "train_seeds",
+    "train_splits",
 ]
 
 

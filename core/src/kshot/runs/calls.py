@@ -10,6 +10,7 @@ from kshot._engine.hook_checks import named_hooks
 from kshot._engine.run_folder import run_path
 from kshot.errors import OptionError
 from kshot.registry.modules import importing
+from kshot.runs.cross_validation import CrossValidation, folded
 from kshot.runs.plan import Plan
 from kshot.runs.recipe import configure, layered, naming
 from kshot.runs.run import Run
@@ -35,6 +36,7 @@ def train(
     seed: int | None = None,
     learner_seed: int | None = None,
     init_from: str | Path | None = None,
+    fold: tuple[int, int] | None = None,
     run: str | Path | None = None,
     no_run: bool = False,
     quiet: bool = False,
@@ -58,6 +60,7 @@ def train(
         seed: seed of the learner's initialisation and of training; 0 by default.
         learner_seed: seed of the initialisation, if it is to differ from ``seed``.
         init_from: a run or checkpoint whose parameters training starts from.
+        fold: the number i of a division of a folder and the number n of all, see ``train_splits``.
         run: the folder to write to; ``runs/LEARNER-TASKS-SEED`` by default.
         no_run: write no run folder.
         quiet: print neither progress nor an announcement.
@@ -107,6 +110,7 @@ def train(
     objects = {name: hook for name, hook in named if not isinstance(hook, str)}
     with naming(recipe):
         config = configure(tables, hooks=names)
+        config = config if fold is None else folded(config, fold)
     with importing(import_from):
         return train_plan(Plan.of(config), None if no_run else folder_of(config), quiet=quiet, hooks=objects)
 
@@ -137,6 +141,28 @@ def train_seeds(*args: Any, seeds: Sequence[int], **options: Any) -> tuple[Run, 
     run = options.get("run")
     check_seeds(seeds, [] if run is None else [Path(str(run).replace("{seed}", str(seed))) for seed in seeds])
     return tuple(train(*args, seed=seed, **options) for seed in seeds)
+
+
+def train_splits(*args: Any, splits: int, **options: Any) -> CrossValidation:
+    """Call ``train`` on several divisions of a folder, each with other test classes: cross-validation over classes.
+
+    If the share of the test is 1 / splits, each class is a test class once. Otherwise the test classes of the divisions
+    are evenly spread over the classes.
+
+    Args:
+        args, options: arguments of ``train``; ``run``, if given, must contain ``{split}``.
+        splits: number of divisions, at least 2.
+
+    Raises:
+        OptionError: there are fewer than two divisions, or the tasks can't be divided.
+
+    Example:
+        >>> train_splits("protonet", {"name": "imagefolder", "root": "pictures"}, splits=5)  # doctest: +SKIP
+        <CrossValidation: 83.10 ± 4.20 % accuracy over 5 splits of the classes (95 % t interval)>
+    """
+    if splits < 2:
+        raise OptionError(f"splits: got {splits}, expected at least 2 divisions")
+    return CrossValidation(tuple(train(*args, fold=(i, splits), **options) for i in range(splits)))
 
 
 def check_seeds(seeds: Sequence[int], folders: Sequence[Path]) -> None:

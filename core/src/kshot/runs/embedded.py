@@ -28,7 +28,8 @@ from kshot.errors import DataError, MisfitError, OptionError
 from kshot.nn.pretrained import digest_of
 from kshot.pools import Pool
 from kshot.preparing import Preparation
-from kshot.protocols import Backend, Gathered, Pooled, Portable, TaskDistribution
+from kshot.protocols import Backend, Gathered, Pooled, Portable, Redrawn, TaskDistribution
+from kshot.sampling import Draw, Gather
 from kshot.spec import TaskSpec
 
 log = logging.getLogger("kshot.runs")
@@ -193,14 +194,27 @@ class Embedded:
     def sample(self, split: str, indices: Sequence[int]) -> Episode:
         """Return the episodes ``indices`` of ``split``, stacked, with embeddings [B, n, D] as inputs."""
         if isinstance(self.of, Gathered):
-
-            def gather(pool: Pool, ids: NDArray[np.int64]) -> Tensor:
-                """Return the embeddings [B, n, D] of rows ``ids`` [B, n] of the pool below."""
-                table = self._table(pool, split)
-                return table.own.gather(table.places[ids])
-
-            return self.of.sample_with(split, indices, gather)
+            return self.of.sample_with(split, indices, self._gather(split))
         return map_inputs(self.of.sample(split, indices), lambda x: self.embed(x.flatten(0, 1)).view(*x.shape[:2], -1))
+
+    def sample_drawn(self, split: str, indices: Sequence[int], draw: Draw, gather: Gather | None = None) -> Episode:
+        """Return other episodes, whose classes and examples are drawn by a function (ability ``Redrawn``).
+
+        Raises:
+            MisfitError: the tasks below can't be drawn by another function.
+        """
+        if not isinstance(self.of, Redrawn):
+            raise MisfitError(f"embedded: got {type(self.of).__name__}, expected tasks whose examples can be redrawn")
+        return self.of.sample_drawn(split, indices, draw, gather or self._gather(split))
+
+    def _gather(self, split: str) -> Gather:
+        """Return the function that gathers embeddings [B, n, D] of rows [B, n] of the pool below."""
+
+        def gather(pool: Pool, ids: NDArray[np.int64]) -> Tensor:
+            table = self._table(pool, split)
+            return table.own.gather(table.places[ids])
+
+        return gather
 
     def prepare(self, raw: Any) -> Tensor:
         """Prepare raw examples as the tasks below do, and embed them: [n, D] (ability ``Pooled``)."""

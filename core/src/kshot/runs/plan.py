@@ -249,9 +249,16 @@ def within(plan: Plan, tasks: Any) -> Plan:
     fewer = {n: most[n] for n, value in plan.own.items() if isinstance(value, int) and value > most.get(n, value)}
     if not fewer:
         return plan
-    wanted = listed({name: plan.own[name] for name in fewer})
-    log.warning("note: training with %s instead of %s, because split %r has no more", listed(fewer), wanted, split)
     return attrs.evolve(plan, own={**plan.own, **fewer}, training=lowered({**plan.training, **fewer}))
+
+
+def tell_limits(wanted: Plan, plan: Plan) -> None:
+    """Log which of the learner's own choices were limited to the size of the split to train on, see ``within``."""
+    fewer = {name: value for name, value in plan.own.items() if value != wanted.own[name]}
+    if fewer:
+        before = listed({name: wanted.own[name] for name in fewer})
+        split = str(plan.engine.get("split", "train"))
+        log.warning("note: training with %s instead of %s, because split %r has no more", listed(fewer), before, split)
 
 
 def build_backend(plan: Plan) -> Any:

@@ -51,6 +51,7 @@ class EngineOptions:
         validation_episodes: number of episodes of each validation.
         validation_split: the split to validate on.
         patience: stop after this many validations in a row that were not better.
+        stop_loss: stop when the loss was below this number in 50 iterations in a row.
         checkpoint_every: outer steps between checkpoints.
         checkpoint_seconds: time after which a checkpoint is written in any case; none for no limit.
         keep: number of newest checkpoints to keep.
@@ -64,6 +65,7 @@ class EngineOptions:
     validation_episodes: Count = 200
     validation_split: str = "val"
     patience: Count | None = None
+    stop_loss: Positive | None = None
     checkpoint_every: Count = 500
     checkpoint_seconds: Positive | None = 60.0
     keep: Count = 2
@@ -71,20 +73,24 @@ class EngineOptions:
 
 @frozen
 class EvaluateOptions:
-    """Declare the options of ``[evaluate]``: those of ``Engine.evaluate``, with the same defaults.
+    """Declare the options of ``[evaluate]``: those of ``Engine.evaluate``, with the same defaults, and ``baselines``.
 
     Args:
         episodes: number of episodes.
         split: the split to evaluate on.
         batch: number of episodes computed at once; by default what fits the caches.
+        disjoint: whether no example may be in two episodes; there are fewer episodes if the examples are too few.
         attack: an adversarial attack: the fields of ``kshot.Attack``. Its ``on`` may also be ``each``: then there are
             four tests on the same episodes, with an attack of nothing, of the support, of the queries and of both.
+        baselines: whether simple methods are tested beside a learner that was trained on a folder of images or sounds.
     """
 
     episodes: Count = 600
     split: str = "test"
     batch: Count | None = None
+    disjoint: bool = False
     attack: Mapping[str, Any] | str | None = None
+    baselines: bool = True
 
 
 @frozen

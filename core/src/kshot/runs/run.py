@@ -13,6 +13,7 @@ from kshot._engine.engine import Engine
 from kshot._engine.result import Result
 from kshot.kinds import KINDS
 from kshot.protocols import Pooled
+from kshot.runs.baselines import Baseline
 from kshot.runs.comparison import Compared, compare_tests
 from kshot.runs.trained import Trained
 
@@ -30,6 +31,8 @@ class Run:
         folder: the run folder; None if nothing was written.
         rank: rank of this process; only rank 0 writes.
         engine: the engine, with the learner and its tasks, to continue in Python.
+        cautions: for each result of a folder's test why its interval is too small, or "" if it is not.
+        baselines: results of simple methods on the same episodes, for images and sounds of a folder.
 
     Example:
         >>> import kshot
@@ -50,6 +53,8 @@ class Run:
     folder: Path | None
     rank: int
     engine: Engine = field(repr=False)
+    baselines: tuple[Baseline, ...] = ()
+    cautions: tuple[str, ...] = ()
 
     @property
     def result(self) -> Result:
@@ -76,6 +81,10 @@ class Run:
             plain["labels"] = list(self.labels)
         if self.differences:
             plain["differences"] = [compared.to_dict() for compared in self.differences]
+        if any(self.cautions):
+            plain["cautions"] = list(self.cautions)
+        if self.baselines:
+            plain["baselines"] = [baseline.to_dict(episodes) for baseline in self.baselines]
         return plain
 
     def __repr__(self) -> str:
@@ -88,8 +97,13 @@ class Run:
 
     def __str__(self) -> str:
         lines = []
-        for label, one in zip(self.labels, self.results, strict=True):
+        cautions = self.cautions or ("",) * len(self.results)
+        for label, one, caution in zip(self.labels, self.results, cautions, strict=True):
             lines += [f"{label}: {one}" if label else str(one), *over_classes(one)]
+            if caution:
+                lines.append(f"  caution: {caution}")
+            if not one.attack:
+                lines += [str(baseline) for baseline in self.baselines if baseline.test == label]
         spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.wall.items())
         return "\n".join([*lines, *map(str, self.differences), f"{self.iterations} iterations; {spent}"])
 

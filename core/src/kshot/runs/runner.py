@@ -26,6 +26,7 @@ from kshot.checks import check, mismatches
 from kshot.errors import MisfitError, OptionError, RunError
 from kshot.registry.building import overlay
 from kshot.registry.modules import importing
+from kshot.runs.baselines import Baseline, baselines
 from kshot.runs.comparison import labels
 from kshot.runs.launch import launch
 from kshot.runs.plan import (
@@ -40,9 +41,11 @@ from kshot.runs.plan import (
     listed,
     obstacles,
     record,
+    tell_limits,
 )
 from kshot.runs.recipe import Config, Table, attacks_of, evaluate_options
 from kshot.runs.run import Run
+from kshot.runs.small import cautions, with_early_stopping
 from kshot.runs.views import lowered
 from kshot.spec import Needs
 
@@ -76,12 +79,16 @@ def train_plan(plan: Plan, run: Path | None, *, quiet: bool, hooks: Mapping[str,
     backend = build_backend(plan)
     world = backend.world
     begun = None if run is None else from_first(world, lambda: _own_config(run))
-    plan, training, tests = first_then_rest(world, lambda: build_tasks(plan, new=True))
+    wanted = plan
+    plan, training, tests = first_then_rest(world, lambda: build_tasks(wanted, new=True))
     parts = build(plan, training, tests, backend)
     if "iterations" not in plan.engine and not parts.learner.state_dict():
         plan = evolve(plan, engine={**plan.engine, "iterations": 0})
         if not quiet:
             log.info("note: %s has nothing to learn on these inputs, so it is only tested", plan.learner["name"])
+    if plan.engine.get("iterations") != 0:
+        tell_limits(wanted, plan)
+        plan = with_early_stopping(plan, parts, quiet=quiet)
     if run is not None and begun is not None:
         plan, parts = _as_begun(plan, parts, run, begun)
     return _begin(plan, parts, run, quiet=quiet, resuming=begun is not None, hooks=hooks or {})
@@ -271,17 +278,29 @@ def _finish(plan: Plan, parts: Parts, engine: Engine, run: Path | None, *, quiet
     if not trained and not quiet:
         log.info("nothing was left to train after iteration %d; the run is only tested", engine.iteration)
     outcome = _evaluate_tests(plan, parts, engine, run, wall)
+    if plan.evaluate.get("baselines", True):
+        outcome = evolve(outcome, baselines=_baselines(plan, parts, outcome))
     path = None if run is None else run / RESULT_FILE
     if path is not None and outcome.rank == 0 and (trained or not path.exists()):
         write_json(path, {**outcome.to_dict(episodes=True), "trained_from": began})
     return outcome
 
 
+def _baselines(plan: Plan, parts: Parts, outcome: Run) -> tuple[Baseline, ...]:
+    """Return the baselines of each test, on the episodes of its result without an attack."""
+    attacks = attacks_of(plan.evaluate)
+    if None not in attacks:
+        return ()
+    first = range(attacks.index(None), len(outcome.results), len(attacks))
+    results = {test: outcome.results[i] for test, i in enumerate(first)}
+    return tuple(baselines(plan, parts, results, {test: outcome.labels[i] for test, i in enumerate(first)}))
+
+
 def _evaluate_tests(plan: Plan, parts: Parts, engine: Engine, run: Path | None, wall: Mapping[str, float]) -> Run:
     """Evaluate every test of a plan, with each of its attacks."""
     started = time.perf_counter()
-    options = {name: value for name, value in plan.evaluate.items() if name != "attack"}
-    tests = zip(parts.tests, plan.test_learners, strict=True)
+    options = {name: value for name, value in plan.evaluate.items() if name not in ("attack", "baselines")}
+    tests = list(zip(parts.tests, plan.test_learners, strict=True))
     attacks = attacks_of(plan.evaluate)
     results = tuple(
         engine.evaluate(**options, attack=attack, tasks=tasks, learner_options=own or None, write=False)
@@ -297,7 +316,12 @@ def _evaluate_tests(plan: Plan, parts: Parts, engine: Engine, run: Path | None, 
             for on in attacked
         ]
     )
-    return Run(results, names, wall, engine.iteration, run, parts.backend.world.rank, engine)
+    warnings = [
+        cautions(result, tests[i // len(attacks)][0]) if attacks[i % len(attacks)] is None else ""
+        for i, result in enumerate(results)
+    ]
+    rank = parts.backend.world.rank
+    return Run(results, names, wall, engine.iteration, run, rank, engine, cautions=tuple(warnings))
 
 
 def _own_config(run: Path) -> Any:

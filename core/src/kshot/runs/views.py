@@ -29,7 +29,7 @@ def lowered(tasks: Table) -> Table:
         return tasks
     own = {"name", "", *_names(tasks)}
     foreign = {name: value for name, value in tasks.items() if name not in own}
-    if not foreign or not all(_takes(below, name) for name in foreign):
+    if not foreign or not all(takes(below, name) for name in foreign):
         return tasks
     kept = {name: value for name, value in tasks.items() if name in own}
     return {**kept, "of": lowered({**below, **foreign})}
@@ -73,7 +73,7 @@ def _names(tasks: Table) -> set[str]:
     return {option.name for option in options_of(registry.load(str(tasks["name"]), "tasks"))}
 
 
-def _takes(tasks: Table, name: str) -> bool:
+def takes(tasks: Table, name: str) -> bool:
     """Return whether tasks, or those below them, have an option."""
     below = _below(tasks)
-    return name in _names(tasks) or (below is not None and _takes(below, name))
+    return name in _names(tasks) or (below is not None and takes(below, name))

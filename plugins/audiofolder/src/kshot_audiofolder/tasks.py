@@ -15,6 +15,7 @@ from kshot.data.folders import scan
 from kshot.data.splits import splits_of
 from kshot.errors import DataError
 from kshot.preparing import Preparation
+from kshot_audiofolder.augmentation import Change, augmentation
 from kshot_audiofolder.form import VERSION, Form
 from kshot_audiofolder.sounds import prepare_as, suffixes
 
@@ -38,9 +39,11 @@ def audiofolder(
     f_min: float = 0.0,
     f_max: float | None = None,
     normalise: Literal["clip", "band", "none"] = "clip",
-    split: tuple[float, float, float] | Path | str | Mapping[str, Sequence[str] | Path | str] = (0.6, 0.2, 0.2),
+    split: tuple[float, float, float] | Path | str | Mapping[str, Sequence[str] | Path | str] | None = None,
     split_by: Literal["class", "example"] = "class",
     split_seed: int = 0,
+    fold: tuple[int, int] | None = None,
+    augment: Sequence[Change] = (),
     cache: Path | str | None = None,
     workers: int | None = None,
     block: int = 1,
@@ -52,9 +55,10 @@ def audiofolder(
     form without decoding the folder.
 
     Args:
-        way, shot, query, seed, block: see ``kshot.ClassificationTasks``. Classes may have different numbers of sounds,
-            each at least shot + query. By default way is 5, or as many classes as the smallest split has; query is 5,
-            or as many sounds as the smallest class leaves after the shots.
+        way, shot, query, seed, block: see ``kshot.ClassificationTasks``. Classes may have different numbers of sounds;
+            those with fewer than shot + query are left out, if a split has enough others. By default way is 5, or as
+            many classes as the smallest split has; query is 5, or as many sounds as the smallest class leaves after the
+            shots.
         root: the folder of class folders, see ``kshot.data.folders.scan``.
         rate: sampling rate in Hz to which sounds are resampled, after their channels are averaged.
         seconds: length of a clip.
@@ -71,11 +75,16 @@ def audiofolder(
         normalise: how to normalise the log mel spectrogram before the cosine transform. 'clip': to mean 0 and deviation
             1 over the clip, which removes the loudness; 'band': the same for each band over time, which also removes
             the mean spectrum; 'none': not at all.
-        split: shares of train, val and test; or lists of class names: a folder with train.txt, val.txt and test.txt
+        split: shares of train, val and test; by default (0.6, 0.2, 0.2), and for fewer than 24 classes see
+            ``kshot.data.splits.default_shares``; or lists of class names: a folder with train.txt, val.txt and test.txt
             (one name per line), or a mapping from a split to names or to such a file.
         split_by: 'class', so that the classes of val and test are new ones; or 'example', for folders of few classes:
             every split has all classes, and each class's sounds are divided.
         split_seed: another seed gives another division by shares.
+        fold: the number i of a division and the number n of all, for cross-validation by shares: the test classes, or
+            the test examples, of the n divisions are evenly spread. ``kshot train --splits=n`` trains on each.
+        augment: random changes of sounds in the episodes of split train (and trainval): 'shift' (in time); of spectral
+            features 'mask' (some bands and frames); of waves 'gain' (loudness) and 'noise'.
         cache: kshot's cache folder; by default KSHOT_CACHE, or the system's.
         workers: number of threads that decode; by default one for each processor, at most 8.
 
@@ -93,7 +102,7 @@ def audiofolder(
         rate, float(seconds), crop, pad, features, n_mfcc, n_mels, window, hop, float(f_min), f_max, normalise
     )  # fmt: skip
     folder = scan(root, suffixes(), what="sounds")
-    splits = splits_of(folder, split, split_by, split_seed)
+    splits = splits_of(folder, split, split_by, split_seed, fold)
     return FolderTasks(
         splits,
         partial(
@@ -117,6 +126,7 @@ def audiofolder(
         query=query,
         block=block,
         seed=seed,
+        augment=augmentation(augment, features),
     )
 
 

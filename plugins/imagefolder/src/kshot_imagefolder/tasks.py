@@ -16,6 +16,7 @@ from kshot.data.pictures import formats
 from kshot.data.splits import splits_of
 from kshot.errors import DataError
 from kshot.preparing import Preparation
+from kshot_imagefolder.augmentation import Change, augmentation
 from kshot_imagefolder.images import VERSION, Fit, Form, Mode, prepare_as
 
 
@@ -29,9 +30,11 @@ def imagefolder(
     size: int | tuple[int, int] = 84,
     mode: Mode = "RGB",
     fit: Fit = "squeeze",
-    split: tuple[float, float, float] | Path | str | Mapping[str, Sequence[str] | Path | str] = (0.6, 0.2, 0.2),
+    split: tuple[float, float, float] | Path | str | Mapping[str, Sequence[str] | Path | str] | None = None,
     split_by: Literal["class", "example"] = "class",
     split_seed: int = 0,
+    fold: tuple[int, int] | None = None,
+    augment: Sequence[Change] = (),
     cache: Path | str | None = None,
     workers: int | None = None,
     block: int = 1,
@@ -42,18 +45,24 @@ def imagefolder(
     table in the cache. ``prepare`` brings other images into the same form without decoding the folder.
 
     Args:
-        way, shot, query, seed, block: see ``kshot.ClassificationTasks``. Classes may have different numbers of images,
-            each at least shot + query. By default way is 5, or fewer if the smallest split has fewer classes; query is
-            5, or fewer if the smallest class has fewer images besides the shots.
+        way, shot, query, seed, block: see ``kshot.ClassificationTasks``. Classes may have different numbers of images;
+            those with fewer than shot + query are left out, if a split has enough others. By default way is 5, or fewer
+            if the smallest split has fewer classes; query is 5, or fewer if the smallest class has fewer images besides
+            the shots.
         root: the folder of class folders, see ``kshot.data.folders.scan``.
         size: pixels per side, or height and width.
         mode: 'RGB' (C = 3) or 'L' (grey, C = 1).
         fit: what to do with an image of other proportions: 'squeeze' it, 'crop' its middle, or 'pad' it with white.
-        split: the shares of train, val and test. Or the class names of each split: a folder with train.txt, val.txt
+        split: the shares of train, val and test; by default (0.6, 0.2, 0.2), and for fewer than 24 classes see
+            ``kshot.data.splits.default_shares``. Or the class names of each split: a folder with train.txt, val.txt
             and test.txt (one name per line), or a mapping from a split to its names or to such a file.
         split_by: 'class', so that the classes of val and test are new ones; or 'example', for folders of few classes:
             every split has all classes, and each class's images are divided.
         split_seed: the seed of the random division by shares.
+        fold: the number i of a division and the number n of all, for cross-validation by shares: the test classes, or
+            the test examples, of the n divisions are evenly spread. ``kshot train --splits=n`` trains on each.
+        augment: random changes of images in the episodes of split train (and trainval): 'flip' (left and right),
+            'crop', 'rotate', 'colour'. Needs torchvision: ``pip install kshot-imagefolder[augment]``.
         cache: kshot's cache folder; by default KSHOT_CACHE, or the system's.
         workers: number of threads that decode; by default one for each processor, at most 8.
 
@@ -70,7 +79,7 @@ def imagefolder(
     form = form_of(size, mode, fit)
     sides = form.size
     folder = scan(root, formats().keys(), what="images")
-    splits = splits_of(folder, split, split_by, split_seed)
+    splits = splits_of(folder, split, split_by, split_seed, fold)
     return FolderTasks(
         splits,
         partial(
@@ -94,6 +103,7 @@ def imagefolder(
         query=query,
         block=block,
         seed=seed,
+        augment=augmentation(augment),
     )
 
 
