@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def predict_with_classifier(files: tuple[Path, ...], texts: tuple[str, ...], cov
         raise click.UsageError(
             f"got {files[0]}, expected a classifier (NAME.kshot, see kshot fit) and files, or --run and --support"
         )
-    given = [text if text != "-" else decoded(click.get_binary_stream("stdin").read(), "-") for text in texts]
+    given = [text if text != "-" else decoded(sys.stdin.buffer.read(), "standard input") for text in texts]
     outcome = do(files[0], files[1:], coverage, given)
     if json_:
         print_json(outcome)

@@ -38,7 +38,7 @@ def load_listing(listing: Listing, form: Form, cache: Path | str | None = None) 
     named = list(zip(listing.examples, listing.names, strict=True))
 
     def make() -> tables.Made:
-        rows = [form.of_text(text, f"{listing.path}, {name.rpartition('/')[2]}")[None] for text, name in named]
+        rows = [form.of_text(text, f"{listing.path}, text of {name.rpartition('/')[2]}")[None] for text, name in named]
         return tables.Made({}, form.dtype, (len(rows), *form.shape), rows)
 
     path = tables.cache_folder("textfolder", cache) / f"{digest[:20]}-{form.name}.table"

@@ -122,13 +122,12 @@ def prepare(raw: Any, form: Form) -> Tensor:
             f"textfolder: got {raw.dtype} of shape {list(raw.shape)} to prepare, expected inputs [n, {form.shape[0]}] "
             "as floats; or give texts"
         )
-    if isinstance(raw, Iterable) and not isinstance(raw, bytes):
-        prepared = [prepare(item, form) for item in raw]
-        if prepared:
-            return torch.cat(prepared)
+    several = isinstance(raw, Iterable) and not isinstance(raw, bytes)
+    if prepared := [prepare(item, form) for item in raw] if several else []:
+        return torch.cat(prepared)
     raise DataError(
-        f"textfolder: got {'an empty ' * isinstance(raw, Iterable)}{type(raw).__name__} to prepare, expected a text as "
-        "a str, a Path, or a sequence of these; give some"
+        f"textfolder: got {'an empty ' * several}{type(raw).__name__} to prepare, expected a text as a str, a Path, or "
+        "a sequence of these; give some"
     )
 
 
