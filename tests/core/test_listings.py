@@ -81,16 +81,26 @@ def test_the_same_example_twice_is_found(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_wrong_is_named_with_its_line(tmp_path: Path, content: str | bytes, message: str) -> None:
-    limit = csv.field_size_limit()
     with pytest.raises(DataError, match=message):
         read_listing(written(tmp_path, content), "text")
-    assert csv.field_size_limit() == limit  # a setting of the process
 
 
 def test_a_text_may_be_long(tmp_path: Path) -> None:
     """The csv module refuses more than 131,072 characters by default."""
     path = written(tmp_path, f"text,label\n{'long ' * 40_000},yes\nStop.,no\n")
     assert len(read_listing(path, "text").classes["yes"][0]) == 200_000
+
+
+def test_the_limit_of_the_csv_module_stays_as_it_was(tmp_path: Path) -> None:
+    """It is a setting of the process."""
+    before = csv.field_size_limit(1234)
+    try:
+        read_listing(written(tmp_path, "text,label\nGo.,yes\nStop.,no\n"), "text")
+        with pytest.raises(DataError, match="not well-formed"):
+            read_listing(written(tmp_path, 'text,label\n"Go.,yes\n'), "text")
+        assert csv.field_size_limit() == 1234
+    finally:
+        csv.field_size_limit(before)
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
