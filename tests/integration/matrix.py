@@ -40,13 +40,14 @@ SHARED = Path(os.environ.get("KSHOT_SHARED", ROOT.parent / "shared" / "data"))
 
 
 def write_files(scratch: Path) -> None:
-    """Write a folder of images and a folder of sounds, each with one folder per class."""
+    """Write folders of images, of sounds and of texts, each with one folder per class."""
     rng = np.random.default_rng(0)
     for c in range(15):
         for i in range(2):
-            picture, sound = (scratch / kind / f"{c:02}" / str(i) for kind in ("images", "sounds"))
-            for file in (picture, sound):
+            picture, sound, text = (scratch / kind / f"{c:02}" / str(i) for kind in ("images", "sounds", "texts"))
+            for file in (picture, sound, text):
                 file.parent.mkdir(parents=True, exist_ok=True)
+            text.with_suffix(".txt").write_text(f"text {i} about matter {c}", encoding="utf-8")
             if find_spec("PIL"):
                 from PIL import Image
 
@@ -62,6 +63,7 @@ def data(scratch: Path) -> dict[str, dict[str, Any]]:
     return {
         "imagefolder": {"root": scratch / "images", "size": 16, "mode": "L", **thirds},
         "audiofolder": {"root": scratch / "sounds", "seconds": 0.2, **thirds},
+        "textfolder": {"root": scratch / "texts", "size": 64, **thirds},
         "semantics": {"of": {"name": "omniglot", "protocol": "embedded"}, "table": "drawings"},
         "pooled-nets": {"of": {"name": "omniglot", "protocol": "embedded"}},
         "embedded": {"of": {"name": OF}, "encoder": torch.nn.Flatten()},

@@ -150,6 +150,7 @@ OWN = {
     "with-external": {"of": "toy", "source": "toy"},
     "imagefolder": {"root": "images", "way": 2, "query": 1, "split": "[0.34, 0.33, 0.33]"},
     "audiofolder": {"root": "sounds", "seconds": 0.1, "way": 2, "query": 1, "split": "[0.34, 0.33, 0.33]"},
+    "textfolder": {"csv": "texts.csv", "size": 64, "way": 2, "query": 1, "split": "[0.34, 0.33, 0.33]"},
     "semantics": {"of": "toy", "table": "t.csv"},
 }
 LOUD = {"download"}
@@ -160,7 +161,7 @@ SLOW = {("audiofolder", "seconds")}
 
 
 def write_data() -> None:
-    """Write small folders of images and sounds, and a table of class vectors."""
+    """Write small folders of images and sounds, a CSV file of texts, and a table of class vectors."""
     rng = np.random.default_rng(0)
     for c in range(6):
         for kind in ("images", "sounds"):
@@ -170,6 +171,7 @@ def write_data() -> None:
             with wave.open(f"sounds/c{c}/{i}.wav", "wb") as file:
                 file.setparams((1, 2, 8000, 800, "NONE", ""))
                 file.writeframes(rng.integers(-999, 999, 800, np.int16).tobytes())
+    Path("texts.csv").write_text("text,label\n" + "".join(f"text {i},c{i % 6}\n" for i in range(18)))
     Path("t.csv").write_text("name,x,y\na,1,2\nb,3,4\n")
 
 

@@ -49,7 +49,7 @@ def test_all_distributions_are_built_with_the_same_tool(project: Path, root: Pat
 @pytest.mark.skipif(os.environ.get("KSHOT_PROOF") != "lowest", reason="only tox run -e lowest installs these versions")
 def test_the_environment_has_the_lowest_versions(install: ModuleType) -> None:
     """A newer version that another package asked for would leave our lower bound untested: raise the bound to it."""
-    wanted = install.lowest_versions(install.projects())
+    wanted = install.lowest_versions(install.under_proof("lowest"))
     there = {name: metadata.version(name).partition("+")[0] for name in wanted}
 
     def without_zeros(version: str) -> tuple[int, ...]:

@@ -158,3 +158,16 @@ def test_a_learner_tells_pitches_apart(small: Small) -> None:
     engine = kshot.Engine(Nearest(), tasks)
     engine.train(2)
     assert engine.evaluate(50).mean > 0.95
+
+
+def test_a_csv_file_of_paths_gives_the_tasks_of_the_folder(small: Small, tmp_path: Path) -> None:
+    """The same episodes, as classes and files have the same names."""
+    root = small()
+    rows = [f"{path.relative_to(root).as_posix()}\t{path.parent.name}" for path in sorted(root.glob("*/*"))]
+    (tmp_path / "list.tsv").write_text("\n".join(["file\tsort", *rows]))
+    expected = audiofolder(root=root, **SHORT)
+    tasks = audiofolder(csv=tmp_path / "list.tsv", root=root, column="file", label="sort", **SHORT)
+    assert torch.equal(tasks.sample("test", [0]).query.x, expected.sample("test", [0]).query.x)
+    assert tasks.fingerprint == expected.fingerprint
+    with pytest.raises(DataError, match=r"audiofolder: got neither root nor csv, expected a folder .* of sounds"):
+        audiofolder(**SHORT)

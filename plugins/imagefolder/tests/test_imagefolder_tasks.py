@@ -230,3 +230,22 @@ def test_a_learner_trains_and_predicts(small: Small) -> None:
     engine = kshot.Engine(Nearest(), tasks)
     engine.train(2)
     assert engine.evaluate(50).mean == 1.0
+
+
+def test_a_csv_file_of_paths_gives_the_tasks_of_the_folder(small: Small, tmp_path: Path) -> None:
+    """The same episodes, as classes and files have the same names."""
+    root = small()
+    rows = [f"{path.relative_to(root).as_posix()},{path.parent.name}" for path in sorted(root.glob("*/*"))]
+    (tmp_path / "list.csv").write_text("\n".join(["file,sort", *rows]))
+    columns = {"column": "file", "label": "sort"}
+    expected = imagefolder(root=root, size=4, way=2, query=1)
+    tasks = kshot.tasks("imagefolder", csv=tmp_path / "list.csv", root=root, **columns, size=4, way=2, query=1)
+    assert torch.equal(tasks.sample("test", [0, 1]).query.x, expected.sample("test", [0, 1]).query.x)
+    assert tasks.fingerprint == expected.fingerprint
+    (root / "list.csv").write_text("\n".join(["path,label", *rows]))
+    assert imagefolder(csv=root / "list.csv", size=4, way=2, query=1).fingerprint == expected.fingerprint
+    (root / "c1" / "0.png").unlink()
+    with pytest.raises(DataError, match=r"list\.csv, line 6: got a path that does not exist"):
+        imagefolder(csv=root / "list.csv", size=4, way=2, query=1)
+    with pytest.raises(DataError, match=r"imagefolder: got neither root nor csv, expected a folder .* of images"):
+        imagefolder(size=4)

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from kshot.cli.inference import check_there
+from kshot.data.folders import takes_texts
+from kshot.data.listings import is_listing
 from kshot.errors import DataError, OptionError, RunError
 from kshot.runs.classifier import Classifier
 from kshot.runs.classifier_file import SUFFIX, load, save
@@ -26,7 +28,7 @@ def fit(
     """Make or change a classifier and write it to a file; return both.
 
     Args:
-        source: a folder of class folders, or a classifier's file that is to be changed.
+        source: a folder of class folders, a CSV file with labels, or a classifier's file that is to be changed.
         output: the file to write; by default that of ``source``.
         tables: options ``encoder``, ``learner`` and ``tasks`` of a new classifier.
         add: ``NAME=FOLDER`` for each class to add, or to extend.
@@ -37,7 +39,7 @@ def fit(
         KshotError: see ``kshot.runs.fitting``; the output can't be written.
     """
     folders = dict(_pair(text) for text in add)
-    if source.is_file():
+    if source.is_file() and not is_listing(source):
         if tables:
             raise OptionError(f"fit: got {', '.join(tables)} for {source}, which has its own; leave it out")
         if not folders and not remove:
@@ -75,16 +77,19 @@ def described(classifier: Classifier) -> dict[str, Any]:
     }
 
 
-def predict(path: Path, files: Sequence[Path], coverage: float) -> dict[str, Any]:
-    """Predict files with a classifier's file; return plain values.
+def predict(path: Path, files: Sequence[Path], coverage: float, texts: Sequence[str] = ()) -> dict[str, Any]:
+    """Predict files, and texts, with a classifier's file; return plain values.
 
     Raises:
-        KshotError: the classifier can't be read, or a file is missing or unreadable.
+        KshotError: the classifier can't be read or takes no texts, or a file is missing or unreadable.
     """
     check_there(files)
     classifier = load(path)
-    answer = classifier.predict(list(files), coverage=coverage)
-    rows = zip(files, answer.labels, answer.probabilities, answer.plausible, strict=True)
+    if texts and not takes_texts(classifier.preparation):
+        raise OptionError(f"predict: got a text for {path}, which is no classifier of texts; give files")
+    answer = classifier.predict([*files, *texts], coverage=coverage)
+    names = [*files, *(" ".join(text.split()) for text in texts)]
+    rows = zip(names, answer.labels, answer.probabilities, answer.plausible, strict=True)
     return {
         "classifier": str(path),
         "classes": list(answer.names),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from kshot.cli.options import FIT_HELP, PATH, RUN, as_json, import_from_option
 
 
 @main.command(cls=SectionCommand, epilog=FIT_HELP)
-@click.argument("source", type=PATH, metavar="FOLDER")
+@click.argument("source", type=PATH, metavar="FOLDER|FILE.csv")
 @click.option("-o", "--output", type=PATH, metavar="FILE.kshot", help="File to write.")
 @click.option("--encoder", help="Encoder plugin, or none for raw inputs.  [default: one that is installed]")
 @click.option("--learner", help="Learner that adapts without training.  [default: the nearest mean of a class]")
@@ -29,6 +30,7 @@ def fit(
 ) -> None:  # fmt: skip
     """Make a classifier of the files in FOLDER, which has a folder for each class, without training.
 
+    FILE.csv has the text or the path of an example, and its label, in each row (columns text or path, and label).
     FOLDER may also be a classifier that was made before, to which --add and --remove apply. The estimate of the
     accuracy is from predictions of each file by all others.
     """
@@ -60,11 +62,12 @@ def fit(
     "--coverage", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.9, show_default=True,
     help="Of a classifier: how often its plausible classes include the right one.",
 )  # fmt: skip
+@click.option("--text", "texts", multiple=True, metavar="TEXT", help="A text to predict; - reads standard input.")
 @click.argument("files", nargs=-1, required=True, type=PATH, metavar="[CLASSIFIER] FILE...")
 @as_json
 def predict(
-    run: Path | None, import_from: Path | None, support: Path | None, coverage: float, files: tuple[Path, ...],
-    json_: bool,
+    run: Path | None, import_from: Path | None, support: Path | None, coverage: float, texts: tuple[str, ...],
+    files: tuple[Path, ...], json_: bool,
 ) -> None:  # fmt: skip
     """Predict the class of each FILE: with a CLASSIFIER that kshot fit made, or from a few labelled examples.
 
@@ -72,8 +75,10 @@ def predict(
     classes may be new ones.
     """
     if run is None and support is None:
-        predict_with_classifier(files, coverage, json_)
+        predict_with_classifier(files, texts, coverage, json_)
         return
+    if texts:
+        raise click.UsageError("got --text and a run, expected a classifier that kshot fit made; write a file of it")
     if run is None or support is None:
         raise click.UsageError("got one of --run and --support, expected both, or a classifier that kshot fit made")
     from kshot.cli.inference import predict as do
@@ -91,15 +96,17 @@ def predict(
         say(f"note: {' and '.join(paths)} have the same bytes, but are examples of different classes")
 
 
-def predict_with_classifier(files: tuple[Path, ...], coverage: float, json_: bool) -> None:
-    """Predict files by a classifier, the first of the paths, and print the outcome."""
+def predict_with_classifier(files: tuple[Path, ...], texts: tuple[str, ...], coverage: float, json_: bool) -> None:
+    """Predict files and texts by a classifier, the first of the paths, and print the outcome."""
     from kshot.cli.fitting import predict as do
+    from kshot.data.texts import decoded
 
-    if files[0].suffix != ".kshot" or len(files) < 2:
+    if files[0].suffix != ".kshot" or len(files) + len(texts) < 2:
         raise click.UsageError(
             f"got {files[0]}, expected a classifier (NAME.kshot, see kshot fit) and files, or --run and --support"
         )
-    outcome = do(files[0], files[1:], coverage)
+    given = [text if text != "-" else decoded(sys.stdin.buffer.read(), "standard input") for text in texts]
+    outcome = do(files[0], files[1:], coverage, given)
     if json_:
         print_json(outcome)
         return

@@ -1,1 +1,1 @@
-"""What plugins of real data share: folders of class folders, their splits, pictures, tables, downloads, archives."""
+"""What plugins of real data share: folders, CSV files, their splits, pictures, texts, tables, downloads, archives."""

@@ -41,11 +41,12 @@ _LEFT_BY_SYSTEMS = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__maco
 # --- Which files -----------------------------------------------------------------------------------------------------
 
 
-def reads(suffixes: Callable[[], Collection[str]]) -> Callable[[_Function], _Function]:
+def reads(suffixes: Callable[[], Collection[str]], *, texts: bool = False) -> Callable[[_Function], _Function]:
     """Note on a function that prepares inputs which files it reads, so that other files in a folder are ignored.
 
     Args:
         suffixes: a function that returns suffixes in lower case; it is called when a folder is scanned.
+        texts: whether a ``str`` is a text, and not the path of a file.
 
     Example:
         >>> @reads(lambda: {".txt"})
@@ -56,7 +57,7 @@ def reads(suffixes: Callable[[], Collection[str]]) -> Callable[[_Function], _Fun
     """
 
     def note(function: _Function) -> _Function:
-        function.suffixes = suffixes  # type: ignore[attr-defined]
+        function.suffixes, function.texts = suffixes, texts  # type: ignore[attr-defined]
         return function
 
     return note
@@ -68,13 +69,31 @@ def accepted_by(prepare: Any) -> Accept:
     Args:
         prepare: a function, a ``kshot.preparing.Preparation``, perhaps with another one among its options, or None.
     """
-    if isinstance(prepare, Preparation):
-        if not hasattr(prepare.function, "suffixes"):
-            inner = [option for option in prepare.options.values() if isinstance(option, Preparation)]
-            return accepted_by(inner[0]) if len(inner) == 1 else accepted_by(None)
-        prepare = prepare.function
-    suffixes = getattr(prepare, "suffixes", None)
+    suffixes = getattr(_reading(prepare), "suffixes", None)
     return (lambda path: True) if suffixes is None else set(suffixes())
+
+
+def takes_texts(prepare: Any) -> bool:
+    """Return whether ``prepare`` takes a ``str`` as a text, as ``reads`` has noted it; else it is the path of a file.
+
+    Args:
+        prepare: see ``accepted_by``.
+
+    Example:
+        >>> takes_texts(None)
+        False
+    """
+    return bool(getattr(_reading(prepare), "texts", False))
+
+
+def _reading(prepare: Any) -> Any:
+    """Return the function that reads files: ``prepare``, or that of a preparation or of the only one in its options."""
+    if not isinstance(prepare, Preparation):
+        return prepare
+    inner = [option for option in prepare.options.values() if isinstance(option, Preparation)]
+    if hasattr(prepare.function, "suffixes") or len(inner) != 1:
+        return prepare.function
+    return _reading(inner[0])
 
 
 # --- Classes and files -----------------------------------------------------------------------------------------------
@@ -333,20 +352,21 @@ def contents(folder: Folder, workers: int | None = None) -> Contents:
     return Contents(total.hexdigest(), tuple(tuple(g) for g in groups.values() if len(g) > 1))
 
 
-def tell_copies(who: str, copies: Sequence[Sequence[str]]) -> None:
+def tell_copies(who: str, copies: Sequence[Sequence[str]], what: str = "files") -> None:
     """Warn of files with the same bytes; groups that span several classes are named first.
 
     Args:
         who: the plugin and its folder, which begin the message.
         copies: see ``Contents``.
+        what: what they are, in words for the message.
     """
     if copies:
         # A copy in another class is worse: one of its two labels is wrong.
         order = sorted(copies, key=lambda group: len({file.split("/")[0] for file in group}) == 1)
         some = "; ".join(" = ".join(group[:3]) for group in order[:3]) + ("; ..." if len(copies) > 3 else "")
         warnings.warn(
-            f"{who}: got {sum(map(len, copies)) - len(copies)} files that are copies of others ({some}), expected "
-            "different files: an example may meet its own copy among the queries, and scores come out too high; "
+            f"{who}: got {sum(map(len, copies)) - len(copies)} {what} that are copies of others ({some}), expected "
+            f"different {what}: an example may meet its own copy among the queries, and scores come out too high; "
             "remove the copies",
             UserWarning,
             stacklevel=2,

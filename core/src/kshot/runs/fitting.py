@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from attrs import evolve
+from attrs import evolve, frozen
 
 from kshot import registry
-from kshot.data.folders import accepted_by, contents, scan, tell_copies
+from kshot.data.folders import accepted_by, contents, scan, takes_texts, tell_copies
+from kshot.data.listings import columns_of, is_listing, listed_files, read_listing
 from kshot.errors import DataError, PluginError
 from kshot.preparing import Preparation
 from kshot.registry.conversion import Raw, parse_literal
@@ -24,11 +25,12 @@ from kshot.spec import TaskSpec
 
 log = logging.getLogger("kshot.runs")
 
-READERS = ("imagefolder", "audiofolder")
+READERS = ("imagefolder", "audiofolder", "textfolder")
 """Plugins that read files, in the order in which they are tried. Such a factory of tasks has the attribute
-``prepares``, a function of its options for inputs that returns a preparation, the shape of an input, and its range."""
+``prepares``, a function of its options for inputs that returns a preparation, the shape of an input, and its range; and
+the options ``column`` and ``label``, the columns of a CSV file."""
 
-SUGGESTED = {"imagefolder": "efficientnet-lite"}
+SUGGESTED = {"imagefolder": "efficientnet-lite", "textfolder": "wordllama"}
 """The encoder that is used for the files of a plugin if it is installed and none is named."""
 
 AT_ONCE = 64
@@ -45,21 +47,22 @@ def fit(
     tasks: Component | None = None,
     skip: bool = False,
 ) -> Classifier:
-    """Make a classifier of a folder that has a folder of files for each class.
+    """Make a classifier of a folder that has a folder of files for each class, or of a CSV file with labels.
 
     Nothing is trained: an encoder with pretrained weights embeds each file, and new files are compared with these
     embeddings. Two classes of one file each are enough, and classes may differ in size; from two
     files per class on, the accuracy can be estimated.
 
     Args:
-        folder: the folder.
+        folder: the folder; or a CSV file that has a text or the path of a file, and its label, in each row.
         encoder: an encoder plugin, by its name or ``{"name": ..., **options}``; ``none`` for the inputs themselves. By
-            default ``efficientnet-lite`` for pictures, if it is installed.
+            default ``efficientnet-lite`` for pictures and ``wordllama`` for texts, if they are installed.
         learner: a learner plugin that adapts without training, such as ``linear-probe``; by default a file is
             classified by the nearest mean of a class, after its embedding is scaled to unit length (the classifier
             L2N of Wang et al. 2019, 1911.04623).
-        tasks: the plugin that reads the files, ``imagefolder`` or ``audiofolder``, with options such as ``size``; by
-            default the one that reads files of this kind.
+        tasks: the plugin that reads the files, ``imagefolder``, ``audiofolder`` or ``textfolder``, with options such as
+            ``size`` or, for a CSV file, ``column``; by default the one that reads files of this kind, or that has its
+            default column in the CSV file.
         skip: whether to leave out files that can't be read, with a warning that names them, instead of an error.
 
     Warns of files with the same bytes, because a copy makes the estimate too high, and in another class one of the two
@@ -75,20 +78,69 @@ def fit(
         >>> classifier.predict(["new.jpg"]).labels  # doctest: +SKIP
         ['newt']
     """
-    tasks = reader_of(Path(folder)) if tasks is None else tasks
-    reader = {"name": tasks} if isinstance(tasks, str) else dict(tasks)
+    reader = {"name": tasks} if isinstance(tasks, str) else dict(tasks or {})
+    reader = reader if "name" in reader else {"name": reader_of(Path(folder)), **reader}
     if encoder is None:
         encoder = _suggested(str(reader["name"]))
     named = None if encoder is None else _table(encoder)
+    columns = _columns(_table(reader)) if is_listing(folder) else {}
+    reader = {key: value for key, value in reader.items() if key not in columns}
     preparation = preparation_of(reader, None if named is None or named["name"] == "none" else named)
-    found = scan(folder, accepted_by(preparation), what="examples")
-    tell_copies(f"fit: {folder}", contents(found).copies)
-    x, read = prepare_all(preparation, found.paths, skip=skip)
-    classes = list(found.classes)
-    labels = np.repeat(np.arange(len(classes)), [len(files) for files in found.classes.values()])
-    y, files = torch.from_numpy(labels[read]), [found.files[i] for i in read]
+    found = _found(folder, columns, preparation)
+    x, read = prepare_all(preparation, found.raw, skip=skip, names=found.names)
+    classes = list(found.counts)
+    labels = np.repeat(np.arange(len(classes)), list(found.counts.values()))
+    y, names = torch.from_numpy(labels[read]), [found.names[i] for i in read]
     chosen = None if learner is None else on_inputs(_table(learner))
-    return fitted(x, y, classes, chosen, preparation, files)
+    return fitted(x, y, classes, chosen, preparation, names)
+
+
+@frozen
+class _Found:
+    """Store the examples of a folder or of a CSV file, class by class.
+
+    Attributes:
+        raw: what is prepared: paths, or texts.
+        names: a name for each.
+        counts: number of examples of each class.
+    """
+
+    raw: list[Any]
+    names: list[str]
+    counts: dict[str, int]
+
+
+def _columns(reader: Mapping[str, Any]) -> dict[str, str]:
+    """Return the names of the columns of a CSV file: those that the user gave, else the defaults of the plugin.
+
+    Raises:
+        PluginError: the plugin reads no CSV files.
+    """
+    known = {option.name: option.default for option in options_of(registry.load(str(reader["name"]), "tasks"))}
+    if "column" not in known or "label" not in known:
+        raise PluginError(f"fit: got a CSV file and tasks {reader['name']!r}, expected one of {', '.join(READERS)}")
+    return {name: str(reader.get(name, known[name])) for name in ("column", "label")}
+
+
+def _found(source: str | Path, columns: Mapping[str, str], preparation: Preparation) -> _Found:
+    """Return the examples of a folder, or of a CSV file if ``columns`` are given; warn of those that are the same.
+
+    Raises:
+        DataError: the folder or the file is malformed.
+    """
+    if columns and takes_texts(preparation):
+        listing = read_listing(source, columns["column"], columns["label"])
+        tell_copies(f"fit: {source}", listing.copies(), "texts")
+        return _Found(
+            list(listing.examples), list(listing.names), {name: len(texts) for name, texts in listing.classes.items()}
+        )
+    accept = accepted_by(preparation)
+    if columns:
+        folder = listed_files(read_listing(source, columns["column"], columns["label"]), accept, what="examples")
+    else:
+        folder = scan(source, accept, what="examples")
+    tell_copies(f"fit: {source}", contents(folder).copies)
+    return _Found(folder.paths, list(folder.files), {name: len(files) for name, files in folder.classes.items()})
 
 
 def extend(classifier: Classifier, folders: Mapping[str, str | Path], *, skip: bool = False) -> Classifier:
@@ -171,14 +223,15 @@ def preparation_for(encoder: Component, tasks: Component | None = None) -> Prepa
 
 
 def prepare_all(
-    preparation: Preparation, files: Sequence[Path], *, skip: bool = False
+    preparation: Preparation, files: Sequence[Any], *, skip: bool = False, names: Sequence[str] = ()
 ) -> tuple[torch.Tensor, list[int]]:
     """Read files, with a progress bar on a terminal if they are many.
 
     Args:
         preparation: how files become inputs.
-        files: the files.
+        files: the files, or texts.
         skip: whether to leave out files that can't be read, with a warning that names them.
+        names: a name for each of the files, for messages; by default its path.
 
     Returns:
         The inputs [n, *input], and the places of their files in ``files``.
@@ -201,23 +254,34 @@ def prepare_all(
                 except DataError:
                     bad.append(i)
     if bad:
-        names = ", ".join(str(files[i]) for i in bad)
-        log.warning("warning: left out %d files that can't be read: %s", len(bad), names)
+        shown_names = ", ".join(str((names or files)[i]) for i in bad)
+        log.warning("warning: left out %d files that can't be read: %s", len(bad), shown_names)
     if not x:
         raise DataError(f"fit: got {len(files)} files of which none can be read, such as {files[0]}, expected examples")
     return torch.cat(x), [i for i in range(len(files)) if i not in set(bad)]
 
 
 def reader_of(folder: Path) -> str:
-    """Return the plugin that reads the files of a folder of class folders.
+    """Return the plugin that reads the files of a folder of class folders, or of a CSV file.
 
     Raises:
-        DataError: the folder has no files in class folders.
+        DataError: the folder has no files in class folders, or the CSV file no column with the files or texts.
         PluginError: no installed plugin reads them.
     """
+    if is_listing(folder):
+        return _reader_of_listing(folder)
     files = [path for path in folder.expanduser().glob("*/**/*") if path.is_file() and not path.name.startswith(".")]
     if not files:
         raise DataError(f"{folder}: got no files in class folders, expected a folder that has a folder for each class")
+    return _reader_of_files(folder, files)
+
+
+def _reader_of_files(source: Path, files: Sequence[Path]) -> str:
+    """Return the first of the plugins that reads one of the files.
+
+    Raises:
+        PluginError: no installed plugin reads them.
+    """
     suffixes = [path.suffix.lower() for path in files]
     readers = list(_installed(READERS))
     for name, factory in readers:
@@ -227,8 +291,26 @@ def reader_of(folder: Path) -> str:
     common = max(set(suffixes), key=suffixes.count)
     has = f"installed: {', '.join(name for name, _ in readers)}" if readers else "none is installed"
     raise PluginError(
-        f"{folder}: got files such as {files[suffixes.index(common)].name}, expected files that a plugin reads "
-        f"({has}); pip install kshot-imagefolder for pictures, kshot-audiofolder for sounds"
+        f"{source}: got files such as {files[suffixes.index(common)].name}, expected files that a plugin reads "
+        f"({has}); pip install kshot-imagefolder for pictures, kshot-audiofolder for sounds, kshot-textfolder for texts"
+    )
+
+
+def _reader_of_listing(path: Path) -> str:
+    """Return the plugin that reads the texts or the files of a CSV file, by its columns ``text`` or ``path``.
+
+    Raises:
+        DataError: it has none of these columns, or is malformed.
+        PluginError: no installed plugin reads the files.
+    """
+    columns = columns_of(path)
+    if "text" in columns:
+        return "textfolder"
+    if columns.get("path"):
+        return _reader_of_files(path, [Path(file) for file in columns["path"]])
+    raise DataError(
+        f"{path}: got the columns {', '.join(columns)}, expected a column 'text' or 'path'; name the plugin and the "
+        "column, such as --tasks=textfolder --tasks.column=NAME"
     )
 
 

@@ -11,7 +11,7 @@ import attrs
 
 from kshot.data.folder_tables import load_folder
 from kshot.data.folder_tasks import FolderTasks, with_options_of
-from kshot.data.folders import scan
+from kshot.data.listings import labelled_files
 from kshot.data.splits import splits_of
 from kshot.errors import DataError
 from kshot.preparing import Preparation
@@ -26,7 +26,10 @@ def audiofolder(
     query: int | tuple[int, int] | None = None,
     seed: int = 0,
     *,
-    root: Path | str,
+    root: Path | str | None = None,
+    csv: Path | str | None = None,
+    column: str = "path",
+    label: str = "label",
     rate: int = 16000,
     seconds: float = 1.0,
     crop: Literal["start", "centre"] = "start",
@@ -50,6 +53,8 @@ def audiofolder(
 ) -> FolderTasks:
     """Make tasks of classifying a user's own sounds: ``root`` has a folder for each class, named after the class.
 
+    Or ``csv`` has the path of a sound and its label in each row.
+
     Inputs are [1, F, T]: F coefficients or bands over T frames; or waveforms [1, S] of S samples. Files are decoded
     once, when the first episode is asked for, into a table in the cache. ``prepare`` brings other sounds into the same
     form without decoding the folder.
@@ -59,7 +64,11 @@ def audiofolder(
             those with fewer than shot + query are left out, if a split has enough others. By default way is 5, or as
             many classes as the smallest split has; query is 5, or as many sounds as the smallest class leaves after the
             shots.
-        root: the folder of class folders, see ``kshot.data.folders.scan``.
+        root: the folder of class folders, see ``kshot.data.folders.scan``; with ``csv``, the folder to which its paths
+            are relative, by default that of the CSV file.
+        csv: a CSV file (or, if its name ends in .tsv, one with tabs), see ``kshot.data.listings.read_listing``.
+        column: the column of ``csv`` with the paths.
+        label: the column of ``csv`` with the labels.
         rate: sampling rate in Hz to which sounds are resampled, after their channels are averaged.
         seconds: length of a clip.
         crop: take a clip from the 'start' or the 'centre' of a longer sound.
@@ -89,8 +98,8 @@ def audiofolder(
         workers: number of threads that decode; by default one for each processor, at most 8.
 
     Raises:
-        DataError: the folder, a list or an option is malformed, or there are too few classes or sounds; or, when the
-            first episode is asked for, files can't be decoded. The message names them.
+        DataError: the folder, the CSV file, a list or an option is malformed, or there are too few classes or sounds;
+            or, when the first episode is asked for, files can't be decoded. The message names them.
 
     Example:
         >>> tasks = audiofolder(root="sounds", seconds=1.0)  # doctest: +SKIP
@@ -101,7 +110,7 @@ def audiofolder(
     form = Form(
         rate, float(seconds), crop, pad, features, n_mfcc, n_mels, window, hop, float(f_min), f_max, normalise
     )  # fmt: skip
-    folder = scan(root, suffixes(), what="sounds")
+    folder = labelled_files(root, csv, suffixes(), column=column, label=label, what="sounds", who="audiofolder")
     splits = splits_of(folder, split, split_by, split_seed, fold)
     return FolderTasks(
         splits,

@@ -11,7 +11,7 @@ import attrs
 
 from kshot.data.folder_tables import load_folder
 from kshot.data.folder_tasks import FolderTasks, with_options_of
-from kshot.data.folders import scan
+from kshot.data.listings import labelled_files
 from kshot.data.pictures import formats
 from kshot.data.splits import splits_of
 from kshot.errors import DataError
@@ -26,7 +26,10 @@ def imagefolder(
     query: int | tuple[int, int] | None = None,
     seed: int = 0,
     *,
-    root: Path | str,
+    root: Path | str | None = None,
+    csv: Path | str | None = None,
+    column: str = "path",
+    label: str = "label",
     size: int | tuple[int, int] = 84,
     mode: Mode = "RGB",
     fit: Fit = "squeeze",
@@ -41,6 +44,8 @@ def imagefolder(
 ) -> FolderTasks:
     """Make classification tasks from your own images: ``root`` has a folder for each class, named after the class.
 
+    Or ``csv`` has the path of an image and its label in each row.
+
     Inputs are [C, height, width] within [0, 1]. Files are decoded once, when the first episode is asked for, into a
     table in the cache. ``prepare`` brings other images into the same form without decoding the folder.
 
@@ -49,7 +54,11 @@ def imagefolder(
             those with fewer than shot + query are left out, if a split has enough others. By default way is 5, or fewer
             if the smallest split has fewer classes; query is 5, or fewer if the smallest class has fewer images besides
             the shots.
-        root: the folder of class folders, see ``kshot.data.folders.scan``.
+        root: the folder of class folders, see ``kshot.data.folders.scan``; with ``csv``, the folder to which its paths
+            are relative, by default that of the CSV file.
+        csv: a CSV file (or, if its name ends in .tsv, one with tabs), see ``kshot.data.listings.read_listing``.
+        column: the column of ``csv`` with the paths.
+        label: the column of ``csv`` with the labels.
         size: pixels per side, or height and width.
         mode: 'RGB' (C = 3) or 'L' (grey, C = 1).
         fit: what to do with an image of other proportions: 'squeeze' it, 'crop' its middle, or 'pad' it with white.
@@ -67,8 +76,8 @@ def imagefolder(
         workers: number of threads that decode; by default one for each processor, at most 8.
 
     Raises:
-        DataError: the folder, a list or an option is malformed, or there are too few classes or images; or, when the
-            first episode is asked for, files can't be decoded. The message names them.
+        DataError: the folder, the CSV file, a list or an option is malformed, or there are too few classes or images;
+            or, when the first episode is asked for, files can't be decoded. The message names them.
 
     Example:
         >>> tasks = imagefolder(root="pictures", size=32)  # doctest: +SKIP
@@ -78,7 +87,8 @@ def imagefolder(
         raise DataError(f"imagefolder: workers: got {workers}, expected at least 1 thread")
     form = form_of(size, mode, fit)
     sides = form.size
-    folder = scan(root, formats().keys(), what="images")
+    accept = formats().keys()
+    folder = labelled_files(root, csv, accept, column=column, label=label, what="images", who="imagefolder")
     splits = splits_of(folder, split, split_by, split_seed, fold)
     return FolderTasks(
         splits,
