@@ -110,6 +110,15 @@ def test_a_picture_that_cannot_be_read_is_named_and_left_out_only_if_asked(photo
     assert "green (4)" in outcome.output
 
 
+def test_options_of_the_tasks_need_no_name_of_the_tasks(photos: Path) -> None:
+    """They are those of the plugin that reads the files."""
+    path = photos.parent / "mine.kshot"
+    assert kshot_cli("fit", photos, "-o", path, "--encoder=none", "--tasks.size=6").exit_code == 0
+    from kshot.runs.classifier_file import load
+
+    assert load(path).x.shape[1:] == (3, 6, 6)
+
+
 def test_copies_in_two_classes_are_told(photos: Path) -> None:
     """One of the two labels must be wrong."""
     shutil.copy(photos / "red" / "0.png", photos / "blue" / "copy.png")
@@ -138,6 +147,7 @@ def test_one_picture_a_class_gives_no_estimate(photos: Path) -> None:
         (["PHOTOS", "-o", "mine.kshot", "--encoder=nothing"], "no encoder is called 'nothing'"),
         (["PHOTOS", "-o", "mine.kshot", "--learner=nothing"], "no learner is called 'nothing'"),
         (["PHOTOS", "-o", "mine.kshot", "--tasks=imagefolder", "--tasks.sise=9"], "sise"),
+        (["PHOTOS", "-o", "mine.kshot", "--learner.penalty=1"], "got the option 'penalty' of no plugin, expected its"),
         (["PHOTOS/red", "-o", "mine.kshot"], "got no files in class folders"),
     ],
 )

@@ -103,6 +103,24 @@ def predict(path: Path, files: Sequence[Path], coverage: float) -> dict[str, Any
     }
 
 
+def export(path: Path, output: Path) -> dict[str, Any]:
+    """Write a classifier's file as an ONNX file; return plain values.
+
+    Raises:
+        KshotError: see ``kshot.runs.exporting.export``; the classifier can't be read.
+    """
+    from kshot.runs.exporting import export as write
+
+    written = write(load(path), output)
+    return {
+        "file": str(written.path),
+        "classes": list(written.classes),
+        "inputs": list(written.inputs),
+        "difference": written.difference,
+        "bytes": written.path.stat().st_size,
+    }
+
+
 def _pair(text: str) -> tuple[str, Path]:
     name, mark, folder = text.partition("=")
     if not mark or not name:

@@ -1,4 +1,4 @@
-"""Define the commands that use a trained learner or a classifier on files: fit, predict, embed, verify."""
+"""Define the commands that use a trained learner or a classifier on files: fit, predict, export, embed, verify."""
 
 from __future__ import annotations
 
@@ -109,6 +109,27 @@ def predict_with_classifier(files: tuple[Path, ...], coverage: float, json_: boo
         more = f"; perhaps {', '.join(others)}" if others else ""
         more = more if p["class"] else f"; perhaps none of these: no class is plausible at coverage {coverage:g}"
         tell(f"{p['file']:<{widths[0]}}  {p['nearest']:<{widths[1]}}  {p['probability']:.3f}{more}")
+
+
+@main.command(cls=RunCommand)
+@click.argument("source", type=PATH, metavar="CLASSIFIER")
+@click.option("-o", "--output", type=PATH, required=True, metavar="FILE.onnx", help="File to write.")
+@as_json
+def export(source: Path, output: Path, json_: bool) -> None:
+    """Write a CLASSIFIER that kshot fit made as an ONNX file: its encoder and its head in one graph.
+
+    The graph computes the calibrated probabilities of prepared inputs. The metadata of the file have the names of the
+    classes and how inputs are prepared. Needs the packages of kshot[onnx].
+    """
+    from kshot.cli.fitting import export as do
+
+    outcome = do(source, output)
+    if json_:
+        print_json(outcome)
+        return
+    n, way = ", ".join(map(str, outcome["inputs"])), len(outcome["classes"])
+    tell(f"{output}: from inputs [n, {n}] to probabilities [n, {way}], {outcome['bytes'] / 1e6:.1f} MB")
+    tell(f"greatest difference from the classifier, by onnxruntime: {outcome['difference']:.1e}")
 
 
 @main.command(cls=RunCommand)

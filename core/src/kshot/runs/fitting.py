@@ -13,7 +13,7 @@ from attrs import evolve
 
 from kshot import registry
 from kshot.data.folders import accepted_by, contents, scan, tell_copies
-from kshot.errors import DataError, PluginError
+from kshot.errors import DataError, OptionError, PluginError
 from kshot.preparing import Preparation
 from kshot.registry.conversion import Raw, parse_literal
 from kshot.registry.modules import names_of, takes_module
@@ -75,7 +75,8 @@ def fit(
         >>> classifier.predict(["new.jpg"]).labels  # doctest: +SKIP
         ['newt']
     """
-    tasks = reader_of(Path(folder)) if tasks is None else tasks
+    if tasks is None or (not isinstance(tasks, str) and "name" not in tasks):
+        tasks = {"name": reader_of(Path(folder)), **(tasks or {})}
     reader = {"name": tasks} if isinstance(tasks, str) else dict(tasks)
     if encoder is None:
         encoder = _suggested(str(reader["name"]))
@@ -266,4 +267,6 @@ def on_inputs(learner: dict[str, Any]) -> dict[str, Any]:
 def _table(component: Component) -> dict[str, Any]:
     """Return a component as ``{"name": ..., **options}``, with text of the command line as the values that it says."""
     table = {"name": component} if isinstance(component, str) else dict(component)
+    if "name" not in table:
+        raise OptionError(f"fit: got the option {next(iter(table), None)!r} of no plugin, expected its name too")
     return {name: parse_literal(value) if isinstance(value, Raw) else value for name, value in table.items()}
