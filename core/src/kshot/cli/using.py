@@ -60,20 +60,29 @@ def fit(
     "--coverage", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.9, show_default=True,
     help="Of a classifier: how often its plausible classes include the right one.",
 )  # fmt: skip
+@click.option(
+    "--mistakes", type=PATH, metavar="FILE.png",
+    help="Of a classifier and a folder of class folders: draw the confusion table and the worst mistakes.",
+)  # fmt: skip
 @click.argument("files", nargs=-1, required=True, type=PATH, metavar="[CLASSIFIER] FILE...")
 @as_json
 def predict(
-    run: Path | None, import_from: Path | None, support: Path | None, coverage: float, files: tuple[Path, ...],
-    json_: bool,
+    run: Path | None, import_from: Path | None, support: Path | None, coverage: float, mistakes: Path | None,
+    files: tuple[Path, ...], json_: bool,
 ) -> None:  # fmt: skip
     """Predict the class of each FILE: with a CLASSIFIER that kshot fit made, or from a few labelled examples.
+
+    A CLASSIFIER predicts all files of a folder, too. If the folder has a folder for each class, the predictions are
+    compared with these classes, and a confusion table is printed.
 
     With --run and --support, the learner of a run adapts to the labelled examples; its parameters are not changed. The
     classes may be new ones.
     """
     if run is None and support is None:
-        predict_with_classifier(files, coverage, json_)
+        predict_with_classifier(files, coverage, mistakes, json_)
         return
+    if mistakes is not None:
+        raise click.UsageError("got --mistakes with a run, expected a classifier that kshot fit made")
     if run is None or support is None:
         raise click.UsageError("got one of --run and --support, expected both, or a classifier that kshot fit made")
     from kshot.cli.inference import predict as do
@@ -91,20 +100,28 @@ def predict(
         say(f"note: {' and '.join(paths)} have the same bytes, but are examples of different classes")
 
 
-def predict_with_classifier(files: tuple[Path, ...], coverage: float, json_: bool) -> None:
+def predict_with_classifier(files: tuple[Path, ...], coverage: float, mistakes: Path | None, json_: bool) -> None:
     """Predict files by a classifier, the first of the paths, and print the outcome."""
     from kshot.cli.fitting import predict as do
+    from kshot.cli.outcomes import confusion_lines
 
     if files[0].suffix != ".kshot" or len(files) < 2:
         raise click.UsageError(
             f"got {files[0]}, expected a classifier (NAME.kshot, see kshot fit) and files, or --run and --support"
         )
-    outcome = do(files[0], files[1:], coverage)
+    outcome = do(files[0], files[1:], coverage, mistakes)
     if json_:
         print_json(outcome)
         return
-    widths = [max(len(str(p[key])) for p in outcome["predictions"]) for key in ("file", "nearest")]
-    for p in outcome["predictions"]:
+    predictions = outcome["predictions"]
+    if "confusion" in outcome:
+        for line in confusion_lines(outcome):
+            tell(line)
+        if mistakes is not None:
+            tell(f"{mistakes}: the confusion table and the worst mistakes")
+        return
+    widths = [max(len(str(p[key])) for p in predictions) for key in ("file", "nearest")]
+    for p in predictions:
         others = [name for name in p["plausible"] if name != p["nearest"]]
         more = f"; perhaps {', '.join(others)}" if others else ""
         more = more if p["class"] else f"; perhaps none of these: no class is plausible at coverage {coverage:g}"
