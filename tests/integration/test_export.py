@@ -139,6 +139,7 @@ def test_learners_that_compute_with_tensors_are_exported(name: str, tmp_path: Pa
     assert said(tmp_path / "mine.onnx")["kshot.learner"]["name"] == name
 
 
+@pytest.mark.slow
 def test_efficientnet_lite_is_exported(tmp_path: Path) -> None:
     """Photos of the size of the network, within the stated tolerance."""
     pytest.importorskip("kshot_efficientnet_lite")
