@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -110,6 +111,15 @@ def test_a_picture_that_cannot_be_read_is_named_and_left_out_only_if_asked(photo
     assert "green (4)" in outcome.output
 
 
+def test_options_of_the_tasks_need_no_name_of_the_tasks(photos: Path) -> None:
+    """They are those of the plugin that reads the files."""
+    path = photos.parent / "mine.kshot"
+    assert kshot_cli("fit", photos, "-o", path, "--encoder=none", "--tasks.size=6").exit_code == 0
+    from kshot.runs.classifier_file import load
+
+    assert load(path).x.shape[1:] == (3, 6, 6)
+
+
 def test_copies_in_two_classes_are_told(photos: Path) -> None:
     """One of the two labels must be wrong."""
     shutil.copy(photos / "red" / "0.png", photos / "blue" / "copy.png")
@@ -138,6 +148,7 @@ def test_one_picture_a_class_gives_no_estimate(photos: Path) -> None:
         (["PHOTOS", "-o", "mine.kshot", "--encoder=nothing"], "no encoder is called 'nothing'"),
         (["PHOTOS", "-o", "mine.kshot", "--learner=nothing"], "no learner is called 'nothing'"),
         (["PHOTOS", "-o", "mine.kshot", "--tasks=imagefolder", "--tasks.sise=9"], "sise"),
+        (["PHOTOS", "-o", "mine.kshot", "--learner.penalty=1"], "got the option 'penalty' of no plugin, expected its"),
         (["PHOTOS/red", "-o", "mine.kshot"], "got no files in class folders"),
     ],
 )
@@ -196,3 +207,100 @@ def test_every_way_of_reading_sounds_can_be_fitted() -> None:
 
     shape = preparation_of({"name": "audiofolder", "features": "wave", "rate": 8000}, None).options
     assert (shape["features"], shape["rate"], shape["seconds"]) == ("wave", 8000, 1.0)
+
+
+@pytest.fixture
+def labelled(photos: Path) -> Path:
+    """New pictures: two of each class, of which one green one is red, and two of a class that was never seen."""
+    folder = photos.parent / "labelled"
+    for i, (name, colour) in enumerate(COLOURS.items()):
+        for j in range(2):
+            picture(
+                folder / name / f"{j}.png", COLOURS["red"] if (name, j) == ("green", 1) else colour, 500 + 10 * i + j
+            )
+    for j in range(2):
+        picture(folder / "white" / f"{j}.png", (230, 230, 230), 600 + j)
+    return folder
+
+
+def test_a_folder_of_classes_is_compared_with_the_predictions(photos: Path, labelled: Path) -> None:
+    """Files of other folders than classes count as none of them; mistakes are sorted by certainty."""
+    outcome = kshot_cli("predict", fitted(photos), labelled, "--coverage=0.8", "--json")
+    assert outcome.exit_code == 0, outcome.output
+    said = json.loads(outcome.stdout)
+    assert said["accuracy"] == {"correct": 5, "of": 6}
+    assert said["confusion"]["rows"] == ["blue", "green", "red", "white"]
+    assert said["confusion"]["columns"] == ["blue", "green", "red"]
+    assert said["confusion"]["counts"][:3] == [[2, 0, 0], [0, 1, 1], [0, 0, 2]]
+    assert said["none of these"]["of other folders"] == [2, 2]
+    assert [said["predictions"][i]["file"] for i in said["mistakes"]] == [str(labelled / "green" / "1.png")]
+    assert [p["true"] for p in said["predictions"]][::2] == ["blue", "green", "red", "white"]
+
+
+def test_the_confusion_table_is_printed(photos: Path, labelled: Path) -> None:
+    """With the accuracy, its interval, and the mistakes."""
+    lines = kshot_cli("predict", fitted(photos), labelled, "--coverage=0.8").output.splitlines()
+    assert lines[0] == "accuracy: 83 % of 6 files (95 % interval: 44 to 97 %)"
+    assert lines[1].endswith("of 6 files, and for 2 of 2 in other folders")
+    assert lines[2].split() == ["true", "\\", "predicted", "blue", "green", "red"]
+    assert lines[4].split() == ["green", ".", "1", "1"]
+    assert lines[7].startswith(f"  {labelled / 'green' / '1.png'}: looks like red (")
+
+
+def test_a_table_that_is_too_wide_is_a_list_of_confusions(photos: Path, labelled: Path, monkeypatch: Any) -> None:
+    """The most frequent first."""
+    from kshot.cli import outcomes
+
+    monkeypatch.setattr(outcomes, "WIDTH", 20)
+    lines = kshot_cli("predict", fitted(photos), labelled, "--coverage=0.8").output.splitlines()
+    assert "1 of 2 in green look like red" in lines
+    assert not any("true \\ predicted" in line for line in lines)
+
+
+def test_a_folder_of_files_is_predicted(photos: Path) -> None:
+    """In the order of their names."""
+    said = json.loads(kshot_cli("predict", fitted(photos), photos.parent / "new", "--json").stdout)
+    assert [Path(p["file"]).name for p in said["predictions"]] == ["blue.png", "green.png", "red.png"]
+    assert "accuracy" not in said
+
+
+def test_the_mistakes_are_drawn_by_the_plugin(photos: Path, labelled: Path, monkeypatch: Any) -> None:
+    """One PNG file; without the plugin an error, before anything is predicted."""
+    pytest.importorskip("kshot_plots")
+    path = photos.parent / "mistakes.png"
+    outcome = kshot_cli("predict", fitted(photos), labelled, f"--mistakes={path}")
+    assert outcome.exit_code == 0, outcome.output
+    assert outcome.output.splitlines()[-1] == f"{path}: the confusion table and the worst mistakes"
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        assert image.width == 1080
+    from kshot.runs import judging
+
+    monkeypatch.setattr(judging, "DRAWER", "nothing")
+    assert "no hook is called 'nothing'" in kshot_cli("predict", fitted(photos), labelled, f"--mistakes={path}").output
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["new", "--mistakes=a.png"], "expected one folder that has a folder for each class"),
+        (["labelled", "--mistakes=a.jpg"], "expected a name that ends in .png"),
+        (["labelled", "--mistakes=none/a.png"], "whose folder does not exist"),
+        (["elsewhere"], "got the folders newt, expected at least one that is named as a class of the classifier: blue"),
+        (["empty"], "got a folder without examples"),
+        (["nowhere"], "there is no such file"),
+    ],
+)
+def test_folders_that_cannot_be_compared_are_refused(
+    photos: Path, labelled: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], message: str
+) -> None:
+    """With what is expected; no picture is written."""
+    path = fitted(photos)
+    (photos.parent / "elsewhere").mkdir()
+    (photos.parent / "empty").mkdir()
+    shutil.copytree(photos / "red", photos.parent / "elsewhere" / "newt")
+    monkeypatch.chdir(photos.parent)
+    outcome = kshot_cli("predict", path, *args)
+    assert outcome.exit_code in (2, 4, 5), outcome.output
+    assert message in outcome.output
+    assert not list(photos.parent.glob("*.png"))

@@ -11,7 +11,13 @@ from typing import NamedTuple
 
 import pytest
 
-IMPORT_NAMES = {"pillow": "PIL", "attrs": "attr attrs", "scikit-learn": "sklearn", "pyyaml": "yaml"}
+IMPORT_NAMES = {
+    "pillow": "PIL",
+    "attrs": "attr attrs",
+    "scikit-learn": "sklearn",
+    "pyyaml": "yaml",
+    "open-clip-torch": "open_clip",
+}
 """Distributions whose import names differ from their own names."""
 
 READ = {"wordllama"}

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from kshot.cli.inference import check_there
-from kshot.data.folders import takes_texts
+from kshot.data.folders import accepted_by, takes_texts
 from kshot.data.listings import is_listing
 from kshot.errors import DataError, OptionError, RunError
 from kshot.runs.classifier import Classifier
 from kshot.runs.classifier_file import SUFFIX, load, save
-from kshot.runs.fitting import extend
+from kshot.runs.fitting import extend, files_of
 from kshot.runs.fitting import fit as make
+from kshot.runs.judging import Judged, check_picture, draw, judge
 
 
 def fit(
@@ -77,20 +78,48 @@ def described(classifier: Classifier) -> dict[str, Any]:
     }
 
 
-def predict(path: Path, files: Sequence[Path], coverage: float, texts: Sequence[str] = ()) -> dict[str, Any]:
+def predict(
+    path: Path, files: Sequence[Path], coverage: float, texts: Sequence[str] = (), picture: Path | None = None
+) -> dict[str, Any]:
     """Predict files, and texts, with a classifier's file; return plain values.
 
+    Args:
+        path: the classifier's file.
+        files: files, folders of files, or one folder of class folders, whose predictions are compared with the classes.
+        coverage: see ``Classifier.predict``.
+        texts: texts to predict, by a classifier of texts.
+        picture: a PNG file to write, with the confusion table and the worst mistakes of a folder of class folders.
+
     Raises:
-        KshotError: the classifier can't be read or takes no texts, or a file is missing or unreadable.
+        KshotError: the classifier can't be read or takes no texts, a file is missing or unreadable, or the picture
+            can't be drawn.
     """
-    check_there(files)
+    judged = None
+    labelled = len(files) == 1 and files[0].is_dir() and any(child.is_dir() for child in files[0].iterdir())
+    if picture is not None:
+        if not labelled:
+            given = ", ".join(map(str, files)) or "no file"
+            raise OptionError(f"--mistakes: got {given}, expected one folder that has a folder for each class")
+        check_picture(picture)
+    check_there([file for file in files if not file.is_dir()])
     classifier = load(path)
     if texts and not takes_texts(classifier.preparation):
         raise OptionError(f"predict: got a text for {path}, which is no classifier of texts; give files")
-    answer = classifier.predict([*files, *texts], coverage=coverage)
-    names = [*files, *(" ".join(text.split()) for text in texts)]
+    names: list[Any]
+    if labelled:
+        if texts:
+            raise OptionError(f"predict: got texts and {files[0]}, a folder of classes; give one of them")
+        judged = judge(classifier, files[0], coverage=coverage)
+        names, answer = list(judged.files), judged.answer
+        if picture is not None:
+            draw(judged, picture)
+    else:
+        accept = accepted_by(classifier.preparation)
+        files = [file for given in files for file in (files_of(given, accept) if given.is_dir() else [given])]
+        answer = classifier.predict([*files, *texts], coverage=coverage)
+        names = [*files, *(" ".join(text.split()) for text in texts)]
     rows = zip(names, answer.labels, answer.probabilities, answer.plausible, strict=True)
-    return {
+    outcome: dict[str, Any] = {
         "classifier": str(path),
         "classes": list(answer.names),
         "coverage": coverage,
@@ -105,6 +134,47 @@ def predict(path: Path, files: Sequence[Path], coverage: float, texts: Sequence[
             }
             for file, label, p, plausible in rows
         ],
+    }
+    if judged is not None:
+        for prediction, name in zip(outcome["predictions"], judged.true, strict=True):
+            prediction["true"] = name
+        outcome |= judgement(judged)
+    return outcome
+
+
+def judgement(judged: Judged) -> dict[str, Any]:
+    """Return how predictions compare with the true classes, as plain values."""
+    known, plausible = judged.known, judged.answer.known
+    return {
+        "accuracy": {"correct": judged.correct, "of": int(known.sum())},
+        "none of these": {
+            "of the classes": [int((known & ~plausible).sum()), int(known.sum())],
+            "of other folders": [int((~known & ~plausible).sum()), int((~known).sum())],
+        },
+        "confusion": {
+            "rows": list(judged.rows),
+            "columns": list(judged.answer.names),
+            "counts": judged.counts.tolist(),
+        },
+        "mistakes": judged.mistakes,
+    }
+
+
+def export(path: Path, output: Path) -> dict[str, Any]:
+    """Write a classifier's file as an ONNX file; return plain values.
+
+    Raises:
+        KshotError: see ``kshot.runs.exporting.export``; the classifier can't be read.
+    """
+    from kshot.runs.exporting import export as write
+
+    written = write(load(path), output)
+    return {
+        "file": str(written.path),
+        "classes": list(written.classes),
+        "inputs": list(written.inputs),
+        "difference": written.difference,
+        "bytes": written.path.stat().st_size,
     }
 
 

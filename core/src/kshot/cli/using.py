@@ -1,4 +1,4 @@
-"""Define the commands that use a trained learner or a classifier on files: fit, predict, embed, verify."""
+"""Define the commands that use a trained learner or a classifier on files: fit, predict, export, embed, verify."""
 
 from __future__ import annotations
 
@@ -63,22 +63,32 @@ def fit(
     help="Of a classifier: how often its plausible classes include the right one.",
 )  # fmt: skip
 @click.option("--text", "texts", multiple=True, metavar="TEXT", help="A text to predict; - reads standard input.")
+@click.option(
+    "--mistakes", type=PATH, metavar="FILE.png",
+    help="Of a classifier and a folder of class folders: draw the confusion table and the worst mistakes.",
+)  # fmt: skip
 @click.argument("files", nargs=-1, required=True, type=PATH, metavar="[CLASSIFIER] FILE...")
 @as_json
 def predict(
     run: Path | None, import_from: Path | None, support: Path | None, coverage: float, texts: tuple[str, ...],
+    mistakes: Path | None,
     files: tuple[Path, ...], json_: bool,
 ) -> None:  # fmt: skip
     """Predict the class of each FILE: with a CLASSIFIER that kshot fit made, or from a few labelled examples.
+
+    A CLASSIFIER predicts all files of a folder, too. If the folder has a folder for each class, the predictions are
+    compared with these classes, and a confusion table is printed.
 
     With --run and --support, the learner of a run adapts to the labelled examples; its parameters are not changed. The
     classes may be new ones.
     """
     if run is None and support is None:
-        predict_with_classifier(files, texts, coverage, json_)
+        predict_with_classifier(files, texts, coverage, mistakes, json_)
         return
     if texts:
         raise click.UsageError("got --text and a run, expected a classifier that kshot fit made; write a file of it")
+    if mistakes is not None:
+        raise click.UsageError("got --mistakes with a run, expected a classifier that kshot fit made")
     if run is None or support is None:
         raise click.UsageError("got one of --run and --support, expected both, or a classifier that kshot fit made")
     from kshot.cli.inference import predict as do
@@ -96,9 +106,12 @@ def predict(
         say(f"note: {' and '.join(paths)} have the same bytes, but are examples of different classes")
 
 
-def predict_with_classifier(files: tuple[Path, ...], texts: tuple[str, ...], coverage: float, json_: bool) -> None:
+def predict_with_classifier(
+    files: tuple[Path, ...], texts: tuple[str, ...], coverage: float, mistakes: Path | None, json_: bool
+) -> None:
     """Predict files and texts by a classifier, the first of the paths, and print the outcome."""
     from kshot.cli.fitting import predict as do
+    from kshot.cli.outcomes import confusion_lines
     from kshot.data.texts import decoded
 
     if files[0].suffix != ".kshot" or len(files) + len(texts) < 2:
@@ -106,16 +119,44 @@ def predict_with_classifier(files: tuple[Path, ...], texts: tuple[str, ...], cov
             f"got {files[0]}, expected a classifier (NAME.kshot, see kshot fit) and files, or --run and --support"
         )
     given = [text if text != "-" else decoded(sys.stdin.buffer.read(), "standard input") for text in texts]
-    outcome = do(files[0], files[1:], coverage, given)
+    outcome = do(files[0], files[1:], coverage, given, mistakes)
     if json_:
         print_json(outcome)
         return
-    widths = [max(len(str(p[key])) for p in outcome["predictions"]) for key in ("file", "nearest")]
-    for p in outcome["predictions"]:
+    predictions = outcome["predictions"]
+    if "confusion" in outcome:
+        for line in confusion_lines(outcome):
+            tell(line)
+        if mistakes is not None:
+            tell(f"{mistakes}: the confusion table and the worst mistakes")
+        return
+    widths = [max(len(str(p[key])) for p in predictions) for key in ("file", "nearest")]
+    for p in predictions:
         others = [name for name in p["plausible"] if name != p["nearest"]]
         more = f"; perhaps {', '.join(others)}" if others else ""
         more = more if p["class"] else f"; perhaps none of these: no class is plausible at coverage {coverage:g}"
         tell(f"{p['file']:<{widths[0]}}  {p['nearest']:<{widths[1]}}  {p['probability']:.3f}{more}")
+
+
+@main.command(cls=RunCommand)
+@click.argument("source", type=PATH, metavar="CLASSIFIER")
+@click.option("-o", "--output", type=PATH, required=True, metavar="FILE.onnx", help="File to write.")
+@as_json
+def export(source: Path, output: Path, json_: bool) -> None:
+    """Write a CLASSIFIER that kshot fit made as an ONNX file: its encoder and its head in one graph.
+
+    The graph computes the calibrated probabilities of prepared inputs. The metadata of the file have the names of the
+    classes and how inputs are prepared. Needs the packages of kshot[onnx].
+    """
+    from kshot.cli.fitting import export as do
+
+    outcome = do(source, output)
+    if json_:
+        print_json(outcome)
+        return
+    n, way = ", ".join(map(str, outcome["inputs"])), len(outcome["classes"])
+    tell(f"{output}: from inputs [n, {n}] to probabilities [n, {way}], {outcome['bytes'] / 1e6:.1f} MB")
+    tell(f"greatest difference from the classifier, by onnxruntime: {outcome['difference']:.1e}")
 
 
 @main.command(cls=RunCommand)

@@ -98,7 +98,7 @@ def expect_outputs(owner: str, outputs: Any, examples: int, *, axes: int = 1) ->
         >>> expect_outputs("Encoder", torch.zeros(5, 2), 5).shape
         torch.Size([5, 2])
     """
-    if isinstance(outputs, Tensor) and outputs.ndim >= axes and len(outputs) == examples:
+    if isinstance(outputs, Tensor) and outputs.ndim >= axes and outputs.shape[0] == examples:
         return outputs
     got = f"a tensor of shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
     raise MisfitError(

@@ -255,8 +255,7 @@ def distances(x: Tensor, y: NDArray[np.int64], query: Tensor, way: int) -> NDArr
         query: new inputs [q, *input].
         way: N.
     """
-    means, _ = _means(x, y, way)
-    d: NDArray[np.float64] = torch.cdist(_unit(query), means).square().numpy()
+    d: NDArray[np.float64] = torch.cdist(_unit(query), class_centres(x, y, way)).square().numpy()
     return d
 
 
@@ -295,6 +294,21 @@ def _left_out_logits(learner: Mapping[str, Any], x: Tensor, y: Tensor, out: Tens
     """Return the logits [m, N] of a learner for examples that are left out in turn."""
     parts = [predicted(learner, *part, way)[:, 0] for part in _each_left_out(x, y, out)]
     return np.asarray(torch.cat(parts).double().numpy())
+
+
+def class_centres(x: Tensor, y: NDArray[np.int64], way: int) -> Tensor:
+    """Return the means of the unit vectors of each class [N, D], in float64.
+
+    Args:
+        x: inputs of the labelled examples [n, *input].
+        y: their classes [n].
+        way: N.
+
+    Example:
+        >>> class_centres(torch.tensor([[2.0, 0.0], [0.0, 5.0]]), np.array([0, 0]), 1).tolist()
+        [[0.5, 0.5]]
+    """
+    return _means(x, y, way)[0]
 
 
 def _means(x: Tensor, y: NDArray[np.int64], way: int) -> tuple[Tensor, Tensor]:

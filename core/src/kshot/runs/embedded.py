@@ -294,6 +294,23 @@ def _view(encoder: str, options: str, spec: str, digest: str) -> Embedded:
     return Embedded(_Shape(below), module)
 
 
+def encoder_of(preparation: Preparation | None, *, build: bool = True) -> tuple[nn.Module | None, TaskSpec | None]:
+    """Return the encoder of a preparation that embeds, on the CPU, and the spec of its inputs; else None and None.
+
+    Args:
+        preparation: how raw examples become inputs.
+        build: whether to build the encoder; otherwise only the spec is returned.
+
+    Raises:
+        PluginError, DataError: see ``prepared``.
+    """
+    if preparation is None or preparation.function is not prepared:
+        return None, None
+    options = {name: preparation.options[name] for name in ("encoder", "options", "spec", "digest")}
+    spec = TaskSpec.from_dict(json.loads(options["spec"]))
+    return copy.deepcopy(_view(**options).encoder).cpu() if build else None, spec
+
+
 @attrs.frozen
 class _Shape:
     """Stand for tasks of which only the spec is known."""

@@ -14,7 +14,7 @@ from attrs import evolve, frozen
 from kshot import registry
 from kshot.data.folders import accepted_by, contents, scan, takes_texts, tell_copies
 from kshot.data.listings import columns_of, is_listing, listed_files, read_listing
-from kshot.errors import DataError, PluginError
+from kshot.errors import DataError, OptionError, PluginError
 from kshot.preparing import Preparation
 from kshot.registry.conversion import Raw, parse_literal
 from kshot.registry.modules import names_of, takes_module
@@ -348,4 +348,6 @@ def on_inputs(learner: dict[str, Any]) -> dict[str, Any]:
 def _table(component: Component) -> dict[str, Any]:
     """Return a component as ``{"name": ..., **options}``, with text of the command line as the values that it says."""
     table = {"name": component} if isinstance(component, str) else dict(component)
+    if "name" not in table:
+        raise OptionError(f"fit: got the option {next(iter(table), None)!r} of no plugin, expected its name too")
     return {name: parse_literal(value) if isinstance(value, Raw) else value for name, value in table.items()}

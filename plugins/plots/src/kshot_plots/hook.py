@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from kshot import Result, hookimpl
 from kshot.errors import OptionError
 from kshot.protocols import EngineView
 from kshot_plots.figures import of_result, of_trace
+from kshot_plots.mistakes import Judged, mistakes
 
 
 class Plots:
@@ -34,6 +36,13 @@ class Plots:
         if dpi < 1:
             raise OptionError(f"plots: got dpi {dpi}, expected a positive number")
         self.folder, self.splits, self.dpi = folder, tuple(splits), dpi
+
+    @staticmethod
+    def mistakes(judged: Judged, path: Path) -> None:
+        """Write the confusion table and the worst mistakes of a classifier, for ``kshot predict --mistakes``."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from")  # of names in scripts that the font lacks
+            write(mistakes(judged), path)
 
     @hookimpl
     def evaluation_end(self, engine: EngineView, iteration: int, result: Result) -> None:

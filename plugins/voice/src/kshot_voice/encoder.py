@@ -102,7 +102,7 @@ class VoiceEncoder(nn.Module):
         parts = torch.stack([mel[:, start : start + PART] for start in starts], 1)
         _, (hidden, _) = self.lstm(parts.flatten(0, 1))
         z = F.normalize(F.relu(self.linear(hidden[-1])), dim=1)
-        return F.normalize(z.view(len(x), len(starts), -1).mean(1), dim=1)
+        return F.normalize(z.view(x.shape[0], len(starts), -1).mean(1), dim=1)
 
     def mel(self, wave: Tensor) -> Tensor:
         """Return the mel spectrograms [n, T, 40] of waveforms [n, S]: powers, without a logarithm."""
