@@ -152,7 +152,7 @@ def test_shape_may_vary_by_block(small: Small) -> None:
     ("options", "message"),
     [
         ({"workers": 0}, "workers: got 0"), ({"features": "words"}, "features: got 'words'"),
-        ({"way": 9}, "split 'train': got way 9, expected at most 6"),
+        ({"way": 9}, "split 'train': got way 9, expected at most 5"),
         ({"shot": 2, "query": 3}, r"got shot \+ query = 2 \+ 3 = 5, expected at most 4, .* class 'c\d'"),
         ({"root": "nowhere"}, "nowhere: got a path that does not exist, .* a folder of texts for each class"),
         ({"root": None}, "got neither root nor csv"), ({"csv": "a.csv"}, "got root and csv"),
