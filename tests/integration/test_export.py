@@ -92,9 +92,9 @@ def pooled(spec: kshot.TaskSpec) -> nn.Module:
 
 def test_encoder_and_head_are_in_one_graph(tmp_path: Path) -> None:
     """From prepared pictures to probabilities; ``inputs_of`` prepares them as the metadata say."""
-    kshot.register(pooled, name="pooled", group="encoders")
+    kshot.register(pooled, name="pooled-vectors", group="encoders")
     folder, mine, path = photos(tmp_path / "photos"), tmp_path / "mine.kshot", tmp_path / "mine.onnx"
-    arguments = ["fit", str(folder), "-o", str(mine), "--encoder=pooled", "--tasks.size=12"]
+    arguments = ["fit", str(folder), "-o", str(mine), "--encoder=pooled-vectors", "--tasks.size=12"]
     assert CliRunner().invoke(main, arguments).exit_code == 0
     outcome = CliRunner().invoke(main, ["export", str(mine), "-o", str(path), "--json"])
     assert outcome.exit_code == 0, outcome.output
@@ -111,7 +111,7 @@ def test_encoder_and_head_are_in_one_graph(tmp_path: Path) -> None:
     assert description["kshot.inputs"]["shape"] == ["n", 3, 12, 12]
     assert description["kshot.inputs"]["range"] == [0.0, 1.0]
     assert description["kshot.inputs"]["preparation"]["options"] == {"mode": "RGB", "size": [12, 12], "fit": "squeeze"}
-    assert description["kshot.encoder"]["name"] == "pooled"
+    assert description["kshot.encoder"]["name"] == "pooled-vectors"
     printed = CliRunner().invoke(main, ["export", str(mine), "-o", str(path)]).output
     assert printed.startswith(f"{path}: from inputs [n, 3, 12, 12] to probabilities [n, 3]")
 
