@@ -385,6 +385,16 @@ def score(name: str, test: int = 0, *, digits: int = 2, unit: float = 1, of: str
     return written
 
 
+def median(name: str, *, unit: float) -> Callable[[], str]:
+    """Return the function that writes the median over the seeds of a headline score, and the least and the greatest."""
+
+    def written() -> str:
+        values = [unit * result.mean for result in seeds(name, 0)]
+        return f"{np.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+    return written
+
+
 def instance(name: str, number: int) -> Callable[[], str]:
     """Return the function that writes the accuracy in percent at an instance of a class, of seed 0."""
 
@@ -413,7 +423,7 @@ SYSTEMS: Mapping[str, tuple[str, Callable[[], str]]] = {
     "matching networks": ("matchingnet-omniglot", accuracy("matchingnet-omniglot")),
     "relation networks": ("relationnet-omniglot", accuracy("relationnet-omniglot", 4)),
     "zero-shot relation networks": ("semantics-omniglot-relationnet", accuracy("semantics-omniglot-relationnet")),
-    "neural Turing machine": ("ntm-copy-paper", score("ntm-copy-paper", unit=160)),
+    "neural Turing machine": ("ntm-copy-paper", median("ntm-copy-paper", unit=160)),
     "MANN": ("mann-omniglot-long", instance("mann-omniglot-long", 2)),
     "MAML": ("maml-omniglot-long", accuracy("maml-omniglot-long")),
     "FOMAML": ("fomaml-omniglot", accuracy("fomaml-omniglot")),
