@@ -325,6 +325,19 @@ def test_training_stops_when_the_loss_has_been_low_for_fifty_iterations_in_a_row
     assert [iteration for iteration, _ in validations.seen] == [40, 51]
 
 
+def test_training_goes_on_at_a_low_loss_while_predictions_are_wrong():
+    """As with squared errors of many classes. A learner that reports no accuracy is judged by its loss alone."""
+
+    class Wrong(Losses):
+        def meta_gradient(self, episodes):
+            metrics = super().meta_gradient(episodes)
+            return {**metrics, "accuracy": 0.9 if int(self.w) <= 20 else 1.0}
+
+    engine = Engine(Wrong([]), tasks(), hooks=())
+    engine.train(200, stop_loss=0.1)
+    assert engine.iteration == 70
+
+
 def test_a_resumed_training_stops_at_the_same_low_loss(tmp_path):
     """The number of iterations with a low loss is stored."""
     Engine(Losses([1.0]), tasks(), hooks=(), run=tmp_path / "run").train(31, stop_loss=0.1)

@@ -159,7 +159,7 @@ class Engine:
             validation_episodes: number of episodes of each validation, the same episodes every time.
             validation_split: the split to validate on; never the test split.
             patience: stop after this many validations in a row that were not better.
-            stop_loss: stop when the loss was below this number in 50 iterations in a row.
+            stop_loss: stop when the loss was below this number, and no prediction wrong, in 50 iterations in a row.
             checkpoint_every: outer steps between checkpoints, if there is a run folder.
             checkpoint_seconds: time after which a checkpoint is written in any case; None for no limit.
             keep: number of newest checkpoints to keep.
@@ -179,8 +179,9 @@ class Engine:
         """
         total = self.training.iterations if iterations is None else iterations
         options = TrainingOptions(
-            total, split, validate_every, validation_episodes, validation_split, patience, checkpoint_every, keep,
-            checkpoint_seconds, stop_loss,
+            iterations=total, split=split, validate_every=validate_every, validation_episodes=validation_episodes,
+            validation_split=validation_split, patience=patience, checkpoint_every=checkpoint_every, keep=keep,
+            checkpoint_seconds=checkpoint_seconds, stop_loss=stop_loss,
         )  # fmt: skip
         if self._evaluates_only:
             raise RunError("train: got an engine that load() made ready to evaluate only; use resume() to train on")

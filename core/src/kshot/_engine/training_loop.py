@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from kshot._engine.gradient import MetaBatch
@@ -82,7 +83,7 @@ class TrainingLoop:
                 batch = MetaBatch(engine.tasks, options.split, indices, engine.chunk, seed, stop.signal is not None)
                 metrics = self.step.take(batch, engine.iteration, total)
                 engine.iteration += 1
-                self.low = self.low + 1 if metrics.get("loss", math.inf) < (options.stop_loss or 0) else 0
+                self.low = self.low + 1 if _is_low(metrics, options.stop_loss or 0) else 0
                 self.results.clear()
                 last = engine.iteration == total or self._settled(options)
                 validates = every is not None and (engine.iteration % every == 0 or last)
@@ -137,3 +138,11 @@ class TrainingLoop:
         path = engine.folder.save(engine.iteration, engine.state(), schedule.keep)
         schedule.written(started)
         self.hooks.call("checkpoint_saved", iteration=engine.iteration, path=path)
+
+
+def _is_low(metrics: Mapping[str, float], least: float) -> bool:
+    """Return whether the loss is below ``least`` and no prediction was wrong, as far as the metrics say so.
+
+    The loss alone says little: the squared error of relation networks is small while many predictions are still wrong.
+    """
+    return metrics.get("loss", math.inf) < least and metrics.get("accuracy", 1.0) >= 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -167,12 +168,9 @@ def train_each(
     ctx: click.Context, seeds: str, run: str | None, no_run: bool, quiet: bool, json_: bool, given: dict[str, Any]
 ) -> None:
     """Train once for each seed, and print the result of each run and the mean over seeds."""
-    from kshot.cli.outcomes import finish
-    from kshot.registry.modules import importing
     from kshot.runs.calls import check_seeds
     from kshot.runs.comparison import over_seeds
-    from kshot.runs.plan import Plan
-    from kshot.runs.runner import folder_of, train_plan
+    from kshot.runs.runner import folder_of
 
     try:
         numbers = [int(seed) for seed in seeds.split(",")]
@@ -180,12 +178,7 @@ def train_each(
         raise click.UsageError(f"--seeds: got {seeds!r}, expected whole numbers with commas between them") from None
     configs = [config_of(ctx, run, **{**given, "seed": seed}) for seed in numbers]
     check_seeds(numbers, [] if no_run else [folder_of(config) for config in configs])
-    runs: list[Run] = []
-    with importing(given["import_from"]):
-        plans = [Plan.of(config) for config in configs]
-        for plan, config in zip(plans, configs, strict=True):
-            folder = None if no_run else folder_of(config)
-            runs.append(finish(ctx, partial(train_plan, plan, folder, quiet=quiet), folder, None if json_ else False))
+    runs = train_all(ctx, configs, no_run, quiet, json_, given["import_from"])
     if json_:
         print_json([run.to_dict(episodes=False) for run in runs])
     elif len(runs) > 1:
@@ -197,25 +190,34 @@ def train_splits(
     ctx: click.Context, splits: int, run: str | None, no_run: bool, quiet: bool, json_: bool, given: dict[str, Any]
 ) -> None:
     """Train once on each division of a folder, and print the result of each run and the mean over divisions."""
-    from kshot.cli.outcomes import finish
-    from kshot.registry.modules import importing
     from kshot.runs.cross_validation import CrossValidation, folded
-    from kshot.runs.plan import Plan
-    from kshot.runs.runner import folder_of, train_plan
 
     config = config_of(ctx, run, **given)
     configs = [folded(config, (i, splits)) for i in range(max(splits, 1))]
-    runs: list[Run] = []
-    with importing(given["import_from"]):
-        plans = [Plan.of(config) for config in configs]
-        for plan, config in zip(plans, configs, strict=True):
-            folder = None if no_run else folder_of(config)
-            runs.append(finish(ctx, partial(train_plan, plan, folder, quiet=quiet), folder, None if json_ else False))
+    runs = train_all(ctx, configs, no_run, quiet, json_, given["import_from"])
     outcome = CrossValidation(tuple(runs))
     if json_:
         print_json(outcome.to_dict())
     else:
         tell(str(outcome))
+
+
+def train_all(
+    ctx: click.Context, configs: Sequence[Config], no_run: bool, quiet: bool, json_: bool, import_from: Path | None
+) -> list[Run]:
+    """Train and test one run for each configuration, after all of them were planned, and print each result."""
+    from kshot.cli.outcomes import finish
+    from kshot.registry.modules import importing
+    from kshot.runs.plan import Plan
+    from kshot.runs.runner import folder_of, train_plan
+
+    runs: list[Run] = []
+    with importing(import_from):
+        plans = [Plan.of(config) for config in configs]
+        for plan, config in zip(plans, configs, strict=True):
+            folder = None if no_run else folder_of(config)
+            runs.append(finish(ctx, partial(train_plan, plan, folder, quiet=quiet), folder, None if json_ else False))
+    return runs
 
 
 @main.command(cls=SectionCommand, epilog=RESUME_HELP)

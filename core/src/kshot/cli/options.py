@@ -52,7 +52,8 @@ kshot info NAME lists the options of a plugin.
       split                 split to train on [default: train]
       validate_every        iterations between validations; the best
                             parameters are kept [default: none, no validation]
-      stop_loss             stop after 50 losses in a row below this number
+      stop_loss             stop after 50 iterations in a row with a loss below
+                            this number and no wrong prediction
       validation_episodes   episodes per validation [default: 200]
       validation_split      split to validate on [default: val]
       patience              stop after so many validations without a better

@@ -281,7 +281,7 @@ def _difference(content: bytes, classifier: Classifier, encoder: nn.Module | Non
         session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
         parts = [session.run(None, {"inputs": part.numpy()}) for part in (x[:-1], x[-1:])]
         outputs = [np.concatenate(part) for part in zip(*parts, strict=True)]
-    except Exception as error:  # onnxruntime has classes of its own, without a common one
+    except Exception as error:  # the errors of onnxruntime have no class in common
         raise PluginError(
             f"export: got a graph of {_named(classifier)} that onnxruntime can't run "
             f"({str(error).partition(chr(10))[0]}), expected one that it can; nothing was written"

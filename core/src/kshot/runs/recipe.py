@@ -51,7 +51,7 @@ class EngineOptions:
         validation_episodes: number of episodes of each validation.
         validation_split: the split to validate on.
         patience: stop after this many validations in a row that were not better.
-        stop_loss: stop when the loss was below this number in 50 iterations in a row.
+        stop_loss: stop when the loss was below this number, and no prediction wrong, in 50 iterations in a row.
         checkpoint_every: outer steps between checkpoints.
         checkpoint_seconds: time after which a checkpoint is written in any case; none for no limit.
         keep: number of newest checkpoints to keep.
